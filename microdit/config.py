@@ -1,0 +1,115 @@
+"""One run, completely described: the root of the frozen configuration tree.
+
+Every component declares its own dataclass; this file only gathers them. `experiments/base.yaml` holds every key with a
+comment, and a stored `config.yaml` needs nothing but this module to run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from microdit.config_io import parse, read_yaml, to_mapping
+from microdit.data.base import DataConfig
+from microdit.diffusion.edm import DiffusionConfig
+from microdit.diffusion.samplers import SamplerConfig
+from microdit.encoders.autoencoder import AutoencoderConfig
+from microdit.encoders.text import TextConfig
+from microdit.errors import ConfigError
+from microdit.evaluation.config import EvalConfig
+from microdit.files import write_text
+from microdit.model import DiTConfig
+from microdit.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+
+# Keys that may differ between two runs that are the same experiment: where it writes, where it runs, how it reports.
+VOLATILE = (
+    "name",
+    "output_dir",
+    "cache_dir",
+    "cost.usd_per_hour",
+    "training.device",
+    "training.threads",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+)
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    """What an hour of the machine costs, for `cost/usd`; 0 where it is not accounted."""
+
+    usd_per_hour: float = 0.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole recipe of one run; see `experiments/base.yaml` for each key's meaning."""
+
+    name: str
+    seed: int
+    output_dir: str
+    cache_dir: str
+    plugins: tuple[str, ...]
+    data: DataConfig
+    autoencoder: AutoencoderConfig
+    text: TextConfig
+    model: DiTConfig
+    diffusion: DiffusionConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    training: TrainingConfig
+    sampler: SamplerConfig
+    evaluation: EvalConfig
+    cost: CostConfig
+
+    def __post_init__(self) -> None:
+        if self.schedule.warmup_steps > self.training.steps:
+            raise ConfigError(
+                f"'schedule.warmup_steps' is {self.schedule.warmup_steps}, more than 'training.steps' "
+                f"({self.training.steps}): the learning rate would never reach its peak"
+            )
+        if self.training.ema.start_step >= self.training.steps:
+            raise ConfigError(
+                f"'training.ema.start_step' is {self.training.ema.start_step}, but 'training.steps' is only "
+                f"{self.training.steps}: the average would never start"
+            )
+
+
+def config_from_mapping(values: Mapping[str, Any], source: str = "config") -> Config:
+    """Validates a resolved mapping; raises ConfigError naming `source` and the key."""
+    return parse(Config, values, source)
+
+
+def load_config(path: Path | str) -> Config:
+    """Reads a complete `config.yaml`, as every run stores one."""
+    return config_from_mapping(read_yaml(path), str(path))
+
+
+def save_config(config: Config, path: Path | str) -> None:
+    """Writes a `config.yaml` that `load_config` and `microdit train` read."""
+    write_text(path, yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True))
+
+
+def stable_mapping(config: Config) -> dict[str, Any]:
+    """The configuration without its volatile keys: what makes two runs the same experiment."""
+    values = to_mapping(config)
+    for key in VOLATILE:
+        *parents, leaf = key.split(".")
+        node = values
+        for parent in parents:
+            node = node[parent]
+        node.pop(leaf)
+    return values
+
+
+def trial_key(config: Config) -> str:
+    """16 hex digits that name this experiment, its seed included (see `VOLATILE` for what is left out)."""
+    canonical = json.dumps(stable_mapping(config), sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,100 @@
+"""Settings of the optimiser, the learning-rate schedule and the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from microdit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101)."""
+
+    lr: float = 1.6e-4
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    decay: Literal["matrices", "all"] = "all"  # 'matrices' spares biases and norm weights
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ConfigError(f"'optimizer.lr' is {self.lr}; it must be above 0")
+        if self.weight_decay < 0:
+            raise ConfigError(f"'optimizer.weight_decay' is {self.weight_decay}; it must be at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"'optimizer.betas' is {list(self.betas)}; both must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate over steps: linear warmup, then constant, or a half cosine down to `final_ratio` of the peak."""
+
+    type: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 0
+    final_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ConfigError(f"'schedule.warmup_steps' is {self.warmup_steps}; it must be at least 0")
+        if not 0 <= self.final_ratio <= 1:
+            raise ConfigError(f"'schedule.final_ratio' is {self.final_ratio}; it must lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Exponential moving average of the weights; `decay` 0 evaluates the last weights themselves.
+
+    `start_step` counts from the beginning; a negative one counts back from the end, so that the paper's "0.995 over the
+    last 10K steps" is `decay: 0.995, start_step: -10000`.
+    """
+
+    decay: float = 0.995
+    start_step: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"'training.ema.decay' is {self.decay}; it must lie in [0, 1)")
+
+    def first_step(self, steps: int) -> int:
+        """The step (0-based) at which averaging begins in a run of `steps` steps."""
+        return self.start_step if self.start_step >= 0 else max(steps + self.start_step, 0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop: how long, how much at a time, in which precision, and what it leaves behind."""
+
+    steps: int
+    batch_size: int  # images per optimiser step, over all processes and accumulation
+    accumulation: int = 1  # micro-batches per optimiser step
+    precision: Literal["fp32", "bf16"] = "fp32"
+    clip: float = 1.0  # maximal gradient norm; 0 turns clipping off
+    caption_dropout: float = 0.1
+    ema: EmaConfig = EmaConfig()
+    compile: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 1  # CPU threads of one process
+    log_every: int = 20
+    val_every: int = 0  # 0: only at the end
+    val_images: int = 256
+    sample_every: int = 0  # 0: only at the end
+    sample_count: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 1
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "accumulation", "threads", "log_every", "keep_checkpoints"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"'training.{key}' is {getattr(self, key)}; it must be at least 1")
+        for key in ("val_every", "sample_every", "checkpoint_every", "val_images", "sample_count", "clip"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"'training.{key}' is {getattr(self, key)}; it must be at least 0")
+        if self.batch_size % self.accumulation:
+            raise ConfigError(
+                f"'training.batch_size' ({self.batch_size}) must be a multiple of 'training.accumulation' "
+                f"({self.accumulation})"
+            )
+        if not 0 <= self.caption_dropout <= 1:
+            raise ConfigError(f"'training.caption_dropout' is {self.caption_dropout}; it must lie in [0, 1]")
