@@ -1,0 +1,1 @@
+"""Scores of generated images: distances to real ones and agreement with captions."""

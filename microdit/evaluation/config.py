@@ -1,0 +1,60 @@
+"""Settings of the scores: how many images, which numbers, on whose features, against which real images.
+
+Imports nothing heavy: the configuration tree loads this file, the scorers only load what they use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from microdit.errors import ConfigError, nearest
+
+METRICS = ("fd", "kid", "clip_fd", "clip_score", "class_accuracy")
+FEATURE_NETS = ("efficientnet-lite0",)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What `score` computes and at which size.
+
+    `reference_split` is "train" by default. The model is asked to reproduce the training distribution; the generator's
+    captions come from the validation split, and where both splits are draws of one distribution (emoji scenes are) the
+    larger split gives the less noisy moments, while the floor, taken between disjoint real images, stays honest. The
+    price is that copying training images would be rewarded: choose "val" when a long run on a small dataset could
+    memorise it.
+    """
+
+    samples: int = 256  # images generated and scored at the end; 0 skips the evaluation
+    batch_size: int = 32  # images per forward pass of the scoring networks
+    metrics: tuple[str, ...] = METRICS  # which of METRICS to compute
+    feature_net: str = "efficientnet-lite0"  # network behind `fd` and `kid`; see microdit/evaluation/features.py
+    reference_split: Literal["train", "val"] = "train"  # real images that samples are compared with; see above
+    reference_count: int = 1024  # real images in the reference; clipped to leave `samples` more for the floor
+    kid_subsets: int = 50  # KID averages over this many random subsets
+    kid_subset_size: int = 128  # images per subset; clipped to the smaller of the two sets
+    seed: int = 0  # draws the noise of the scored images and the subsets of KID
+    guidance: float | None = None  # classifier-free guidance of the scored images; null: the sampler's own
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            raise ConfigError(f"'evaluation.metrics' is empty; {nearest('', METRICS)}")
+        for name in self.metrics:
+            if name not in METRICS:
+                raise ConfigError(f"'evaluation.metrics' has {name!r}; {nearest(name, METRICS)}")
+        if len(set(self.metrics)) != len(self.metrics):
+            raise ConfigError(f"'evaluation.metrics' names a metric twice: {list(self.metrics)}")
+        if self.feature_net not in FEATURE_NETS:
+            raise ConfigError(
+                f"'evaluation.feature_net' is {self.feature_net!r}; {nearest(self.feature_net, FEATURE_NETS)}"
+            )
+        if self.reference_split not in ("train", "val"):
+            hint = nearest(self.reference_split, ("train", "val"))
+            raise ConfigError(f"'evaluation.reference_split' is {self.reference_split!r}; {hint}")
+        if self.samples < 0 or self.samples == 1:
+            raise ConfigError(f"'evaluation.samples' is {self.samples}; it must be 0 (none) or at least 2")
+        for key, least in (("batch_size", 1), ("reference_count", 2), ("kid_subsets", 1), ("kid_subset_size", 2)):
+            if getattr(self, key) < least:
+                raise ConfigError(f"'evaluation.{key}' is {getattr(self, key)}; it must be at least {least}")
+        if self.guidance is not None and self.guidance < 0:
+            raise ConfigError(f"'evaluation.guidance' is {self.guidance}; it must be at least 0, or null")
