@@ -16,7 +16,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    decay: Literal["matrices", "all"] = "all"  # 'matrices' spares biases and norm weights
+    no_decay: tuple[Literal["embedders", "norms", "biases"], ...] = ()  # parameter groups that weight decay spares
 
     def __post_init__(self) -> None:
         if self.lr <= 0:

@@ -1,0 +1,89 @@
+"""The frozen parts around the network, built from the configuration and checked against each other."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from microdit.config import Config
+from microdit.data.base import CaptionedImages, build_dataset
+from microdit.data.encoded import EncodedDataset, encode_dataset
+from microdit.encoders.autoencoder import Autoencoder, build_autoencoder
+from microdit.encoders.text import TextEncoder, build_text_encoder
+from microdit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Components:
+    """Datasets as images and as the network sees them, with the encoders between."""
+
+    train_images: CaptionedImages
+    val_images: CaptionedImages
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
+    train: EncodedDataset
+    val: EncodedDataset
+
+
+def load_plugins(config: Config) -> None:
+    """Imports the user's modules, so that dotted names may refer to their classes."""
+    for name in config.plugins:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(f"'plugins' names module '{name}', which can't be imported: {error}") from None
+
+
+def choose_device(config: Config) -> torch.device:
+    """The configured device; 'auto' takes a GPU where there is one."""
+    wanted = config.training.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("'training.device' is cuda, but no CUDA device is visible; use cpu or auto")
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+def build_components(config: Config, device: torch.device | str = "cpu") -> Components:
+    """Opens or makes everything that training reads; encodes the data once into `config.cache_dir`.
+
+    Raises ConfigError where the network's sizes don't fit what the encoders give, before anything is encoded.
+    """
+    train_images = build_dataset(config.data, "train")
+    val_images = build_dataset(config.data, "val")
+    autoencoder = build_autoencoder(config.autoencoder, device)
+    text_encoder = build_text_encoder(config.text, device)
+    check_sizes(config, autoencoder, text_encoder)
+    cache = Path(config.cache_dir).expanduser() / "encoded"
+    return Components(
+        train_images,
+        val_images,
+        autoencoder,
+        text_encoder,
+        encode_dataset(train_images, autoencoder, text_encoder, cache),
+        encode_dataset(val_images, autoencoder, text_encoder, cache),
+    )
+
+
+def check_sizes(config: Config, autoencoder: Autoencoder, text_encoder: TextEncoder) -> None:
+    """Raises ConfigError naming each 'model' key that disagrees with the data, and the value it must have."""
+    if config.data.resolution % autoencoder.downsampling:
+        raise ConfigError(
+            f"'data.resolution' is {config.data.resolution}; the autoencoder needs a multiple of "
+            f"{autoencoder.downsampling}"
+        )
+    expected = {
+        "in_channels": (autoencoder.channels, "the autoencoder's latent channels"),
+        "input_size": (config.data.resolution // autoencoder.downsampling, "the latent side at this data.resolution"),
+        "caption_channels": (text_encoder.width, "the text encoder's width"),
+    }
+    wrong = [
+        f"'model.{key}' is {getattr(config.model, key)}, but {what} is {value}"
+        for key, (value, what) in expected.items()
+        if getattr(config.model, key) != value
+    ]
+    if wrong:
+        raise ConfigError("; ".join(wrong))

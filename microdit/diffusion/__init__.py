@@ -1,0 +1,15 @@
+"""EDM diffusion: the denoiser with its loss, and the samplers."""
+
+from microdit.diffusion.edm import Denoiser, DiffusionConfig, draw_sigma, quantile_sigma
+from microdit.diffusion.samplers import SamplerConfig, guided, sample, sigma_steps
+
+__all__ = [
+    "Denoiser",
+    "DiffusionConfig",
+    "SamplerConfig",
+    "draw_sigma",
+    "guided",
+    "quantile_sigma",
+    "sample",
+    "sigma_steps",
+]

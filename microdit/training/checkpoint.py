@@ -1,0 +1,90 @@
+"""Checkpoints: a folder a step, renamed into place whole, from which training goes on bit for bit.
+
+    checkpoints/step_00000500/{weights.safetensors, ema.safetensors, optimizer.pt, state.json}
+
+Random streams need no state: they are functions of (seed, stream, step).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from microdit.errors import CheckpointError
+from microdit.files import atomic_path
+
+
+@dataclass
+class TrainState:
+    """What training changes: the raw network, its average, the optimiser, finished steps and seconds spent."""
+
+    net: nn.Module
+    ema: AveragedModel
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The network to evaluate: the average once it has begun, the raw weights before."""
+        return self.ema.module if int(self.ema.n_averaged) else self.net
+
+
+def checkpoint_folder(root: Path, step: int) -> Path:
+    return root / f"step_{step:08d}"
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """Complete checkpoints under `root`, oldest first."""
+    return sorted(path for path in root.glob("step_*") if (path / "state.json").is_file())
+
+
+def save_checkpoint(root: Path, state: TrainState, key: str, keep: int) -> Path:
+    """Writes the checkpoint of `state.step`, then removes all but the newest `keep`."""
+    target = checkpoint_folder(root, state.step)
+    with atomic_path(target) as folder:
+        folder.mkdir()
+        save_file(_tensors(state.net), folder / "weights.safetensors")
+        save_file(_tensors(state.ema.module), folder / "ema.safetensors")
+        torch.save(state.optimizer.state_dict(), folder / "optimizer.pt")
+        facts = {
+            "step": state.step,
+            "seconds": state.seconds,
+            "averaged": int(state.ema.n_averaged),
+            "trial_key": key,
+        }
+        (folder / "state.json").write_text(json.dumps(facts))
+    for old in checkpoints(root)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_checkpoint(folder: Path, state: TrainState, key: str) -> None:
+    """Restores `state` in place; raises CheckpointError where other settings or a damaged file stand behind it."""
+    try:
+        facts = json.loads((folder / "state.json").read_text())
+        if facts["trial_key"] != key:
+            raise CheckpointError(
+                f"{folder}: was written by a run with other settings (key {facts['trial_key']}, this one is {key}); "
+                "give this run another output_dir, or remove that folder"
+            )
+        state.net.load_state_dict(load_file(folder / "weights.safetensors"))
+        state.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
+        state.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder}: can't be resumed ({reason}); remove it to go on from an older one") from None
+    state.ema.n_averaged.fill_(facts["averaged"])
+    state.step, state.seconds = facts["step"], facts["seconds"]
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in net.state_dict().items()}

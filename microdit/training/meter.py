@@ -1,0 +1,75 @@
+"""What the loop measures while it goes: loss, gradient norm, speed, and the first step that was not finite."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from microdit.errors import DivergenceError
+from microdit.training.checkpoint import TrainState, checkpoints
+
+
+class Meter:
+    """Loss, gradient norm and speed since the last reading; remembers the first step that was not finite.
+
+    Readings stay on the device until asked for, so a GPU is not made to wait at every step.
+    """
+
+    def __init__(self, batch_size: int, state: TrainState, device: torch.device) -> None:
+        self._batch_size = batch_size
+        self._first_step, self._base = state.step, state.seconds
+        self._begin = self._since = time.monotonic()
+        self._sums = torch.zeros(2, device=device)  # loss, gradient norm
+        self._bad = torch.zeros((), dtype=torch.long, device=device)
+        self._count = self._done = 0
+
+    def add(self, done: int, loss: Tensor, norm: Tensor) -> None:
+        values = torch.stack([loss, norm])
+        self._sums += values
+        bad = ~values.isfinite().all()
+        self._bad = torch.where(bad & (self._bad == 0), done, self._bad)
+        self._count += 1
+        self._done = done
+
+    def read(self, accelerator: Accelerator, folder: Path) -> dict[str, float]:
+        """Means since the last reading, over all processes."""
+        self.check(folder)
+        loss, norm = (accelerator.reduce(self._sums, "mean") / self._count).tolist()
+        now = time.monotonic()
+        speed = self._count * self._batch_size / max(now - self._since, 1e-9)
+        self._sums.zero_()
+        self._since, self._count = now, 0
+        return {"train/loss": loss, "grad_norm": norm, "images_per_second": speed}
+
+    def check(self, folder: Path) -> None:
+        """Raises DivergenceError if any step since the start was not finite."""
+        bad = int(self._bad)
+        if bad:
+            good = checkpoints(folder)
+            where = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+            raise DivergenceError(f"loss or gradient is not finite at step {bad}; {where}")
+
+    def seconds(self) -> float:
+        """Training time so far, over all resumptions."""
+        return self._base + time.monotonic() - self._begin
+
+    def seconds_left(self, steps: int) -> float:
+        spent = time.monotonic() - self._begin
+        return spent / max(self._done - self._first_step, 1) * (steps - self._done)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context whose time does not count as training."""
+        entered = time.monotonic()
+        try:
+            yield
+        finally:
+            away = time.monotonic() - entered
+            self._begin += away
+            self._since += away

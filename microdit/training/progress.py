@@ -1,0 +1,47 @@
+"""A progress line that is a bar at a terminal and a plain line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+PLAIN_SECONDS = 10.0  # between two lines of a log file
+
+
+class Progress:
+    """Shows step, loss, images/s and the time left; silent where `enabled` is false."""
+
+    def __init__(self, steps: int, first: int, enabled: bool) -> None:
+        self.steps = steps
+        self._bar = None
+        self._plain = enabled and not sys.stderr.isatty()
+        self._printed = time.monotonic()
+        if enabled and not self._plain:
+            self._bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True, desc="training")
+
+    def update(self, step: int, loss: float, images_per_second: float, seconds_left: float) -> None:
+        """Called at every logged step, counted from 1."""
+        if self._bar is not None:
+            self._bar.set_postfix(loss=f"{loss:.4f}", images_s=f"{images_per_second:.0f}", refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif self._plain and (step == self.steps or time.monotonic() - self._printed >= PLAIN_SECONDS):
+            self._printed = time.monotonic()
+            print(
+                f"step {step}/{self.steps}  loss {loss:.4f}  {images_per_second:.0f} images/s  "
+                f"{format_seconds(seconds_left)} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def format_seconds(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

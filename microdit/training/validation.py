@@ -1,0 +1,40 @@
+"""The validation loss: the same images, noise levels and noise for every arm and every step."""
+
+from __future__ import annotations
+
+import torch
+
+from microdit.config import Config
+from microdit.data.encoded import EncodedDataset
+from microdit.diffusion import Denoiser, quantile_sigma
+from microdit.rng import generator
+
+BANDS = 4  # the noise levels, ascending, in equal shares
+
+
+@torch.no_grad()
+def validate(denoiser: Denoiser, val: EncodedDataset, config: Config, batch_size: int = 64) -> dict[str, float]:
+    """Unmasked denoising loss over the first `val_images` held-out images.
+
+    Returns `val/loss` and `val/loss_q1` to `val/loss_q4`, the same by quarter of the training noise distribution (q1
+    the cleanest). Noise levels are quantiles, so the number has no sampling noise of its own; it depends on
+    `evaluation.seed`, not on the run's seed.
+    """
+    count = min(config.training.val_images, len(val))
+    device = next(denoiser.parameters()).device
+    draw = generator(config.evaluation.seed, "validation")
+    ranks = torch.randperm(count, generator=draw)
+    sigma = quantile_sigma(count, config.diffusion)[ranks]
+    noise = torch.randn((count, *val.latents.shape[1:]), generator=draw)
+    losses = []
+    for start in range(0, count, batch_size):
+        rows = torch.arange(start, min(start + batch_size, count))
+        x, y = val.batch(rows.numpy())
+        inputs = [tensor.to(device) for tensor in (x, y, sigma[rows], noise[rows])]
+        losses.append(denoiser.loss(*inputs).cpu())
+    loss = torch.cat(losses)
+    values = {"val/loss": loss.mean().item()}
+    for band in range(BANDS):
+        inside = loss[(ranks * BANDS) // count == band]
+        values[f"val/loss_q{band + 1}"] = inside.mean().item()
+    return values
