@@ -1,0 +1,125 @@
+"""What a dataset of captioned images is, and how a configuration becomes one."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from microdit.errors import ConfigError, nearest
+
+SPLITS = ("train", "val", "composition")
+DATASETS = ("emoji-captions", "folder")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One captioned image."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8, sRGB; H = W = the dataset's resolution."""
+    caption: str
+    label: int
+    """Index into the dataset's `classes`, -1 where unknown."""
+    attributes: Mapping[str, Any]
+    """What the dataset knows about the picture besides its caption; plain numbers, strings, lists and mappings."""
+
+
+@runtime_checkable
+class CaptionedImages(Protocol):
+    """A sized, indexable, deterministic collection of captioned images.
+
+    Item `i` is the same in every process and whatever was read before it, so loaders may read in any order.
+    """
+
+    fingerprint: str
+    """Hex digest of all that determines the content; caches of features and statistics are keyed by it."""
+    classes: tuple[str, ...]
+    resolution: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Item: ...
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which captioned images to train on."""
+
+    name: str = "emoji-captions"
+    """`emoji-captions`, `folder`, or the dotted path of a class called with (config, split)."""
+    path: str | None = None
+    """Folder of the images; `folder` needs it, `emoji-captions` does not."""
+    resolution: int = 64
+    """Side of the square images, pixels."""
+    train_size: int = 20_000
+    """Images of the train split; for `folder` the most that are used."""
+    val_size: int = 1_000
+    """Images of the val (and composition) split; for `folder` the most that are used."""
+    seed: int = 0
+    """Seed of the scenes (`emoji-captions`) or of the split (`folder`)."""
+    max_objects: int = 3
+    """`emoji-captions`: at most this many objects in a scene, 1 to 3."""
+    hues: bool = True
+    """`emoji-captions`: objects appear in several colours; false leaves each drawing as it is."""
+    scenery: bool = True
+    """`emoji-captions`: some scenes have ground, sea or sky behind the object; false leaves plain backgrounds."""
+    specific_names: bool = True
+    """`emoji-captions`: captions may say "taxi" or "owl" for a drawing of one; false says "car" and "bird"."""
+    val_fraction: float = 0.1
+    """`folder`: share of the images held out for val, chosen by a hash of the file name and `seed`."""
+
+    def __post_init__(self) -> None:
+        _require(self.resolution >= 16, "data.resolution", self.resolution, "at least 16")
+        _require(self.train_size >= 1, "data.train_size", self.train_size, "at least 1")
+        _require(self.val_size >= 1, "data.val_size", self.val_size, "at least 1")
+        _require(1 <= self.max_objects <= 3, "data.max_objects", self.max_objects, "1, 2 or 3")
+        _require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "between 0 and 1")
+
+
+def _require(holds: bool, key: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ConfigError(f"'{key}' is {value!r}; it must be {expected}")
+
+
+def build_dataset(config: DataConfig, split: str) -> CaptionedImages:
+    """The dataset that `config.name` names.
+
+    Args:
+        split: "train", "val" (images never trained on), or "composition" (combinations of class, background and count
+            that occur in no other split; `emoji-captions` only).
+
+    Raises:
+        ConfigError: unknown dataset or split. DataError: the images are missing or broken.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"unknown split '{split}'; {nearest(split, SPLITS)}")
+    if config.name == "emoji-captions":
+        from microdit.data.emoji import EmojiCaptions
+
+        return EmojiCaptions(config, split)
+    if config.name == "folder":
+        from microdit.data.folder import ImageFolder
+
+        return ImageFolder(config, split)
+    return _plugin(config, split)
+
+
+def _plugin(config: DataConfig, split: str) -> CaptionedImages:
+    module_name, _, class_name = config.name.rpartition(".")
+    if not module_name:
+        raise ConfigError(f"'data.name' is '{config.name}', which is no dataset; {nearest(config.name, DATASETS)}")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"'data.name' is '{config.name}', which can't be imported: {error}") from error
+    dataset = cls(config, split)
+    if not isinstance(dataset, CaptionedImages):
+        raise ConfigError(
+            f"'data.name' is '{config.name}', but it lacks part of a dataset: "
+            "__len__, __getitem__, fingerprint, classes, resolution"
+        )
+    return dataset
