@@ -1,0 +1,48 @@
+# Everything sets itself up: a fresh clone needs Python 3.11 or newer, pip and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# One thread a process: two one-thread processes beside each other beat one process with two threads by far.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-slow lint format ui assets bench clean
+
+demo: $(READY)
+	$(BIN)/microdit-sweep study=masking_ratio scale=demo
+	$(BIN)/microdit-report masking_ratio scale=demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: $(READY)
+	$(BIN)/microdit-sweep ui
+
+# Trains the shipped autoencoder and the two CLIPs anew (about two CPU-hours); microdit/assets/README.md has the figures.
+assets: $(READY)
+	$(BIN)/python -m microdit.assets.build_all
+
+bench: $(READY)
+	$(BIN)/microdit bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+# Installed once; again only when the dependencies change.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or newer is needed (PYTHON=...)' if sys.version_info < (3, 11) else 0)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@

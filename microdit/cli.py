@@ -1,0 +1,144 @@
+"""The `microdit` command: resolved configurations and files in, weights, pictures and scores out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from microdit.errors import MicroditError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 2 for an error of the user's, 130 when interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except MicroditError as error:
+        print(f"microdit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("microdit: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="microdit", description="Micro-budget diffusion transformers: the core.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train and score one complete config.yaml")
+    train.add_argument("config", type=Path, help="a complete configuration, as every run stores one")
+    train.add_argument("--out", type=Path, help="output folder instead of the configuration's output_dir")
+    train.set_defaults(command=_train)
+
+    sample = commands.add_parser("sample", help="draw captions with a trained run")
+    sample.add_argument("run", type=Path, help="a run's output folder")
+    sample.add_argument("captions", nargs="+", help="one picture row per caption")
+    sample.add_argument("--out", type=Path, default=Path("samples.png"))
+    sample.add_argument("--count", type=int, default=4, help="pictures per caption (default 4)")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--steps", type=int, help="sampler steps instead of the run's own")
+    sample.add_argument("--guidance", type=float, help="guidance instead of the run's own")
+    sample.set_defaults(command=_sample)
+
+    evaluate = commands.add_parser("evaluate", help="draw and score a trained run again")
+    evaluate.add_argument("run", type=Path, help="a run's output folder")
+    evaluate.add_argument("--samples", type=int, help="how many pictures (default: the run's own)")
+    evaluate.add_argument("--guidance", type=float)
+    evaluate.add_argument("--seed", type=int, help="another evaluation noise")
+    evaluate.set_defaults(command=_evaluate)
+
+    data = commands.add_parser("data", help="look at a dataset: a contact sheet and its captions")
+    data.add_argument("config", type=Path, help="a complete configuration")
+    data.add_argument("--split", default="train", choices=("train", "val", "composition"))
+    data.add_argument("--count", type=int, default=24)
+    data.add_argument("--out", type=Path, default=Path("data.png"))
+    data.set_defaults(command=_data)
+
+    load = commands.add_parser("import", help="convert a checkpoint of the paper's released model")
+    load.add_argument("checkpoint", type=Path, help=".safetensors or .pt, plain or nested under 'dit.'")
+    load.add_argument("--preset", default="MicroDiT_XL_2", help="architecture (default MicroDiT_XL_2)")
+    load.add_argument("--config", type=Path, help="architecture as a YAML or JSON of model keys, instead of a preset")
+    load.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and model.yaml")
+    load.set_defaults(command=_import)
+
+    bench = commands.add_parser("bench", help="training speed of masking methods, as ratios in one process")
+    bench.add_argument("--config", type=Path, help="a complete configuration (default: the demo's sizes)")
+    bench.add_argument("--steps", type=int, default=8)
+    bench.set_defaults(command=_bench)
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    import dataclasses
+
+    from microdit.config import load_config
+    from microdit.run import run
+
+    config = load_config(arguments.config)
+    if arguments.out is not None:
+        config = dataclasses.replace(config, output_dir=str(arguments.out))
+    metrics = run(config, progress=True)
+    for name, value in metrics.items():
+        print(f"{name:24s} {value:.6g}")
+    print(f"weights, samples and metrics are in {config.output_dir}")
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    import dataclasses
+
+    from microdit.run import load_run
+    from microdit.sampling import generate, grid, save_png
+
+    trained = load_run(arguments.run)
+    changes = {key: getattr(arguments, key) for key in ("steps", "guidance") if getattr(arguments, key) is not None}
+    sampler = dataclasses.replace(trained.config.sampler, **changes)
+    features = trained.text_encoder.encode(arguments.captions).repeat_interleave(arguments.count, 0)
+    pictures = generate(trained.denoiser, trained.autoencoder, features, sampler, arguments.seed)
+    save_png(grid(pictures, arguments.count), arguments.out)
+    print(f"{len(pictures)} pictures, a row per caption: {arguments.out}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    import dataclasses
+
+    from microdit.run import evaluate_run
+
+    changes = {key: getattr(arguments, key) for key in ("samples", "guidance", "seed")}
+    metrics = evaluate_run(arguments.run, {key: value for key, value in changes.items() if value is not None})
+    for name, value in metrics.items():
+        print(f"{name.removeprefix('final/'):24s} {value:.6g}")
+    del dataclasses
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from microdit.config import load_config
+    from microdit.data.base import build_dataset
+    from microdit.sampling import grid, save_png
+
+    dataset = build_dataset(load_config(arguments.config).data, arguments.split)
+    items = [dataset[i] for i in range(min(arguments.count, len(dataset)))]
+    save_png(grid(np.stack([item.image for item in items]), columns=6), arguments.out)
+    for number, item in enumerate(items):
+        print(f"{number:3d}  {item.caption}")
+    print(f"{len(dataset)} images in split '{arguments.split}', fingerprint {dataset.fingerprint[:16]}: {arguments.out}")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from microdit.model.released import import_released
+
+    print(import_released(arguments.checkpoint, arguments.out, preset=arguments.preset, config=arguments.config))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from microdit.bench import bench_masking
+
+    print(bench_masking(arguments.config, arguments.steps))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

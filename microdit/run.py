@@ -1,0 +1,235 @@
+"""One run from configuration to scores: data, training, samples, evaluation, all reported to a recorder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
+from safetensors.torch import save_file
+from torch import Tensor
+
+from microdit.components import Components, build_components, choose_device, load_plugins
+from microdit.config import Config, save_config
+from microdit.data.encoded import EncodedDataset
+from microdit.diffusion import Denoiser
+from microdit.errors import ConfigError
+from microdit.evaluation import feature_net_name, score
+from microdit.files import atomic_path, write_text
+from microdit.model import cost
+from microdit.sampling import generate, save_png, strip
+from microdit.training.checkpoint import TrainState
+from microdit.training.loop import train
+from microdit.training.recorder import Fact, NullRecorder, Recorder
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Held-out captions to draw: features (N, S, Y) beside their words and classes."""
+
+    features: Tensor
+    captions: tuple[str, ...]
+    labels: tuple[int, ...]
+
+
+def run(config: Config, recorder: Recorder | None = None, progress: bool = False) -> dict[str, float]:
+    """Trains `config`, draws and scores samples, and returns the final metrics.
+
+    Goes on from the newest checkpoint under `config.output_dir`, and leaves there config.yaml, model.safetensors (the
+    averaged weights), checkpoints/, samples/ and metrics.json. Raises MicroditError for what the user can mend.
+    """
+    accelerator = build_accelerator(config)
+    report = recorder if recorder is not None and accelerator.is_main_process else NullRecorder()
+    load_plugins(config)
+    components = build_components(config, accelerator.device)
+    _check_counts(config, components)
+    output = Path(config.output_dir)
+    save_config(config, output / "config.yaml")
+    report.start(config, run_facts(config, components, accelerator))
+    try:
+        metrics = _train_and_score(config, components, report, accelerator, progress)
+    except KeyboardInterrupt:
+        report.finish("KILLED")
+        raise
+    except BaseException:
+        report.finish("FAILED")
+        raise
+    report.finish("FINISHED")
+    return metrics
+
+
+def prepare(config: Config) -> Components:
+    """Encodes the data into the cache and checks all sizes, training nothing: call once before many runs start."""
+    load_plugins(config)
+    components = build_components(config, choose_device(config))
+    _check_counts(config, components)
+    return components
+
+
+def build_accelerator(config: Config) -> Accelerator:
+    """An accelerator for the configured device and precision; on a CPU, with the configured number of threads."""
+    device = choose_device(config)
+    if device.type == "cpu":
+        torch.set_num_threads(config.training.threads)
+    if AcceleratorState._shared_state:
+        # A worker runs many trials in one process, and the shared state would keep the first one's precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    mixed = "bf16" if config.training.precision == "bf16" else "no"
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
+    parts = accelerator.num_processes * config.training.accumulation
+    if config.training.batch_size % parts:
+        raise ConfigError(
+            f"'training.batch_size' ({config.training.batch_size}) must be a multiple of processes x accumulation "
+            f"({accelerator.num_processes} x {config.training.accumulation})"
+        )
+    return accelerator
+
+
+def run_facts(config: Config, components: Components, accelerator: Accelerator) -> dict[str, Fact]:
+    """What is known before the first step."""
+    return {
+        "data_fingerprint": components.train.fingerprint,
+        "feature_net": feature_net_name(config.evaluation),
+        "sigma_data": config.diffusion.sigma_data or components.train.sigma_data,
+        "device": device_name(accelerator.device),
+        "processes": accelerator.num_processes,
+        **cost_facts(config),
+    }
+
+
+def cost_facts(config: Config) -> dict[str, Fact]:
+    """Parameters and FLOPs by structure; see `microdit.model.cost` for what is counted."""
+    images = config.training.steps * config.training.batch_size
+    return {
+        "params": cost.parameters(config.model),
+        "active_params": cost.active_parameters(config.model),
+        "gflops_per_image": cost.forward_flops(config.model) / 1e9,
+        "train_flops": cost.training_flops(config.model) * images,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """'cpu' or the GPU's product name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def show_prompts(data: EncodedDataset, count: int) -> Prompts:
+    """`count` captions to look at, one of each class in turn, the same for every run on this data."""
+    by_class = {label: list(np.flatnonzero(data.labels == label)) for label in sorted(set(data.labels.tolist()))}
+    indices: list[int] = []
+    while len(indices) < min(count, len(data)):
+        for rows in by_class.values():
+            if rows and len(indices) < count:
+                indices.append(int(rows.pop(0)))
+    return prompts_of(data, indices)
+
+
+def prompts_of(data: EncodedDataset, indices: list[int]) -> Prompts:
+    """The captions of the given images."""
+    features = data.batch(np.array(indices, np.int64))[1]
+    return Prompts(features, tuple(data.caption(i) for i in indices), tuple(int(data.labels[i]) for i in indices))
+
+
+def _check_counts(config: Config, components: Components) -> None:
+    wanted, held_out = config.evaluation.samples, len(components.val)
+    if wanted > held_out:
+        raise ConfigError(
+            f"'evaluation.samples' is {wanted}, but only {held_out} held-out captions are there to draw; "
+            f"set it to {held_out} or raise 'data.val_size'"
+        )
+
+
+def _train_and_score(
+    config: Config, components: Components, recorder: Recorder, accelerator: Accelerator, progress: bool
+) -> dict[str, float]:
+    samples = Path(config.output_dir) / "samples"
+    shown = show_prompts(components.val, config.training.sample_count)
+    sigma_data = config.diffusion.sigma_data or components.train.sigma_data
+
+    def draw_shown(step: int, state: TrainState) -> np.ndarray:
+        denoiser = Denoiser(state.averaged, sigma_data).eval()
+        pictures = generate(
+            denoiser, components.autoencoder, shown.features, config.sampler, config.evaluation.seed, "shown"
+        )
+        if accelerator.is_main_process:
+            save_png(strip(pictures), samples / f"step_{step:08d}.png")
+            recorder.image(step, "samples", strip(pictures))
+        return pictures
+
+    state = train(config, components.train, components.val, recorder, accelerator, draw_shown, progress)
+    metrics = {
+        "cost/params": float(cost.parameters(config.model)),
+        "cost/active_params": float(cost.active_parameters(config.model)),
+        "cost/train_flops": float(cost_facts(config)["train_flops"]),
+        "cost/seconds": state.seconds,
+        "cost/usd": state.seconds / 3600 * config.cost.usd_per_hour,
+    }
+    pictures = draw_shown(state.step, state)
+    if accelerator.is_main_process:
+        _keep_final(config, state, pictures, shown, recorder)
+    metrics |= evaluate(config, components, Denoiser(state.averaged, sigma_data).eval(), accelerator)
+    if accelerator.is_main_process:
+        recorder.metrics(state.step, metrics)
+        path = Path(config.output_dir) / "metrics.json"
+        write_text(path, json.dumps(metrics, indent=1))
+        recorder.artifact(path)
+    return metrics
+
+
+def evaluate(
+    config: Config, components: Components, denoiser: Denoiser, accelerator: Accelerator
+) -> dict[str, float]:
+    """Draws `evaluation.samples` held-out captions and scores them; keys 'final/...'; all processes share the work."""
+    count = config.evaluation.samples
+    if not count:
+        return {}
+    prompts = prompts_of(components.val, list(range(count)))
+    bounds = np.linspace(0, count, accelerator.num_processes + 1).astype(int)
+    first, stop = bounds[accelerator.process_index], bounds[accelerator.process_index + 1]
+    own = generate(
+        denoiser,
+        components.autoencoder,
+        prompts.features[first:stop],
+        config.sampler,
+        config.evaluation.seed,
+        "evaluation",
+        first=int(first),
+        guidance=config.evaluation.guidance,
+    )
+    pictures = np.concatenate(gather_object([own]))
+    if not accelerator.is_main_process:
+        return {}
+    scores = score(
+        pictures,
+        prompts.captions,
+        prompts.labels,
+        components.train_images if config.evaluation.reference_split == "train" else components.val_images,
+        config.evaluation,
+        cache_dir=Path(config.cache_dir).expanduser() / "features",
+    )
+    return {f"final/{name}": value for name, value in scores.items()}
+
+
+def _keep_final(
+    config: Config, state: TrainState, pictures: np.ndarray, shown: Prompts, recorder: Recorder
+) -> None:
+    output = Path(config.output_dir)
+    with atomic_path(output / "model.safetensors") as temporary:
+        weights = {name: tensor.detach().contiguous() for name, tensor in state.averaged.state_dict().items()}
+        save_file(weights, temporary)
+    save_png(strip(pictures), output / "samples" / "final.png")
+    listing: Mapping[str, object] = {
+        "tile": pictures.shape[1],
+        "prompts": list(shown.captions),
+        "labels": list(shown.labels),
+    }
+    write_text(output / "samples" / "prompts.json", json.dumps(listing, indent=1, ensure_ascii=False))
+    recorder.artifact(output / "config.yaml")
+    recorder.artifact(output / "samples" / "final.png", "samples")
+    recorder.artifact(output / "samples" / "prompts.json", "samples")
