@@ -89,7 +89,7 @@ def _train(arguments: argparse.Namespace) -> None:
 def _sample(arguments: argparse.Namespace) -> None:
     import dataclasses
 
-    from microdit.run import load_run
+    from microdit.trained import load_run
     from microdit.sampling import generate, grid, save_png
 
     trained = load_run(arguments.run)
@@ -102,15 +102,12 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    import dataclasses
-
-    from microdit.run import evaluate_run
+    from microdit.trained import evaluate_run
 
     changes = {key: getattr(arguments, key) for key in ("samples", "guidance", "seed")}
     metrics = evaluate_run(arguments.run, {key: value for key, value in changes.items() if value is not None})
     for name, value in metrics.items():
         print(f"{name.removeprefix('final/'):24s} {value:.6g}")
-    del dataclasses
 
 
 def _data(arguments: argparse.Namespace) -> None:
@@ -125,7 +122,9 @@ def _data(arguments: argparse.Namespace) -> None:
     save_png(grid(np.stack([item.image for item in items]), columns=6), arguments.out)
     for number, item in enumerate(items):
         print(f"{number:3d}  {item.caption}")
-    print(f"{len(dataset)} images in split '{arguments.split}', fingerprint {dataset.fingerprint[:16]}: {arguments.out}")
+    print(
+        f"{len(dataset)} images in split '{arguments.split}', fingerprint {dataset.fingerprint[:16]}: {arguments.out}"
+    )
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,74 @@
+"""Opening a finished run again: to draw new captions, or to score it with other settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from microdit.components import build_components, choose_device, load_plugins
+from microdit.config import Config, load_config
+from microdit.diffusion import Denoiser
+from microdit.encoders.autoencoder import Autoencoder, build_autoencoder
+from microdit.encoders.text import TextEncoder, build_text_encoder
+from microdit.errors import CheckpointError
+from microdit.finish import evaluate
+from microdit.model import DiT
+from microdit.run import build_accelerator
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's averaged network and the frozen parts that it was trained with."""
+
+    config: Config
+    denoiser: Denoiser
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
+
+
+def load_run(folder: Path | str) -> Trained:
+    """Opens a run's output folder; raises ConfigError or CheckpointError naming the missing or damaged file."""
+    folder = Path(folder)
+    config = load_config(folder / "config.yaml")
+    load_plugins(config)
+    device = choose_device(config)
+    if device.type == "cpu":
+        torch.set_num_threads(config.training.threads)
+    return Trained(
+        config,
+        load_denoiser(config, folder / "model.safetensors").to(device),
+        build_autoencoder(config.autoencoder, device),
+        build_text_encoder(config.text, device),
+    )
+
+
+def load_denoiser(config: Config, path: Path) -> Denoiser:
+    """The averaged weights at `path` in the network that `config` describes, ready to sample on the CPU."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; has the run finished?")
+    net = DiT(config.model, seed=config.seed)
+    try:
+        tensors = load_file(path)
+        sigma_data = float(tensors.pop("sigma_data"))
+        net.load_state_dict(tensors)
+    except (SafetensorError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{path}: can't be loaded: {' '.join(str(error).split())[:400]}") from None
+    return Denoiser(net, sigma_data).eval()
+
+
+def evaluate_run(folder: Path | str, changes: Mapping[str, float]) -> dict[str, float]:
+    """Scores a finished run again; `changes` override keys of its `evaluation` settings."""
+    folder = Path(folder)
+    config = load_config(folder / "config.yaml")
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **changes))
+    load_plugins(config)
+    accelerator = build_accelerator(config)
+    denoiser = load_denoiser(config, folder / "model.safetensors").to(accelerator.device)
+    components = build_components(config, accelerator.device)
+    return evaluate(config, components, denoiser, accelerator)
