@@ -90,7 +90,7 @@ DRAWINGS: dict[str, tuple[Drawing, ...]] = {
         Drawing("1f986", ("duck",)),
         Drawing("1f9a2", ("swan",), "white"),
         Drawing("1f9a9", ("flamingo",), "pink"),
-        Drawing("1f54a", ("dove",), "gray"),
+        Drawing("1f54a", ("dove",), "white"),
     ),
     "cat": (
         Drawing("1f431", (), "yellow", (YELLOW,), CAT_COATS),

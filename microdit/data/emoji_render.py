@@ -6,7 +6,7 @@ anti-aliased and one scene is the same picture at every resolution.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BORDER = 24
 
 
-@lru_cache(maxsize=None)
+@cache
 def aspect(code: str) -> tuple[float, float]:
     """Width and height of the visible drawing as shares of its longer side."""
     left, top, right, bottom = visible_box(code)
@@ -29,7 +29,7 @@ def aspect(code: str) -> tuple[float, float]:
     return (right - left) / longest, (bottom - top) / longest
 
 
-@lru_cache(maxsize=None)
+@cache
 def visible_box(code: str) -> tuple[int, int, int, int]:
     """left, top, right, bottom of the pixels that are not transparent, in art pixels."""
     alpha = painted(code, None)[..., 3] > 16
@@ -37,7 +37,7 @@ def visible_box(code: str) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sprite(code: str, colour: str | None, flip: bool) -> Image.Image:
     left, top, right, bottom = visible_box(code)
     art = painted(code, colour)[top:bottom, left:right]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -139,8 +139,8 @@ def sample_scene(dice: Dice, options: Options, composition: bool) -> Scene:
     kind = dice.pick(CLASSES)
     count = 1 + dice.weighted((0.45, 0.35, 0.2)[: options.max_objects])
     mixed = count > 1 and dice.chance(0.5)
-    other = dice.pick([name for name in CLASSES if name != kind])
     counts = _split_counts(count, mixed, dice)
+    other = dice.pick(_companions(kind, counts, options.hues, composition))
     kinds = (kind, other)[: len(counts)]
     relation = dice.pick(RELATIONS) if mixed else None
     background = _pick_background(dice, options, composition, kinds, counts, relation)
@@ -176,7 +176,7 @@ def _sizes(dice: Dice, counts: tuple[int, ...]) -> tuple[str | None, ...]:
 # ---- looks and backgrounds ----
 
 
-@lru_cache(maxsize=None)
+@cache
 def looks_on(kind: str, background: str, hues: bool) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
     """(drawing, its colours) of a class that stand out from a background."""
     result = []
@@ -190,7 +190,7 @@ def looks_on(kind: str, background: str, hues: bool) -> tuple[tuple[str, tuple[s
     return tuple(result)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _outline(code: str, colour: str | None) -> np.ndarray:
     art = painted(code, colour)
     solid = art[..., 3] > 128
@@ -206,7 +206,7 @@ def _perceptual(rgb: np.ndarray) -> np.ndarray:
     return rgb.astype(np.float64) @ np.array([[0.5, 0.45, -0.2], [0.6, -0.5, -0.3], [0.15, 0.05, 0.5]])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _stands_out(code: str, colour: str | None, background: str) -> bool:
     shades = (PLAIN[background],) if background in PLAIN else SCENERY[background][:2]
     edge = _outline(code, colour)
@@ -225,12 +225,19 @@ def _pick_background(
     grounded = options.scenery and relation not in ("above", "below") and sum(counts) < 3
     plain, scenic = _backgrounds(kinds, counts, options.hues, composition)
     wants_scenery = dice.chance(0.4)
-    if not plain or (scenic and grounded and wants_scenery):
-        return dice.pick(scenic or tuple(PLAIN))
-    return dice.pick(plain)
+    return dice.pick(scenic if scenic and grounded and wants_scenery else plain)
 
 
-@lru_cache(maxsize=None)
+@cache
+def _companions(kind: str, counts: tuple[int, ...], hues: bool, composition: bool) -> tuple[str, ...]:
+    """Classes that may share a picture with `kind`: some plain background suits both, in this split."""
+    others = [name for name in CLASSES if name != kind]
+    if len(counts) == 1:
+        return tuple(others)
+    return tuple(name for name in others if _backgrounds((kind, name), counts, hues, composition)[0])
+
+
+@cache
 def _backgrounds(
     kinds: tuple[str, ...], counts: tuple[int, ...], hues: bool, composition: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -324,10 +331,10 @@ def _boxes(
     cells = _cells(dice, groups, relation)
     if backdrop.horizon is not None and len(cells) == 2:
         cells = [(x0, 0.0, x1, 1.0) for x0, _, x1, _ in _side_by_side(cells)]
-    sizes = [group.size for group in groups for _ in range(group.count)]
+    members = [group for group in groups for _ in range(group.count)]
     return [
-        _place(dice, cell, code, size, len(cells), backdrop)
-        for cell, (code, _), size in zip(cells, looks, sizes, strict=True)
+        _place(dice, cell, code, group.size, len(cells), backdrop, group.kind == "airplane")
+        for cell, (code, _), group in zip(cells, looks, members, strict=True)
     ]
 
 
@@ -338,7 +345,7 @@ def _side_by_side(cells: list[Box]) -> list[Box]:
     return [(y0, x0, y1, x1) for x0, y0, x1, y1 in cells]
 
 
-def _place(dice: Dice, cell: Box, code: str, size: str | None, count: int, backdrop: Backdrop) -> Box:
+def _place(dice: Dice, cell: Box, code: str, size: str | None, count: int, backdrop: Backdrop, flies: bool) -> Box:
     if count == 1:
         low, high = {None: (0.58, 0.8), "small": (0.38, 0.48), "big": (0.86, 0.95)}[size]
     elif count == 2:
@@ -351,7 +358,7 @@ def _place(dice: Dice, cell: Box, code: str, size: str | None, count: int, backd
     margin = EDGE if count == 1 else EDGE / 2
     left = dice.uniform(x0 + margin, x1 - margin - width)
     low_top, high_top = y0 + margin, y1 - margin - height
-    if backdrop.horizon is not None and backdrop.name != "night":
+    if backdrop.horizon is not None and not flies:
         # Feet, wheels and keels rest on the ground, between the horizon and the lower edge.
         low_top = min(high_top, max(low_top, backdrop.horizon + 0.06 - height))
     top = dice.uniform(low_top, high_top)
