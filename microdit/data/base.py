@@ -35,10 +35,13 @@ class CaptionedImages(Protocol):
     Item `i` is the same in every process and whatever was read before it, so loaders may read in any order.
     """
 
-    fingerprint: str
-    """Hex digest of all that determines the content; caches of features and statistics are keyed by it."""
     classes: tuple[str, ...]
     resolution: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of all that determines the content; caches of features and statistics are keyed by it."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -67,6 +70,8 @@ class DataConfig:
     """`emoji-captions`: objects appear in several colours; false leaves each drawing as it is."""
     scenery: bool = True
     """`emoji-captions`: some scenes have ground, sea or sky behind the object; false leaves plain backgrounds."""
+    sizes: bool = True
+    """`emoji-captions`: some objects are small or big, and captions say so; false keeps a middle size."""
     specific_names: bool = True
     """`emoji-captions`: captions may say "taxi" or "owl" for a drawing of one; false says "car" and "bird"."""
     val_fraction: float = 0.1

@@ -13,9 +13,10 @@ from typing import Any
 
 from microdit.data.base import DataConfig, Item
 from microdit.data.emoji_art import CLASSES, art_version
+from microdit.data.emoji_compose import sample_scene
 from microdit.data.emoji_grammar import describe
 from microdit.data.emoji_render import render
-from microdit.data.emoji_scene import Dice, Options, Scene, sample_scene
+from microdit.data.emoji_scene import Dice, Options, Scene
 from microdit.rng import numpy_generator
 
 GENERATOR_VERSION = 1
@@ -37,7 +38,7 @@ class EmojiCaptions:
         self.resolution = config.resolution
         self._seed = config.seed
         self._specific_names = config.specific_names
-        self._options = Options(config.max_objects, config.hues, config.scenery)
+        self._options = Options(config.max_objects, config.hues, config.scenery, config.sizes)
         self._composition = split == "composition"
         self._first = FIRST_INDEX[split]
         self._length = config.train_size if split == "train" else config.val_size

@@ -89,7 +89,7 @@ DRAWINGS: dict[str, tuple[Drawing, ...]] = {
         Drawing("1f989", ("owl",), "brown"),
         Drawing("1f986", ("duck",)),
         Drawing("1f9a2", ("swan",), "white"),
-        Drawing("1f9a9", ("flamingo",), "pink"),
+        Drawing("1f9a9", ("flamingo",), None, (RED,), ("pink",)),
         Drawing("1f54a", ("dove",), "white"),
     ),
     "cat": (
@@ -167,6 +167,8 @@ def painted(code: str, colour: str | None) -> np.ndarray:
         return art
     hue, saturation, value = to_hsv(art[..., :3])
     target = tuple(float(channel[0, 0]) for channel in to_hsv(np.array([[COLOURS[colour]]], dtype=np.uint8)))
+    # Dark yellow is brown to the eye, so yellow paint is shaded less.
+    shading = 0.5 if colour == "yellow" else 1.0
     result = art[..., :3] / 255.0
     for low, high in drawing.paint:
         weight = _range_weight(hue, low, high) * np.clip((saturation - 0.15) / 0.15, 0, 1)
@@ -174,7 +176,7 @@ def painted(code: str, colour: str | None) -> np.ndarray:
         # The paint's own base tone becomes the target; lighter and darker paint keeps its ratio to the base.
         base_s, base_v = np.median(saturation[core]), np.median(value[core])
         new_s = np.clip(saturation * target[1] / base_s, 0, 1)
-        new_v = np.clip(value * target[2] / base_v, 0, 1)
+        new_v = np.clip((value / base_v) ** shading * target[2], 0, 1)
         new = from_hsv(np.full_like(hue, target[0]), new_s, new_v)
         result = result + weight[..., None] * (new - art[..., :3] / 255.0)
     rgb = np.clip(np.round(result * 255), 0, 255).astype(np.uint8)

@@ -1,0 +1,139 @@
+"""`folder`: the user's own captioned images.
+
+Captions come from `metadata.jsonl` or `metadata.csv` at the top of the folder, in the Hugging Face `imagefolder`
+convention (`file_name`, `text` or `caption`, optionally `label`), or else from a `.txt` file beside each image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from microdit.data.base import DataConfig, Item
+from microdit.data.folder_captions import IMAGE_SUFFIXES, Captioned, read_captions, some
+from microdit.errors import ConfigError, DataError
+
+FOLDER_VERSION = 1
+
+
+class ImageFolder:
+    """Captioned images below one folder, centre-cropped to a square and resized.
+
+    A file is held out for val where the hash of its name and the seed falls below `val_fraction`: the same image stays
+    on its side when others are added. Images of one split come in the order of their hashes.
+
+    Raises:
+        ConfigError: no path, or the split "composition", which photographs have not.
+        DataError: the folder, a caption or an image is missing or broken; names the files.
+    """
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        if split == "composition":
+            raise ConfigError("dataset 'folder' has no split 'composition' (only 'emoji-captions' has); use 'val'")
+        if not config.path:
+            raise ConfigError("dataset 'folder' needs 'data.path', the folder of the images")
+        self._root = Path(config.path).expanduser()
+        if not self._root.is_dir():
+            raise DataError(f"'data.path' is '{config.path}', which is not a folder")
+        self.resolution = config.resolution
+        entries = read_captions(self._root)
+        _check_images(self._root, sorted({entry.file for entry in entries}))
+        self.classes = _classes(self._root, entries)
+        limit = config.train_size if split == "train" else config.val_size
+        self._entries = _split(entries, split, config.seed, config.val_fraction)[:limit]
+        if not self._entries:
+            raise DataError(
+                f"{self._root}: no image is left for the split '{split}': the folder has {len(entries)} and "
+                f"'data.val_fraction' is {config.val_fraction:g}"
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Covers this split's names, captions, labels, file contents, and the resolution; reads every file once."""
+        digest = hashlib.sha256(f"folder/{FOLDER_VERSION}/{self.resolution}/{self.classes}".encode())
+        contents: dict[str, str] = {}
+        for entry in self._entries:
+            if entry.file not in contents:
+                contents[entry.file] = hashlib.sha256((self._root / entry.file).read_bytes()).hexdigest()
+            digest.update(repr((entry.file, entry.caption, entry.label, contents[entry.file])).encode())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, i: int) -> Item:
+        if not 0 <= i < len(self._entries):
+            raise IndexError(f"item {i} of {len(self._entries)}")
+        entry = self._entries[i]
+        label = entry.label
+        if isinstance(label, str):
+            label = self.classes.index(label)
+        image = load_square(self._root / entry.file, self.resolution)
+        return Item(image, entry.caption, -1 if label is None else label, {"file": entry.file})
+
+
+def load_square(path: Path, resolution: int) -> np.ndarray:
+    """The image's central square, upright by its EXIF tag, resampled: (resolution, resolution, 3) uint8 sRGB.
+
+    Transparent parts become white. Raises DataError naming the file if it can't be decoded.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"image {path} can't be read: {error}") from error
+    return np.array(ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS))
+
+
+def _check_images(root: Path, files: list[str]) -> None:
+    """Looks at sizes and headers of all files, so that a broken one is reported before training and not within it."""
+    absent = [file for file in files if not (root / file).is_file()]
+    if absent:
+        raise DataError(f"{root}: captions name {len(absent)} images that do not exist: {some(absent)}")
+    empty = [file for file in files if (root / file).stat().st_size == 0]
+    if empty:
+        raise DataError(f"{root}: {len(empty)} images are empty files: {some(empty)}")
+    unreadable = [file for file in files if not _has_image_header(root / file)]
+    if unreadable:
+        raise DataError(
+            f"{root}: {len(unreadable)} files can't be read as images ({', '.join(sorted(IMAGE_SUFFIXES))}): "
+            f"{some(unreadable)}"
+        )
+
+
+def _has_image_header(path: Path) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def _classes(root: Path, entries: list[Captioned]) -> tuple[str, ...]:
+    labels = {entry.label for entry in entries} - {None}
+    if all(isinstance(label, str) for label in labels):
+        return tuple(sorted(str(label) for label in labels))
+    if all(isinstance(label, int) for label in labels):
+        return tuple(str(index) for index in range(max(int(label) for label in labels if label is not None) + 1))
+    raise DataError(f"{root}: some labels are numbers and some are names: {some(sorted(map(repr, labels)))}")
+
+
+def _split(entries: list[Captioned], split: str, seed: int, val_fraction: float) -> list[Captioned]:
+    rank = {
+        file: int.from_bytes(hashlib.sha256(f"{seed}/{file}".encode()).digest()[:8], "big") / 2**64
+        for file in {entry.file for entry in entries}
+    }
+    held_out = {file for file, place in rank.items() if place < val_fraction}
+    if not held_out and len(rank) > 1:
+        # A small folder may have no hash below the fraction; an empty val split would serve nobody.
+        held_out = {min(rank, key=lambda file: rank[file])}
+    chosen = [entry for entry in entries if (entry.file in held_out) == (split == "val")]
+    return sorted(chosen, key=lambda entry: rank[entry.file])

@@ -1,0 +1,166 @@
+"""Finds the captions of a folder of images; every fault is one error that says where it is."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microdit.errors import DataError, nearest
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+CAPTION_COLUMNS = ("text", "caption")
+FILE_COLUMN = "file_name"
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """One image's file, relative to the folder and with forward slashes, and what is said of it."""
+
+    file: str
+    caption: str
+    label: int | str | None
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first few names for an error message."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def read_captions(root: Path) -> list[Captioned]:
+    """All captioned images of a folder, in the order of the metadata or of their names.
+
+    Raises DataError where captions are missing, malformed, not UTF-8, or name a file outside the folder.
+    """
+    images = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if _is_image(path))
+    found = [root / name for name in METADATA if (root / name).is_file()]
+    if len(found) == 2:
+        raise DataError(f"{root} has both {METADATA[0]} and {METADATA[1]}: keep the one that is right")
+    if found:
+        return _from_metadata(root, found[0], images)
+    if not images:
+        raise DataError(f"{root} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return _from_sidecars(root, images)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _from_sidecars(root: Path, images: list[str]) -> list[Captioned]:
+    entries, missing = [], []
+    for file in images:
+        sidecar = (root / file).with_suffix(".txt")
+        caption = _tidy(_read_utf8(sidecar)) if sidecar.is_file() else ""
+        if caption:
+            entries.append(Captioned(file, caption, None))
+        else:
+            missing.append(file)
+    if missing:
+        raise DataError(
+            f"{root}: {len(missing)} of {len(images)} images have no caption: {some(missing)}. Write one in a .txt "
+            f"file beside each image, or all of them in {METADATA[0]} with the keys '{FILE_COLUMN}' and 'text'"
+        )
+    return entries
+
+
+def _from_metadata(root: Path, metadata: Path, images: list[str]) -> list[Captioned]:
+    entries, missing = [], []
+    rows = _json_rows(metadata) if metadata.suffix == ".jsonl" else _csv_rows(metadata)
+    for line, row in rows:
+        file = _inside(row.get(FILE_COLUMN), metadata, line)
+        caption = next((row[column] for column in CAPTION_COLUMNS if row.get(column) is not None), "")
+        if not isinstance(caption, str):
+            raise DataError(f"{metadata}, line {line}: the caption must be text, got {caption!r}")
+        if _tidy(caption):
+            entries.append(Captioned(file, _tidy(caption), _label(row.get("label"), metadata, line)))
+        else:
+            missing.append(f"{file} (line {line})")
+    if missing:
+        raise DataError(f"{metadata}: {len(missing)} images have no caption: {some(missing)}")
+    if not entries:
+        raise DataError(f"{metadata} names no images")
+    listed = {entry.file for entry in entries}
+    unlisted = [file for file in images if file not in listed]
+    if unlisted:
+        raise DataError(f"{metadata} has no caption for {len(unlisted)} images of its folder: {some(unlisted)}")
+    return entries
+
+
+def _json_rows(metadata: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for line, text in enumerate(_read_utf8(metadata).split("\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{metadata}, line {line}: not valid JSON ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{metadata}, line {line}: expected an object like {{'{FILE_COLUMN}': ..., 'text': ...}}")
+        _require_columns(list(row), f"{metadata}, line {line}")
+        yield line, row
+
+
+def _csv_rows(metadata: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.DictReader(_read_utf8(metadata).splitlines(keepends=True), strict=True)
+    try:
+        _require_columns(list(reader.fieldnames or ()), f"{metadata}, header")
+        for row in reader:
+            if None in row or None in row.values():
+                raise DataError(f"{metadata}, line {reader.line_num}: not as many fields as the header has")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"{metadata}, line {reader.line_num}: {error}") from error
+
+
+def _require_columns(columns: list[str], where: str) -> None:
+    if FILE_COLUMN not in columns:
+        raise DataError(f"{where}: '{FILE_COLUMN}' is missing{_hint(FILE_COLUMN, columns)}")
+    if not set(CAPTION_COLUMNS) & set(columns):
+        others = [column for column in columns if column not in (FILE_COLUMN, "label")]
+        raise DataError(f"{where}: neither 'text' nor 'caption' is there{_hint('text', others)}")
+
+
+def _hint(name: str, columns: list[str]) -> str:
+    if not columns:
+        return ""
+    hint = nearest(name, columns)
+    return f"; {hint}".replace("did you mean", "is it").replace("valid choices: ", "it has only ")
+
+
+def _inside(name: Any, metadata: Path, line: int) -> str:
+    if not isinstance(name, str) or not name.strip():
+        raise DataError(f"{metadata}, line {line}: '{FILE_COLUMN}' is empty or no text: {name!r}")
+    # Judged by the name, not by where links lead: a folder of links to one's own files is fine.
+    tidy = os.path.normpath(name.replace("\\", "/"))
+    if os.path.isabs(tidy) or tidy.split(os.sep)[0] in ("..", "") or ":" in tidy.split(os.sep)[0]:
+        raise DataError(f"{metadata}, line {line}: '{name}' leads out of the folder {metadata.parent}")
+    return Path(tidy).as_posix()
+
+
+def _label(value: Any, metadata: Path, line: int) -> int | str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdigit() else value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise DataError(f"{metadata}, line {line}: 'label' must be a name or a number from 0 up, got {value!r}")
+
+
+def _read_utf8(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 text ({error.reason}); save the file as UTF-8") from error
+
+
+def _tidy(caption: str) -> str:
+    return " ".join(caption.split())
