@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -121,6 +122,12 @@ def _plugin(config: DataConfig, split: str) -> CaptionedImages:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"'data.name' is '{config.name}', which can't be imported: {error}") from error
+    try:
+        inspect.signature(cls).bind(config, split)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"'data.name' is '{config.name}', which can't be called with (config, split): {error}"
+        ) from error
     dataset = cls(config, split)
     if not isinstance(dataset, CaptionedImages):
         raise ConfigError(

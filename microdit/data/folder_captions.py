@@ -115,7 +115,7 @@ def _csv_rows(metadata: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 raise DataError(f"{metadata}, line {reader.line_num}: not as many fields as the header has")
             yield reader.line_num, row
     except csv.Error as error:
-        raise DataError(f"{metadata}, line {reader.line_num}: {error}") from error
+        raise DataError(f"{metadata}, line {reader.reader.line_num}: {error}") from error
 
 
 def _require_columns(columns: list[str], where: str) -> None:
