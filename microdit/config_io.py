@@ -5,6 +5,7 @@ The dataclasses themselves live beside the component that they configure.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -101,10 +102,8 @@ def _convert_scalar(kind: Any, value: Any, source: str, key: str) -> Any:
         ok = isinstance(value, int) and not isinstance(value, bool)
     elif kind is float:
         if isinstance(value, str):
-            try:  # YAML 1.1 reads 1e-3 as a string
+            with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 as a string
                 value = float(value)
-            except ValueError:
-                pass
         ok = isinstance(value, (int, float)) and not isinstance(value, bool)
         value = float(value) if ok else value
     elif kind is str:

@@ -1,0 +1,23 @@
+"""The model core: one configurable DiT for every study."""
+
+from microdit.model.config import DiTConfig
+from microdit.model.dit import DiT
+from microdit.model.masking import MaskingConfig, MaskPlan, plan_from_keep, random_plan
+from microdit.model.matching import match_constant
+from microdit.model.presets import PRESETS, preset
+from microdit.model.released import import_released, load_released, released_config
+
+__all__ = [
+    "PRESETS",
+    "DiT",
+    "DiTConfig",
+    "MaskPlan",
+    "MaskingConfig",
+    "import_released",
+    "load_released",
+    "match_constant",
+    "plan_from_keep",
+    "preset",
+    "random_plan",
+    "released_config",
+]

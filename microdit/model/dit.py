@@ -1,0 +1,124 @@
+"""The diffusion transformer: embed, mix, mask, backbone, head, unmask.
+
+B batch, C latent channels, h w latent height and width, T patches, K kept patches, S text tokens, Y text width,
+D width, p patch size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from microdit.model.blocks import BlockShape, CaptionBlock, DiTBlock, FinalLayer
+from microdit.model.config import DiTConfig
+from microdit.model.embedders import PatchEmbed, Projection, TimestepEmbedder, sincos_positions
+from microdit.model.feed_forward import FEED_FORWARDS, SwiGLU, hidden_width
+from microdit.model.init import initialise
+from microdit.model.masking import MaskPlan, build_masking
+from microdit.model.mixer import NoMixer, PatchMixer
+from microdit.model.moe import ExpertChoice
+from microdit.model.widths import attention_width, round_up
+from microdit.roles import resolve
+
+
+class DiT(nn.Module):
+    """DiT (arXiv 2212.09748) with captions, deferred masking and the width schedules of arXiv 2407.15811.
+
+    Args:
+        config: the architecture.
+        seed: of the initial weights; each parameter has its own stream, so networks that differ in one part start equal
+            in all others. None leaves them uninitialised, for loading.
+    """
+
+    def __init__(self, config: DiTConfig, seed: int | None = 0) -> None:
+        super().__init__()
+        self.config = config
+        shape = BlockShape(config.width, config.width, config.head_dim, config.bias, config.qk_norm, config.norm_eps)
+        self.register_buffer(
+            "pos_embed", sincos_positions(config.width, config.side, config.pos_interp_scale), persistent=False
+        )
+        self.x_embedder = PatchEmbed(config.in_channels, config.patch_size, config.width)
+        self.t_embedder = TimestepEmbedder(config.width)
+        self.y_embedder = Projection(config.caption_channels, config.width, config.norm_eps)
+        caption_hidden = hidden_width(
+            config.width, config.caption_ffn_ratio, SwiGLU.matrices, config.ffn_width.multiple_of
+        )
+        self.caption_block = CaptionBlock(shape, SwiGLU(config.width, caption_hidden, config.bias))
+        self.pooled_embedder = Projection(config.width, config.width, config.norm_eps)
+        self.masking = build_masking(config.masking, config.side)
+        self.mixer = _build_mixer(config) if self.masking.uses_mixer and config.mixer.depth else NoMixer()
+        self.blocks = nn.ModuleList(_build_backbone(config, shape))
+        self.final_layer = FinalLayer(shape, config.patch_size**2 * config.in_channels)
+        if seed is not None:
+            initialise(self, seed)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, plan: MaskPlan | None = None) -> Tensor:
+        """Predicts from scaled noisy latents; see `microdit.diffusion.Denoiser` for the scalings.
+
+        Args:
+            x: (B, C, h, w). t: (B,), c_noise = ln(sigma) / 4. y: caption features (B, S, Y); zeros are the null caption.
+            plan: the patches to keep; the others come back as zeros.
+
+        Returns:
+            (B, C, h, w).
+        """
+        x = self.x_embedder(x) + self.pos_embed  # (B, T, D)
+        c, y = self.condition(t, y)  # (B, D), (B, S, D)
+        x = self.mixer(x, c, y)
+        x = self.mixer.project_out(self.masking.drop(x, plan))  # (B, K, D)
+        for block in self.blocks:
+            x = block(x, c, y)
+        x = self.final_layer(x, c)  # (B, K, p p C)
+        return self.unpatchify(self.masking.restore(x, plan))
+
+    def condition(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise level and pooled caption (B, D), and the caption tokens that are attended to (B, S, D)."""
+        y = self.caption_block(self.y_embedder(y))
+        return self.t_embedder(t) + self.pooled_embedder(y.mean(1)), y
+
+    def unpatchify(self, x: Tensor) -> Tensor:
+        """(B, T, p p C), values in (row, column, channel) order, to (B, C, h, w)."""
+        side, p = self.config.side, self.config.patch_size
+        x = x.view(len(x), side, side, p, p, self.config.in_channels)
+        return torch.einsum("brspqc->bcrpsq", x).reshape(len(x), self.config.in_channels, side * p, side * p)
+
+    def mask_plan(self, batch: int, generator: torch.Generator) -> MaskPlan | None:
+        """A fresh mask for `batch` images, None where nothing is dropped."""
+        return self.masking.plan(batch, generator)
+
+    def reduce_error(self, error: Tensor, plan: MaskPlan | None) -> Tensor:
+        """Error of each patch (B, T) to the loss of each image (B,), as the masking method counts it."""
+        return self.masking.reduce_error(error, plan)
+
+
+def _build_backbone(config: DiTConfig, shape: BlockShape) -> list[DiTBlock]:
+    attn_ratios = config.attn_width.ratios(config.depth)
+    ffn_ratios = config.ffn_width.ratios(config.depth)
+    blocks = []
+    for i, (attn_ratio, ffn_ratio) in enumerate(zip(attn_ratios, ffn_ratios, strict=True)):
+        attention = attention_width(config.width, attn_ratio, config.head_dim, config.attn_width.multiple_of)
+        has_experts = config.experts.in_backbone(i, config.depth)
+        blocks.append(DiTBlock(shape, attention, _build_mlp(config, config.width, ffn_ratio, has_experts)))
+    return blocks
+
+
+def _build_mixer(config: DiTConfig) -> PatchMixer:
+    mixer = config.mixer
+    shape = BlockShape(
+        config.mixer_width, config.width, config.mixer_head_dim, config.bias, config.qk_norm, config.norm_eps
+    )
+    attention = attention_width(shape.width, mixer.attn_ratio, shape.head_dim, config.attn_width.multiple_of)
+    blocks = [
+        DiTBlock(shape, attention, _build_mlp(config, shape.width, mixer.ffn_ratio, config.experts.in_mixer(i)))
+        for i in range(mixer.depth)
+    ]
+    return PatchMixer(config.width, shape.width, config.norm_eps, blocks)
+
+
+def _build_mlp(config: DiTConfig, width: int, ratio: float, has_experts: bool) -> nn.Module:
+    multiple_of = config.ffn_width.multiple_of
+    if has_experts:
+        hidden = round_up(width * ratio, multiple_of or 1)
+        return ExpertChoice(width, hidden, config.experts.num, config.experts.capacity)
+    dense = resolve(config.ffn.type, FEED_FORWARDS, "model.ffn.type")
+    return dense(width, hidden_width(width, ratio, dense.matrices, multiple_of), config.bias)

@@ -1,0 +1,78 @@
+"""The patch-mixer: light blocks over all patches before most of them are dropped (arXiv 2407.15811 section 3).
+
+B batch, T patches, K kept patches, S text tokens, D model width, M mixer width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from microdit.errors import ConfigError
+from microdit.model.blocks import DiTBlock
+
+
+@dataclass(frozen=True)
+class MixerConfig:
+    """The patch-mixer of deferred masking; methods without a mixer ignore it."""
+
+    depth: int = 4
+    width: int | None = None  # None: the model's
+    head_dim: int | None = None  # None: the model's
+    attn_ratio: float = 1.0
+    ffn_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.depth < 0:
+            raise ConfigError(f"'model.mixer.depth' is {self.depth}; it must be at least 0")
+        if self.attn_ratio <= 0 or self.ffn_ratio <= 0:
+            raise ConfigError("'model.mixer.attn_ratio' and 'model.mixer.ffn_ratio' must be above 0")
+
+
+class NoMixer(nn.Module):
+    """Patches go to the backbone as they are."""
+
+    def forward(self, x: Tensor, c: Tensor, y: Tensor) -> Tensor:
+        return x
+
+    def project_out(self, x: Tensor) -> Tensor:
+        return x
+
+    def flops(self, tokens: int, kept: int, text_tokens: int) -> int:
+        return 0
+
+
+class PatchMixer(nn.Module):
+    """Blocks at their own width; maps lead in and out where it differs from the model's."""
+
+    def __init__(self, width: int, mixer_width: int, eps: float, blocks: list[DiTBlock]) -> None:
+        super().__init__()
+
+        def between(width_in: int, width_out: int) -> nn.Module:
+            if width_in == width_out:
+                return nn.Identity()
+            return nn.Sequential(
+                nn.LayerNorm(width_in, eps=eps, bias=False), nn.Linear(width_in, width_out, bias=False)
+            )
+
+        self.map_in = between(width, mixer_width)
+        self.map_caption = between(width, mixer_width)
+        self.blocks = nn.ModuleList(blocks)
+        self.map_out = between(mixer_width, width)
+
+    def forward(self, x: Tensor, c: Tensor, y: Tensor) -> Tensor:  # (B, T, D), (B, D), (B, S, D) -> (B, T, M)
+        x, y = self.map_in(x), self.map_caption(y)
+        for block in self.blocks:
+            x = block(x, c, y)
+        return x
+
+    def project_out(self, x: Tensor) -> Tensor:
+        """Back to the model's width, after masking: only kept patches pay for it; (B, K, M) -> (B, K, D)."""
+        return self.map_out(x)
+
+    def flops(self, tokens: int, kept: int, text_tokens: int) -> int:
+        blocks = sum(block.flops(tokens, text_tokens) for block in self.blocks)  # type: ignore[operator]
+        uses = ((self.map_in, tokens), (self.map_caption, text_tokens), (self.map_out, kept))
+        maps = sum(2 * count * m[1].weight.numel() for m, count in uses if isinstance(m, nn.Sequential))
+        return blocks + maps

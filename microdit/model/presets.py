@@ -1,0 +1,53 @@
+"""Architectures by name, one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from microdit.errors import ConfigError, nearest
+from microdit.model.config import DiTConfig
+from microdit.model.masking import MaskingConfig
+from microdit.model.mixer import MixerConfig
+from microdit.model.moe import ExpertsConfig
+from microdit.model.widths import WidthConfig
+
+# The paper's ablations use DiT-Tiny/2 at 256 px (32x32x4 latents) with 1024-wide caption features; their DiTs have constant
+# width and dense feed-forwards. The released models grow layer-wise and have experts in every second block.
+#             width depth head  mixer: depth width   layer-wise + experts
+_ROWS = {
+    "DiT-Tiny/2":       (512,  16, 32,        4,  512,  False),
+    "DiT-XL/2":         (1024, 28, 64,        6,  768,  False),
+    "MicroDiT_Tiny_2":  (512,  16, 32,        4,  512,  True),
+    "MicroDiT_XL_2":    (1024, 28, 64,        6,  768,  True),
+}  # fmt: skip
+
+PRESETS = tuple(_ROWS)
+
+
+def preset(name: str) -> DiTConfig:
+    """The architecture called `name`, one of `PRESETS`; raises ConfigError with the nearest name."""
+    if name not in _ROWS:
+        raise ConfigError(f"there is no preset '{name}'; {nearest(name, PRESETS)}")
+    width, depth, head_dim, mixer_depth, mixer_width, released = _ROWS[name]
+    parts: Mapping[str, Any] = _released_parts(head_dim) if released else {}
+    return DiTConfig(
+        in_channels=4,
+        input_size=32,
+        patch_size=2,
+        width=width,
+        depth=depth,
+        head_dim=head_dim,
+        caption_channels=1024,
+        mixer=MixerConfig(depth=mixer_depth, width=mixer_width),
+        masking=MaskingConfig("deferred", 0.75),
+        **parts,
+    )
+
+
+def _released_parts(head_dim: int) -> dict[str, Any]:
+    return {
+        "attn_width": WidthConfig("layerwise", 0.5, 1.0, 2 * head_dim),
+        "ffn_width": WidthConfig("layerwise", 0.5, 4.0, 256),
+        "experts": ExpertsConfig(num=8, capacity=2.0, every_n=2),
+    }

@@ -1,0 +1,195 @@
+"""Weights of the paper's released model: its names for ours, loaded safely, refused with a list of what is wrong."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from microdit.config_io import parse, read_yaml, to_mapping
+from microdit.errors import CheckpointError, ConfigError
+from microdit.files import atomic_path
+from microdit.model.config import DiTConfig
+from microdit.model.dit import DiT
+from microdit.model.masking import MaskingConfig
+from microdit.model.mixer import MixerConfig
+from microdit.model.moe import ExpertsConfig
+from microdit.model.presets import preset
+from microdit.model.widths import WidthConfig
+
+# (released name, ours); everything else is called alike.
+NAMES = (
+    (r"^y_embedder\.y_proj\.", "y_embedder."),
+    (r"^y_emb_preprocess\.", "caption_block."),
+    (r"^pooled_y_emb_process\.", "pooled_embedder."),
+    (r"^patch_mixer\.(?=\d)", "mixer.blocks."),
+    (r"^patch_mixer_map_xin\.", "mixer.map_in."),
+    (r"^patch_mixer_map_y\.", "mixer.map_caption."),
+    (r"^patch_mixer_map_xout\.", "mixer.map_out."),
+)
+BUFFERS = ("pos_embed", "mask_token")  # fixed: recomputed, checked, not loaded
+LISTED = 6  # names of one kind that a message lists
+
+
+def load_released(source: Path | str | Mapping[str, Tensor], config: DiTConfig) -> DiT:
+    """A `DiT` with released weights.
+
+    Args:
+        source: a .safetensors or .pt/.pth/.bin file, or a state dict; plain, or nested under `dit.` beside an autoencoder
+            and a text encoder, whose entries are left aside. Pickles are read with `weights_only`.
+        config: the architecture, from `preset` or `released_config`.
+
+    Raises CheckpointError listing missing, unexpected and misshapen entries.
+    """
+    tensors = source if isinstance(source, Mapping) else _read(Path(source))
+    where = "state dict" if isinstance(source, Mapping) else str(source)
+    weights = _to_ours(_unnest(tensors, where))
+    net = DiT(config, seed=None)
+    expected = net.state_dict()
+    _check_buffers(weights, net, where)
+    _compare(weights, expected, where)
+    net.load_state_dict({name: weights[name] for name in expected})
+    return net
+
+
+def released_config(values: Mapping[str, Any], masking: MaskingConfig | None = None) -> DiTConfig:
+    """Our settings for the released model's own constructor arguments (as a mapping of its argument names)."""
+    attention, feed_forward = values["qkv_multipliers"], values["ffn_multipliers"]
+    use_mixer = values.get("use_patch_mixer", True)
+    return DiTConfig(
+        in_channels=values["in_channels"],
+        input_size=values["input_size"],
+        patch_size=values["patch_size"],
+        width=values["dim"],
+        depth=values["depth"],
+        head_dim=values["head_dim"],
+        caption_channels=values["caption_channels"],
+        pos_interp_scale=values["pos_interp_scale"],
+        norm_eps=values["norm_eps"],
+        bias=values["use_bias"],
+        attn_width=WidthConfig("layerwise", attention[0], attention[-1], 2 * values["head_dim"]),
+        ffn_width=WidthConfig("layerwise", feed_forward[0], feed_forward[-1], values["multiple_of"]),
+        experts=ExpertsConfig(values["num_experts"], values["expert_capacity"], values["experts_every_n"]),
+        mixer=MixerConfig(
+            depth=values["patch_mixer_depth"],
+            width=values["patch_mixer_dim"],
+            attn_ratio=values["patch_mixer_qkv_ratio"],
+            ffn_ratio=values["patch_mixer_mlp_ratio"],
+        ),
+        masking=masking or MaskingConfig("deferred" if use_mixer else "naive", 0.75),
+    )
+
+
+def import_released(checkpoint: Path | str, out: Path | str, preset_name: str, config: Path | None = None) -> str:
+    """Converts a released checkpoint to `out`/model.safetensors and `out`/model.yaml; returns a line that says so.
+
+    `config` is a YAML or JSON file, of our model keys or of the released model's arguments, instead of a preset.
+    """
+    settings = preset(preset_name) if config is None else _read_config(config)
+    net = load_released(checkpoint, settings)
+    with atomic_path(out) as folder:
+        folder.mkdir()
+        save_file(net.state_dict(), folder / "model.safetensors")
+        (folder / "model.yaml").write_text(yaml.safe_dump(to_mapping(settings), sort_keys=False))
+    count = sum(p.numel() for p in net.parameters())
+    return f"{count:,} parameters in {Path(out) / 'model.safetensors'}, settings in {Path(out) / 'model.yaml'}"
+
+
+def load_imported(folder: Path | str) -> DiT:
+    """Opens what `import_released` wrote."""
+    folder = Path(folder)
+    net = DiT(_read_config(folder / "model.yaml"), seed=None)
+    weights = _read(folder / "model.safetensors")
+    _compare(weights, net.state_dict(), str(folder / "model.safetensors"))
+    net.load_state_dict(dict(weights))
+    return net
+
+
+def _read_config(path: Path) -> DiTConfig:
+    values = json.loads(path.read_text()) if path.suffix == ".json" and path.is_file() else read_yaml(path)
+    if "qkv_multipliers" not in values:
+        return parse(DiTConfig, values, str(path))
+    try:
+        return released_config(values)
+    except KeyError as error:
+        raise ConfigError(f"{path}: the released model's argument {error} is missing") from None
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: holds more than weights, and such a pickle could run any code, so it is not opened "
+            f"({' '.join(str(error).split())[:160]})"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from None
+    for wrapper in ("state_dict", "state", "model"):  # trainers wrap the weights in these
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise CheckpointError(f"{path}: holds no plain state dict (names to tensors)")
+    return loaded
+
+
+def _unnest(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    nested = {name.removeprefix("dit."): value for name, value in tensors.items() if name.startswith("dit.")}
+    if nested:
+        return nested
+    if not any(name.startswith("x_embedder.") for name in tensors):
+        some = ", ".join(list(tensors)[:LISTED]) or "nothing"
+        raise CheckpointError(f"{where}: neither a plain state dict of the model nor one under 'dit.'; it has {some}")
+    return dict(tensors)
+
+
+def _to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for name, value in tensors.items():
+        for pattern, replacement in NAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+def _check_buffers(weights: dict[str, Tensor], net: DiT, where: str) -> None:
+    stored = {name: weights.pop(name) for name in BUFFERS if name in weights}
+    positions = stored.get("pos_embed")
+    if positions is not None and positions.shape != net.pos_embed.shape:
+        raise CheckpointError(
+            f"{where}: 'pos_embed' is {tuple(positions.shape)}, these settings give {tuple(net.pos_embed.shape)}: another "
+            "'model.input_size', 'model.patch_size' or 'model.width'"
+        )
+    on_meta = positions is not None and positions.is_meta
+    if positions is not None and not on_meta and not torch.allclose(positions.float(), net.pos_embed, atol=2e-2):
+        raise CheckpointError(f"{where}: 'pos_embed' holds other positions; set 'model.pos_interp_scale' as it was")
+
+
+def _compare(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    missing = [name for name in expected if name not in weights]
+    unexpected = [name for name in weights if name not in expected]
+    misshapen = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in weights and weights[name].shape != expected[name].shape
+    ]
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:LISTED])}{', ...' if len(names) > LISTED else ''}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{where}: doesn't fit these settings; {'; '.join(problems)}")

@@ -1,0 +1,66 @@
+"""How wide attention and feed-forwards are from the first block to the last.
+
+Constant, or growing with depth (layer-wise scaling, arXiv 2407.15811 section 3; OpenELM, arXiv 2404.14619).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from microdit.errors import ConfigError
+from microdit.roles import resolve
+
+Schedule = Callable[[float, float, int], list[float]]  # (start, end, depth) -> one ratio a block
+
+
+@dataclass(frozen=True)
+class WidthConfig:
+    """Ratios of the model width, from the first block (`start`) to the last (`end`)."""
+
+    schedule: str = "constant"  # constant | layerwise | dotted path of a Schedule
+    start: float = 1.0
+    end: float = 1.0
+    multiple_of: int | None = None  # granularity of the resulting widths; None: the finest that is possible
+
+    def __post_init__(self) -> None:
+        if self.start <= 0 or self.end <= 0:
+            raise ConfigError(f"a width schedule goes from {self.start} to {self.end}; both must be above 0")
+        if self.schedule == "constant" and self.start != self.end:
+            raise ConfigError(
+                f"a constant width schedule has 'start' {self.start} and 'end' {self.end}; make them equal, or set "
+                "'schedule: layerwise'"
+            )
+        if self.multiple_of is not None and self.multiple_of < 1:
+            raise ConfigError(f"'multiple_of' of a width schedule is {self.multiple_of}; it must be at least 1")
+
+    def ratios(self, depth: int) -> list[float]:
+        """One ratio for each of `depth` blocks."""
+        return resolve(self.schedule, SCHEDULES, "schedule")(self.start, self.end, depth)
+
+
+def constant(start: float, end: float, depth: int) -> list[float]:
+    """`start` everywhere."""
+    return [start] * depth
+
+
+def layerwise(start: float, end: float, depth: int) -> list[float]:
+    """Linear in the block's index, both ends included."""
+    if depth == 1:
+        return [end]
+    return [start + (end - start) * i / (depth - 1) for i in range(depth)]
+
+
+SCHEDULES: dict[str, Schedule] = {"constant": constant, "layerwise": layerwise}
+
+
+def round_up(value: float, multiple_of: int) -> int:
+    """The smallest positive multiple of `multiple_of` that is at least int(value)."""
+    return max(-(-int(value) // multiple_of), 1) * multiple_of
+
+
+def attention_width(width: int, ratio: float, head_dim: int, multiple_of: int | None) -> int:
+    """Width of queries, keys and values together: a whole number of heads; ratio 1 is the model width itself."""
+    if ratio == 1:
+        return width
+    return round_up(width * ratio, multiple_of or head_dim)
