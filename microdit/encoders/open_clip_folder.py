@@ -1,0 +1,67 @@
+"""Opening a local folder in open_clip's own format, with its own tokenizer's merge list where it has one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microdit.errors import ConfigError
+from microdit.files import sha256
+
+CONFIG, MERGES = "open_clip_config.json", "bpe_merges.txt.gz"
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class ClipFolder:
+    """A frozen CLIP in float32 with its tokenizer and preprocessing."""
+
+    model: Any
+    tokenize: Callable[[Sequence[str]], Tensor]  # captions -> (B, S) int64
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    context_length: int
+    fingerprint: str
+
+
+def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu") -> ClipFolder:
+    """Loads `folder`; raises ConfigError naming `key` and the file that is missing or broken."""
+    where = f"'{key}': {folder}"
+    if not folder.is_dir():
+        raise ConfigError(f"{where}: no such folder; give an open_clip folder or 'builtin'")
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"{where} has no {CONFIG}; an open_clip folder holds it beside {WEIGHTS[0]}")
+    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not weights:
+        raise ConfigError(f"{where} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}")
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        text, vision = settings["model_cfg"]["text_cfg"], settings["model_cfg"]["vision_cfg"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder / CONFIG}: not an open_clip configuration ({error!r})") from None
+    import open_clip
+
+    name = f"local-dir:{folder}"
+    try:
+        model = open_clip.create_model(name, device=device, precision="fp32", load_weights=True)
+        merges = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
+        tokenize = open_clip.get_tokenizer(name, **merges)
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise ConfigError(f"{where}: open_clip can't load it: {' '.join(str(error).split())[:300]}") from None
+    preprocess = settings.get("preprocess_cfg", {})
+    return ClipFolder(
+        model=model.eval().requires_grad_(False),
+        tokenize=tokenize,
+        mean=tuple(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        std=tuple(preprocess.get("std", open_clip.OPENAI_DATASET_STD)),
+        image_size=int(vision["image_size"]),
+        context_length=int(text.get("context_length", 77)),
+        fingerprint=sha256(folder / CONFIG, *weights, *([folder / MERGES] if merges else [])),
+    )
