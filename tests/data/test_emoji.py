@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from microdit.data import emoji_art, emoji_render
 from microdit.data.base import SPLITS, CaptionedImages, DataConfig, Item, build_dataset
+from microdit.data.emoji import GENERATOR_VERSION
 from microdit.data.emoji_art import CLASSES, DRAWINGS
 from microdit.data.emoji_compose import held_out
 from microdit.data.emoji_grammar import CLASS_NOUNS
@@ -146,24 +147,30 @@ def test_objects_lie_inside_the_frame_apart_from_each_other_and_large_enough(i: 
             assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
 
 
-@pytest.mark.parametrize("resolution", [16, 37, 64, 128, 256])
-def test_any_resolution_shows_the_same_scene(resolution: int) -> None:
-    item = build_dataset(dataclasses.replace(CONFIG, resolution=resolution), "train")[11]
-    reference = build_dataset(dataclasses.replace(CONFIG, resolution=512), "train")[11]
-    assert item.image.shape == (resolution, resolution, 3)
-    assert item.image.dtype == np.uint8
-    assert item.caption == reference.caption
-    assert item.attributes == reference.attributes
-    edges = (np.arange(resolution) * 512 / resolution).astype(int)
-    rows = np.add.reduceat(reference.image.astype(float), edges, axis=0)
-    areas = np.add.reduceat(rows, edges, axis=1)
-    sizes = np.diff(np.append(edges, 512))
-    mean = areas / (sizes[:, None, None] * sizes[None, :, None])
-    assert np.abs(mean - item.image).mean() < 6
+@pytest.mark.parametrize(("resolution", "tolerance"), [(16, 2.2), (32, 1.4), (64, 0.75), (128, 0.45), (256, 0.22)])
+def test_any_resolution_shows_the_same_scene(resolution: int, tolerance: float) -> None:
+    """Averaged over its blocks, a fine picture is the coarse one; off by half a pixel, it would be at twice this."""
+    coarse = build_dataset(dataclasses.replace(CONFIG, resolution=resolution), "train")
+    fine = build_dataset(dataclasses.replace(CONFIG, resolution=512), "train")
+    block = 512 // resolution
+    errors = []
+    for i in range(20):
+        item, reference = coarse[i], fine[i]
+        assert item.image.shape == (resolution, resolution, 3)
+        assert item.image.dtype == np.uint8
+        assert (item.caption, item.attributes) == (reference.caption, reference.attributes)
+        mean = reference.image.reshape(resolution, block, resolution, block, 3).mean((1, 3))
+        errors.append(np.abs(mean - item.image).mean())
+    assert np.mean(errors) < tolerance
+
+
+def test_odd_resolutions_work() -> None:
+    dataset = build_dataset(dataclasses.replace(CONFIG, resolution=37), "train")
+    assert all(dataset[i].image.shape == (37, 37, 3) for i in range(50))
 
 
 def test_edges_are_smooth() -> None:
-    """A black cat on a light plain background has in-between tones along its outline and nothing brighter."""
+    """A black object on a light plain background has in-between tones along its outline."""
     dataset = build_dataset(DataConfig(max_objects=1, scenery=False), "train")
     found = next(
         item
@@ -172,7 +179,6 @@ def test_edges_are_smooth() -> None:
     )
     red = found.image[..., 0].astype(int)
     assert ((red > 90) & (red < 200)).sum() > 40
-    assert red.max() <= 255
 
 
 def test_fingerprints_tell_every_setting_and_split_apart() -> None:
@@ -191,6 +197,13 @@ def test_fingerprints_tell_every_setting_and_split_apart() -> None:
     prints += [build_dataset(CONFIG, "val").fingerprint, build_dataset(CONFIG, "composition").fingerprint]
     assert len(set(prints)) == len(prints)
     assert build_dataset(CONFIG, "train").fingerprint == prints[0]
+
+
+def test_a_changed_generator_has_a_new_version() -> None:
+    """Caches and results are keyed by the version: if this fails on purpose, raise it and store the new digest."""
+    dataset = build_dataset(DataConfig(resolution=16), "train")
+    captions = "".join(dataset[i].caption + "\n" for i in range(200))
+    assert (GENERATOR_VERSION, hashlib.sha256(captions.encode()).hexdigest()[:16]) == (1, "0686c33608b6fd39")
 
 
 def test_it_is_a_sequence_of_captioned_images() -> None:

@@ -63,6 +63,7 @@ def test_train_and_val_share_nothing_and_lose_nothing(tmp_path: Path) -> None:
     train, val = captions(load(root, val_fraction=0.3)), captions(load(root, "val", val_fraction=0.3))
     assert sorted(train + val) == sorted(f"picture number {k}" for k in range(30))
     assert 3 <= len(val) <= 16
+    assert len(val) < len(load(root, "val", val_fraction=0.8))
     assert train == captions(load(root, val_fraction=0.3))
     assert val != captions(load(root, "val", val_fraction=0.3, seed=1))
 
