@@ -1,0 +1,105 @@
+"""The `microdit-report` command: a study's runs in MLflow to tables and figures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.errors import ReportError, nearest
+
+HELP = """\
+microdit-report STUDY [scale=NAME] [tracking_uri=URI] [out=results]
+
+Reads the newest launch of STUDY (at that scale, else at any) from MLflow and writes results/STUDY/SCALE/:
+  table.md table.csv table.tex   means with 95% intervals, differences from the baseline, costs, the paper's values
+  runs.csv                       a row per run
+  figure.png .pdf                scores over the study's axis
+  curves.png .pdf                training and validation loss
+  samples.png                    the same prompts drawn by every arm
+It logs them onto the launch too, where microdit-sweep ui shows them.
+
+  scale=NAME         smoke | demo | gpu | paper
+  tracking_uri=URI   MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)
+  out=FOLDER         where the results go (default: results)
+  publish=false      leave the store as it is
+
+e.g. microdit-report masking_ratio scale=demo"""
+
+KEYS = ("study", "scale", "tracking_uri", "out", "publish")
+
+
+@dataclass(frozen=True)
+class Words:
+    """The command line, sorted."""
+
+    study: str
+    scale: str | None
+    uri: str
+    out: Path
+    publish: bool
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 2 for an error that the user can mend."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or any(word in ("-h", "--help", "help") for word in words):
+        print(HELP)
+        return 0
+    try:
+        return _report(_sort(words))
+    except ReportError as error:
+        print(f"microdit-report: {error}", file=sys.stderr)
+        return 2
+
+
+def _sort(words: Sequence[str]) -> Words:
+    from analysis.store import default_uri
+
+    found: dict[str, str] = {}
+    for word in words:
+        key, sep, value = word.partition("=")
+        if not sep:
+            key, value = "study", word
+        if key not in KEYS:
+            raise ReportError(f"'{word}': there is no '{key}'; {nearest(key, KEYS)}")
+        if not value:
+            raise ReportError(f"'{word}': it needs a value, as {key}=VALUE")
+        if key in found:
+            raise ReportError(f"'{word}': {key} is given already, as '{found[key]}'")
+        found[key] = value
+    if "study" not in found:
+        raise ReportError("which study? e.g. microdit-report masking_ratio (--help shows all)")
+    publish = found.get("publish", "true").lower()
+    if publish not in ("true", "false"):
+        raise ReportError(f"publish={publish}: it must be true or false")
+    uri = found.get("tracking_uri") or default_uri()
+    return Words(found["study"], found.get("scale"), uri, Path(found.get("out", "results")), publish == "true")
+
+
+def _report(words: Words) -> int:
+    from analysis.load import load
+    from analysis.report import publish, write
+    from analysis.store import open_store
+    from analysis.tables import notes, sentences, terminal
+
+    results = load(open_store(words.uri), words.study, words.scale)
+    study = results.study
+    folder = words.out / study.name / study.scale
+    try:
+        paths = write(results, folder)
+    except OSError as error:
+        raise ReportError(f"{folder} can't be written: {error.strerror or error}") from None
+    print(f"{study.question}\n\n{terminal(results)}\n")
+    for line in [*sentences(results), "", *notes(results)]:
+        print(f"- {line}" if line else "")
+    print()
+    for path in paths:
+        print(path)
+    if words.publish:
+        refusal = publish(results, paths)
+        print(
+            f"the store would not take the report ({refusal})" if refusal else f"report/ of run {study.parent} has them"
+        )
+    return 0

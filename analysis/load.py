@@ -1,0 +1,232 @@
+"""From any MLflow store to one tidy frame: a row per finished run of a study's newest launch."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from PIL import Image
+
+from analysis.errors import ReportError, nearest
+
+PREFIX = "microdit/"
+SAME = ("data_fingerprint", "feature_net", "samples")  # runs that differ in one of these can't share a table
+NOT_RECORDED = "not recorded"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the newest launch says of itself; `arms` maps a name to its overrides, in the study's order."""
+
+    name: str
+    scale: str
+    parent: str
+    question: str
+    section: str
+    claim: str
+    baseline: str
+    holds: str
+    arms: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+    primary: str
+    direction: str
+    x: str
+    hue: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """The runs of one launch.
+
+    frame: a row per finished run with columns run_id, arm, seed, x, hue, `final/*` and `cost/*`, `tag.*`, `param.*`;
+    sorted by the study's order of arms, then seed. absent: why a planned or begun trial has no row, a line each.
+    """
+
+    study: Study
+    frame: pd.DataFrame
+    absent: tuple[str, ...]
+    client: Any
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the arms that have a finished run, in the study's order."""
+        return list(dict.fromkeys(self.frame["arm"]))
+
+    def tag(self, name: str) -> str:
+        """Values of tag `microdit.<name>` over all runs, joined where they differ."""
+        return ", ".join(dict.fromkeys(self.frame[f"tag.{name}"]))
+
+    def history(self, run_id: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of a metric, the last value of each step."""
+        points = {m.step: m.value for m in self.client.get_metric_history(run_id, metric)}
+        steps = np.array(sorted(points))
+        return steps, np.array([points[step] for step in steps])
+
+    def samples(self, run_id: str) -> tuple[list[np.ndarray], list[str]] | None:
+        """Final pictures, each (tile, tile, 3) uint8, with their prompts; None where the run left none."""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                root = Path(self.client.download_artifacts(run_id, "samples", folder))
+                listing = json.loads((root / "prompts.json").read_text(encoding="utf-8"))
+                strip = np.asarray(Image.open(root / "final.png").convert("RGB"))
+            except Exception:  # no such artifact: each artifact store has its own exception for it
+                return None
+        tile = int(listing["tile"])
+        pictures = [strip[:tile, start : start + tile] for start in range(0, strip.shape[1] - tile + 1, tile)]
+        return pictures, [str(prompt) for prompt in listing["prompts"]][: len(pictures)]
+
+
+def load(client: Any, study: str, scale: str | None = None) -> Results:
+    """Reads the newest launch of `study` (at `scale`, else at any); of each arm and seed the newest finished run.
+
+    Only that launch's own children count: a launch lists every trial of its plan, reused ones too, while runs of other
+    launches may have had other settings. Raises ReportError for an unknown study or scale, for a launch without a
+    finished run, and for runs that differ in data, feature networks or sample count.
+    """
+    experiment = _experiment(client, study)
+    found = _study(client, _launch(client, experiment, study, scale))
+    where = f"tags.`mlflow.parentRunId` = '{found.parent}'"
+    runs = search(client, experiment, where, "attributes.start_time ASC")
+    newest: dict[tuple[str, int], Any] = {}
+    other: dict[tuple[str, int], str] = {}
+    for run in runs:
+        key = (run.data.tags.get("microdit.arm", "?"), int(run.data.params.get("seed", -1)))
+        reason = _reason(run, found)
+        if reason:
+            other[key] = reason
+        else:
+            newest[key] = run
+    planned = [(arm, seed) for arm in found.arms for seed in found.seeds]
+    absent = []
+    for arm, seed in dict.fromkeys([*planned, *other]):
+        if (arm, seed) not in newest:
+            name = arm if seed < 0 else f"{arm}, seed {seed}"
+            absent.append(f"{name}: {other.get((arm, seed), 'not begun')}")
+    if not newest:
+        detail = "; ".join(absent[:4]) or "it has no trials"
+        raise ReportError(f"no run of {found.name} at {found.scale} has finished ({detail})")
+    frame = pd.DataFrame([_row(run, found, arm, seed) for (arm, seed), run in newest.items()])
+    order = {arm: rank for rank, arm in enumerate(found.arms)}
+    frame["rank"] = [order.get(arm, len(order)) for arm in frame["arm"]]
+    frame = frame.sort_values(["rank", "arm", "seed"]).drop(columns="rank").reset_index(drop=True)
+    _refuse_mixture(frame)
+    return Results(found, frame, tuple(absent), client)
+
+
+def search(client: Any, experiment: str, where: str, order: str) -> list[Any]:
+    """All runs that match, over as many pages as it takes."""
+    runs: list[Any] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment], where, order_by=[order], max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def _experiment(client: Any, study: str) -> str:
+    name = PREFIX + study
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    present = [e.name.removeprefix(PREFIX) for e in client.search_experiments() if e.name.startswith(PREFIX)]
+    hint = nearest(study, present) if present else "the store has no study at all"
+    raise ReportError(f"the store has no study '{study}'; {hint}")
+
+
+def _launch(client: Any, experiment: str, study: str, scale: str | None) -> Any:
+    launches = search(client, experiment, "tags.`microdit.role` = 'study'", "attributes.start_time DESC")
+    if not launches:
+        raise ReportError(f"'{study}' has runs but no launch; microdit-sweep study={study} makes one")
+    if scale is None:
+        return launches[0]
+    for run in launches:
+        if run.data.tags.get("microdit.scale") == scale:
+            return run
+    scales = dict.fromkeys(run.data.tags.get("microdit.scale", "?") for run in launches)
+    raise ReportError(f"'{study}' was never launched at scale '{scale}'; {nearest(scale, scales)}")
+
+
+def _study(client: Any, parent: Any) -> Study:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = Path(client.download_artifacts(parent.info.run_id, "study.yaml", folder))
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except Exception as error:
+            words = " ".join(str(error).split())[:200]
+            raise ReportError(f"launch {parent.info.run_id}: its study.yaml can't be read: {words}") from None
+    paper, metrics, figure = (values.get(key) or {} for key in ("paper", "metrics", "figure"))
+    return Study(
+        name=parent.data.tags["microdit.study"],
+        scale=parent.data.tags["microdit.scale"],
+        parent=parent.info.run_id,
+        question=str(values.get("question", "")).strip(),
+        section=str(paper.get("section", "")),
+        claim=str(paper.get("claim", "")),
+        baseline=str(values.get("baseline") or ""),
+        holds=str(values.get("holds") or ""),
+        arms={str(arm): dict(overrides or {}) for arm, overrides in (values.get("arms") or {}).items()},
+        seeds=tuple(int(seed) for seed in values.get("seeds") or ()),
+        primary=str(metrics.get("primary", "clip_fd")),
+        direction=str(metrics.get("direction", "minimize")),
+        x=str(figure.get("x") or ""),
+        hue=str(figure.get("hue") or ""),
+    )
+
+
+def _reason(run: Any, study: Study) -> str:
+    """Why a run can't be used, '' if it can."""
+    status = run.info.status
+    if status == "FAILED":
+        error = run.data.tags.get("microdit.error", "")
+        return f"failed ({error[:160]})" if error else "failed"
+    if status != "FINISHED":
+        return {"RUNNING": "still running", "KILLED": "killed", "SCHEDULED": "not begun"}.get(status, status.lower())
+    value = run.data.metrics.get(f"final/{study.primary}")
+    if value is None:
+        return f"finished without final/{study.primary}"
+    return "" if np.isfinite(value) else f"finished with final/{study.primary} = {value}"
+
+
+def _row(run: Any, study: Study, arm: str, seed: int) -> dict[str, Any]:
+    tags, params = run.data.tags, run.data.params
+    row: dict[str, Any] = {"run_id": run.info.run_id, "arm": arm, "seed": seed}
+    row["x"] = _setting(study.x, arm, params, study)
+    row["hue"] = str(_setting(study.hue, arm, params, study))
+    row |= {k: v for k, v in sorted(run.data.metrics.items()) if k.startswith(("final/", "cost/"))}
+    for name in (*SAME, "device", "git_commit", "git_dirty", "trial_key", "reused_from", "command"):
+        row[f"tag.{name}"] = tags.get(f"microdit.{name}", "" if name == "reused_from" else NOT_RECORDED)
+    return row | {f"param.{k}": v for k, v in sorted(params.items()) if k != "seed"}
+
+
+def _setting(key: str, arm: str, params: Mapping[str, str], study: Study) -> Any:
+    """A run's value of a config key, a number where it is one; the arm's name for 'arm', for '' and where unknown."""
+    value = params.get(key, study.arms.get(arm, {}).get(key, arm))
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _refuse_mixture(frame: pd.DataFrame) -> None:
+    for name in SAME:
+        groups = {str(value): _names(part) for value, part in frame.groupby(f"tag.{name}", sort=False)}
+        if len(groups) > 1:
+            values = "; ".join(f"{value} ({runs})" for value, runs in groups.items())
+            raise ReportError(
+                f"runs that differ in {name} can't be compared: {values}. "
+                "Launch the study again with the same settings, so that every arm has them"
+            )
+
+
+def _names(part: pd.DataFrame, shown: int = 4) -> str:
+    names: Sequence[str] = [f"{arm} seed {seed}" for arm, seed in zip(part["arm"], part["seed"], strict=True)]
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -1,0 +1,63 @@
+"""What metrics and settings are called in print. A Fréchet distance is 'FID' only on Inception features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+WIDTHS = {
+    "efficientnet-lite0": 1280,
+    "inception": 2048,
+    "dinov2": 1024,
+}  # of the features; a title begins with the name
+ORDER = ("clip_fd", "fd", "kid", "clip_score", "class_accuracy")
+NOT_SCORES = ("samples", "reference_images")  # of final/*: what the scores were measured with
+SHORT = {
+    "clip_fd": "CLIP-FD",
+    "fd": "FD",
+    "kid": "KD",
+    "clip_score": "CLIP score",
+    "class_accuracy": "class accuracy",
+}
+HIGHER = ("clip_score", "class_accuracy")  # better when higher; distances are better when lower
+
+
+def networks(feature_net: str) -> list[str]:
+    """Names of the networks in tag `microdit.feature_net` (`title@digest+title@digest`), digests left out."""
+    return [part.partition("@")[0] for part in feature_net.split("+")]
+
+
+def feature_width(network: str) -> int | None:
+    """Width of a known network's features, None for another."""
+    found = [width for name, width in WIDTHS.items() if network.lower().startswith(name)]
+    return found[0] if found else None
+
+
+def scores(columns: Iterable[str], primary: str) -> list[str]:
+    """Names of the `final/*` columns that are scores, the primary one first, floors and counts left out."""
+    names = [column.removeprefix("final/") for column in columns if column.startswith("final/")]
+    names = [n for n in names if n not in NOT_SCORES and not n.endswith(("_floor", "_real"))]
+    rank = {name: place for place, name in enumerate((primary, *ORDER))} | {primary: -1}
+    return sorted(names, key=lambda name: (rank.get(name, len(rank)), name))
+
+
+def title(metric: str, feature_net: str = "") -> str:
+    """A metric's name in print: `FID` and `KID` where the network is Inception, else the distance's plain name."""
+    inception = networks(feature_net)[0].lower().startswith("inception")
+    if inception and metric in ("fd", "kid"):
+        return {"fd": "FID", "kid": "KID"}[metric]
+    return SHORT.get(metric, metric.replace("_", " "))
+
+
+def arrow(metric: str, primary: str, direction: str) -> str:
+    """Which way is better, '' for a metric that the study and this table don't know."""
+    if metric == primary:
+        return "↓" if direction == "minimize" else "↑"
+    if metric in HIGHER:
+        return "↑"
+    return "↓" if metric in SHORT else ""
+
+
+def setting(key: str) -> str:
+    """A config key as an axis or column names it: `model.masking.ratio` is `masking ratio`."""
+    parts = [part for part in key.split(".") if part != "model"]
+    return " ".join(parts[-2:]).replace("_", " ")

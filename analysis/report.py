@@ -1,0 +1,73 @@
+"""Writes a study's report to a folder, and onto the launch in MLflow so that its page shows it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from analysis.figures import curve_figure, score_figure
+from analysis.load import Results
+from analysis.samples import sample_figure
+from analysis.tables import latex, markdown, runs_csv, summary
+
+NOTE_LIMIT = 8000  # characters of a tag that every MLflow store takes
+
+
+def write(results: Results, folder: Path) -> list[Path]:
+    """Writes table.md, .csv, .tex, runs.csv, figure, curves (.png, .pdf) and samples.png; returns their paths.
+
+    All are made before the first is put in place, and each is put there by a rename; a file of the user's own that lies
+    in `folder` stays. samples.png is left out, and an older one removed, where no run left pictures.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".report.", dir=folder))
+    try:
+        _make(results, scratch)
+        made = sorted(path.name for path in scratch.iterdir())
+        for name in made:
+            os.replace(scratch / name, folder / name)
+        if "samples.png" not in made:
+            (folder / "samples.png").unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return [folder / name for name in made]
+
+
+def _make(results: Results, folder: Path) -> None:
+    (folder / "table.md").write_text(page(results), encoding="utf-8")
+    (folder / "table.tex").write_text(latex(results), encoding="utf-8")
+    summary(results).to_csv(folder / "table.csv", index=False)
+    runs_csv(results).to_csv(folder / "runs.csv", index=False)
+    figures = {"figure": score_figure(results), "curves": curve_figure(results)}
+    stamps: Mapping[str, Mapping[str, None]] = {"png": {}, "pdf": {"CreationDate": None}}  # same runs, same bytes
+    for name, figure in figures.items():
+        for kind, metadata in stamps.items():
+            figure.savefig(folder / f"{name}.{kind}", dpi=200, metadata=dict(metadata))
+    samples = sample_figure(results)
+    if samples is not None:
+        samples.savefig(folder / "samples.png", dpi=200)
+
+
+def page(results: Results) -> str:
+    """The question, what the paper claims, and the table with all that belongs under it."""
+    study = results.study
+    section = f" (section {study.section})" if study.section else ""
+    claim = f"The paper{section} claims: {study.claim}.\n\n" if study.claim else ""
+    return f"**{study.question}**\n\n{claim}{markdown(results)}"
+
+
+def publish(results: Results, paths: list[Path]) -> str:
+    """Logs the files under `report/` of the launch and describes it; returns '' or why the store would not take them."""
+    try:
+        for path in paths:
+            results.client.log_artifact(results.study.parent, str(path), "report")
+        text = page(results)
+        if len(text) > NOTE_LIMIT:
+            text = text[: NOTE_LIMIT - 40].rsplit("\n", 1)[0] + "\n\nThe rest is in report/table.md."
+        results.client.set_tag(results.study.parent, "mlflow.note.content", text)
+    except Exception as error:  # a read-only file, a server that refuses: the report itself is written
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return ""

@@ -1,0 +1,61 @@
+"""Opens an MLflow store to read, without ever making one."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import ReportError
+
+MAKE_ONE = "microdit-sweep study=masking_ratio scale=demo makes one"
+
+
+def quiet() -> None:
+    """MLflow and its database layer log every migration they look at; a user's terminal is for the report."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def default_uri() -> str:
+    """MLFLOW_TRACKING_URI, or the sqlite file that `microdit-sweep` writes below the working folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('runs/mlflow.db').resolve()}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a sqlite URI, None for other URIs and for a database in memory."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    name = uri.removeprefix("sqlite:///").partition("?")[0].removeprefix("file:")
+    return Path(name) if name and name != ":memory:" else None
+
+
+def open_store(uri: str) -> Any:
+    """An `MlflowClient` of `uri`; a path ending in .db is taken for a sqlite file.
+
+    Raises ReportError where there is no store: opening a missing sqlite file would create an empty one.
+    """
+    if "://" not in uri and uri.endswith(".db"):
+        uri = f"sqlite:///{Path(uri).resolve()}"
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
+        raise ReportError(f"there is no MLflow store at {file}; {MAKE_ONE}, tracking_uri=URI names another")
+    if "://" not in uri and not Path(uri).is_dir():
+        raise ReportError(f"tracking_uri={uri} is neither a URI nor a folder; e.g. sqlite:////data/mlflow.db")
+    quiet()
+    import mlflow
+
+    quiet()  # importing mlflow sets its own level
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            mlflow.set_tracking_uri(uri)
+            client = mlflow.MlflowClient(uri)
+            client.search_experiments(max_results=1)
+    except Exception as error:
+        raise ReportError(f"tracking_uri={uri} can't be opened: {' '.join(str(error).split())[:200]}") from None
+    return client

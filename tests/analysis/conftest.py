@@ -1,0 +1,63 @@
+"""A store that many tests read, made once: sqlite's schema takes MLflow seconds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from store_maker import StudyWriter, arm, final, study_file
+
+from analysis.store import quiet
+
+ARMS = {
+    "none": arm("none", 0.0),
+    "naive_50": arm("naive", 0.5),
+    "naive_75": arm("naive", 0.75),
+    "deferred_50": arm("deferred", 0.5),
+    "deferred_75": arm("deferred", 0.75),
+}
+SCORES = {  # clip_fd by arm, seeds 0, 1, 2
+    "none": [10.0, 11.0, 12.5],
+    "naive_50": [16.0, 17.5, 18.0],
+    "naive_75": [25.0, 26.5, 27.0],
+    "deferred_50": [10.5, 10.75, 13.0],
+    "deferred_75": [13.0, 14.25, 15.0],
+}
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sqlite file with MLflow's tables and nothing in them."""
+    from mlflow import MlflowClient
+
+    quiet()
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def fresh(empty_store: Path, tmp_path: Path) -> tuple[str, Path]:
+    """(uri, folder) of an empty store of a test's own."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path
+
+
+@pytest.fixture(scope="session")
+def masking_store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of a store with a whole masking study of five arms and three seeds, curves and pictures included."""
+    root = tmp_path_factory.mktemp("masking")
+    shutil.copy(empty_store, root / "mlflow.db")
+    uri = f"sqlite:///{root / 'mlflow.db'}"
+    launch = StudyWriter(uri, root, "masking_ratio", study_file(ARMS, [0, 1, 2]))
+    rng = np.random.default_rng(0)
+    for number, (name, values) in enumerate(SCORES.items()):
+        for seed, value in enumerate(values):
+            steps = np.arange(1, 41)
+            loss = 0.3 + 0.7 * np.exp(-steps / 8) + 0.03 * number + 0.02 * rng.standard_normal(40)
+            curves = {"train/loss": loss.tolist(), "val/loss": (loss[9::10] + 0.02).tolist()}
+            launch.run(name, seed, final(value), curves=curves)
+    launch.client.set_terminated(launch.parent, "FINISHED")
+    return uri
