@@ -99,7 +99,6 @@ def _report(words: Words) -> int:
         print(path)
     if words.publish:
         refusal = publish(results, paths)
-        print(
-            f"the store would not take the report ({refusal})" if refusal else f"report/ of run {study.parent} has them"
-        )
+        place = f"report/ of run {study.parent}"
+        print(f"the store would not take the report ({refusal})" if refusal else f"{place} in the store has them too")
     return 0

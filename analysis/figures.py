@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import names
+from analysis.across import Across
 from analysis.load import Results
 from analysis.stats import estimate
 
@@ -25,7 +26,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 REFERENCE = "#444444"
 PANELS = ("clip_score", "class_accuracy")  # beside the primary metric
-PRINT = {
+PRINT: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,
@@ -60,13 +61,10 @@ def score_figure(results: Results) -> Figure:
     found = names.scores(results.frame.columns, study.primary)
     shown = list(dict.fromkeys([study.primary, *(metric for metric in PANELS if metric in found)]))
     figure, axes = _panels(len(shown), 2.9)
-    positions, labels = _positions(results.frame["x"])
+    across = Across.of(results.frame["x"])
     for axis, metric in zip(axes, shown, strict=True):
-        _score_panel(axis, results, metric, positions)
-        if labels:
-            _tick_names(axis, labels)
-        elif len(positions) <= 9:
-            axis.set_xticks(sorted(set(positions.values())))
+        _score_panel(axis, results, metric, across)
+        across.mark(axis)
         axis.set_xlabel(names.setting(study.x) if study.x else "arm")
     found_handles = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
     hues = set(results.frame["hue"])
@@ -104,19 +102,20 @@ def curve_figure(results: Results) -> Figure:
     return figure
 
 
-def _score_panel(axis: Axes, results: Results, metric: str, positions: dict[Any, float]) -> None:
+def _score_panel(axis: Axes, results: Results, metric: str, across: Across) -> None:
     frame, study, net = results.frame, results.study, results.tag("feature_net")
     column = f"final/{metric}"
     hues = list(dict.fromkeys(frame["hue"]))
     for number, hue in enumerate(hues):
         runs = frame[frame["hue"] == hue]
         colour, marker, line = _style(number)
-        spread = (number - (len(hues) - 1) / 2) * 0.012 * _width(positions)
-        places = sorted({positions[value] for value in runs["x"]})
-        values = [estimate(runs.loc[runs["x"].map(positions) == place, column]) for place in places]
-        xs = np.array(places) + spread
-        beside = runs["x"].map(positions) + spread + (0.02 * _width(positions) if len(runs) > len(places) else 0.0)
-        axis.scatter(beside, runs[column], s=9, marker=marker, color=colour, alpha=0.6, linewidths=0)
+        shift = 0.012 * (number - (len(hues) - 1) / 2)
+        places = sorted(set(runs["x"]), key=across.place)
+        values = [estimate(runs.loc[runs["x"] == place, column]) for place in places]
+        xs = [across.place(place, shift) for place in places]
+        beside = shift + (0.035 if len(runs) > len(places) else 0.0)  # the seeds, to the right of their mean
+        dots = [across.place(place, beside) for place in runs["x"]]
+        axis.scatter(dots, runs[column], s=9, marker=marker, color=colour, alpha=0.6, linewidths=0)
         style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": line, "markersize": 6, "label": hue}
         halves = [value.half if value.has_interval else 0.0 for value in values]
         means = [value.mean for value in values]
@@ -132,10 +131,8 @@ def _references(axis: Axes, results: Results, column: str) -> None:
     zero = frame[frame["x"].map(lambda value: value == 0)]
     for arm, runs in zero.groupby("arm", sort=False):
         if len(set(frame["x"])) > 1:
-            label = f"{arm} (at 0)"
-            axis.axhline(
-                runs[column].mean(), color=REFERENCE, linewidth=0.9, linestyle=(0, (6, 3)), label=label, zorder=1
-            )
+            style: dict[str, Any] = {"color": REFERENCE, "linewidth": 0.9, "linestyle": (0, (6, 3)), "zorder": 1}
+            axis.axhline(runs[column].mean(), label=f"{arm} (at 0)", **style)
     for suffix in ("_floor", "_real"):
         value = _constant(frame, column + suffix)
         if value is not None:
@@ -198,28 +195,6 @@ def _style(number: int) -> tuple[str, str, Any]:
     return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], LINES[number % len(LINES)]
 
 
-def _positions(x: pd.Series) -> tuple[dict[Any, float], dict[float, str]]:
-    """Where each x stands: numbers at themselves, anything else in a row, with names for the ticks."""
-    values = list(dict.fromkeys(x))
-    if all(isinstance(value, float) for value in values):
-        return {value: value for value in values}, {}
-    return {v: float(i) for i, v in enumerate(values)}, {float(i): str(v) for i, v in enumerate(values)}
-
-
-def _tick_names(axis: Axes, labels: dict[float, str]) -> None:
-    long = max(len(label) for label in labels.values()) * len(labels) > 30
-    axis.set_xticks(list(labels), list(labels.values()))
-    if long:
-        axis.tick_params(axis="x", rotation=30)
-        for label in axis.get_xticklabels():
-            label.set_horizontalalignment("right")
-    axis.set_xlim(min(labels) - 0.4, max(labels) + 0.4)
-
-
-def _width(positions: dict[Any, float]) -> float:
-    return (max(positions.values()) - min(positions.values())) or 1.0
-
-
 def _constant(frame: pd.DataFrame, column: str) -> float | None:
     return float(frame[column].mean()) if column in frame and frame[column].notna().any() else None
 
@@ -230,11 +205,8 @@ def _facts(results: Results) -> str:
     reference = _constant(frame, "final/reference_images")
     against = f" against {reference:.0f} real" if reference is not None else ""
     networks = names.networks(results.tag("feature_net"))
-    bars = (
-        "bars: 95% interval, cut where it leaves the panel; dots: seeds"
-        if frame.groupby("arm").size().max() > 1
-        else "no interval at n=1"
-    )
+    several = frame.groupby("arm").size().max() > 1
+    bars = "bars: 95% interval, cut where it leaves the panel; small: seeds" if several else "no interval at n=1"
     return (
         f"{results.study.name}, scale {results.study.scale}; {_seeds(results)}; {results.tag('samples')} samples a run"
         f"{against}; features: {', '.join(networks)}; {bars}"
@@ -261,7 +233,8 @@ def _panels(count: int, width: float) -> tuple[Figure, list[Axes]]:
 
 def _legend(figure: Figure, handles: dict[str, Any]) -> None:
     if handles:
-        columns = min(len(handles), 5, max(1, math.floor(figure.get_figwidth() / 1.5)))
+        fit = max(1, min(6, math.floor(figure.get_figwidth() / 1.4)))
+        columns = math.ceil(len(handles) / math.ceil(len(handles) / fit))  # rows of equal length
         figure.legend(
             list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False,
             fontsize=8, handlelength=3.2,

@@ -8,7 +8,7 @@ WIDTHS = {
     "efficientnet-lite0": 1280,
     "inception": 2048,
     "dinov2": 1024,
-}  # of the features; a title begins with the name
+}  # by the start of a title
 ORDER = ("clip_fd", "fd", "kid", "clip_score", "class_accuracy")
 NOT_SCORES = ("samples", "reference_images")  # of final/*: what the scores were measured with
 SHORT = {

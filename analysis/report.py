@@ -60,7 +60,7 @@ def page(results: Results) -> str:
 
 
 def publish(results: Results, paths: list[Path]) -> str:
-    """Logs the files under `report/` of the launch and describes it; returns '' or why the store would not take them."""
+    """Logs the files under `report/` of the launch and describes it; returns '' or why the store refused."""
     try:
         for path in paths:
             results.client.log_artifact(results.study.parent, str(path), "report")

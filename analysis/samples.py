@@ -27,7 +27,7 @@ def sample_figure(results: Results) -> Figure | None:
     first = results.frame.drop_duplicates("arm")
     rows = {}
     for run in first.itertuples():
-        found = results.samples(run.run_id)
+        found = results.samples(str(run.run_id))
         if found is not None:
             rows[f"{run.arm}\nseed {run.seed}"] = found
     if not rows:

@@ -235,7 +235,9 @@ def _difference(results: Results, arm: str) -> Estimate:
 def _settings(results: Results, arm: str) -> dict[str, object]:
     """An arm's config keys and values, as far as the launch and its runs name them."""
     row = _runs(results, arm).iloc[0]
-    params = {k.removeprefix("param."): v for k, v in row.items() if str(k).startswith("param.")}
+    params: dict[str, object] = {
+        str(k).removeprefix("param."): v for k, v in row.items() if str(k).startswith("param.")
+    }
     return params | dict(results.study.arms.get(arm, {}))
 
 
