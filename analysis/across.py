@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,8 @@ if TYPE_CHECKING:
 
 DECADES = 20  # a range of this factor or more is drawn on a logarithmic axis
 TICKS = 9  # values that get a tick each
-CHARACTERS = 26  # of all names together, before they are slanted
+CHARACTERS = 32  # that fit side by side below a panel
+LONGEST = 18  # characters of a slanted name
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,42 @@ class Across:
         return value + shift * ((self.values[-1] - self.values[0]) or 1.0)
 
     def mark(self, axis: Axes) -> None:
-        """Ticks at the values, with their names or numbers."""
-        labels = list(self.names) or [f"{value:g}" for value in self.values]
+        """Ticks at the values, with their names or numbers, slanted and shortened where they would touch."""
         if self.log:
             axis.set_xscale("log")
             axis.minorticks_off()
-        if self.names or len(labels) <= TICKS:
-            axis.set_xticks(self.values, labels)
         if self.names:
             axis.set_xlim(-0.5, len(self.names) - 0.5)
-        if self.names and sum(len(label) for label in labels) > CHARACTERS:
-            for text in axis.get_xticklabels():
-                text.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
+        else:
+            axis.margins(x=0.08)
+        if not self.names and len(self.values) > TICKS:
+            return
+        room = self._gap() * CHARACTERS
+        labels = [_wrap(name, int(room)) for name in self.names] or [f"{value:g}" for value in self.values]
+        if max(len(line) for label in labels for line in label.split("\n")) <= room:
+            axis.set_xticks(self.values, labels)
+            return
+        axis.set_xticks(self.values, [_shorten(name) for name in self.names] or labels)
+        for text in axis.get_xticklabels():
+            text.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")
+
+    def _gap(self) -> float:
+        """Least distance between neighbours, as a fraction of the axis."""
+        if self.names:
+            return 1 / len(self.names)
+        at = [math.log(value) for value in self.values] if self.log else list(self.values)
+        return min(((b - a) / (at[-1] - at[0]) for a, b in itertools.pairwise(at)), default=1.0)
+
+
+def _wrap(name: str, width: int) -> str:
+    """Broken into lines after its underscores."""
+    lines = [""]
+    for part in re.findall(r"[^_]+_?|_", name):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 + 1 :]}"

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 REFERENCE = "#444444"
+Drawn = TypeVar("Drawn")
 PANELS = ("clip_score", "class_accuracy")  # beside the primary metric
 PRINT: dict[Any, Any] = {
     "font.size": 9,
@@ -41,11 +42,11 @@ PRINT: dict[Any, Any] = {
 }
 
 
-def in_print(draw: Callable[[Results], Figure]) -> Callable[[Results], Figure]:
+def in_print(draw: Callable[[Results], Drawn]) -> Callable[[Results], Drawn]:
     """Draws under PRINT's settings, which matplotlib reads as each element is made."""
 
     @wraps(draw)
-    def drawn(results: Results) -> Figure:
+    def drawn(results: Results) -> Drawn:
         import matplotlib as mpl
 
         with mpl.rc_context(PRINT):
@@ -67,16 +68,20 @@ def score_figure(results: Results) -> Figure:
         across.mark(axis)
         axis.set_xlabel(names.setting(study.x) if study.x else "arm")
     found_handles = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    on_axis = set(across.names)  # a line whose name stands below it needs no legend
     hues = set(results.frame["hue"])
     ordered = sorted(found_handles, key=lambda pair: pair[1] not in hues)  # the lines first, then what they cross
-    _legend(figure, {label: handle for handle, label in ordered})
+    _legend(figure, {label: handle for handle, label in ordered if label and label not in on_axis})
     _title(figure, study.question, _facts(results))
     return figure
 
 
 @in_print
-def curve_figure(results: Results) -> Figure:
-    """Training and validation loss by step: a thick line for an arm's mean over seeds, thin ones for the seeds."""
+def curve_figure(results: Results) -> Figure | None:
+    """Training and validation loss by step: a thick line for an arm's mean over seeds, thin ones for the seeds.
+
+    None where no run has logged either.
+    """
     figure, axes = _panels(2, 3.6)
     handles: dict[str, Any] = {}
     styles = _arm_styles(results)
@@ -93,6 +98,8 @@ def curve_figure(results: Results) -> Figure:
         if values.min() > 0:
             axis.set_yscale("log")
             _plain_log_ticks(axis, values)
+    if not handles:
+        return None
     axes[0].set_ylabel("loss")
     _legend(figure, handles)
     masked = any("masking" in key for arm in results.study.arms.values() for key in arm)
@@ -109,6 +116,7 @@ def _score_panel(axis: Axes, results: Results, metric: str, across: Across) -> N
     for number, hue in enumerate(hues):
         runs = frame[frame["hue"] == hue]
         colour, marker, line = _style(number)
+        line = "none" if across.names else line  # names have no order to follow
         shift = 0.012 * (number - (len(hues) - 1) / 2)
         places = sorted(set(runs["x"]), key=across.place)
         values = [estimate(runs.loc[runs["x"] == place, column]) for place in places]
@@ -117,7 +125,7 @@ def _score_panel(axis: Axes, results: Results, metric: str, across: Across) -> N
         dots = [across.place(place, beside) for place in runs["x"]]
         axis.scatter(dots, runs[column], s=9, marker=marker, color=colour, alpha=0.6, linewidths=0)
         style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": line, "markersize": 6, "label": hue}
-        halves = [value.half if value.has_interval else 0.0 for value in values]
+        halves = [value.half for value in values]  # NaN at n=1: no bar
         means = [value.mean for value in values]
         axis.errorbar(xs, means, yerr=halves, capsize=3, linewidth=1.5, markeredgecolor="white", **style)
     _references(axis, results, column)
@@ -143,7 +151,7 @@ def _fit(axis: Axes, values: pd.Series, extra: Sequence[float | None]) -> None:
     """Limits from the seeds' values, so that an interval of two seeds (t = 12.7) can't flatten the panel."""
     shown = [*values.dropna(), *(value for value in extra if value is not None)]
     low, high = min(shown), max(shown)
-    room = 0.35 * (max(values.dropna()) - min(values.dropna())) or 0.1 * abs(high) or 1.0
+    room = 0.5 * (max(values.dropna()) - min(values.dropna())) or 0.1 * abs(high) or 1.0
     bottom, top = axis.get_ylim()
     axis.set_ylim(max(bottom, low - room), min(top, high + room))
 
@@ -233,7 +241,8 @@ def _panels(count: int, width: float) -> tuple[Figure, list[Axes]]:
 
 def _legend(figure: Figure, handles: dict[str, Any]) -> None:
     if handles:
-        fit = max(1, min(6, math.floor(figure.get_figwidth() / 1.4)))
+        wide = 0.75 + 0.075 * max(len(label) for label in handles)  # inches of an entry
+        fit = max(1, min(6, math.floor(figure.get_figwidth() / wide)))
         columns = math.ceil(len(handles) / math.ceil(len(handles) / fit))  # rows of equal length
         figure.legend(
             list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False,
@@ -243,5 +252,5 @@ def _legend(figure: Figure, handles: dict[str, Any]) -> None:
 
 def _title(figure: Figure, title: str, below: str) -> None:
     wide = int(figure.get_figwidth() * 15)
-    lines = [textwrap.fill(title, int(wide * 0.85)), textwrap.fill(below, wide)]
+    lines = [textwrap.fill(title, int(wide * 0.85)), textwrap.fill(below, wide, break_on_hyphens=False)]
     figure.suptitle("\n".join(line for line in lines if line), fontsize=8.5, x=0.01, ha="left")

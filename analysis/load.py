@@ -200,7 +200,7 @@ def _row(run: Any, study: Study, arm: str, seed: int) -> dict[str, Any]:
     tags, params = run.data.tags, run.data.params
     row: dict[str, Any] = {"run_id": run.info.run_id, "arm": arm, "seed": seed}
     row["x"] = _setting(study.x, arm, params, study)
-    row["hue"] = str(_setting(study.hue, arm, params, study))
+    row["hue"] = str(_setting(study.hue, arm, params, study)) if study.hue else ""
     row |= {k: v for k, v in sorted(run.data.metrics.items()) if k.startswith(("final/", "cost/"))}
     for name in (*SAME, "device", "git_commit", "git_dirty", "trial_key", "reused_from", "command"):
         row[f"tag.{name}"] = tags.get(f"microdit.{name}", "" if name == "reused_from" else NOT_RECORDED)
@@ -208,7 +208,7 @@ def _row(run: Any, study: Study, arm: str, seed: int) -> dict[str, Any]:
 
 
 def _setting(key: str, arm: str, params: Mapping[str, str], study: Study) -> Any:
-    """A run's value of a config key, a number where it is one; the arm's name for 'arm', for '' and where unknown."""
+    """A run's value of a config key, a number where it is one; the arm's name where it has none."""
     value = params.get(key, study.arms.get(arm, {}).get(key, arm))
     try:
         return float(value)

@@ -13,6 +13,7 @@ from analysis.load import Results
 from analysis.samples import sample_figure
 from analysis.tables import latex, markdown, runs_csv, summary
 
+OPTIONAL = ("curves.png", "curves.pdf", "samples.png")
 NOTE_LIMIT = 8000  # characters of a tag that every MLflow store takes
 
 
@@ -20,7 +21,7 @@ def write(results: Results, folder: Path) -> list[Path]:
     """Writes table.md, .csv, .tex, runs.csv, figure, curves (.png, .pdf) and samples.png; returns their paths.
 
     All are made before the first is put in place, and each is put there by a rename; a file of the user's own that lies
-    in `folder` stays. samples.png is left out, and an older one removed, where no run left pictures.
+    in `folder` stays. Curves and samples are left out, and older ones removed, where no run has logged any.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".report.", dir=folder))
@@ -29,8 +30,9 @@ def write(results: Results, folder: Path) -> list[Path]:
         made = sorted(path.name for path in scratch.iterdir())
         for name in made:
             os.replace(scratch / name, folder / name)
-        if "samples.png" not in made:
-            (folder / "samples.png").unlink(missing_ok=True)
+        for name in OPTIONAL:
+            if name not in made:
+                (folder / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return [folder / name for name in made]
@@ -44,6 +46,8 @@ def _make(results: Results, folder: Path) -> None:
     figures = {"figure": score_figure(results), "curves": curve_figure(results)}
     stamps: Mapping[str, Mapping[str, None]] = {"png": {}, "pdf": {"CreationDate": None}}  # same runs, same bytes
     for name, figure in figures.items():
+        if figure is None:
+            continue
         for kind, metadata in stamps.items():
             figure.savefig(folder / f"{name}.{kind}", dpi=200, metadata=dict(metadata))
     samples = sample_figure(results)

@@ -54,7 +54,7 @@ def columns(results: Results) -> list[Column]:
         head = f"{names.title(metric, net)} {names.arrow(metric, study.primary, study.direction)}".strip()
         found.append(Column(head, "score", tuple(str(estimate(runs[arm][f"final/{metric}"])) for arm in arms)))
     if study.baseline in arms:
-        head = f"{names.title(study.primary, net)} − {study.baseline}"
+        head = f"{names.title(study.primary, net)} − baseline"
         cells = tuple("baseline" if arm == study.baseline else signed(_difference(results, arm)) for arm in arms)
         found.append(Column(head, "score", cells))
     values = {arm: paper_value(study.name, _settings(results, arm)) for arm in arms}

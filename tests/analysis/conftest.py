@@ -7,24 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_maker import StudyWriter, arm, final, study_file
+from report_store import ARMS, SCORES, StudyWriter, final, study_file
 
 from analysis.store import quiet
-
-ARMS = {
-    "none": arm("none", 0.0),
-    "naive_50": arm("naive", 0.5),
-    "naive_75": arm("naive", 0.75),
-    "deferred_50": arm("deferred", 0.5),
-    "deferred_75": arm("deferred", 0.75),
-}
-SCORES = {  # clip_fd by arm, seeds 0, 1, 2
-    "none": [10.0, 11.0, 12.5],
-    "naive_50": [16.0, 17.5, 18.0],
-    "naive_75": [25.0, 26.5, 27.0],
-    "deferred_50": [10.5, 10.75, 13.0],
-    "deferred_75": [13.0, 14.25, 15.0],
-}
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,22 @@ def arm(method: str, ratio: float) -> dict[str, Any]:
     return {"model.masking.method": method, "model.masking.ratio": ratio}
 
 
+ARMS = {
+    "none": arm("none", 0.0),
+    "naive_50": arm("naive", 0.5),
+    "naive_75": arm("naive", 0.75),
+    "deferred_50": arm("deferred", 0.5),
+    "deferred_75": arm("deferred", 0.75),
+}
+SCORES = {  # clip_fd by arm, seeds 0, 1, 2
+    "none": [10.0, 11.0, 12.5],
+    "naive_50": [16.0, 17.5, 18.0],
+    "naive_75": [25.0, 26.5, 27.0],
+    "deferred_50": [10.5, 10.75, 13.0],
+    "deferred_75": [13.0, 14.25, 15.0],
+}
+
+
 class StudyWriter:
     """One launch of a study in the store at `uri`; artifacts lie under `root`."""
 

@@ -1,0 +1,217 @@
+"""The command, from a store with known numbers to files that a paper could print."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_store import PROMPTS, SCORES, StudyWriter, arm, final, study_file
+from scipy import stats
+
+from analysis import cli, report
+from analysis.load import load
+from analysis.store import open_store
+from analysis.tables import latex, markdown
+
+FILES = {"table.md", "table.csv", "table.tex", "runs.csv", "samples.png"}
+FIGURES = {f"{name}.{kind}" for name in ("figure", "curves") for kind in ("png", "pdf")}
+
+
+@pytest.fixture(scope="module")
+def written(masking_store: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("results")
+    assert cli.main(["masking_ratio", f"tracking_uri={masking_store}", f"out={out}", "scale=demo"]) == 0
+    return out / "masking_ratio" / "demo"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_all_files_are_there_and_nothing_else(written: Path) -> None:
+    assert {path.name for path in written.iterdir()} == FILES | FIGURES
+    assert len(rows(written / "runs.csv")) == 15
+    for path in written.glob("*.pdf"):
+        assert path.read_bytes().startswith(b"%PDF")
+
+
+def test_table_has_the_means_and_intervals_of_the_runs(written: Path) -> None:
+    for row in rows(written / "table.csv"):
+        values = SCORES[row["arm"]]
+        low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+        assert float(row["clip_fd"]) == pytest.approx(np.mean(values))
+        assert (float(row["clip_fd_low"]), float(row["clip_fd_high"])) == pytest.approx((low, high))
+        if row["arm"] != "none":
+            differences = np.subtract(values, SCORES["none"])
+            low, high = stats.t.interval(0.95, 2, differences.mean(), stats.sem(differences))
+            assert float(row["clip_fd_minus_baseline_low"]) == pytest.approx(low)
+            assert float(row["clip_fd_minus_baseline_high"]) == pytest.approx(high)
+
+
+def test_table_in_print_says_what_a_reader_needs(written: Path) -> None:
+    text = (written / "table.md").read_text(encoding="utf-8")
+    assert "deferred_75: differs from none: +2.92 [1.97, 3.87] CLIP-FD over n=3 seeds (worse)." in text
+    assert "deferred_50: within noise of none at n=3" in text
+    assert "deferred_75: differs from naive_75: -12.08 [-12.44, -11.72] CLIP-FD" in text
+    assert "5.03 (seed)" in text
+    assert "16.5 (seed)" in text
+    assert "512 generated samples a run against 2048 real images" in text
+    assert "EfficientNet-Lite0 (ImageNet), score-clip" in text
+    assert "CLIP-FD 1.250, FD 42.50" in text
+    assert "Fewer samples (512) than features (1280)" in text
+    assert "Hardware: cpu" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert "paper's FID" in table[0]
+    assert " FID " not in table[0].replace("paper's FID", ""), "a distance on other features is not FID"
+
+
+def test_latex_table_is_balanced(masking_store: str) -> None:
+    text = latex(load(open_store(masking_store), "masking_ratio"))
+    lines = text.splitlines()
+    body = [line for line in lines if line.endswith(r"\\")]
+    assert len(body) == 6
+    assert len({line.count("&") for line in body}) == 1
+    assert text.count("{") == text.count("}")
+    assert r"naive\_75" in text
+    assert not set("±−↓↑é") & set(text)
+    assert [line for line in lines if "rule" in line] == [r"    \toprule", r"    \midrule", r"    \bottomrule"]
+
+
+@pytest.mark.parametrize("name", ["figure.png", "curves.png", "samples.png"])
+def test_pictures_are_large_and_not_blank(written: Path, name: str) -> None:
+    picture = np.asarray(Image.open(written / name).convert("RGB"))
+    assert min(picture.shape[:2]) > 500
+    assert (picture.reshape(-1, 3) != 255).any(1).mean() > 0.02
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+def test_samples_have_a_row_per_arm_with_the_first_seeds_pictures(written: Path) -> None:
+    picture = np.asarray(Image.open(written / "samples.png").convert("RGB"))
+    saturated = picture.max(2).astype(int) - picture.min(2) > 60
+    bands = np.flatnonzero(np.diff((saturated.mean(1) > 0.2).astype(int)) == 1)
+    assert len(bands) == len(SCORES)
+    assert len(PROMPTS) * 200 < picture.shape[1] < len(PROMPTS) * 400
+
+
+def test_the_launch_shows_the_report(written: Path, masking_store: str) -> None:
+    client = open_store(masking_store)
+    parent = load(client, "masking_ratio").study.parent
+    logged = {item.path for item in client.list_artifacts(parent, "report")}
+    assert logged == {f"report/{name}" for name in FILES | FIGURES}
+    note = client.get_run(parent).data.tags["mlflow.note.content"]
+    assert note == (written / "table.md").read_text(encoding="utf-8")
+    assert note.startswith("**Does deferring the mask")
+    assert "deferred masking beats naive masking" in note
+
+
+def test_a_store_that_takes_nothing_still_gives_the_files(
+    fresh: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = StudyWriter(*fresh, "masking_ratio", study_file({"none": arm("none", 0.0)}, [0]))
+    writer.run("none", 0, final(10.0), pictures=False)
+    read_only = f"sqlite:///file:{fresh[0].removeprefix('sqlite:///')}?mode=ro&uri=true"
+    folder = tmp_path / "out" / "masking_ratio" / "demo"
+    folder.mkdir(parents=True)
+    (folder / "mine.txt").write_text("keep")
+    (folder / "samples.png").write_text("of an older report")
+    assert cli.main(["masking_ratio", f"tracking_uri={read_only}", f"out={tmp_path / 'out'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "the store would not take the report" in printed
+    assert "10.00 (n=1)" in printed
+    assert (folder / "table.md").is_file()
+    assert (folder / "mine.txt").read_text() == "keep"
+    assert not (folder / "samples.png").exists(), "no run left pictures"
+
+
+def test_a_failing_report_leaves_the_old_one(
+    masking_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "table.md").write_text("old")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(report, "score_figure", fail)
+    with pytest.raises(RuntimeError):
+        report.write(load(open_store(masking_store), "masking_ratio"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
+    assert (tmp_path / "table.md").read_text() == "old"
+
+
+def test_inception_features_are_called_fid(fresh: tuple[str, Path]) -> None:
+    writer = StudyWriter(*fresh, "masking_ratio", study_file({"none": arm("none", 0.0)}, [0]))
+    writer.run("none", 0, final(10.0), feature_net="Inception-v3@aa+score-clip@bb", samples="30000")
+    text = markdown(load(open_store(fresh[0]), "masking_ratio"))
+    assert " FID ↓ |" in text
+    assert " KID ↓ |" in text
+    assert "not FID" not in text
+    assert "Fewer samples" not in text
+
+
+@pytest.mark.parametrize(
+    ("x", "hue", "values"),
+    [
+        ("optimizer.weight_decay", "", {"low": 0.001, "high": 0.3}),
+        ("model.feed_forward.kind", "arm", {"SwiGLU": "swiglu", "GELU": "gelu"}),
+        ("", "", {"a": 1, "b": 2}),
+    ],
+)
+def test_any_axis_can_be_drawn(fresh: tuple[str, Path], tmp_path: Path, x: str, hue: str, values: dict) -> None:
+    arms = {name: {x or "training.steps": value} for name, value in values.items()}
+    study = study_file(arms, [0, 1], baseline=next(iter(arms)), figure={"x": x, "hue": hue})
+    writer = StudyWriter(*fresh, "another", study)
+    for number, name in enumerate(arms):
+        for seed in (0, 1):
+            writer.run(name, seed, final(10.0 + number + seed), pictures=False)
+    made = {path.name for path in report.write(load(open_store(fresh[0]), "another"), tmp_path / "out")}
+    assert made == {"table.md", "table.csv", "table.tex", "runs.csv", "figure.png", "figure.pdf"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["masking_ratio", "scael=demo"], "there is no 'scael'; did you mean 'scale'?"),
+        (["masking_ratoi"], "the store has no study 'masking_ratoi'; did you mean 'masking_ratio'?"),
+        (["masking_ratio", "scale=gpu"], "never launched at scale 'gpu'; valid choices: demo"),
+        (["masking_ratio", "scale="], "needs a value"),
+        (["masking_ratio", "mixer_size"], "study is given already"),
+        (["scale=demo"], "which study?"),
+        (["masking_ratio", "publish=perhaps"], "it must be true or false"),
+    ],
+)
+def test_user_errors_are_one_line(
+    masking_store: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main([*words, f"tracking_uri={masking_store}", f"out={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_store_says_how_to_make_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert cli.main(["masking_ratio"]) == 2
+    assert "microdit-sweep study=masking_ratio scale=demo makes one" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "looking for a store makes none"
+
+
+def test_help_needs_no_store(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    assert "microdit-report STUDY" in capsys.readouterr().out
+
+
+def test_analysis_imports_no_other_room() -> None:
+    import ast
+
+    for path in Path(cli.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            modules += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            assert not {module.partition(".")[0] for module in modules} & {"microdit", "sweeps"}, path

@@ -1,0 +1,115 @@
+"""Which runs a report is made of, and which mixtures it refuses."""
+
+from pathlib import Path
+
+import pytest
+from report_store import StudyWriter, arm, final, study_file
+
+from analysis.errors import ReportError
+from analysis.load import Results, load
+from analysis.store import open_store
+from analysis.tables import notes
+
+TWO = {"none": arm("none", 0.0), "naive_75": arm("naive", 0.75)}
+Fresh = tuple[str, Path]
+
+
+def launch(fresh: Fresh, seeds: list[int], **changes: str) -> StudyWriter:
+    return StudyWriter(*fresh, "masking_ratio", study_file(TWO, seeds), **changes)
+
+
+def read(fresh: Fresh, scale: str | None = None) -> Results:
+    return load(open_store(fresh[0]), "masking_ratio", scale)
+
+
+def clip_fd(results: Results) -> dict[tuple[str, int], float]:
+    frame = results.frame
+    return dict(zip(zip(frame["arm"], frame["seed"], strict=True), frame["final/clip_fd"], strict=True))
+
+
+def test_newest_finished_run_of_each_arm_and_seed(fresh: Fresh) -> None:
+    writer = launch(fresh, [0, 1])
+    writer.run("naive_75", 0, final(20.0))
+    writer.run("none", 0, final(10.0))
+    writer.run("none", 0, final(11.0))
+    writer.run("none", 0, {}, status="FAILED")
+    writer.run("none", 1, final(12.0))
+    results = read(fresh)
+    assert clip_fd(results) == {("none", 0): 11.0, ("none", 1): 12.0, ("naive_75", 0): 20.0}
+    assert results.arms == ["none", "naive_75"], "the study's order, not the order of the runs"
+
+
+def test_runs_of_an_older_launch_stay_out(fresh: Fresh) -> None:
+    old = launch(fresh, [0, 1])
+    for seed in (0, 1):
+        old.run("none", seed, final(99.0), samples="64", data_fingerprint="other")
+    launch(fresh, [0]).run("none", 0, final(10.0))
+    assert clip_fd(read(fresh)) == {("none", 0): 10.0}
+
+
+def test_scale_chooses_the_launch(fresh: Fresh) -> None:
+    launch(fresh, [0], scale="gpu").run("none", 0, final(5.0))
+    launch(fresh, [0], scale="demo").run("none", 0, final(10.0))
+    assert clip_fd(read(fresh)) == {("none", 0): 10.0}
+    assert clip_fd(read(fresh, "gpu")) == {("none", 0): 5.0}
+    with pytest.raises(ReportError, match="never launched at scale 'dmeo'; did you mean 'demo'"):
+        read(fresh, "dmeo")
+
+
+def test_what_is_missing_is_named(fresh: Fresh) -> None:
+    writer = launch(fresh, [0, 1, 2])
+    writer.run("none", 0, final(10.0))
+    writer.run("none", 1, {}, status="FAILED", error="DivergenceError: loss is NaN at step 7")
+    writer.run("none", 2, {}, status="RUNNING")
+    writer.run("naive_75", 0, final(float("nan")))
+    writer.run("naive_75", 1, {"samples": 4.0})
+    results = read(fresh)
+    assert results.absent == (
+        "none, seed 1: failed (DivergenceError: loss is NaN at step 7)",
+        "none, seed 2: still running",
+        "naive_75, seed 0: finished with final/clip_fd = nan",
+        "naive_75, seed 1: finished without final/clip_fd",
+        "naive_75, seed 2: not begun",
+    )
+    assert "loss is NaN at step 7" in notes(results)[-1]
+
+
+@pytest.mark.parametrize(
+    ("tag", "values"),
+    [("samples", ("512", "64")), ("feature_net", ("Inception@aa", "DINOv2@bb")), ("data_fingerprint", ("abc", "def"))],
+)
+def test_runs_that_cannot_be_compared_are_refused(fresh: Fresh, tag: str, values: tuple[str, str]) -> None:
+    writer = launch(fresh, [0])
+    writer.run("none", 0, final(10.0), **{tag: values[0]})
+    writer.run("naive_75", 0, final(20.0), **{tag: values[1]})
+    with pytest.raises(ReportError) as caught:
+        read(fresh)
+    message = str(caught.value)
+    assert tag in message
+    assert f"{values[0]} (none seed 0)" in message
+    assert f"{values[1]} (naive_75 seed 0)" in message
+
+
+def test_a_reused_trial_counts_and_is_told(fresh: Fresh) -> None:
+    writer = launch(fresh, [0])
+    writer.run("none", 0, final(10.0), reused_from="abcdef")
+    writer.run("naive_75", 0, final(20.0))
+    assert "1 of 2 runs were trained in an earlier launch and reused." in notes(read(fresh))
+
+
+def test_nothing_finished(fresh: Fresh) -> None:
+    launch(fresh, [0]).run("none", 0, {}, status="RUNNING")
+    with pytest.raises(ReportError, match=r"at demo has finished .none, seed 0: still running"):
+        read(fresh)
+
+
+def test_curves_and_pictures_come_back(masking_store: str) -> None:
+    results = load(open_store(masking_store), "masking_ratio")
+    steps, values = results.history(results.frame["run_id"][0], "train/loss")
+    assert steps.tolist() == list(range(25, 1001, 25))
+    assert len(values) == 40
+    found = results.samples(results.frame["run_id"][0])
+    assert found is not None
+    pictures, prompts = found
+    assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 4
+    assert prompts[2] == "a ship"
