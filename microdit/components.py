@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from microdit.data.encoded import EncodedDataset, encode_dataset
 from microdit.encoders.autoencoder import Autoencoder, build_autoencoder
 from microdit.encoders.text import TextEncoder, build_text_encoder
 from microdit.errors import ConfigError
+from microdit.roles import allow_plugins
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,7 @@ class Components:
 
 def load_plugins(config: Config) -> None:
     """Imports the user's modules, so that dotted names may refer to their classes."""
-    for name in config.plugins:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ConfigError(f"'plugins' names module '{name}', which can't be imported: {error}") from None
+    allow_plugins(config.plugins)
 
 
 def choose_device(config: Config) -> torch.device:

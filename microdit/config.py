@@ -25,6 +25,7 @@ from microdit.errors import ConfigError
 from microdit.evaluation.config import EvalConfig
 from microdit.files import write_text
 from microdit.model import DiTConfig
+from microdit.roles import allow_plugins
 from microdit.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 # Keys that may differ between two runs that are the same experiment: where it writes, where it runs, how it reports.
@@ -70,6 +71,7 @@ class Config:
     cost: CostConfig
 
     def __post_init__(self) -> None:
+        allow_plugins(self.plugins)
         if self.schedule.warmup_steps > self.training.steps:
             raise ConfigError(
                 f"'schedule.warmup_steps' is {self.schedule.warmup_steps}, more than 'training.steps' "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microdit.errors import ConfigError
+from microdit.model.counting import linear_flops
 
 
 def _norm(width: int, eps: float, on: bool) -> nn.Module:
@@ -21,8 +21,6 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, attention_width: int, head_dim: int, bias: bool, qk_norm: bool, eps: float) -> None:
         super().__init__()
-        if attention_width % head_dim:
-            raise ConfigError(f"an attention width of {attention_width} is no multiple of 'head_dim' ({head_dim})")
         self.head_dim = head_dim
         self.qkv = nn.Linear(width, 3 * attention_width, bias=bias)
         self.q_norm = _norm(attention_width, eps, qk_norm)
@@ -34,9 +32,7 @@ class SelfAttention(nn.Module):
         return self.proj(_attend(self.q_norm(q), self.k_norm(k), v, self.head_dim))
 
     def flops(self, tokens: int) -> int:
-        attention_width = self.proj.in_features
-        linear = self.qkv.weight.numel() + self.proj.weight.numel()
-        return 2 * tokens * linear + 4 * tokens * tokens * attention_width
+        return linear_flops(self, tokens) + 4 * tokens * tokens * self.proj.in_features
 
 
 class CrossAttention(nn.Module):
@@ -56,9 +52,8 @@ class CrossAttention(nn.Module):
         return self.proj(_attend(self.q_norm(self.q_linear(x)), self.k_norm(k), v, self.head_dim))
 
     def flops(self, tokens: int, text_tokens: int) -> int:
-        width = self.q_linear.in_features
-        linear = tokens * 2 * width * width + text_tokens * 2 * width * width
-        return 2 * linear + 4 * tokens * text_tokens * width
+        of_image = linear_flops(self.q_linear, tokens) + linear_flops(self.proj, tokens)
+        return of_image + linear_flops(self.kv_linear, text_tokens) + 4 * tokens * text_tokens * self.proj.in_features
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from microdit.model.attention import CrossAttention, SelfAttention
+from microdit.model.counting import linear_flops
+from microdit.model.feed_forward import FeedForward
 
 
 @dataclass(frozen=True)
@@ -27,15 +29,26 @@ class BlockShape:
         return nn.LayerNorm(self.width, eps=self.eps, bias=False)
 
 
+class Modulation(nn.Sequential):
+    """`count` shifts, scales and gates from the condition (adaLN, DiT, arXiv 2212.09748 section 3.2)."""
+
+    def __init__(self, shape: BlockShape, count: int) -> None:
+        super().__init__(nn.GELU("tanh"), nn.Linear(shape.condition_width, count * shape.width))
+        self.count = count
+
+    def forward(self, c: Tensor) -> tuple[Tensor, ...]:  # (B, W) -> count times (B, 1, D)
+        return super().forward(c).unsqueeze(1).chunk(self.count, dim=2)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, L, D) scaled and shifted by (B, D) each (adaptive LayerNorm, DiT, arXiv 2212.09748 section 3.2)."""
-    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+    """x (B, L, D) scaled and shifted by (B, 1, D) each."""
+    return x * (1 + scale) + shift
 
 
 class DiTBlock(nn.Module):
     """Self-attention, cross-attention to the caption, feed-forward; modulated and gated by the condition."""
 
-    def __init__(self, shape: BlockShape, attention_width: int, mlp: nn.Module) -> None:
+    def __init__(self, shape: BlockShape, attention_width: int, mlp: FeedForward) -> None:
         super().__init__()
         s = shape
         self.norm1 = s.norm()
@@ -44,27 +57,23 @@ class DiTBlock(nn.Module):
         self.cross_attn = CrossAttention(s.width, s.head_dim, s.bias, s.qk_norm, s.eps)
         self.norm3 = s.norm()
         self.mlp = mlp
-        self.adaLN_modulation = nn.Sequential(nn.GELU("tanh"), nn.Linear(s.condition_width, 6 * s.width))
+        self.adaLN_modulation = Modulation(s, 6)
 
     def forward(self, x: Tensor, c: Tensor, y: Tensor) -> Tensor:  # (B, L, D), (B, W), (B, S, D) -> (B, L, D)
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.adaLN_modulation(c).chunk(6, dim=1)
-        x = x + gate_a.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift_a, scale_a))
+        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.adaLN_modulation(c)
+        x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a))
         x = x + self.cross_attn(self.norm2(x), y)
-        return x + gate_f.unsqueeze(1) * self.mlp(modulate(self.norm3(x), shift_f, scale_f))
+        return x + gate_f * self.mlp(modulate(self.norm3(x), shift_f, scale_f))
 
     def flops(self, tokens: int, text_tokens: int) -> int:
-        return (
-            self.attn.flops(tokens)
-            + self.cross_attn.flops(tokens, text_tokens)
-            + self.mlp.flops(tokens)  # type: ignore[operator]
-            + 2 * self.adaLN_modulation[1].weight.numel()  # type: ignore[union-attr, operator]
-        )
+        attention = self.attn.flops(tokens) + self.cross_attn.flops(tokens, text_tokens)
+        return attention + self.mlp.flops(tokens) + linear_flops(self.adaLN_modulation, 1)
 
 
 class CaptionBlock(nn.Module):
     """Pre-norm self-attention and feed-forward over caption tokens, before they are attended to."""
 
-    def __init__(self, shape: BlockShape, mlp: nn.Module) -> None:
+    def __init__(self, shape: BlockShape, mlp: FeedForward) -> None:
         super().__init__()
         s = shape
         self.norm1 = s.norm()
@@ -77,7 +86,7 @@ class CaptionBlock(nn.Module):
         return y + self.mlp(self.norm2(y))
 
     def flops(self, text_tokens: int) -> int:
-        return self.attn.flops(text_tokens) + self.mlp.flops(text_tokens)  # type: ignore[operator]
+        return self.attn.flops(text_tokens) + self.mlp.flops(text_tokens)
 
 
 class FinalLayer(nn.Module):
@@ -87,11 +96,11 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.norm_final = shape.norm()
         self.linear = nn.Linear(shape.width, patch_values)
-        self.adaLN_modulation = nn.Sequential(nn.GELU("tanh"), nn.Linear(shape.condition_width, 2 * shape.width))
+        self.adaLN_modulation = Modulation(shape, 2)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:  # (B, L, D), (B, W) -> (B, L, patch values)
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        shift, scale = self.adaLN_modulation(c)
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
     def flops(self, tokens: int) -> int:
-        return 2 * (tokens * self.linear.weight.numel() + self.adaLN_modulation[1].weight.numel())  # type: ignore[union-attr, operator]
+        return linear_flops(self.linear, tokens) + linear_flops(self.adaLN_modulation, 1)

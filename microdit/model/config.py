@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 from microdit.errors import ConfigError
-from microdit.model.feed_forward import FeedForwardConfig
-from microdit.model.masking import MaskingConfig, kept_patches
+from microdit.model.feed_forward import FEED_FORWARDS, FeedForwardConfig
+from microdit.model.masking import MASKINGS, MaskingConfig, kept_patches
 from microdit.model.mixer import MixerConfig
 from microdit.model.moe import ExpertsConfig
 from microdit.model.widths import WidthConfig
+from microdit.roles import check_name
 
 
 @dataclass(frozen=True)
@@ -28,27 +30,36 @@ class DiTConfig:
     bias: bool = False  # biases in the blocks' linears
     qk_norm: bool = True
     caption_ffn_ratio: float = 4.0
-    attn_width: WidthConfig = WidthConfig()
-    ffn_width: WidthConfig = WidthConfig(start=4.0, end=4.0)
-    ffn: FeedForwardConfig = FeedForwardConfig()
-    experts: ExpertsConfig = ExpertsConfig()
-    mixer: MixerConfig = MixerConfig()
-    masking: MaskingConfig = MaskingConfig()
+    attn_width: WidthConfig = field(default_factory=WidthConfig)
+    ffn_width: WidthConfig = field(default_factory=lambda: WidthConfig(start=4.0, end=4.0))
+    ffn: FeedForwardConfig = field(default_factory=FeedForwardConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    mixer: MixerConfig = field(default_factory=MixerConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
 
     def __post_init__(self) -> None:
         for key in ("in_channels", "input_size", "patch_size", "width", "depth", "head_dim", "caption_channels"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"'model.{key}' is {getattr(self, key)}; it must be at least 1")
-        if self.input_size % self.patch_size:
-            raise ConfigError(
-                f"'model.input_size' ({self.input_size}) must be a multiple of {self.patch_size} (patch_size)"
-            )
-        _require_multiple("model.width", self.width, self.head_dim, "model.head_dim")
-        _require_multiple("model.width", self.width, 4, "4, for sin-cos positions")
+            _require_above("model", self, key, 1, "at least 1")
+        for key in ("pos_interp_scale", "norm_eps", "caption_ffn_ratio"):
+            _require_above("model", self, key, math.ulp(0.0), "above 0")
+        _require_multiple("model.input_size", self.input_size, self.patch_size, "model.patch_size")
+        _require_multiple(
+            "model.width", self.width, math.lcm(self.head_dim, 4), "whole heads, and sines and cosines for two axes"
+        )
         _require_multiple("model.mixer.width", self.mixer_width, self.mixer_head_dim, "the mixer's head_dim")
-        if self.pos_interp_scale <= 0:
-            raise ConfigError(f"'model.pos_interp_scale' is {self.pos_interp_scale}; it must be above 0")
+        self.attn_width.check("model.attn_width")
+        self.ffn_width.check("model.ffn_width")
+        self._check_heads()
+        check_name(self.ffn.type, FEED_FORWARDS, "model.ffn.type")
+        check_name(self.masking.method, MASKINGS, "model.masking.method")
         kept_patches(self.side, self.masking.ratio, self.masking.block_size)
+
+    def _check_heads(self) -> None:
+        multiple_of = self.attn_width.multiple_of
+        if multiple_of is not None:
+            # Every width that this granularity can give must be a whole number of heads.
+            heads = self.head_dim if self.mixer.attn_ratio == 1 else math.lcm(self.head_dim, self.mixer_head_dim)
+            _require_multiple("model.attn_width.multiple_of", multiple_of, heads, "model.head_dim")
 
     @property
     def side(self) -> int:
@@ -62,15 +73,20 @@ class DiTConfig:
 
     @property
     def mixer_width(self) -> int:
-        return self.mixer.width or self.width
+        return self.width if self.mixer.width is None else self.mixer.width
 
     @property
     def mixer_head_dim(self) -> int:
-        return self.mixer.head_dim or self.head_dim
+        return self.head_dim if self.mixer.head_dim is None else self.mixer.head_dim
 
 
-def _require_multiple(key: str, value: int, of: int, what: str) -> None:
+def _require_above(path: str, config: object, key: str, least: float, words: str) -> None:
+    value = getattr(config, key)
+    if not value >= least:
+        raise ConfigError(f"'{path}.{key}' is {value}; it must be {words}")
+
+
+def _require_multiple(key: str, value: int, of: int, why: str) -> None:
     if value % of:
-        below, above = value // of * of, (value // of + 1) * of
-        near = below if below and value - below <= above - value else above
-        raise ConfigError(f"'{key}' is {value}, no multiple of {of} ({what}); the nearest is {near}")
+        near = max(round(value / of), 1) * of
+        raise ConfigError(f"'{key}' is {value}; it must be a multiple of {of} ({why}), the nearest is {near}")

@@ -67,7 +67,7 @@ def flops_by_part(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: boo
         + net.y_embedder.flops(text_tokens)
         + net.pooled_embedder.flops(1),
         "caption_block": net.caption_block.flops(text_tokens),
-        "mixer": net.mixer.flops(patches, kept, text_tokens),
+        "mixer": net.mixer.flops(patches, kept, text_tokens) + net.masking.flops(kept, text_tokens),
         "backbone": sum(block.flops(kept, text_tokens) for block in net.blocks),  # type: ignore[operator]
         "head": net.final_layer.flops(kept),
     }

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from microdit.model.blocks import BlockShape, CaptionBlock, DiTBlock, FinalLayer
 from microdit.model.config import DiTConfig
 from microdit.model.embedders import PatchEmbed, Projection, TimestepEmbedder, sincos_positions
-from microdit.model.feed_forward import FEED_FORWARDS, SwiGLU, hidden_width
+from microdit.model.feed_forward import FEED_FORWARDS, FeedForward, SwiGLU
 from microdit.model.init import initialise
 from microdit.model.masking import MaskPlan, build_masking
 from microdit.model.mixer import NoMixer, PatchMixer
 from microdit.model.moe import ExpertChoice
-from microdit.model.widths import attention_width, round_up
+from microdit.model.widths import attention_width, hidden_width
 from microdit.roles import resolve
 
 
@@ -29,6 +29,8 @@ class DiT(nn.Module):
         seed: of the initial weights; each parameter has its own stream, so networks that differ in one part start equal
             in all others. None leaves them uninitialised, for loading.
     """
+
+    pos_embed: Tensor  # (1, T, D), fixed, so not among the weights
 
     def __init__(self, config: DiTConfig, seed: int | None = 0) -> None:
         super().__init__()
@@ -45,7 +47,7 @@ class DiT(nn.Module):
         )
         self.caption_block = CaptionBlock(shape, SwiGLU(config.width, caption_hidden, config.bias))
         self.pooled_embedder = Projection(config.width, config.width, config.norm_eps)
-        self.masking = build_masking(config.masking, config.side)
+        self.masking = build_masking(config)
         self.mixer = _build_mixer(config) if self.masking.uses_mixer and config.mixer.depth else NoMixer()
         self.blocks = nn.ModuleList(_build_backbone(config, shape))
         self.final_layer = FinalLayer(shape, config.patch_size**2 * config.in_channels)
@@ -56,7 +58,8 @@ class DiT(nn.Module):
         """Predicts from scaled noisy latents; see `microdit.diffusion.Denoiser` for the scalings.
 
         Args:
-            x: (B, C, h, w). t: (B,), c_noise = ln(sigma) / 4. y: caption features (B, S, Y); zeros are the null caption.
+            x: (B, C, h, w). t: (B,), c_noise = ln(sigma) / 4.
+            y: caption features (B, S, Y); zeros are the null caption.
             plan: the patches to keep; the others come back as zeros.
 
         Returns:
@@ -68,7 +71,7 @@ class DiT(nn.Module):
         x = self.mixer.project_out(self.masking.drop(x, plan))  # (B, K, D)
         for block in self.blocks:
             x = block(x, c, y)
-        x = self.final_layer(x, c)  # (B, K, p p C)
+        x = self.final_layer(self.masking.decode(x, c, y, plan), c)  # (B, K, p p C)
         return self.unpatchify(self.masking.restore(x, plan))
 
     def condition(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,10 +118,10 @@ def _build_mixer(config: DiTConfig) -> PatchMixer:
     return PatchMixer(config.width, shape.width, config.norm_eps, blocks)
 
 
-def _build_mlp(config: DiTConfig, width: int, ratio: float, has_experts: bool) -> nn.Module:
+def _build_mlp(config: DiTConfig, width: int, ratio: float, has_experts: bool) -> FeedForward:
     multiple_of = config.ffn_width.multiple_of
     if has_experts:
-        hidden = round_up(width * ratio, multiple_of or 1)
+        hidden = hidden_width(width, ratio, ExpertChoice.matrices, multiple_of)
         return ExpertChoice(width, hidden, config.experts.num, config.experts.capacity)
     dense = resolve(config.ffn.type, FEED_FORWARDS, "model.ffn.type")
     return dense(width, hidden_width(width, ratio, dense.matrices, multiple_of), config.bias)

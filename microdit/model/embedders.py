@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from microdit.model.counting import linear_flops
+
 FREQUENCIES = 512  # sinusoids of the time embedding
 MAX_PERIOD = 10_000.0
 
@@ -42,7 +44,7 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
 
     def flops(self) -> int:
-        return 2 * (self.mlp[0].weight.numel() + self.mlp[2].weight.numel())
+        return linear_flops(self, 1)
 
 
 class Projection(nn.Module):
@@ -59,7 +61,7 @@ class Projection(nn.Module):
         return self.fc2(self.norm(self.act(self.fc1(y))))
 
     def flops(self, tokens: int) -> int:
-        return 2 * tokens * (self.fc1.weight.numel() + self.fc2.weight.numel())
+        return linear_flops(self, tokens)
 
 
 def sincos_positions(width: int, side: int, interp_scale: float) -> Tensor:

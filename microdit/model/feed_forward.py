@@ -1,4 +1,4 @@
-"""Feed-forwards. They take the final hidden width; one function does all rounding.
+"""Feed-forwards. They take the final hidden width; `widths.hidden_width` does all rounding.
 
 B batch, L tokens, D width, F hidden width.
 """
@@ -6,23 +6,36 @@ B batch, L tokens, D width, F hidden width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microdit.model.widths import round_up
-
-DEFAULT_MULTIPLE = 8
+from microdit.model.counting import linear_flops
 
 
 @dataclass(frozen=True)
 class FeedForwardConfig:
-    """Which feed-forward the dense blocks use."""
+    """Which feed-forward the dense blocks use; the caption block always has a SwiGLU."""
 
-    type: str = "swiglu"  # swiglu | gelu | dotted path of a class (width, hidden, bias)
+    type: str = "swiglu"  # swiglu | gelu | dotted path of a FeedForward class
 
 
-class SwiGLU(nn.Module):
+class FeedForward(nn.Module):
+    """The role: (B, L, D) -> (B, L, D), made as `FeedForward(width, hidden, bias)`.
+
+    `matrices` counts its weight matrices of size width x hidden, from which follows the hidden width at equal cost. Its
+    last linear is its output: initialisation makes that one small.
+    """
+
+    matrices: ClassVar[int] = 2
+
+    def flops(self, tokens: int) -> int:
+        """FLOPs for `tokens` tokens of one image; override where they aren't all in linears over every token."""
+        return linear_flops(self, tokens)
+
+
+class SwiGLU(FeedForward):
     """w3(silu(w1 x) * w2 x), arXiv 2002.05202 section 2."""
 
     matrices = 3
@@ -36,11 +49,8 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, L, D) -> (B, L, D)
         return self.w3(F.silu(self.w1(x)) * self.w2(x))
 
-    def flops(self, tokens: int) -> int:
-        return 2 * tokens * (self.w1.weight.numel() + self.w2.weight.numel() + self.w3.weight.numel())
 
-
-class GELU(nn.Module):
+class GELU(FeedForward):
     """w2(gelu(w1 x)), the feed-forward of ViT and DiT."""
 
     matrices = 2
@@ -53,17 +63,5 @@ class GELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, L, D) -> (B, L, D)
         return self.w2(F.gelu(self.w1(x), approximate="tanh"))
 
-    def flops(self, tokens: int) -> int:
-        return 2 * tokens * (self.w1.weight.numel() + self.w2.weight.numel())
 
-
-FEED_FORWARDS: dict[str, type[nn.Module]] = {"swiglu": SwiGLU, "gelu": GELU}
-
-
-def hidden_width(width: int, ratio: float, matrices: int, multiple_of: int | None) -> int:
-    """Hidden width of a feed-forward with `matrices` weight matrices, at a ratio counted for two of them.
-
-    A gated feed-forward has three matrices, so its hidden width is two thirds of `width * ratio`: at one ratio all kinds
-    have equal parameters and FLOPs, within rounding up to `multiple_of`.
-    """
-    return round_up(width * ratio * 2 / matrices, multiple_of or DEFAULT_MULTIPLE)
+FEED_FORWARDS: dict[str, type[FeedForward]] = {"swiglu": SwiGLU, "gelu": GELU}

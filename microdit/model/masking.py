@@ -1,18 +1,23 @@
 """Which patches the backbone sees, and what becomes of the others.
 
-B batch, T patches, K kept patches, G patches a side (T = G * G), b patches a side of a block, V values of a patch.
+B batch, T patches, K kept patches, G patches a side (T = G * G), b patches a side of a block, V values of a patch,
+D width, S text tokens.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from microdit.errors import ConfigError
 from microdit.roles import resolve
+
+if TYPE_CHECKING:
+    from microdit.model.config import DiTConfig
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class MaskingConfig:
             raise ConfigError(f"'model.masking.block_size' is {self.block_size}; it must be at least 1")
         if self.method == "none" and self.ratio != 0:
             raise ConfigError(
-                f"'model.masking.method' is none, but 'model.masking.ratio' is {self.ratio}; set the ratio to 0, or the "
-                "method to naive or deferred"
+                f"'model.masking.method' is none, but 'model.masking.ratio' is {self.ratio}; set the ratio to 0, or "
+                "the method to naive or deferred"
             )
 
 
@@ -95,15 +100,17 @@ def random_plan(batch: int, side: int, ratio: float, block_size: int, generator:
 
 
 class Masking(nn.Module):
-    """Drops patches before the backbone and fills their place with zeros after the head; the loss skips them."""
+    """The role: drops patches before the backbone, fills their place with zeros after the head; the loss skips them.
+
+    A method with parts of its own (say a decoder) makes them in its constructor, `DiTConfig` in hand.
+    """
 
     uses_mixer = False
 
-    def __init__(self, config: MaskingConfig, side: int) -> None:
+    def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.config = config
-        self.side = side
-        kept_patches(side, config.ratio, config.block_size)
+        self.config = config.masking
+        self.side = config.side
 
     @property
     def kept(self) -> int:
@@ -122,6 +129,10 @@ class Masking(nn.Module):
             return x
         return x.gather(1, plan.ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
+    def decode(self, x: Tensor, c: Tensor, y: Tensor, plan: MaskPlan | None) -> Tensor:
+        """What happens to tokens between backbone and head, given the condition (B, D) and the caption (B, S, D)."""
+        return x
+
     def restore(self, out: Tensor, plan: MaskPlan | None) -> Tensor:
         """(B, K, V) -> (B, T, V), zeros where patches were dropped."""
         if plan is None:
@@ -136,6 +147,10 @@ class Masking(nn.Module):
             return error.mean(1)
         keep = 1 - plan.mask
         return (error * keep).sum(1) / keep.sum(1)
+
+    def flops(self, kept: int, text_tokens: int) -> int:
+        """FLOPs of `decode`."""
+        return 0
 
 
 class NoMasking(Masking):
@@ -155,6 +170,6 @@ class DeferredMasking(Masking):
 MASKINGS: dict[str, type[Masking]] = {"none": NoMasking, "naive": NaiveMasking, "deferred": DeferredMasking}
 
 
-def build_masking(config: MaskingConfig, side: int) -> Masking:
-    """The method that `config` names, over a grid of `side` x `side` patches."""
-    return resolve(config.method, MASKINGS, "model.masking.method")(config, side)
+def build_masking(config: DiTConfig) -> Masking:
+    """The method that `config` names."""
+    return resolve(config.masking.method, MASKINGS, "model.masking.method")(config)

@@ -57,11 +57,13 @@ def _solve_ffn(config: DiTConfig, measure: Callable[[DiTConfig], int], wanted: i
         width = WidthConfig("constant", ratio, ratio, config.ffn_width.multiple_of)
         return replace(config, ffn_width=width)
 
-    low, high = 1e-3, 2 * max(config.ffn_width.start, config.ffn_width.end)
-    for _ in range(40):
+    low, high = 1 / config.width, 2 * max(config.ffn_width.start, config.ffn_width.end)
+    while (high - low) * config.width > 0.5:  # finer steps change no width
         middle = (low + high) / 2
         if measure(at(middle)) < wanted:
             low = middle
         else:
             high = middle
-    return min(at(low), at(high), key=lambda c: abs(measure(c) - wanted))
+    best = min(low, high, key=lambda ratio: abs(measure(at(ratio)) - wanted))
+    short = (at(round(best, digits)) for digits in (2, 3, 4) if round(best, digits) > 0)
+    return next((twin for twin in short if measure(twin) == measure(at(best))), at(best))

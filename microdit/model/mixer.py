@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from microdit.errors import ConfigError
 from microdit.model.blocks import DiTBlock
+from microdit.model.counting import linear_flops
 
 
 @dataclass(frozen=True)
@@ -18,16 +19,20 @@ class MixerConfig:
     """The patch-mixer of deferred masking; methods without a mixer ignore it."""
 
     depth: int = 4
-    width: int | None = None  # None: the model's
-    head_dim: int | None = None  # None: the model's
+    width: int | None = None  # null: the model's
+    head_dim: int | None = None  # null: the model's
     attn_ratio: float = 1.0
     ffn_ratio: float = 4.0
 
     def __post_init__(self) -> None:
         if self.depth < 0:
             raise ConfigError(f"'model.mixer.depth' is {self.depth}; it must be at least 0")
-        if self.attn_ratio <= 0 or self.ffn_ratio <= 0:
-            raise ConfigError("'model.mixer.attn_ratio' and 'model.mixer.ffn_ratio' must be above 0")
+        for key in ("attn_ratio", "ffn_ratio"):
+            if not getattr(self, key) > 0:
+                raise ConfigError(f"'model.mixer.{key}' is {getattr(self, key)}; it must be above 0")
+        for key in ("width", "head_dim"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise ConfigError(f"'model.mixer.{key}' is {getattr(self, key)}; it must be at least 1, or null")
 
 
 class NoMixer(nn.Module):
@@ -72,7 +77,6 @@ class PatchMixer(nn.Module):
         return self.map_out(x)
 
     def flops(self, tokens: int, kept: int, text_tokens: int) -> int:
+        maps = linear_flops(self.map_in, tokens) + linear_flops(self.map_caption, text_tokens)
         blocks = sum(block.flops(tokens, text_tokens) for block in self.blocks)  # type: ignore[operator]
-        uses = ((self.map_in, tokens), (self.map_caption, text_tokens), (self.map_out, kept))
-        maps = sum(2 * count * m[1].weight.numel() for m, count in uses if isinstance(m, nn.Sequential))
-        return blocks + maps
+        return maps + blocks + linear_flops(self.map_out, kept)

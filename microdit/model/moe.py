@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microdit.errors import ConfigError
+from microdit.model.counting import linear_flops
+from microdit.model.feed_forward import FeedForward
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class ExpertsConfig:
 
     num: int = 8
     capacity: float = 2.0  # experts that process a token, on average
-    every_n: int = 0  # block i (from 0) has experts where (i + 1) divides by it, except the last; 0: dense everywhere
+    every_n: int = 0  # block i (from 0) has experts where n divides i + 1, except the backbone's last; 0: all dense
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -37,11 +39,11 @@ class ExpertsConfig:
         return self.every_n > 0 and (index + 1) % self.every_n == 0 and index != depth - 1
 
     def in_mixer(self, index: int) -> bool:
-        """Whether mixer block `index` has experts."""
-        return self.every_n > 0 and (index + 1) % self.every_n == 0
+        """Whether mixer block `index` has experts: as in the backbone, but never the first, and the last too."""
+        return self.every_n > 0 and index > 0 and (index + 1) % self.every_n == 0
 
 
-class ExpertChoice(nn.Module):
+class ExpertChoice(FeedForward):
     """E two-layer GELU feed-forwards over gathered tokens; a token's outputs are weighted by its gate and summed.
 
     A token that no expert takes passes by (the block's residual keeps it). There is no auxiliary loss: every expert is
@@ -73,4 +75,4 @@ class ExpertChoice(nn.Module):
 
     def flops(self, tokens: int) -> int:
         experts, width, hidden = self.w1.shape
-        return 2 * (tokens * width * experts + experts * self.taken(tokens) * 2 * width * hidden)
+        return linear_flops(self.gate, tokens) + experts * self.taken(tokens) * 4 * width * hidden

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from microdit.errors import ConfigError, nearest
@@ -12,8 +11,8 @@ from microdit.model.mixer import MixerConfig
 from microdit.model.moe import ExpertsConfig
 from microdit.model.widths import WidthConfig
 
-# The paper's ablations use DiT-Tiny/2 at 256 px (32x32x4 latents) with 1024-wide caption features; their DiTs have constant
-# width and dense feed-forwards. The released models grow layer-wise and have experts in every second block.
+# The paper's ablations use DiT-Tiny/2 at 256 px (32x32x4 latents) with 1024-wide caption features. The DiTs here have
+# constant width and dense feed-forwards; the released models grow layer-wise and have experts in every second block.
 #             width depth head  mixer: depth width   layer-wise + experts
 _ROWS = {
     "DiT-Tiny/2":       (512,  16, 32,        4,  512,  False),
@@ -30,7 +29,7 @@ def preset(name: str) -> DiTConfig:
     if name not in _ROWS:
         raise ConfigError(f"there is no preset '{name}'; {nearest(name, PRESETS)}")
     width, depth, head_dim, mixer_depth, mixer_width, released = _ROWS[name]
-    parts: Mapping[str, Any] = _released_parts(head_dim) if released else {}
+    parts = _released_parts(head_dim) if released else {"ffn_width": WidthConfig("constant", 4.0, 4.0, 32)}
     return DiTConfig(
         in_channels=4,
         input_size=32,

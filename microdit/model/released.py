@@ -44,8 +44,8 @@ def load_released(source: Path | str | Mapping[str, Tensor], config: DiTConfig) 
     """A `DiT` with released weights.
 
     Args:
-        source: a .safetensors or .pt/.pth/.bin file, or a state dict; plain, or nested under `dit.` beside an autoencoder
-            and a text encoder, whose entries are left aside. Pickles are read with `weights_only`.
+        source: a .safetensors or .pt/.pth/.bin file, or a state dict; plain, or nested under `dit.` beside an
+            autoencoder and a text encoder, whose entries are left aside. Pickles are read with `weights_only`.
         config: the architecture, from `preset` or `released_config`.
 
     Raises CheckpointError listing missing, unexpected and misshapen entries.
@@ -167,14 +167,16 @@ def _to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_buffers(weights: dict[str, Tensor], net: DiT, where: str) -> None:
     stored = {name: weights.pop(name) for name in BUFFERS if name in weights}
-    positions = stored.get("pos_embed")
-    if positions is not None and positions.shape != net.pos_embed.shape:
+    found, expected = stored.get("pos_embed"), net.pos_embed
+    if found is None:
+        return
+    if found.shape != expected.shape:
         raise CheckpointError(
-            f"{where}: 'pos_embed' is {tuple(positions.shape)}, these settings give {tuple(net.pos_embed.shape)}: another "
+            f"{where}: 'pos_embed' is {tuple(found.shape)}, these settings give {tuple(expected.shape)}: another "
             "'model.input_size', 'model.patch_size' or 'model.width'"
         )
-    on_meta = positions is not None and positions.is_meta
-    if positions is not None and not on_meta and not torch.allclose(positions.float(), net.pos_embed, atol=2e-2):
+    rounding = 1e-2  # the weights may have been stored in half precision
+    if not found.is_meta and not torch.allclose(found.float(), expected, atol=rounding):
         raise CheckpointError(f"{where}: 'pos_embed' holds other positions; set 'model.pos_interp_scale' as it was")
 
 

@@ -1,0 +1,10 @@
+"""FLOPs of linears; what else a part computes, it counts itself in its `flops` method (see `cost` for the rules)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def linear_flops(module: nn.Module, tokens: int) -> int:
+    """FLOPs of all linears in `module`, each applied to `tokens` tokens; a multiply-add is 2."""
+    return sum(2 * tokens * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
