@@ -63,5 +63,10 @@ def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu")
         std=tuple(preprocess.get("std", open_clip.OPENAI_DATASET_STD)),
         image_size=int(vision["image_size"]),
         context_length=int(text.get("context_length", 77)),
-        fingerprint=sha256(folder / CONFIG, *weights, *([folder / MERGES] if merges else [])),
+        fingerprint=clip_fingerprint(folder),
     )
+
+
+def clip_fingerprint(folder: Path) -> str:
+    """Digest of everything that determines the folder's features."""
+    return sha256(*[folder / name for name in (CONFIG, *WEIGHTS, MERGES) if (folder / name).is_file()])
