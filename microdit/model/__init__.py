@@ -5,7 +5,7 @@ from microdit.model.dit import DiT
 from microdit.model.masking import MaskingConfig, MaskPlan, plan_from_keep, random_plan
 from microdit.model.matching import match_constant
 from microdit.model.presets import PRESETS, preset
-from microdit.model.released import import_released, load_released, released_config
+from microdit.model.released import import_released, load_imported, load_released, released_config
 
 __all__ = [
     "PRESETS",
@@ -14,6 +14,7 @@ __all__ = [
     "MaskPlan",
     "MaskingConfig",
     "import_released",
+    "load_imported",
     "load_released",
     "match_constant",
     "plan_from_keep",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,16 +25,18 @@ from microdit.model.moe import ExpertsConfig
 from microdit.model.presets import preset
 from microdit.model.widths import WidthConfig
 
-# (released name, ours); everything else is called alike.
+# (beginning of a released name, of ours); everything else is called alike.
 NAMES = (
-    (r"^y_embedder\.y_proj\.", "y_embedder."),
-    (r"^y_emb_preprocess\.", "caption_block."),
-    (r"^pooled_y_emb_process\.", "pooled_embedder."),
-    (r"^patch_mixer\.(?=\d)", "mixer.blocks."),
-    (r"^patch_mixer_map_xin\.", "mixer.map_in."),
-    (r"^patch_mixer_map_y\.", "mixer.map_caption."),
-    (r"^patch_mixer_map_xout\.", "mixer.map_out."),
+    ("y_embedder.y_proj.", "y_embedder."),
+    ("y_emb_preprocess.", "caption_block."),
+    ("pooled_y_emb_process.", "pooled_embedder."),
+    ("patch_mixer.", "mixer.blocks."),
+    ("patch_mixer_map_xin.", "mixer.map_in."),
+    ("patch_mixer_map_y.", "mixer.map_caption."),
+    ("patch_mixer_map_xout.", "mixer.map_out."),
 )
+TO_OURS = dict(NAMES)
+TO_RELEASED = {ours: released for released, ours in NAMES}
 BUFFERS = ("pos_embed", "mask_token")  # fixed: recomputed, checked, not loaded
 LISTED = 6  # names of one kind that a message lists
 
@@ -52,12 +53,11 @@ def load_released(source: Path | str | Mapping[str, Tensor], config: DiTConfig) 
     """
     tensors = source if isinstance(source, Mapping) else _read(Path(source))
     where = "state dict" if isinstance(source, Mapping) else str(source)
-    weights = _to_ours(_unnest(tensors, where))
+    weights = _unnest(tensors, where)
     net = DiT(config, seed=None)
-    expected = net.state_dict()
     _check_buffers(weights, net, where)
-    _compare(weights, expected, where)
-    net.load_state_dict({name: weights[name] for name in expected})
+    _compare(weights, {_rename(name, TO_RELEASED): value for name, value in net.state_dict().items()}, where)
+    net.load_state_dict({_rename(name, TO_OURS): value for name, value in weights.items()})
     return net
 
 
@@ -156,13 +156,11 @@ def _unnest(tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def _to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    renamed = {}
-    for name, value in tensors.items():
-        for pattern, replacement in NAMES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = value
-    return renamed
+def _rename(name: str, beginnings: Mapping[str, str]) -> str:
+    for old, new in beginnings.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
 
 
 def _check_buffers(weights: dict[str, Tensor], net: DiT, where: str) -> None:

@@ -1,0 +1,95 @@
+"""Costs counted by structure agree with PyTorch's own counter and with the figures known of the released models."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from microdit.errors import ConfigError
+from microdit.model import PRESETS, DiT, DiTConfig, MaskingConfig, cost, preset
+from microdit.model.feed_forward import FeedForwardConfig
+from microdit.model.mixer import MixerConfig
+from microdit.model.moe import ExpertsConfig
+from microdit.model.widths import WidthConfig
+
+SMALL = DiTConfig(width=64, depth=4, head_dim=16, mixer=MixerConfig(depth=2))
+CONFIGS = {
+    "plain": SMALL,
+    "narrow mixer": dataclasses.replace(SMALL, mixer=MixerConfig(depth=2, width=32)),
+    "no mixer": dataclasses.replace(SMALL, masking=MaskingConfig("naive", 0.5)),
+    "unmasked": dataclasses.replace(SMALL, masking=MaskingConfig("none", 0.0)),
+    "blocks of patches": dataclasses.replace(SMALL, masking=MaskingConfig("deferred", 0.75, 2)),
+    "gelu and biases": dataclasses.replace(SMALL, ffn=FeedForwardConfig("gelu"), bias=True),
+    "experts": dataclasses.replace(SMALL, experts=ExpertsConfig(4, 2.0, 2)),
+    "layer-wise": dataclasses.replace(
+        SMALL, attn_width=WidthConfig("layerwise", 0.5, 1.0), ffn_width=WidthConfig("layerwise", 0.5, 4.0, 16)
+    ),
+}
+BATCH, TEXT = 2, 9
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("masked", [True, False])
+def test_flops_are_what_pytorch_counts(config, masked):
+    # On the meta device attention is spelt out, so that its products are counted too.
+    with torch.device("meta"):
+        net = DiT(config, seed=None)
+        inputs = torch.empty(BATCH, 4, 16, 16), torch.empty(BATCH), torch.empty(BATCH, TEXT, config.caption_channels)
+    plan = net.mask_plan(BATCH, torch.Generator()) if masked else None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(*inputs, plan.to("meta") if plan else None)
+    ours = BATCH * cost.forward_flops(config, TEXT, masked)
+    assert counter.get_total_flops() == pytest.approx(ours, rel=0.001)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_parts_sum_to_the_whole_network(config):
+    net = DiT(config)
+    assert cost.parameters(config) == sum(parameter.numel() for parameter in net.parameters())
+    assert cost.training_flops(config) == 3 * sum(cost.flops_by_part(config).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "figures", "mixer", "active"),
+    [
+        ("MicroDiT_Tiny_2", {0.0: 20.97, 0.5: 13.35, 0.75: 9.70}, 5.49, 120e6),
+        ("MicroDiT_XL_2", {0.0: 117.9, 0.5: 69.5, 0.75: 45.9}, 18.1, 712e6),
+    ],
+)
+def test_the_released_models_cost_what_is_known_of_them(name, figures, mixer, active):
+    """The known multiply-adds leave out the caption's own embedding; ours count it, 77 tokens, in parts of its own."""
+    config = preset(name)
+    for ratio, giga in figures.items():
+        masked = dataclasses.replace(config, masking=MaskingConfig("deferred", ratio))
+        parts = cost.flops_by_part(masked, text_tokens=77)
+        assert sum(parts.values()) / 2e9 == pytest.approx(giga, rel=0.04)
+        assert (sum(parts.values()) - parts["caption_block"]) / 2e9 == pytest.approx(giga, rel=0.01)
+    assert cost.flops_by_part(config)["mixer"] / 2e9 == pytest.approx(mixer, rel=0.01)
+    assert cost.active_parameters(config) == pytest.approx(active, rel=0.005)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_take_32_by_32_latents_in_two_by_two_patches(name):
+    config = preset(name)
+    assert config.patches == 256
+    assert config.caption_channels == 1024
+
+
+def test_dense_presets_are_all_active():
+    assert cost.active_parameters(preset("DiT-Tiny/2")) == cost.parameters(preset("DiT-Tiny/2"))
+
+
+def test_masking_saves_in_the_backbone_alone():
+    full = dataclasses.replace(SMALL, masking=MaskingConfig("deferred", 0.0))
+    masked = dataclasses.replace(SMALL, masking=MaskingConfig("deferred", 0.75))
+    before, after = cost.flops_by_part(full), cost.flops_by_part(masked)
+    assert {part for part in before if after[part] < before[part]} == {"backbone", "head"}
+    assert cost.forward_flops(masked, masked=False) == cost.forward_flops(full)
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="'DiT-XL/2'"):
+        preset("DiT-XL2")

@@ -1,0 +1,152 @@
+"""Widths of attention and feed-forwards: ends met, never falling, always whole heads, equal cost where promised."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from microdit.errors import ConfigError
+from microdit.model import DiT, DiTConfig, cost, match_constant, preset
+from microdit.model.feed_forward import GELU, FeedForwardConfig, SwiGLU
+from microdit.model.mixer import MixerConfig
+from microdit.model.moe import ExpertsConfig
+from microdit.model.widths import WidthConfig, attention_width, hidden_width, layerwise, round_up
+
+RATIO = st.floats(0.05, 8)
+WIDTH = st.integers(1, 64).map(lambda n: n * 32)
+
+
+@given(RATIO, RATIO, st.integers(2, 40))
+def test_layerwise_meets_both_ends_and_never_turns(start, end, depth):
+    ratios = layerwise(start, end, depth)
+    assert len(ratios) == depth
+    assert ratios[0] == start
+    assert ratios[-1] == pytest.approx(end)
+    steps = [later - earlier for earlier, later in itertools.pairwise(ratios)]
+    assert max(steps) - min(steps) == pytest.approx(0, abs=1e-9)
+
+
+@given(RATIO, st.integers(1, 40))
+def test_constant_is_constant(ratio, depth):
+    assert WidthConfig("constant", ratio, ratio).ratios(depth) == [ratio] * depth
+
+
+@given(WIDTH, st.floats(0.001, 8), st.sampled_from([None, 32, 64, 128]))
+def test_attention_is_whole_heads_and_never_collapses(width, ratio, multiple_of):
+    result = attention_width(width, ratio, 32, multiple_of)
+    assert result >= 32
+    assert result % 32 == 0
+    assert ratio == 1 or 0 <= result - int(width * ratio) <= (multiple_of or 32)
+
+
+@given(WIDTH, st.sampled_from([None, 32, 64, 256]))
+def test_ratio_one_is_the_model_width_itself(width, multiple_of):
+    assert attention_width(width, 1.0, 32, multiple_of) == width
+
+
+@given(WIDTH, st.lists(st.floats(0.001, 8), min_size=2, max_size=10), st.sampled_from([2, 3]))
+def test_wider_ratios_never_give_narrower_layers(width, ratios, matrices):
+    hidden = [hidden_width(width, ratio, matrices, None) for ratio in sorted(ratios)]
+    assert hidden == sorted(hidden)
+    assert hidden[0] > 0
+
+
+@given(st.floats(0, 1e5), st.integers(1, 512))
+def test_rounding_up_is_the_least_multiple(value, multiple_of):
+    result = round_up(value, multiple_of)
+    assert result % multiple_of == 0
+    assert result >= int(value)
+    assert result - multiple_of < int(value) or result == multiple_of
+
+
+@given(WIDTH, st.floats(0.5, 8), st.sampled_from([1, 8, 32, 256]))
+def test_swiglu_and_gelu_have_equal_parameters_within_rounding(width, ratio, multiple_of):
+    sizes = []
+    for cls in (SwiGLU, GELU):
+        hidden = hidden_width(width, ratio, cls.matrices, multiple_of)
+        sizes.append(cls.matrices * width * hidden)
+    assert abs(sizes[0] - sizes[1]) <= 3 * width * multiple_of
+
+
+@pytest.mark.parametrize("width", [64, 96, 512])
+def test_that_count_is_the_networks_own(width):
+    for cls in (SwiGLU, GELU):
+        hidden = hidden_width(width, 4.0, cls.matrices, 8)
+        net = cls(width, hidden, bias=False)
+        assert sum(parameter.numel() for parameter in net.parameters()) == cls.matrices * width * hidden
+
+
+def test_a_gelu_network_is_as_large_as_its_swiglu_twin():
+    swiglu = DiTConfig(width=128, depth=4)
+    gelu = dataclasses.replace(swiglu, ffn=FeedForwardConfig("gelu"))
+    assert cost.parameters(gelu) == pytest.approx(cost.parameters(swiglu), rel=0.01)
+    assert cost.training_flops(gelu) == pytest.approx(cost.training_flops(swiglu), rel=0.01)
+
+
+def test_the_network_is_built_at_the_scheduled_widths():
+    config = DiTConfig(
+        width=128,
+        depth=4,
+        attn_width=WidthConfig("layerwise", 0.25, 1.0),
+        ffn_width=WidthConfig("layerwise", 1.0, 4.0, 16),
+        ffn=FeedForwardConfig("gelu"),
+    )
+    net = DiT(config)
+    assert [block.attn.proj.in_features for block in net.blocks] == [32, 64, 96, 128]
+    assert [block.mlp.w1.out_features for block in net.blocks] == [128, 256, 384, 512]
+    assert all(block.cross_attn.proj.in_features == 128 for block in net.blocks)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    depth=st.integers(3, 8),
+    width=st.sampled_from([96, 128, 256]),
+    start=st.floats(0.4, 1.0),
+    ends=st.tuples(st.floats(0.5, 2.0), st.floats(2.5, 5.0)),
+    every_n=st.sampled_from([0, 2]),
+    hold=st.sampled_from(["params", "flops"]),
+)
+def test_the_constant_twin_costs_the_same_within_one_percent(depth, width, start, ends, every_n, hold):
+    config = DiTConfig(
+        width=width,
+        depth=depth,
+        mixer=MixerConfig(depth=1),
+        experts=ExpertsConfig(num=4, capacity=1.0, every_n=every_n),
+        attn_width=WidthConfig("layerwise", start, 1.0),
+        ffn_width=WidthConfig("layerwise", *ends, 8),
+    )
+    twin = match_constant(config, hold)
+    measure = cost.parameters if hold == "params" else cost.training_flops
+    assert measure(twin) == pytest.approx(measure(config), rel=0.01)
+    assert twin.attn_width.schedule == twin.ffn_width.schedule == "constant"
+    changed = {"attn_width", "ffn_width"}
+    for field in dataclasses.fields(config):
+        assert field.name in changed or getattr(twin, field.name) == getattr(config, field.name)
+
+
+@pytest.mark.parametrize("hold", ["params", "flops"])
+def test_the_released_tiny_model_has_a_constant_twin(hold):
+    config = preset("MicroDiT_Tiny_2")
+    measure = cost.parameters if hold == "params" else cost.training_flops
+    assert measure(match_constant(config, hold)) == pytest.approx(measure(config), rel=0.01)
+
+
+def test_where_rounding_forbids_a_twin_it_says_so():
+    coarse = DiTConfig(
+        width=64,
+        head_dim=64,
+        depth=2,
+        mixer=MixerConfig(depth=0),
+        ffn_width=WidthConfig("layerwise", 0.5, 24.0, 512),
+    )
+    with pytest.raises(ConfigError, match=r"no constant width matches .* params within 1%.*multiple_of"):
+        match_constant(coarse, "params")
+
+
+def test_an_unknown_thing_to_hold_is_refused():
+    with pytest.raises(ConfigError, match="params or flops"):
+        match_constant(DiTConfig(width=64, depth=2), "seconds")  # type: ignore[arg-type]
