@@ -1,1 +1,1 @@
-"""sweeps"""
+"""Studies to trials, trials to workers, workers to MLflow."""

@@ -1,0 +1,7 @@
+"""`python -m sweeps` is the `microdit-sweep` command."""
+
+import sys
+
+from sweeps.cli import main
+
+sys.exit(main())

@@ -1,0 +1,47 @@
+"""Which code ran: the commit, whether the tree was clean, and what differed if it wasn't."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGES = ("torch", "diffusers", "open_clip_torch", "torch-fidelity", "mlflow", "numpy")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Tags for a run, and the uncommitted difference (empty where there is none)."""
+
+    tags: dict[str, str]
+    diff: str
+
+
+@cache
+def provenance(command: str) -> Provenance:
+    """Asks git about the folder that this package runs from; an installed wheel has version numbers only."""
+    commit = _git("rev-parse", "HEAD")
+    diff = _git("diff", "HEAD") if commit else ""
+    tags = {
+        "microdit.command": command,
+        "microdit.git_commit": commit or "none",
+        "microdit.git_dirty": str(bool(commit and _git("status", "--porcelain", "--untracked-files=no"))).lower(),
+        "microdit.version": version("microdit"),
+        "microdit.host": platform.node(),
+        "microdit.packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
+    }
+    return Provenance(tags, diff)
+
+
+def _git(*words: str) -> str:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return ""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,154 @@
+"""A study: one YAML that asks a question, names what varies, and says what the arms hold fixed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from microdit.config_io import parse, read_yaml
+from microdit.errors import ConfigError, nearest
+from sweeps.compose import EXPERIMENTS
+
+
+@dataclass(frozen=True)
+class PaperClaim:
+    """What the paper says, and where."""
+
+    section: str = ""
+    claim: str = ""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The number that decides, and which way is better."""
+
+    primary: str = "clip_fd"
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What the figure has on its axis and as its lines."""
+
+    x: str = ""
+    hue: str = ""
+
+
+@dataclass(frozen=True)
+class ScaleChoice:
+    """What a scale narrows a study to, and what it sets besides."""
+
+    arms: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """The keys of a study's YAML."""
+
+    question: str
+    paper: PaperClaim = PaperClaim()
+    arms: Mapping[str, Any] = field(default_factory=dict)
+    axes: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # of every arm
+    baseline: str = ""
+    holds: Literal["steps", "flops", "params"] = "steps"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    metrics: Metrics = Metrics()
+    figure: Figure = Figure()
+    scales: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study at one scale: named arms, each a set of overrides."""
+
+    name: str
+    scale: str
+    source: str
+    file: StudyFile
+    arms: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+    overrides: Mapping[str, Any]
+
+    def as_mapping(self) -> dict[str, Any]:
+        """What analysis needs to know, as the parent run's study.yaml."""
+        f = self.file
+        return {
+            "name": self.name,
+            "scale": self.scale,
+            "question": f.question,
+            "paper": {"section": f.paper.section, "claim": f.paper.claim},
+            "baseline": f.baseline,
+            "holds": f.holds,
+            "arms": {name: dict(overrides) for name, overrides in self.arms.items()},
+            "seeds": list(self.seeds),
+            "metrics": {"primary": f.metrics.primary, "direction": f.metrics.direction},
+            "figure": {"x": f.figure.x, "hue": f.figure.hue},
+        }
+
+
+def study_names() -> list[str]:
+    """The studies that come with the project."""
+    return sorted(path.stem for path in (EXPERIMENTS / "study").glob("*.yaml"))
+
+
+def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> Study:
+    """Reads the study called `name`, or at path `name` where that ends in .yaml, narrowed to `scale`.
+
+    Raises ConfigError naming the file, the key and the nearest valid choice.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else EXPERIMENTS / "study" / f"{name}.yaml"
+    if not path.is_file() and path.parent == EXPERIMENTS / "study":
+        raise ConfigError(f"there is no study '{name}'; {nearest(name, study_names())}, or give a path ending in .yaml")
+    source = str(path)
+    file = parse(StudyFile, read_yaml(path), source)
+    choice = _scale_choice(file, scale, source)
+    arms = _expand(file, source)
+    if choice.arms is not None:
+        for arm in choice.arms:
+            if arm not in arms:
+                raise ConfigError(f"{source}: 'scales.{scale}.arms' names '{arm}'; {nearest(arm, arms)}")
+        arms = {arm: arms[arm] for arm in choice.arms}
+    if file.baseline and file.baseline not in arms:
+        raise ConfigError(f"{source}: 'baseline' is '{file.baseline}', which is no arm; {nearest(file.baseline, arms)}")
+    chosen = seeds or choice.seeds or file.seeds
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise ConfigError(f"{source}: 'seeds' is {list(chosen)}; give each seed once, and at least one")
+    return Study(path.stem, scale, source, file, arms, chosen, {**file.overrides, **choice.overrides})
+
+
+def _scale_choice(file: StudyFile, scale: str, source: str) -> ScaleChoice:
+    known = [path.stem for path in (EXPERIMENTS / "scale").glob("*.yaml")]
+    for name in file.scales:
+        if name not in known:
+            raise ConfigError(f"{source}: 'scales.{name}' is no scale; {nearest(name, known)}")
+    return parse(ScaleChoice, file.scales.get(scale) or {}, source, f"scales.{scale}")
+
+
+def _expand(file: StudyFile, source: str) -> dict[str, dict[str, Any]]:
+    """Named arms times the grid of the axes."""
+    for key, values in file.axes.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{source}: axis '{key}' must be a list of at least one value, got {values!r}")
+        repeated = [value for i, value in enumerate(values) if value in values[:i]]
+        if repeated:
+            raise ConfigError(f"{source}: axis '{key}' has {repeated[0]!r} twice")
+    for name, overrides in file.arms.items():
+        if not isinstance(overrides, Mapping):
+            raise ConfigError(f"{source}: arm '{name}' must be a mapping of keys to values ({{}} for none)")
+        if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
+            raise ConfigError(f"{source}: arm '{name}': only letters, digits, '_', '-' and '.' make a name")
+    if not file.arms and not file.axes:
+        raise ConfigError(f"{source}: a study needs 'arms' or 'axes'")
+    grid = [dict(zip(file.axes, point, strict=True)) for point in itertools.product(*file.axes.values())]
+    arms: dict[str, dict[str, Any]] = {}
+    for name, overrides in (file.arms or {"": {}}).items():
+        for point in grid:
+            label = "_".join([*([name] if name else []), *(f"{k.split('.')[-1]}={v}" for k, v in point.items())])
+            arms[label] = {**overrides, **point}
+    return arms

@@ -1,0 +1,77 @@
+"""The tables that a sweep prints at its ends: what is planned, and what came out."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from scipy import stats
+
+from microdit.config import Config
+from microdit.model import cost
+from sweeps.study import Study
+from sweeps.trials import Trial, training_flops
+
+SHOWN = ("clip_fd", "fd", "kid", "clip_score", "class_accuracy")
+
+
+def plan_table(study: Study, trials: Sequence[Trial], done: Mapping[str, str]) -> str:
+    """One row an arm: seeds, parameters and FLOPs; `done` maps trial keys to where they are finished."""
+    arms: dict[str, Config] = {trial.arm: trial.config for trial in trials}
+    rows = [["arm", "seeds", "done", "params", "active", "GFLOPs/image", "training PFLOPs"]]
+    for arm in study.arms:
+        config, own = arms[arm], [trial for trial in trials if trial.arm == arm]
+        finished = sum(trial.key in done for trial in own)
+        rows.append(
+            [
+                arm,
+                " ".join(str(trial.seed) for trial in own),
+                f"{finished}/{len(own)}",
+                f"{cost.parameters(config.model):,}",
+                f"{cost.active_parameters(config.model):,}",
+                f"{cost.forward_flops(config.model) / 1e9:.3f}",
+                f"{training_flops(config) / 1e15:.4g}",
+            ]
+        )
+    total = sum(training_flops(trial.config) for trial in trials if trial.key not in done)
+    return align(rows) + f"\n{len(trials)} trials, {len(done)} done; {total / 1e15:.4g} PFLOPs to go"
+
+
+def result_table(arms: Sequence[str], results: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
+    """One row an arm: mean and 95% Student interval over seeds of each final metric."""
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for arm, _, metrics in results:
+        for name in SHOWN:
+            if f"final/{name}" in metrics:
+                values[arm][name].append(metrics[f"final/{name}"])
+    names = [name for name in SHOWN if any(name in found for found in values.values())]
+    rows = [["arm", *names, "n"]]
+    for arm in arms:
+        if arm in values:
+            found = values[arm]
+            count = max((len(v) for v in found.values()), default=0)
+            rows.append([arm, *(interval(found[name]) for name in names), str(count)])
+    return align(rows)
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and half-width of the 95% Student interval; one value says n=1."""
+    if not values:
+        return "-"
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{mean:.4g} (n=1)"
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return f"{mean:.4g} ± {half:.2g}"
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell; the first to the left, others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
