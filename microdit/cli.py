@@ -130,7 +130,7 @@ def _data(arguments: argparse.Namespace) -> None:
 def _import(arguments: argparse.Namespace) -> None:
     from microdit.model.released import import_released
 
-    print(import_released(arguments.checkpoint, arguments.out, preset=arguments.preset, config=arguments.config))
+    print(import_released(arguments.checkpoint, arguments.out, arguments.preset, arguments.config))
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,26 @@
+"""Shared by all tests: a complete configuration of seconds, and a cache that one session fills once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from microdit.config import Config
+from sweeps.compose import compose_config
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Encoded data and reference features, shared by the session's runs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def smoke_config(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The `smoke` scale without scoring."""
+    out = tmp_path_factory.mktemp("run")
+    return compose_config(["scale=smoke", "evaluation.samples=0", f"cache_dir={cache_dir}", f"output_dir={out}"])

@@ -1,0 +1,127 @@
+"""The `microdit` command as a person meets it: a run, its pictures and scores, and one-line errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from microdit.cli import main
+from microdit.config import Config, load_config, save_config
+
+
+@pytest.fixture(scope="module")
+def run_folder(smoke_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished smoke run, trained through the command."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    config = dataclasses.replace(
+        smoke_config,
+        output_dir=str(folder),
+        evaluation=dataclasses.replace(smoke_config.evaluation, samples=8, metrics=("clip_fd", "clip_score")),
+    )
+    path = folder.parent / "config.yaml"
+    save_config(config, path)
+    assert main(["train", str(path)]) == 0
+    return folder
+
+
+def test_a_run_leaves_everything_behind(run_folder: Path):
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert {"final/clip_fd", "final/clip_fd_floor", "final/clip_score", "cost/train_flops"} <= metrics.keys()
+    prompts = json.loads((run_folder / "samples" / "prompts.json").read_text())
+    with Image.open(run_folder / "samples" / "final.png") as strip:
+        assert strip.size == (prompts["tile"] * len(prompts["prompts"]), prompts["tile"])
+
+
+def test_a_stored_configuration_runs_again_to_the_same_result(run_folder: Path, tmp_path: Path):
+    assert main(["train", str(run_folder / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    first = json.loads((run_folder / "metrics.json").read_text())
+    second = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert {k: v for k, v in first.items() if k.startswith("final/")} == {
+        k: v for k, v in second.items() if k.startswith("final/")
+    }
+
+
+def test_captions_are_drawn(run_folder: Path, tmp_path: Path):
+    out = tmp_path / "cats.png"
+    words = ["sample", str(run_folder), "a cat", "two dogs", "--count", "3", "--steps", "2", "--out", str(out)]
+    assert main(words) == 0
+    with Image.open(out) as picture:
+        assert picture.size == (3 * 32, 2 * 32)
+        assert np.asarray(picture).std() > 1
+
+
+def test_a_finished_run_is_scored_again(run_folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["evaluate", str(run_folder)]) == 0
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    stored = json.loads((run_folder / "metrics.json").read_text())
+    assert float(printed["clip_fd"]) == pytest.approx(stored["final/clip_fd"], rel=1e-4)
+
+
+def test_the_data_can_be_looked_at(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "sheet.png"
+    assert main(["data", str(run_folder / "config.yaml"), "--count", "7", "--out", str(out)]) == 0
+    with Image.open(out) as sheet:
+        assert sheet.size == (6 * 32, 2 * 32)
+    assert len([line for line in capsys.readouterr().out.splitlines() if line[:3].strip().isdigit()]) >= 7
+
+
+def failing(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(list(words)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("microdit: ")
+    assert len(message.strip().splitlines()) == 1
+    return message
+
+
+def test_mistakes_in_a_configuration_cost_nothing(
+    smoke_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "config.yaml"
+    save_config(dataclasses.replace(smoke_config, output_dir=str(tmp_path / "run")), path)
+    good = path.read_text()
+    for old, new, words in [
+        ("batch_size: 8", "batchsize: 8", ["'training.batchsize'", "'batch_size'", "config.yaml"]),
+        ("in_channels: 4", "in_channels: 16", ["'model.in_channels' is 16", "channels is 4"]),
+        ("input_size: 8", "input_size: 16", ["'model.input_size' is 16", "is 8"]),
+        ("path: builtin", "path: /no/such/vae", ["autoencoder.path", "/no/such/vae"]),
+        ("samples: 0", "samples: 500", ["'evaluation.samples' is 500", "24"]),
+        ("name: emoji-captions", "name: emoji-caption", ["emoji-captions"]),
+        ("accumulation: 1", "accumulation: 3", ["'training.batch_size'", "'training.accumulation'"]),
+    ]:
+        assert old in good
+        path.write_text(good.replace(old, new, 1))
+        message = failing(capsys, "train", str(path))
+        for word in words:
+            assert word in message, (new, message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_things_are_named(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert "confg.yaml: no such file" in failing(capsys, "train", str(tmp_path / "confg.yaml"))
+    (tmp_path / "half").mkdir()
+    save_config(load_config(run_folder / "config.yaml"), tmp_path / "half" / "config.yaml")
+    assert "model.safetensors: no such file" in failing(capsys, "sample", str(tmp_path / "half"), "a cat")
+
+
+def test_the_released_small_model_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    reference = Path(__file__).parent / "model" / "reference"
+    words = ["import", str(reference / "small.safetensors"), "--config", str(reference / "small.json")]
+    assert main([*words, "--out", str(tmp_path / "small")]) == 0
+    assert "parameters in" in capsys.readouterr().out
+    assert (tmp_path / "small" / "model.safetensors").is_file()
+    wrong = failing(capsys, "import", str(reference / "small.safetensors"), "--out", str(tmp_path / "xl"))
+    assert "small.safetensors" in wrong
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "microdit", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    for command in ("train", "sample", "evaluate", "import", "data", "bench"):
+        assert command in done.stdout
