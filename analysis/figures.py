@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,7 @@ import pandas as pd
 from analysis import names
 from analysis.across import Across
 from analysis.load import Results
-from analysis.stats import estimate
+from analysis.stats import estimate, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 REFERENCE = "#444444"
 Drawn = TypeVar("Drawn")
+FAR = 3.0  # times the height of the arms' own range that a panel may grow to show real images
 PANELS = ("clip_score", "class_accuracy")  # beside the primary metric
 PRINT: dict[Any, Any] = {
     "font.size": 9,
@@ -82,6 +83,8 @@ def curve_figure(results: Results) -> Figure | None:
 
     None where no run has logged either.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _panels(2, 3.6)
     handles: dict[str, Any] = {}
     styles = _arm_styles(results)
@@ -94,8 +97,10 @@ def curve_figure(results: Results) -> Figure | None:
                 handles.setdefault(arm, line)
         axis.set_title(label, loc="left")
         axis.set_xlabel("training step")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         values = np.concatenate([line.get_ydata() for line in axis.lines] or [np.array([1.0])]).astype(float)
-        if values.min() > 0:
+        values = values[np.isfinite(values)]
+        if len(values) and values.min() > 0:
             axis.set_yscale("log")
             _plain_log_ticks(axis, values)
     if not handles:
@@ -113,62 +118,79 @@ def _score_panel(axis: Axes, results: Results, metric: str, across: Across) -> N
     frame, study, net = results.frame, results.study, results.tag("feature_net")
     column = f"final/{metric}"
     hues = list(dict.fromkeys(frame["hue"]))
-    for number, hue in enumerate(hues):
+    for rank, hue in enumerate(hues):
         runs = frame[frame["hue"] == hue]
-        colour, marker, line = _style(number)
+        colour, marker, line = _style(rank)
         line = "none" if across.names else line  # names have no order to follow
-        shift = 0.012 * (number - (len(hues) - 1) / 2)
+        shift = 0.02 * (rank - (len(hues) - 1) / 2)
         places = sorted(set(runs["x"]), key=across.place)
         values = [estimate(runs.loc[runs["x"] == place, column]) for place in places]
         xs = [across.place(place, shift) for place in places]
-        beside = shift + (0.035 if len(runs) > len(places) else 0.0)  # the seeds, to the right of their mean
+        beside = shift + (0.04 if len(runs) > len(places) else 0.0)  # the seeds, to the right of their mean
         dots = [across.place(place, beside) for place in runs["x"]]
         axis.scatter(dots, runs[column], s=9, marker=marker, color=colour, alpha=0.6, linewidths=0)
         style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": line, "markersize": 6, "label": hue}
         halves = [value.half for value in values]  # NaN at n=1: no bar
         means = [value.mean for value in values]
         axis.errorbar(xs, means, yerr=halves, capsize=3, linewidth=1.5, markeredgecolor="white", **style)
-    _references(axis, results, column)
+    _fit(axis, frame[column])
+    _zero_lines(axis, results, column)
+    _real_lines(axis, frame, column)
     axis.set_title(f"{names.title(metric, net)} {names.arrow(metric, study.primary, study.direction)}", loc="left")
-    _fit(axis, frame[column], [_constant(frame, f"{column}_floor"), _constant(frame, f"{column}_real")])
 
 
-def _references(axis: Axes, results: Results, column: str) -> None:
-    """Horizontal lines: arms at x = 0, and what real images score."""
+def _zero_lines(axis: Axes, results: Results, column: str) -> None:
+    """Horizontal lines at the means of arms at x = 0."""
     frame = results.frame
     zero = frame[frame["x"].map(lambda value: value == 0)]
     for arm, runs in zero.groupby("arm", sort=False):
         if len(set(frame["x"])) > 1:
             style: dict[str, Any] = {"color": REFERENCE, "linewidth": 0.9, "linestyle": (0, (6, 3)), "zorder": 1}
             axis.axhline(runs[column].mean(), label=f"{arm} (at 0)", **style)
+
+
+def _real_lines(axis: Axes, frame: pd.DataFrame, column: str) -> None:
+    """What real images score: a line, or an arrow with the value where a line would flatten what the arms differ by."""
     for suffix in ("_floor", "_real"):
         value = _constant(frame, column + suffix)
-        if value is not None:
+        if value is None:
+            continue
+        bottom, top = axis.get_ylim()
+        low, high = min(bottom, value), max(top, value)
+        if high - low <= FAR * (top - bottom):
+            margin = 0.05 * (high - low)
             axis.axhline(value, color="black", linewidth=1.1, linestyle=":", label="real images", zorder=1)
+            axis.set_ylim(min(bottom, value - margin), max(top, value + margin))
+        else:
+            above = value > top
+            words, height = f"real images: {number(value)} {'↑' if above else '↓'}", 0.98 if above else 0.02
+            where: dict[str, Any] = {"ha": "right", "va": "top" if above else "bottom", "transform": axis.transAxes}
+            axis.text(0.99, height, words, fontsize=7.5, **where)
 
 
-def _fit(axis: Axes, values: pd.Series, extra: Sequence[float | None]) -> None:
+def _fit(axis: Axes, values: pd.Series) -> None:
     """Limits from the seeds' values, so that an interval of two seeds (t = 12.7) can't flatten the panel."""
-    shown = [*values.dropna(), *(value for value in extra if value is not None)]
-    low, high = min(shown), max(shown)
-    room = 0.5 * (max(values.dropna()) - min(values.dropna())) or 0.1 * abs(high) or 1.0
+    low, high = values.min(), values.max()
+    room = 0.5 * (high - low) or 0.1 * abs(high) or 1.0
     bottom, top = axis.get_ylim()
-    axis.set_ylim(max(bottom, low - room), min(top, high + room))
+    margin = 0.2 * room  # of a marker at the edge
+    axis.set_ylim(min(max(bottom, low - room), low - margin), max(min(top, high + room), high + margin))
 
 
 def _curve(axis: Axes, curves: list[tuple[np.ndarray, np.ndarray]], style: tuple[str, str, Any]) -> Any | None:
     """Draws the seeds' curves, returns the line of their mean; None where there are none."""
     if not curves:
         return None
-    colour, _, line = style
+    colour, marker, line = style
     columns = [pd.Series(values, index=steps) for steps, values in curves]
-    table = pd.concat(columns, axis=1)
+    table = pd.concat(columns, axis=1).sort_index()
     window = max(1, len(table) // 25)  # a training loss is noisy: each point is a mean of its neighbours
     smooth = table.rolling(window, center=True, min_periods=1).mean()
     if len(curves) > 1:
         for seed in smooth:
             axis.plot(smooth.index, smooth[seed], color=colour, linewidth=0.6, alpha=0.35)
-    (mean,) = axis.plot(smooth.index, smooth.mean(axis=1), color=colour, linestyle=line, linewidth=1.6)
+    alone = marker if len(table) == 1 else None
+    (mean,) = axis.plot(smooth.index, smooth.mean(axis=1), color=colour, linestyle=line, marker=alone, linewidth=1.6)
     return mean
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from report_store import PROMPTS, SCORES, StudyWriter, arm, final, study_file
 from scipy import stats
 
-from analysis import cli, report
+from analysis import cli, figures, report
 from analysis.load import load
 from analysis.store import open_store
 from analysis.tables import latex, markdown
@@ -215,3 +215,15 @@ def test_analysis_imports_no_other_room() -> None:
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             modules += [name.name for name in node.names] if isinstance(node, ast.Import) else []
             assert not {module.partition(".")[0] for module in modules} & {"microdit", "sweeps"}, path
+
+
+def test_real_images_far_off_do_not_flatten_the_arms(fresh: tuple[str, Path]) -> None:
+    arms = {"none": arm("none", 0.0), "naive_75": arm("naive", 0.75)}
+    writer = StudyWriter(*fresh, "masking_ratio", study_file(arms, [0]))
+    for number, name in enumerate(arms):
+        writer.run(name, 0, final(500.0 + number, clip_fd_floor=1.0, clip_score=20.0 + number, clip_score_real=22.0))
+    distance, score, _ = figures.score_figure(load(open_store(fresh[0]), "masking_ratio")).axes
+    assert distance.get_ylim()[0] > 490
+    assert [text.get_text() for text in distance.texts] == ["real images: 1.000 ↓"]
+    assert score.get_ylim()[1] > 22
+    assert not score.texts
