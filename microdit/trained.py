@@ -52,7 +52,7 @@ def load_denoiser(config: Config, path: Path) -> Denoiser:
     """The averaged weights at `path` in the network that `config` describes, ready to sample on the CPU."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; has the run finished?")
-    net = DiT(config.model, seed=config.seed)
+    net = DiT(config.model, seed=None)
     try:
         tensors = load_file(path)
         sigma_data = float(tensors.pop("sigma_data"))

@@ -47,7 +47,7 @@ def test_churn_keeps_the_distribution_and_needs_a_generator():
     noise = torch.randn(64, 4, 8, 8, generator=generator(1, "test"))
     out = sample(gaussian_denoiser, noise, config, generator(0, "churn"))
     assert out.mean().item() == pytest.approx(MEAN, abs=0.02)
-    assert out.std().item() == pytest.approx(STD, rel=0.03)
+    assert out.std().item() == pytest.approx(STD, rel=0.06)
     plain = sample(gaussian_denoiser, noise, SamplerConfig("heun", 40))
     assert (out - plain).abs().mean() > 0.1  # it really is another path
     assert torch.equal(out, sample(gaussian_denoiser, noise, config, generator(0, "churn")))
