@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,6 +23,7 @@ from microdit.errors import ConfigError, nearest
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 GROUPS = ("data", "model", "scale")
 PRIMARY = "base"
+REQUIRED = "REQUIRED"  # not OmegaConf's ???, which a merge drops in silence where the key has a value already
 
 
 def group_options(group: str) -> list[str]:
@@ -48,29 +51,39 @@ def as_override(key: str, value: Any) -> list[str]:
     """A YAML value as Hydra overrides; a mapping becomes one override per leaf, so that its other keys stay."""
     if isinstance(value, Mapping):
         return [word for name, item in value.items() for word in as_override(f"{key}.{name}", item)]
-    return [f"{key}={value if key in GROUPS else json.dumps(value)}"]
+    return [f"{key}={value if key in GROUPS else json.dumps(value, ensure_ascii=False)}"]
+
+
+@contextmanager
+def _as_config_error(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{source}: {' '.join(str(error).split())[:400]}") from None
+    except yaml.YAMLError as error:  # names its file
+        raise ConfigError(f"{EXPERIMENTS}: not valid YAML: {' '.join(str(error).split())[:400]}") from None
+
+
+def _composed(overrides: Sequence[str]) -> Any:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
+        return compose(PRIMARY, overrides=list(overrides))
 
 
 def _compose(overrides: tuple[str, ...], source: str) -> dict[str, Any]:
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
-            composed = compose(PRIMARY, overrides=list(overrides))
-        missing = sorted(OmegaConf.missing_keys(composed))
-        if missing:
-            raise ConfigError(f"{source}: '{missing[0]}' has no default here; give it, as {missing[0]}=...")
-        values = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{source}: {' '.join(str(error).split())[:400]}") from None
+    with _as_config_error(source):
+        values = OmegaConf.to_container(_composed(overrides), resolve=True)
     assert isinstance(values, dict)
+    missing = [key for key, value in _leaves(values) if value == REQUIRED]
+    if missing:
+        raise ConfigError(f"{source}: no default here for {', '.join(missing)}; give {missing[0]}=...")
     return {str(key): value for key, value in values.items()}
 
 
 @cache
 def _known_keys(groups: tuple[str, ...]) -> Mapping[str, Any]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
-        values = OmegaConf.to_container(compose(PRIMARY, overrides=list(groups)), resolve=False)
+    with _as_config_error("experiments"):
+        values = OmegaConf.to_container(_composed(groups), resolve=False)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
@@ -97,17 +110,25 @@ def _check_keys(overrides: Sequence[str], source: str) -> None:
             continue
         if override.is_add() or override.is_delete():
             raise ConfigError(f"{source}: '{override.input_line}': keys can't be added or removed, only set")
-        node: Any = known
-        for depth, part in enumerate(key.split(".")):
-            if not isinstance(node, Mapping) or part not in node:
-                parents = ".".join(key.split(".")[:depth])
-                choices = [f"{parents}.{name}" if parents else name for name in node] if isinstance(node, dict) else []
-                raise ConfigError(f"{source}: unknown key '{key}'; {nearest(key, choices or _leaves(known))}")
-            node = node[part]
+        check_key(key, known, source)
 
 
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> list[str]:
-    keys = []
+def check_key(key: str, known: Mapping[str, Any] | None = None, source: str = "command line") -> None:
+    """Raises ConfigError where dotted `key` is no setting of the recipe, naming the nearest that is."""
+    node: Any = _known_keys(()) if known is None else known
+    for depth, part in enumerate(key.split(".")):
+        if not isinstance(node, Mapping) or part not in node:
+            leaves = [leaf for leaf, _ in _leaves(_known_keys(()) if known is None else known)]
+            parents = ".".join(key.split(".")[:depth])
+            siblings = [f"{parents}.{name}" if parents else name for name in node] if isinstance(node, Mapping) else []
+            namesakes = [leaf for leaf in leaves if leaf.split(".")[-1] == key.split(".")[-1]]
+            raise ConfigError(f"{source}: unknown key '{key}'; {nearest(key, namesakes or siblings or leaves)}")
+        node = node[part]
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
     for name, value in node.items():
-        keys += _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else [f"{prefix}{name}"]
-    return keys
+        inner = isinstance(value, Mapping) and value
+        found += _leaves(value, f"{prefix}{name}.") if inner else [(f"{prefix}{name}", value)]
+    return found

@@ -115,7 +115,8 @@ def test_every_model_file_composes(option: str):
 
 
 @pytest.mark.parametrize(
-    ("option", "name"), [("microdit_tiny", "MicroDiT_Tiny_2"), ("microdit_xl", "MicroDiT_XL_2"), ("dit_tiny", PRESETS[0])]
+    ("option", "name"),
+    [("microdit_tiny", "MicroDiT_Tiny_2"), ("microdit_xl", "MicroDiT_XL_2"), ("dit_tiny", PRESETS[0])],
 )
 def test_model_files_are_the_presets(option: str, name: str):
     values = read_yaml(EXPERIMENTS / "model" / f"{option}.yaml")
@@ -126,6 +127,8 @@ def test_model_files_are_the_presets(option: str, name: str):
     assert parse(DiTConfig, {**values, "mixer": values["mixer"]}).width == preset(name).width
 
 
-def test_a_missing_path_at_paper_scale_is_named():
-    with pytest.raises(ConfigError, match=r"'autoencoder\.path' has no default here"):
+def test_missing_paths_at_paper_scale_are_named():
+    with pytest.raises(ConfigError, match=r"no default here for data\.path, autoencoder\.path, text\.path"):
         compose_config(["scale=paper"])
+    with pytest.raises(ConfigError, match=r"no default here for text\.path"):
+        compose_config(["scale=paper", "data=emoji", "autoencoder.path=/a"])
