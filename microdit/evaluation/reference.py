@@ -1,0 +1,78 @@
+"""The real pictures that generated ones are compared with, and those that stand in for generated ones."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from microdit.data.base import CaptionedImages, Item
+from microdit.errors import ConfigError
+from microdit.rng import numpy_generator
+
+log = logging.getLogger(__name__)
+
+
+class Pictures(Dataset[Tensor]):
+    """uint8 pictures (N, H, W, 3) as torch-fidelity wants them: a dataset of (3, H, W)."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.images[i])).permute(2, 0, 1)
+
+
+class RealPictures(Dataset[Tensor]):
+    """Some images of a dataset, in the same form; read one by one, so that a large reference needs no memory."""
+
+    def __init__(self, data: CaptionedImages, rows: np.ndarray) -> None:
+        self.data = data
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.data[int(self.rows[i])].image)).permute(2, 0, 1)
+
+
+class RealSets:
+    """Two disjoint sets of a dataset's images: the reference, and `held`, as many as there are samples.
+
+    The distance of `held` to the reference is the floor: what a perfect generator would get at these counts. Where the
+    dataset is too small for both, the reference shrinks, at most to half; then `held` may be smaller than the samples
+    and the floor is too high, which is logged. The rows are drawn the same way for every run, seed and arm, and at
+    random, because a dataset may come sorted.
+
+    Raises:
+        ConfigError: the dataset has fewer than 4 images.
+    """
+
+    def __init__(self, data: CaptionedImages, samples: int, reference_count: int) -> None:
+        if len(data) < 4:
+            raise ConfigError(
+                f"'evaluation.reference_split' has {len(data)} images; at least 4 are needed to score against"
+            )
+        count = min(reference_count, max(len(data) - samples, len(data) // 2))
+        rows = numpy_generator(0, "evaluation-reference").permutation(len(data))
+        self.data = data
+        self.reference = rows[:count]
+        self.held = rows[count : count + samples]
+        self.name = f"{data.fingerprint[:20]}-{count}"
+        if count < reference_count or len(self.held) < samples:
+            log.warning(
+                "%d real pictures are too few for a reference of %d and a floor from %d more: the reference has %d and "
+                "the floor is measured with %d",
+                *(len(data), reference_count, samples, count, len(self.held)),
+            )
+
+    def held_items(self) -> list[Item]:
+        """The held pictures with their captions and labels."""
+        return [self.data[int(row)] for row in self.held]
