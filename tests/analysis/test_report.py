@@ -85,7 +85,7 @@ def test_pictures_are_large_and_not_blank(written: Path, name: str) -> None:
     picture = np.asarray(Image.open(written / name).convert("RGB"))
     assert min(picture.shape[:2]) > 500
     assert (picture.reshape(-1, 3) != 255).any(1).mean() > 0.02
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+    assert len(np.unique(picture[::5, ::5].reshape(-1, 3), axis=0)) > 50
 
 
 def test_samples_have_a_row_per_arm_with_the_first_seeds_pictures(written: Path) -> None:
