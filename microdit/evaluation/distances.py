@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from microdit.encoders.scoring import ScoringClip
 from microdit.evaluation.config import EvalConfig
-from microdit.evaluation.features import SCORE_CLIP, TABLE, register
+from microdit.evaluation.networks import SCORE_CLIP, TABLE
 from microdit.evaluation.reference import Pictures, RealPictures, RealSets
 from microdit.files import write_text
 
@@ -68,6 +68,8 @@ class Distances:
 
     def _measure(self, pictures: Pictures | RealPictures, network: str, metrics: Sequence[str]) -> dict[str, float]:
         import torch_fidelity as tf
+
+        from microdit.evaluation.features import register
 
         reference: Dataset[Tensor] = RealPictures(self.real.data, self.real.reference)
         found = tf.calculate_metrics(

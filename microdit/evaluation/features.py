@@ -2,14 +2,13 @@
 
 Each is a subclass of torch-fidelity's `FeatureExtractorBase`, registered under a name; torch-fidelity then feeds it
 datasets of uint8 images (3, H, W), keeps the features of a named input on disk and computes the metrics from them.
-Another network (Inception-v3 and DINOv2 come with torch-fidelity) is a row of `TABLE` and its name in `FEATURE_NETS`.
+Another network (Inception-v3 and DINOv2 come with torch-fidelity) is its name in `FEATURE_NETS` (config.py), a row of
+`TABLE` (networks.py) and one of `EXTRACTORS`. Only `Distances` loads this file: torch-fidelity takes seconds to import.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,22 +19,11 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from microdit.encoders.scoring import ScoringClip
-from microdit.evaluation.lite0 import build_lite0, fold_batch_norm, lite0_weights
-from microdit.files import sha256
+from microdit.evaluation.lite0 import build_lite0, fold_batch_norm
+from microdit.evaluation.networks import SCORE_CLIP
 
 LITE0_SIDE = 224  # pixels; the size that EfficientNet-Lite0 was trained at
 CPU_CHUNK = 2  # pictures at once on a CPU: activations of more leave its caches (53 pictures/s at 2, 40 at 8)
-SCORE_CLIP = "score-clip"  # name under which the scoring CLIP's image tower is registered
-
-
-@dataclass(frozen=True)
-class FeatureNet:
-    """A row of `TABLE`: the class to register, the width of its features, and the digest of its weights."""
-
-    extractor: type[FeatureExtractorBase]
-    width: int
-    title: str  # name with the training data, as `feature_net_name` reports it
-    fingerprint: Callable[[], str]
 
 
 class _SingleLayer(FeatureExtractorBase):
@@ -95,22 +83,15 @@ class ScoreClipFeatures(_SingleLayer):
         return (self.clip.image_features(images.permute(0, 2, 3, 1)).double(),)
 
 
-@cache
-def _lite0_fingerprint() -> str:
-    return sha256(lite0_weights())
-
-
-TABLE: Mapping[str, FeatureNet] = {
-    "efficientnet-lite0": FeatureNet(
-        EfficientNetLite0Features, 1280, "efficientnet-lite0-imagenet", _lite0_fingerprint
-    ),
+EXTRACTORS: Mapping[str, type[FeatureExtractorBase]] = {
+    "efficientnet-lite0": EfficientNetLite0Features,
+    SCORE_CLIP: ScoreClipFeatures,
 }
 
 
 def register(name: str) -> str:
-    """Makes `name` (a key of `TABLE` or `SCORE_CLIP`) known to torch-fidelity; returns the name it is known by."""
+    """Makes `name` (a key of `EXTRACTORS`) known to torch-fidelity; returns the name that it is known by."""
     registered = f"microdit-{name}"
     if registered not in FEATURE_EXTRACTORS_REGISTRY:
-        extractor = ScoreClipFeatures if name == SCORE_CLIP else TABLE[name].extractor
-        register_feature_extractor(registered, extractor)
+        register_feature_extractor(registered, EXTRACTORS[name])
     return registered

@@ -18,7 +18,7 @@ from microdit.encoders.scoring import ScoringClip
 from microdit.errors import DataError
 from microdit.evaluation.config import METRICS, EvalConfig
 from microdit.evaluation.distances import Distances
-from microdit.evaluation.features import SCORE_CLIP, TABLE
+from microdit.evaluation.networks import SCORE_CLIP, TABLE
 from microdit.evaluation.reference import RealSets
 
 # What a caption calls a picture of the class, where it is not the class's own name.
