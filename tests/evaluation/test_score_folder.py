@@ -1,0 +1,92 @@
+"""Scoring a folder of pictures: the same numbers as scoring arrays, and one clear error for each fault."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from microdit.data.base import CaptionedImages, DataConfig, Item, build_dataset
+from microdit.errors import DataError
+from microdit.evaluation import EvalConfig, evaluate_folder, score
+
+COUNT = 12
+CONFIG = EvalConfig(reference_count=16, metrics=("clip_fd", "clip_score", "class_accuracy"))
+DATA = DataConfig(max_objects=1, train_size=40, val_size=COUNT)
+
+
+@pytest.fixture(scope="module")
+def reference() -> CaptionedImages:
+    return build_dataset(DATA, "train")
+
+
+@pytest.fixture(scope="module")
+def items() -> list[Item]:
+    data = build_dataset(DATA, "val")
+    return [data[i] for i in range(COUNT)]
+
+
+def write_pictures(root: Path, items: list[Item]) -> list[str]:
+    names = [f"{i:03}.png" for i in range(len(items))]
+    for name, item in zip(names, items, strict=True):
+        Image.fromarray(item.image).save(root / name)
+    return names
+
+
+def write_prompts(root: Path, items: list[Item], **changes: object) -> None:
+    listing = {"prompts": [item.caption for item in items], "labels": [item.label for item in items]} | changes
+    (root / "prompts.json").write_text(json.dumps(listing), encoding="utf-8")
+
+
+def test_prompts_and_metadata_give_the_scores_of_the_arrays(
+    tmp_path: Path, reference: CaptionedImages, items: list[Item]
+) -> None:
+    expected = score(
+        np.stack([item.image for item in items]),
+        [item.caption for item in items],
+        [item.label for item in items],
+        reference,
+        CONFIG,
+        tmp_path / "cache",
+    )
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    write_pictures(one, items)
+    write_prompts(one, items)
+    assert evaluate_folder(one, reference, CONFIG, tmp_path / "cache") == expected
+    two.mkdir()
+    rows = [
+        {"file_name": name, "text": item.caption, "label": reference.classes[item.label]}
+        for name, item in zip(write_pictures(two, items), items, strict=True)
+    ]
+    (two / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert evaluate_folder(two, reference, CONFIG, tmp_path / "cache") == expected
+
+
+def fails(root: Path, reference: CaptionedImages, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        evaluate_folder(root, reference, CONFIG, root / "cache")
+
+
+def test_faults_are_named(tmp_path: Path, reference: CaptionedImages, items: list[Item]) -> None:
+    fails(tmp_path / "absent", reference, "absent is not a folder")
+    write_pictures(tmp_path, items)
+    fails(tmp_path, reference, "12 of 12 images have no caption")
+    (tmp_path / "prompts.json").write_text("{", encoding="utf-8")
+    fails(tmp_path, reference, "prompts.json: not valid JSON")
+    write_prompts(tmp_path, items, prompts=3)
+    fails(tmp_path, reference, "needs the key 'prompts'")
+    write_prompts(tmp_path, items[:-1])
+    fails(tmp_path, reference, "11 prompts and 11 labels for 12 PNG files")
+    write_prompts(tmp_path, items, labels=["truk"] * COUNT)
+    fails(tmp_path, reference, "'truk' is no class of the reference; did you mean 'truck'")
+    write_prompts(tmp_path, items, labels=[2.5] * COUNT)
+    fails(tmp_path, reference, "neither an index nor a name")
+    write_prompts(tmp_path, items)
+    Image.new("RGB", (32, 64)).save(tmp_path / "003.png")
+    fails(tmp_path, reference, "003.png is 32 x 64 pixels, the reference 64 x 64")
+    (tmp_path / "003.png").write_bytes(b"no picture")
+    fails(tmp_path, reference, "003.png can't be read")
