@@ -73,6 +73,10 @@ class DataConfig:
     """`emoji-captions`: some scenes have ground, sea or sky behind the object; false leaves plain backgrounds."""
     sizes: bool = True
     """`emoji-captions`: some objects are small or big, and captions say so; false keeps a middle size."""
+    drawings: int | None = None
+    """`emoji-captions`: at most this many drawings of a class; null for all."""
+    places: bool = True
+    """`emoji-captions`: size and place vary; false puts objects in the middle of their part of the frame."""
     specific_names: bool = True
     """`emoji-captions`: captions may say "taxi" or "owl" for a drawing of one; false says "car" and "bird"."""
     val_fraction: float = 0.1
@@ -83,6 +87,7 @@ class DataConfig:
         _require(self.train_size >= 1, "data.train_size", self.train_size, "at least 1")
         _require(self.val_size >= 1, "data.val_size", self.val_size, "at least 1")
         _require(1 <= self.max_objects <= 3, "data.max_objects", self.max_objects, "1, 2 or 3")
+        _require(self.drawings is None or self.drawings >= 1, "data.drawings", self.drawings, "at least 1, or null")
         _require(0 < self.val_fraction < 1, "data.val_fraction", self.val_fraction, "between 0 and 1")
 
 

@@ -38,7 +38,9 @@ class EmojiCaptions:
         self.resolution = config.resolution
         self._seed = config.seed
         self._specific_names = config.specific_names
-        self._options = Options(config.max_objects, config.hues, config.scenery, config.sizes)
+        self._options = Options(
+            config.max_objects, config.hues, config.scenery, config.sizes, config.drawings, config.places
+        )
         self._composition = split == "composition"
         self._first = FIRST_INDEX[split]
         self._length = config.train_size if split == "train" else config.val_size

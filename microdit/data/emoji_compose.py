@@ -43,15 +43,15 @@ def sample_scene(dice: Dice, options: Options, composition: bool) -> Scene:
     count = 1 + dice.weighted((0.45, 0.35, 0.2)[: options.max_objects])
     mixed = count > 1 and dice.chance(0.5)
     counts = _split_counts(count, mixed, dice)
-    other = dice.pick(_companions(kind, counts, options.hues, composition))
+    other = dice.pick(_companions(kind, counts, options, composition))
     kinds = (kind, other)[: len(counts)]
     relation = dice.pick(RELATIONS) if mixed else None
     background = _pick_background(dice, options, composition, kinds, counts, relation)
     sizes = _sizes(dice, counts) if options.sizes else (None,) * len(counts)
     groups = tuple(Group(k, c, s) for k, c, s in zip(kinds, counts, sizes, strict=True))
     backdrop = _backdrop(dice, background)
-    looks = [look for g in groups for look in _looks(dice, g, background, options.hues)]
-    boxes = place_all(dice, groups, [code for code, _ in looks], relation, backdrop)
+    looks = [look for g in groups for look in _looks(dice, g, background, options)]
+    boxes = place_all(dice, groups, [code for code, _ in looks], relation, backdrop, options.places)
     members = [index for index, g in enumerate(groups) for _ in range(g.count)]
     things = tuple(
         Thing(member, code, colour, dice.chance(0.5) and BY_CODE[code].flips, box)
@@ -80,11 +80,11 @@ def _sizes(dice: Dice, counts: tuple[int, ...]) -> tuple[str | None, ...]:
 
 
 @cache
-def looks_on(kind: str, background: str, hues: bool) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+def looks_on(kind: str, background: str, options: Options) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
     """(drawing, its colours) of a class that stand out from a background."""
     result = []
-    for drawing in DRAWINGS[kind]:
-        colours = dict.fromkeys((drawing.colour, *(drawing.colours if hues else ())))
+    for drawing in DRAWINGS[kind][: options.drawings]:
+        colours = dict.fromkeys((drawing.colour, *(drawing.colours if options.hues else ())))
         seen = tuple(
             colour for colour in colours if colour != background and _stands_out(drawing.code, colour, background)
         )
@@ -126,37 +126,37 @@ def _pick_background(
     relation: str | None,
 ) -> str:
     grounded = options.scenery and relation not in ("above", "below") and sum(counts) < 3
-    plain, scenic = _backgrounds(kinds, counts, options.hues, composition)
+    plain, scenic = _backgrounds(kinds, counts, options, composition)
     wants_scenery = dice.chance(0.4)
     return dice.pick(scenic if scenic and grounded and wants_scenery else plain)
 
 
 @cache
-def _companions(kind: str, counts: tuple[int, ...], hues: bool, composition: bool) -> tuple[str, ...]:
+def _companions(kind: str, counts: tuple[int, ...], options: Options, composition: bool) -> tuple[str, ...]:
     """Classes that may share a picture with `kind`: some plain background suits both, in this split."""
     others = [name for name in CLASSES if name != kind]
     if len(counts) == 1:
         return tuple(others)
-    return tuple(name for name in others if _backgrounds((kind, name), counts, hues, composition)[0])
+    return tuple(name for name in others if _backgrounds((kind, name), counts, options, composition)[0])
 
 
 @cache
 def _backgrounds(
-    kinds: tuple[str, ...], counts: tuple[int, ...], hues: bool, composition: bool
+    kinds: tuple[str, ...], counts: tuple[int, ...], options: Options, composition: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Plain and scenic backgrounds on which these groups can be seen and may be in this split."""
 
     def allowed(background: str) -> bool:
         out = [held_out(kind, background, count) for kind, count in zip(kinds, counts, strict=True)]
-        return (out[0] if composition else not any(out)) and all(looks_on(kind, background, hues) for kind in kinds)
+        return (out[0] if composition else not any(out)) and all(looks_on(kind, background, options) for kind in kinds)
 
     plain = tuple(name for name in PLAIN if allowed(name))
     scenic = tuple(name for name in SCENERY if allowed(name) and all(kind in SCENERY[name][3] for kind in kinds))
     return plain, scenic
 
 
-def _looks(dice: Dice, group: Group, background: str, hues: bool) -> list[tuple[str, str | None]]:
-    choices = looks_on(group.kind, background, hues)
+def _looks(dice: Dice, group: Group, background: str, options: Options) -> list[tuple[str, str | None]]:
+    choices = looks_on(group.kind, background, options)
     alike = dice.chance(0.65)
     looks: list[tuple[str, str | None]] = []
     for _ in range(group.count):

@@ -24,15 +24,18 @@ LONGEST = {
 
 
 def place_all(
-    dice: Dice, groups: tuple[Group, ...], codes: list[str], relation: str | None, backdrop: Backdrop
+    dice: Dice, groups: tuple[Group, ...], codes: list[str], relation: str | None, backdrop: Backdrop, vary: bool
 ) -> list[Box]:
-    """Boxes of all drawings (`codes`, first group first), inside the frame and apart from each other."""
+    """Boxes of all drawings (`codes`, first group first), inside the frame and apart from each other.
+
+    Without `vary`, every object has its middle size and lies in the middle of its free place.
+    """
     cells = _cells(dice, groups, relation)
     if backdrop.horizon is not None and len(cells) == 2:
         cells = [(x0, 0.0, x1, 1.0) for x0, _, x1, _ in _side_by_side(cells)]
     members = [group for group in groups for _ in range(group.count)]
     return [
-        _place(dice, cell, code, group, len(cells), backdrop)
+        _place(dice if vary else _Middle(), cell, code, group, len(cells), backdrop)
         for cell, code, group in zip(cells, codes, members, strict=True)
     ]
 
@@ -79,7 +82,15 @@ def _side_by_side(cells: list[Box]) -> list[Box]:
     return [(y0, x0, y1, x1) for x0, y0, x1, y1 in cells]
 
 
-def _place(dice: Dice, cell: Box, code: str, group: Group, count: int, backdrop: Backdrop) -> Box:
+class _Middle:
+    """Stands in for the dice where nothing varies."""
+
+    @staticmethod
+    def uniform(low: float, high: float) -> float:
+        return (low + high) / 2
+
+
+def _place(dice: Dice | _Middle, cell: Box, code: str, group: Group, count: int, backdrop: Backdrop) -> Box:
     margin = EDGE if count == 1 else EDGE / 2
     x0, y0, x1, y1 = cell[0] + margin, cell[1] + margin, cell[2] - margin, cell[3] - margin
     across, along = aspect(code)

@@ -50,6 +50,8 @@ class Options:
     hues: bool = True
     scenery: bool = True
     sizes: bool = True
+    drawings: int | None = None
+    places: bool = True
 
 
 @dataclass(frozen=True)
