@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import shlex
+import socket
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from microdit.errors import ConfigError, MicroditError, nearest
+from microdit.errors import ConfigError, DivergenceError, MicroditError, nearest
 
 HELP = """\
 microdit-sweep study=NAME [scale=demo] [key=value ...]   run a study, every trial recorded in MLflow
@@ -33,6 +34,8 @@ Words of its own:
 Every other key=value overrides experiments/base.yaml for all arms, e.g. training.steps=3000."""
 
 COMMANDS = ("plan", "train", "config", "ui")
+OWN = ("study", "scale", "workers", "seeds", "reuse", "root", "tracking_uri", "port")
+STUDY_ONLY = ("study", "seeds", "workers")
 
 
 @dataclass(frozen=True)
@@ -45,28 +48,33 @@ class Words:
 
     @property
     def root(self) -> Path:
-        return Path(str(self.own.get("root", "runs")))
+        return Path(str(self.own.get("root") or "runs"))
+
+    @property
+    def scale(self) -> str:
+        return str(self.own.get("scale") or "demo")
 
     def uri(self) -> str:
-        from sweeps.store import default_uri
+        from sweeps.store import absolute_uri, default_uri
 
-        return str(self.own.get("tracking_uri") or default_uri(self.root))
-
-
-OWN = ("study", "scale", "workers", "seeds", "reuse", "root", "tracking_uri", "port")
+        given = self.own.get("tracking_uri")
+        return absolute_uri(str(given)) if given else default_uri(self.root)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, 1 where trials failed, 2 for a user's error, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
+    if not words or any(word in ("-h", "--help", "help") for word in words):
         print(HELP)
         return 0
     try:
-        return _dispatch(_sort(words))
+        return _dispatch(_sort(words), "microdit-sweep " + shlex.join(words))
+    except DivergenceError as error:
+        print(f"microdit-sweep: {error}", file=sys.stderr)
+        return 1
     except MicroditError as error:
         print(f"microdit-sweep: {error}", file=sys.stderr)
-        return 130 if type(error).__name__ == "Interrupted" else 2
+        return 2
     except KeyboardInterrupt:
         print("microdit-sweep: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
@@ -83,105 +91,106 @@ def _sort(words: Sequence[str]) -> Words:
                 raise ConfigError(f"'{word}' is neither a command nor key=value; {nearest(word, (*COMMANDS, *OWN))}")
             command = word
         elif key in OWN:
-            own[key] = yaml.safe_load(value)
+            if key in own:
+                raise ConfigError(f"'{word}': {key} is given already, as {key}={own[key]}")
+            own[key] = _value(key, value)
         else:
             overrides.append(word)
-    if command not in ("train", "config", "ui") and "study" not in own:
-        raise ConfigError("give study=NAME, or one of the commands plan, train, config, ui (--help shows all)")
+    if command in ("", "plan") and "study" not in own:
+        raise ConfigError(f"give study=NAME, or one of the commands {', '.join(COMMANDS)} (--help shows all)")
+    _refuse_unused(command, own, overrides)
     return Words(command, own, overrides)
 
 
-def _dispatch(words: Words) -> int:
+def _value(key: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if value is None or value == "":
+        raise ConfigError(f"'{key}={text}': it needs a value")
+    return value
+
+
+def _refuse_unused(command: str, own: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """A word that would be ignored is an error: its giver expects something of it."""
+    unused = [key for key in STUDY_ONLY if command in ("train", "config", "ui") and key in own]
+    unused += ["port"] if "port" in own and command != "ui" else []
+    unused += [overrides[0]] if command == "ui" and overrides else []
+    if unused:
+        raise ConfigError(f"'{unused[0]}' means nothing to microdit-sweep {command or 'study=...'}")
+    for word in overrides:
+        key = word.partition("=")[0]
+        if key != "seed" and difflib.get_close_matches(key, OWN, n=1, cutoff=0.8):
+            raise ConfigError(f"unknown key '{key}'; {nearest(key, OWN)}")
+
+
+def _dispatch(words: Words, command_line: str) -> int:
     if words.command == "ui":
         return _ui(words)
     if words.command == "config":
         from microdit.config_io import to_mapping
         from sweeps.compose import compose_config
 
-        values = to_mapping(compose_config(_scaled(words)))
+        values = to_mapping(compose_config([f"scale={words.scale}", *words.overrides]))
         print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
         return 0
-    if words.command == "train":
-        return _train(words)
-    return _study(words)
+    from sweeps.launch import Options
+
+    reuse = words.own.get("reuse", True)
+    if not isinstance(reuse, bool):
+        raise ConfigError(f"reuse={reuse}: it must be true or false")
+    options = Options(words.root, words.uri(), _workers(words), reuse, command_line)
+    return _train(words, options) if words.command == "train" else _study(words, options)
 
 
-def _scaled(words: Words) -> list[str]:
-    return [f"scale={words.own.get('scale', 'demo')}", *words.overrides]
-
-
-def _study(words: Words) -> int:
+def _study(words: Words, options: Any) -> int:
     from sweeps.launch import launch_study, plan_study
     from sweeps.study import load_study
 
     seeds = words.own.get("seeds")
     if seeds is not None:
         seeds = seeds if isinstance(seeds, list) else [seeds]
-        if not all(isinstance(seed, int) for seed in seeds):
-            raise ConfigError(f"seeds={seeds}: give whole numbers, as seeds=[0,1,2]")
-    study = load_study(str(words.own["study"]), str(words.own.get("scale", "demo")), tuple(seeds) if seeds else None)
-    reuse = words.own.get("reuse", True)
-    if not isinstance(reuse, bool):
-        raise ConfigError(f"reuse={reuse}: it must be true or false")
-    if words.command == "plan":
-        return plan_study(study, words.overrides, words.root, words.uri())
-    return launch_study(study, words.overrides, words.root, words.uri(), _workers(words), reuse, _command_line())
+        if not seeds or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+            raise ConfigError(f"seeds={words.own['seeds']}: give whole numbers, as seeds=[0,1,2]")
+    study = load_study(str(words.own["study"]), words.scale, tuple(seeds) if seeds else None)
+    return (plan_study if words.command == "plan" else launch_study)(study, words.overrides, options)
 
 
 def _workers(words: Words) -> int:
     wanted = words.own.get("workers")
     if wanted is None:
-        import torch
+        from sweeps.runner import visible_gpus
 
-        return torch.cuda.device_count() or len(os.sched_getaffinity(0))
-    if not isinstance(wanted, int) or wanted < 1:
+        return len(visible_gpus()) or len(os.sched_getaffinity(0))
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
         raise ConfigError(f"workers={wanted}: it must be a whole number of at least 1")
     return wanted
 
 
-def _train(words: Words) -> int:
-    from microdit.config import trial_key
-    from microdit.run import run
+def _train(words: Words, options: Any) -> int:
     from sweeps.compose import compose_config
-    from sweeps.recorder import MlflowRecorder
-    from sweeps.store import Store
+    from sweeps.single import train_one
 
-    config = compose_config(_scaled(words))
-    key = trial_key(config)
-    if not any(word.startswith("output_dir=") for word in words.overrides):
-        folder = words.root / "train" / f"{config.name}-seed{config.seed}-{key[:8]}"
-        config = replace(config, output_dir=str(folder))
-    store = Store(words.uri(), words.root)
-    experiment = store.experiment("microdit/train")
-    tags = {
-        "microdit.role": "trial",
-        "microdit.study": "train",
-        "microdit.arm": config.name,
-        "microdit.trial_key": key,
-        "microdit.scale": str(words.own.get("scale", "demo")),
-    }
-    params = {word.partition("=")[0]: word.partition("=")[2] for word in words.overrides}
-    recorder = MlflowRecorder(
-        words.uri(), experiment, config.name, tags, {"seed": config.seed, **params}, _command_line()
-    )
-    metrics = run(config, recorder, progress=True)
-    for name, value in metrics.items():
-        print(f"{name:24s} {value:.6g}")
-    print(f"outputs in {config.output_dir}; microdit-sweep ui shows the run")
-    return 0
+    config = compose_config([f"scale={words.scale}", *words.overrides])
+    overrides = {word.partition("=")[0]: word.partition("=")[2] for word in words.overrides}
+    return train_one(config, words.scale, overrides, options)
 
 
 def _ui(words: Words) -> int:
     from sweeps.store import Store
 
-    port = words.own.get("port", 5000)
     uri = words.uri()
+    if uri.startswith(("http://", "https://")):
+        print(f"the runs are at {uri}")
+        return 0
+    port = words.own.get("port", 5000)
+    if not isinstance(port, int):
+        raise ConfigError(f"port={port}: it must be a whole number")
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise ConfigError(f"port {port} is taken (another microdit-sweep ui?); give another, as port={port + 1}")
     Store(uri, words.root)
     print(f"http://127.0.0.1:{port} shows {uri} (Ctrl-C ends it)", flush=True)
-    time.sleep(0.1)
     arguments = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
     os.execv(sys.executable, arguments)
-
-
-def _command_line() -> str:
-    return "microdit-sweep " + shlex.join(sys.argv[1:])

@@ -31,15 +31,16 @@ def group_options(group: str) -> list[str]:
     return sorted(path.stem for path in (EXPERIMENTS / group).glob("*.yaml"))
 
 
-def compose_mapping(overrides: Sequence[str], source: str = "command line") -> dict[str, Any]:
+def compose_mapping(overrides: Sequence[str], source: str = "command line", complete: bool = True) -> dict[str, Any]:
     """The resolved settings under `overrides` (`key=value`, later ones win), as plain dicts.
 
-    Raises ConfigError naming `source`, the key or option that doesn't exist, and the nearest that does.
+    Where `complete` is false, keys that must be given may still say REQUIRED. Raises ConfigError naming `source`, the
+    key or option that doesn't exist, and the nearest that does.
     """
     _check_options(overrides, source)
     if [word for word in overrides if word.partition("=")[0] not in GROUPS]:
         _check_keys(overrides, source)
-    return _compose(tuple(overrides), source)
+    return _compose(tuple(overrides), source, complete)
 
 
 def compose_config(overrides: Sequence[str], source: str = "command line") -> Config:
@@ -70,22 +71,20 @@ def _composed(overrides: Sequence[str]) -> Any:
         return compose(PRIMARY, overrides=list(overrides))
 
 
-def _compose(overrides: tuple[str, ...], source: str) -> dict[str, Any]:
+def _compose(overrides: tuple[str, ...], source: str, complete: bool) -> dict[str, Any]:
     with _as_config_error(source):
-        values = OmegaConf.to_container(_composed(overrides), resolve=True)
-    assert isinstance(values, dict)
+        values: Any = OmegaConf.to_container(_composed(overrides), resolve=True)
     missing = [key for key, value in _leaves(values) if value == REQUIRED]
-    if missing:
+    if missing and complete:
         raise ConfigError(f"{source}: no default here for {', '.join(missing)}; give {missing[0]}=...")
-    return {str(key): value for key, value in values.items()}
+    return values
 
 
 @cache
 def _known_keys(groups: tuple[str, ...]) -> Mapping[str, Any]:
     with _as_config_error("experiments"):
-        values = OmegaConf.to_container(_composed(groups), resolve=False)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+        values: Any = OmegaConf.to_container(_composed(groups), resolve=False)
+    return values
 
 
 def _check_options(overrides: Sequence[str], source: str) -> None:

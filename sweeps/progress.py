@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from microdit.training.progress import format_seconds
+from sweeps.summary import digits
 from sweeps.trials import Trial
-from sweeps.worker import Event
 
-PLAIN_SECONDS = 15.0
+PLAIN_SECONDS = 10.0  # between two lines of a log file
+SHOWN = ("fd", "clip_fd", "clip_score", "class_accuracy")
 
 
 class Board:
@@ -20,91 +23,86 @@ class Board:
     """
 
     def __init__(self, trials: Sequence[Trial], costs: Sequence[float]) -> None:
+        """`costs`: of each trial, 0 for one that needn't run."""
         self.trials = trials
         self.costs = costs
-        self.share: dict[int, float] = {}  # trial -> share of its steps done
-        self.first: dict[int, float] = {}  # share that was there already when it started
-        self.values: dict[int, dict[str, float]] = {}
-        self.done: set[int] = set()
-        self.failed: set[int] = set()
-        self.running: list[int] = []
+        self._share: dict[int, float] = {}  # trial -> share of its steps done
+        self._first: dict[int, float] = {}  # share that was there already when it started
+        self._values: dict[int, Mapping[str, Any]] = {}
+        self._running: list[int] = []
+        self._done = sum(cost == 0 for cost in costs)
+        self._failed = 0
         self._live = sys.stderr.isatty()
         self._begin = self._shown = time.monotonic()
         self._width = 0
 
-    def tell(self, event: Event) -> None:
-        """Takes one worker event in; the end of a trial is a line of its own."""
-        if event.kind == "idle":
-            return
-        trial = self.trials[event.trial]
-        if event.kind == "started":
-            self.running.append(event.trial)
-            self.share[event.trial] = 0.0
-        elif event.kind == "progress":
-            self.values[event.trial] = dict(event.values)
-            self.share[event.trial] = event.values["step"] / trial.config.training.steps
-            self.first.setdefault(event.trial, self.share[event.trial])
-        else:
-            (self.done if event.kind == "done" else self.failed).add(event.trial)
-            self.share[event.trial] = 1.0
-            if event.trial in self.running:
-                self.running.remove(event.trial)
-            self._line(self._ended(event, trial))
+    def started(self, number: int) -> None:
+        self._running.append(number)
+        self._share[number] = 0.0
 
-    def _ended(self, event: Event, trial: Trial) -> str:
-        if event.kind == "failed":
-            return f"FAILED  {trial.name}: {event.values['error']}"
-        values = event.values
-        scores = [f"{k.removeprefix('final/')} {v:.4g}" for k, v in values.items() if k.startswith("final/")]
-        wanted = [s for s in scores if s.split()[0] in ("fd", "clip_fd", "clip_score", "class_accuracy")]
-        return f"done    {trial.name} in {format_seconds(values['cost/seconds'])}: {', '.join(wanted)}"
+    def progress(self, number: int, values: Mapping[str, Any]) -> None:
+        """`values`: step, train/loss and images_per_second."""
+        self._values[number] = values
+        self._share[number] = values["step"] / self.trials[number].config.training.steps
+        self._first.setdefault(number, self._share[number])
+
+    def done(self, number: int, metrics: Mapping[str, float]) -> None:
+        """The end of a trial is a line of its own."""
+        self._done += 1
+        scores = [f"{name} {digits(metrics[f'final/{name}'])}" for name in SHOWN if f"final/{name}" in metrics]
+        took = format_seconds(metrics["cost/seconds"])
+        self._end(number, f"done    {self.trials[number].name}, trained in {took}: {', '.join(scores) or 'not scored'}")
+
+    def fail(self, number: int, words: str) -> None:
+        self._failed += 1
+        self._end(number, f"FAILED  {self.trials[number].name}: {words}")
 
     def show(self) -> None:
         """Prints the present state, if it is time to."""
-        interval = 0.5 if self._live else PLAIN_SECONDS
-        if time.monotonic() - self._shown < interval:
+        if not self._running or time.monotonic() - self._shown < (0.5 if self._live else PLAIN_SECONDS):
             return
         self._shown = time.monotonic()
-        text = self._summary()
+        text = self.summary()
         if self._live:
-            padding = " " * max(self._width - len(text), 0)
+            text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line can't be renewed
+            self._write(text, end="")
             self._width = len(text)
-            print(f"\r{text}{padding}", end="", file=sys.stderr, flush=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            self._write(text)
 
     def close(self) -> None:
         if self._live and self._width:
             print(file=sys.stderr)
 
-    def _summary(self) -> str:
-        parts = []
-        for number in self.running:
-            trial, values = self.trials[number], self.values.get(number)
-            if values is None:
-                parts.append(f"{trial.name} starting")
-                continue
-            steps = trial.config.training.steps
-            if values["step"] >= steps:
-                parts.append(f"{trial.name} scoring")
-            else:
-                speed = values["images_per_second"]
-                parts.append(f"{trial.name} {values['step']:.0f}/{steps} loss {values['train/loss']:.3f} {speed:.0f}/s")
-        head = f"{len(self.done)}/{len(self.trials)} done"
-        if self.failed:
-            head += f", {len(self.failed)} failed"
-        return f"{head}, {self._left()} left | " + " | ".join(parts)
+    def summary(self) -> str:
+        """`2/6 done, 1:02 left | none/seed1 300/1500 loss 0.412 230/s | ...`"""
+        failed = f", {self._failed} failed" if self._failed else ""
+        parts = [self._of(number) for number in self._running]
+        return " | ".join([f"{self._done}/{len(self.trials)} done{failed}, {self._left()} left", *parts])
+
+    def _of(self, number: int) -> str:
+        trial, values = self.trials[number], self._values.get(number)
+        if values is None:
+            return f"{trial.name} starting"
+        steps = trial.config.training.steps
+        if values["step"] >= steps:
+            return f"{trial.name} scoring"
+        speed = values["images_per_second"]
+        return f"{trial.name} {values['step']:.0f}/{steps} loss {values['train/loss']:.3f} {speed:.0f} images/s"
 
     def _left(self) -> str:
         spent = time.monotonic() - self._begin
-        total = sum(self.costs)
-        finished = sum(self.costs[number] * share for number, share in self.share.items())
-        worked = sum(self.costs[n] * (share - self.first.get(n, 0.0)) for n, share in self.share.items())
-        return format_seconds(spent * (total - finished) / worked) if worked > 0 else "?"
+        finished = sum(self.costs[number] * share for number, share in self._share.items())
+        worked = sum(self.costs[n] * (share - self._first.get(n, 0.0)) for n, share in self._share.items())
+        return format_seconds(spent * (sum(self.costs) - finished) / worked) if worked > 0 else "?"
 
-    def _line(self, text: str) -> None:
+    def _end(self, number: int, text: str) -> None:
+        self._share[number] = 1.0
+        self._running.remove(number)
+        self._write(text)
+        self._width = 0
+
+    def _write(self, text: str, end: str = "\n") -> None:
         if self._live:
-            print(f"\r{text}{' ' * max(self._width - len(text), 0)}", file=sys.stderr, flush=True)
-            self._width = 0
-        else:
-            print(text, file=sys.stderr, flush=True)
+            text = f"\r{text}{' ' * max(self._width - len(text), 0)}"
+        print(text, end=end, file=sys.stderr, flush=True)

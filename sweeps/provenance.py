@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -33,7 +34,17 @@ def provenance(command: str) -> Provenance:
         "microdit.host": platform.node(),
         "microdit.packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
     }
+    if commit:
+        tags["mlflow.source.git.commit"] = commit  # what MLflow's own pages show
     return Provenance(tags, diff)
+
+
+def user() -> str:
+    """Who runs it; a container may have no name for that."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
 
 
 def _git(*words: str) -> str:

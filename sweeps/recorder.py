@@ -7,6 +7,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,70 +15,87 @@ import numpy as np
 
 from microdit.config import Config
 from microdit.training.recorder import Fact
-from sweeps.provenance import provenance
+from sweeps.provenance import provenance, user
 
 FLUSH_SECONDS = 5.0  # one by one, sqlite takes 25 ms a metric; in batches, a hundredth of that
-FLUSH_COUNT = 900  # MLflow takes 1000 metrics a batch
-RETRIES = 6  # a locked or absent store is tried again for about a minute
+BATCH = 1000  # metrics that MLflow takes at once
+RETRIES = 6  # a locked or absent store is tried again for about half a minute
+SYSTEM_SECONDS = 10.0  # between two readings of the machine's load
+ERROR_TAGS = ("microdit.error", "microdit.traceback")
+HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")  # no retry mends these
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a new run is called and where it goes; `params` are the settings worth a column, the seed included."""
+
+    experiment_id: str
+    name: str
+    tags: Mapping[str, str]
+    params: Mapping[str, Any]
+    command: str
 
 
 class MlflowRecorder:
     """Implements `microdit`'s Recorder over one MLflow run, new or resumed.
 
     Args:
-        uri, experiment_id: where. run_id: a run to go on with, or None for a new one.
-        name, tags, params: of a new run; `params` are the settings worth a column, the seed included.
+        uri: the store. run_id: a run to go on with, or None for a new one.
         on_metrics: also told of every metric, for a progress display.
     """
 
     def __init__(
         self,
         uri: str,
-        experiment_id: str,
-        name: str,
-        tags: Mapping[str, str],
-        params: Mapping[str, Any],
-        command: str,
+        spec: RunSpec,
         run_id: str | None = None,
         on_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
     ) -> None:
         import mlflow
 
-        mlflow.set_tracking_uri(uri)
+        mlflow.set_tracking_uri(uri)  # the system metrics' monitor asks this, not us
         self._client = mlflow.MlflowClient(uri)
-        self._experiment_id = experiment_id
-        self._name, self._tags, self._params = name, dict(tags), dict(params)
-        self._provenance = provenance(command)
+        self._spec = spec
+        self._provenance = provenance(spec.command)
         self._on_metrics = on_metrics
         self._buffer: list[Any] = []
         self._flushed = time.monotonic()
         self._monitor: Any = None
         self._seen = 0  # metrics up to this step are there already, from before an interruption
+        self._open = False
         self.run_id = run_id or ""
 
     def open(self) -> str:
         """Makes the run, or wakes the one to go on with; returns its id."""
+        tags = dict(self._spec.tags) | self._provenance.tags
         if self.run_id:
-            self._seen = max((m.step for m in self._history("train/loss")), default=0)
-            self._client.set_terminated(self.run_id, "RUNNING")
+            self._seen = max((point.step for point in self._history("train/loss")), default=0)
+            self._retry(lambda: self._client.update_run(self.run_id, status="RUNNING"))
+            self._log_batch(tags=tags)
+            present = self._client.get_run(self.run_id).data.tags
+            for name in set(ERROR_TAGS) & set(present):  # of the attempt before
+                self._client.delete_tag(self.run_id, name)
         else:
-            tags = self._tags | self._provenance.tags
-            self.run_id = self._client.create_run(self._experiment_id, tags=tags, run_name=self._name).info.run_id
+            source = {"mlflow.source.name": "microdit-sweep", "mlflow.source.type": "LOCAL", "mlflow.user": user()}
+            spec = self._spec
+            run = self._retry(
+                lambda: self._client.create_run(spec.experiment_id, tags=source | tags, run_name=spec.name)
+            )
+            self.run_id = run.info.run_id
+        self._open = True
         return self.run_id
 
     def start(self, config: Config, facts: Mapping[str, Fact]) -> None:
-        from mlflow.entities import Dataset, DatasetInput, Param
+        from mlflow.entities import Dataset, DatasetInput
 
-        if not self.run_id:
+        if not self._open:
             self.open()
-        params = [Param(name, str(value)) for name, value in self._params.items()]
-        self._retry(lambda: self._client.log_batch(self.run_id, params=params))
-        for name in ("data_fingerprint", "feature_net", "device"):
-            self._client.set_tag(self.run_id, f"microdit.{name}", str(facts[name]))
-        self._client.set_tag(self.run_id, "microdit.samples", str(config.evaluation.samples))
-        self._client.set_tag(self.run_id, "microdit.output_dir", str(Path(config.output_dir).resolve()))
+        tags = {f"microdit.{name}": str(facts[name]) for name in ("data_fingerprint", "feature_net", "device")}
+        tags["microdit.samples"] = str(config.evaluation.samples)
+        tags["microdit.output_dir"] = str(Path(config.output_dir).resolve())
+        self._log_batch(tags=tags, params=self._spec.params)
         source = json.dumps({"name": config.data.name, "path": config.data.path})
         data = Dataset(config.data.name, str(facts["data_fingerprint"]), "local", source)
         self._retry(lambda: self._client.log_inputs(self.run_id, datasets=[DatasetInput(data, [])]))
@@ -99,7 +117,7 @@ class MlflowRecorder:
             return  # the steps between the last checkpoint and the interruption, done again with the same result
         now = int(time.time() * 1000)
         self._buffer += [Metric(name, float(value), now, step) for name, value in values.items()]
-        if len(self._buffer) >= FLUSH_COUNT or time.monotonic() - self._flushed > FLUSH_SECONDS:
+        if len(self._buffer) >= BATCH or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
@@ -109,38 +127,47 @@ class MlflowRecorder:
         self._retry(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
 
     def finish(self, status: str) -> None:
-        if not self.run_id:
+        if not self._open:
             return
-        self.flush()
+        self._open = False
         if self._monitor is not None:
             self._monitor.finish()
+        self.flush()
         self._retry(lambda: self._client.set_terminated(self.run_id, status))
 
-    def fail(self, kind: str, text: str, trace: str, log_path: str) -> None:
-        """Records why a trial failed, on the run itself."""
+    def fail(self, words: str, trace: str) -> None:
+        """Records why a run failed, on the run itself."""
         if not self.run_id:
             self.open()
-        tags = {"microdit.error": f"{kind}: {text}"[:4000], "microdit.traceback": trace[-4000:], "microdit.log": log_path}
-        for name, value in tags.items():
-            self._client.set_tag(self.run_id, name, value)
+        self._log_batch(tags=dict(zip(ERROR_TAGS, (words[:4000], trace[-4000:]), strict=True)))
+        self._open = True  # where the run had told its end already
         self.finish("FAILED")
 
     def flush(self) -> None:
         """Writes what is buffered."""
         batch, self._buffer = self._buffer, []
         self._flushed = time.monotonic()
-        for start in range(0, len(batch), 1000):
-            part = batch[start : start + 1000]
+        for start in range(0, len(batch), BATCH):
+            part = batch[start : start + BATCH]
             self._retry(lambda part=part: self._client.log_batch(self.run_id, metrics=part))  # type: ignore[misc]
 
+    def _log_batch(self, tags: Mapping[str, str] | None = None, params: Mapping[str, Any] | None = None) -> None:
+        from mlflow.entities import Param, RunTag
+
+        own_tags = [RunTag(name, value) for name, value in (tags or {}).items()]
+        own_params = [Param(name, str(value)) for name, value in (params or {}).items()]
+        self._retry(lambda: self._client.log_batch(self.run_id, tags=own_tags, params=own_params))
+
     def _history(self, name: str) -> list[Any]:
-        return list(self._client.get_metric_history(self.run_id, name))
+        return list(self._retry(lambda: self._client.get_metric_history(self.run_id, name)))
 
     def _start_monitor(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         try:
-            self._monitor = SystemMetricsMonitor(self.run_id, sampling_interval=10, samples_before_logging=1)
+            self._monitor = SystemMetricsMonitor(
+                self.run_id, sampling_interval=SYSTEM_SECONDS, samples_before_logging=1, resume_logging=self._seen > 0
+            )
             self._monitor.start()
         except Exception as error:  # a machine without the probes still trains
             log.info("no system metrics: %s", error)
@@ -150,8 +177,8 @@ class MlflowRecorder:
         for attempt in range(RETRIES):
             try:
                 return call()
-            except Exception:  # sqlite under another worker's lock, a server that restarts
-                if attempt == RETRIES - 1:
+            except Exception as error:  # sqlite under another worker's lock, a server that restarts
+                if attempt == RETRIES - 1 or getattr(error, "error_code", "") in HOPELESS:
                     raise
                 time.sleep(0.5 * 2**attempt)
         return None

@@ -1,23 +1,25 @@
-"""Runs trials in local worker processes; each pulls its next trial as soon as it is free.
+"""Runs trials in local worker processes; each gets its next trial as soon as it is free.
 
-This is the seam for other engines: whatever runs `Job`s and reports `Event`s can stand here.
+This is the seam for other engines: whatever takes `Job`s and tells a `Board` how they go can stand here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-import queue
-from collections.abc import Sequence
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 
-from microdit.errors import MicroditError
 from sweeps.progress import Board
 from sweeps.store import Launch
-from sweeps.worker import Event, Job, work
+from sweeps.worker import GRACE, Event, Job, work
 
-
-class Interrupted(MicroditError):
-    """The user ended the sweep; what is finished stays, and the same command goes on."""
+Lost = Callable[[Job, str], None]  # told of a trial whose worker died, and how
 
 
 @dataclass
@@ -28,67 +30,110 @@ class Outcome:
     failed: dict[int, str] = field(default_factory=dict)
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, launch: Launch, board: Board) -> Outcome:
-    """Runs all `jobs`, at most `workers` at once; a failing one, or a dying worker, does not stop the others."""
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang in its own threads
-    pending = context.Queue()
-    events = context.Queue()
-    for job in jobs:
-        pending.put(job)
-    count = min(workers, len(jobs))
-    processes = {
-        number: context.Process(target=work, args=(number, pending, events, launch), daemon=True)
-        for number in range(count)
-    }
+@dataclass
+class _Worker:
+    slot: int
+    process: SpawnProcess
+    channel: Connection
+    job: Job | None = None
+    worked: bool = False
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, launch: Launch, board: Board, lost: Lost) -> Outcome:
+    """Runs all `jobs`, at most `workers` at once; a failing trial, or a dying worker, doesn't stop the others.
+
+    On KeyboardInterrupt the workers close their runs and end, and it is raised again.
+    """
+    waiting = deque(jobs)
+    devices = visible_gpus()
     outcome = Outcome()
-    running: dict[int, int] = {}  # worker -> job number
-    for process in processes.values():
-        process.start()
+    crew = [_hire(slot, launch, devices) for slot in range(min(workers, len(jobs)))]
     try:
-        while processes:
-            try:
-                _take(events.get(timeout=1.0), outcome, running, processes, board)
-            except queue.Empty:
-                _bury(processes, running, outcome, board, context, pending, events, launch)
+        while crew:
+            for channel in wait([worker.channel for worker in crew], timeout=0.5):
+                worker = next(member for member in crew if member.channel is channel)
+                try:
+                    event = worker.channel.recv()
+                except (EOFError, OSError):
+                    crew.remove(worker)
+                    _bury(worker, outcome, board, lost)
+                    if waiting and worker.worked:
+                        crew.append(_hire(worker.slot, launch, devices))
+                    continue
+                _hear(event, worker, waiting, outcome, board)
             board.show()
-    except KeyboardInterrupt:
-        for process in processes.values():
-            process.terminate()
-        raise Interrupted("interrupted; the same command goes on where it stopped") from None
+        for job in waiting:  # no worker could so much as start
+            outcome.failed[job.number] = "not begun: the workers died at their start"
     finally:
-        for process in processes.values():
-            process.join(timeout=5)
+        _end(crew)
         board.close()
     return outcome
 
 
-def _take(event: Event, outcome: Outcome, running: dict[int, int], processes: dict, board: Board) -> None:
-    board.tell(event)
-    if event.kind == "started":
-        running[event.worker] = event.trial
-    elif event.kind == "done":
-        outcome.done.append(event.trial)
-        running.pop(event.worker, None)
-    elif event.kind == "failed":
-        outcome.failed[event.trial] = str(event.values["error"])
-        running.pop(event.worker, None)
-    elif event.kind == "idle":
-        processes.pop(event.worker).join(timeout=30)
+def visible_gpus() -> list[str]:
+    """Ids for CUDA_VISIBLE_DEVICES, one a GPU that this process may use; empty on a CPU."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name.strip() not in ("", "-1")]
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
 
 
-def _bury(processes, running, outcome, board, context, pending, events, launch) -> None:  # type: ignore[no-untyped-def]
-    """A worker that died without a word: its trial is counted as failed, and another takes its place."""
-    for number, process in list(processes.items()):
-        if process.is_alive():
-            continue
-        trial = running.pop(number, None)
-        if trial is not None:
-            words = f"its worker died with exit code {process.exitcode} (killed, or out of memory?)"
-            _take(Event(number, "failed", trial, {"error": words}), outcome, running, processes, board)
-        del processes[number]
-        if not pending.empty():
-            replacement = max([number, *processes]) + 1
-            processes[replacement] = context.Process(
-                target=work, args=(replacement, pending, events, launch), daemon=True
-            )
-            processes[replacement].start()
+def _hire(slot: int, launch: Launch, devices: Sequence[str]) -> _Worker:
+    context = multiprocessing.get_context("spawn")  # a forked torch may hang in its own threads
+    ours, theirs = context.Pipe()
+    device = devices[slot % len(devices)] if devices else None
+    process = context.Process(target=work, args=(theirs, launch, device), name=f"worker {slot}")
+    # Ctrl-C reaches all of a terminal's processes; a worker must not die of it before it can say so itself.
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process.start()
+    signal.signal(signal.SIGINT, previous)
+    theirs.close()  # so that its end of the pipe closes with the process
+    return _Worker(slot, process, ours)
+
+
+def _hear(event: Event, worker: _Worker, waiting: deque[Job], outcome: Outcome, board: Board) -> None:
+    if event.kind == "ready":
+        worker.job = waiting.popleft() if waiting else None
+        with contextlib.suppress(OSError):  # died meanwhile: its end of the pipe tells
+            worker.channel.send(worker.job)
+        if worker.job is not None:
+            worker.worked = True
+            board.started(worker.job.number)
+        return
+    assert worker.job is not None
+    number = worker.job.number
+    if event.kind == "progress":
+        board.progress(number, event.values)
+        return
+    worker.job = None
+    if event.kind == "done":
+        outcome.done.append(number)
+        board.done(number, event.values)
+    else:
+        outcome.failed[number] = str(event.values["error"])
+        board.fail(number, outcome.failed[number])
+
+
+def _bury(worker: _Worker, outcome: Outcome, board: Board, lost: Lost) -> None:
+    """A worker that is gone: as it should, or in the middle of a trial."""
+    worker.process.join(timeout=10)
+    worker.channel.close()
+    if worker.job is None:
+        return
+    words = f"its worker died with exit code {worker.process.exitcode} (killed, or out of memory?)"
+    outcome.failed[worker.job.number] = words
+    board.fail(worker.job.number, words)
+    lost(worker.job, words)
+
+
+def _end(crew: Sequence[_Worker]) -> None:
+    """Lets workers close their runs, then ends those that don't."""
+    for worker in crew:
+        worker.process.terminate()
+    for worker in crew:
+        worker.process.join(timeout=GRACE)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()

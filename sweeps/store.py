@@ -1,6 +1,6 @@
 """The MLflow store: opened once before any worker, asked for finished trials, told about launches.
 
-The schema (experiments, tags, parents and children) is the contract with `analysis`; DESIGN of the README names it.
+Experiments, tags, parents and children are the contract with `analysis`; `sweeps.recorder` writes the rest of it.
 """
 
 from __future__ import annotations
@@ -18,23 +18,39 @@ import yaml
 
 from microdit.errors import ConfigError
 from microdit.files import write_text
-from sweeps.provenance import provenance
+from sweeps.provenance import provenance, user
 from sweeps.study import Study
 from sweeps.trials import Trial
 
 STATUS_DONE = "FINISHED"
+SQLITE = "sqlite:///"
 
 
 def quiet() -> None:
     """MLflow and its database layer log their every migration; a user's terminal is for the sweep."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow  # sets its loggers up, so ours must come after
+
+    for name in (mlflow.__name__, "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def default_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI, or a sqlite file at an absolute path under `root`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
+    """MLFLOW_TRACKING_URI, or a sqlite file under `root`; absolute either way."""
+    return absolute_uri(os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{root / 'mlflow.db'}")
+
+
+def absolute_uri(uri: str) -> str:
+    """A sqlite URI of a relative path, made absolute: a worker elsewhere must mean the same file."""
+    path = uri.removeprefix(SQLITE)
+    return f"{SQLITE}{Path(path).absolute()}" if uri.startswith(SQLITE) and not path.startswith("file:") else uri
+
+
+def is_there(uri: str) -> bool:
+    """Whether there is a store to ask; asking would make a sqlite file that isn't there."""
+    path = uri.removeprefix(SQLITE)
+    return not uri.startswith(SQLITE) or path.startswith("file:") or Path(path).is_file()
 
 
 @dataclass(frozen=True)
@@ -55,11 +71,11 @@ class Store:
 
         self.uri = uri
         self.root = root
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        mlflow.set_tracking_uri(uri)
-        self.client = mlflow.MlflowClient(uri)
         try:
+            if uri.startswith(SQLITE):
+                Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+            mlflow.set_tracking_uri(uri)
+            self.client = mlflow.MlflowClient(uri)
             self.client.search_experiments(max_results=1)  # creates a fresh store's tables, once, before any worker
         except Exception as error:
             raise ConfigError(f"tracking_uri={uri}: can't be opened ({' '.join(str(error).split())[:200]})") from None
@@ -76,13 +92,18 @@ class Store:
         return self.client.create_experiment(name, artifact_location=location)
 
     def start_launch(self, study: Study, trials: Sequence[Trial], command: str, fresh: bool) -> Launch:
-        """The parent run of these trials: an unfinished one of the same plan goes on, else a new one."""
+        """The parent run of these trials: the study's newest one at this scale if it has the same plan, else a new one.
+
+        An older one of the same plan is left alone: who reads the store takes the newest launch for the present one.
+        """
         experiment = self.experiment(f"microdit/{study.name}")
-        plan = sha256("".join(sorted(trial.key for trial in trials)).encode()).hexdigest()[:16]
-        if not fresh:
-            words = f"tags.`microdit.plan` = '{plan}' and tags.`microdit.role` = 'study'"
-            for run in self.client.search_runs([experiment], words, order_by=["attributes.start_time DESC"]):
-                self.client.set_terminated(run.info.run_id, "RUNNING")
+        names = sorted("/".join(trial.identity.values()) for trial in trials)
+        plan = sha256("\n".join(names).encode()).hexdigest()[:16]
+        words = f"tags.`microdit.role` = 'study' and tags.`microdit.scale` = '{study.scale}'"
+        order = ["attributes.start_time DESC"]
+        for run in self.client.search_runs([experiment], words, order_by=order, max_results=1):
+            if run.data.tags.get("microdit.plan") == plan and not fresh:
+                self.client.update_run(run.info.run_id, status="RUNNING")
                 return Launch(self.uri, experiment, run.info.run_id)
         tags = {
             "microdit.role": "study",
@@ -90,6 +111,9 @@ class Store:
             "microdit.scale": study.scale,
             "microdit.plan": plan,
             "mlflow.note.content": f"**{study.file.question}**\n\nScale `{study.scale}`, {len(trials)} trials.",
+            "mlflow.source.name": "microdit-sweep",
+            "mlflow.source.type": "LOCAL",
+            "mlflow.user": user(),
             **provenance(command).tags,
         }
         parent = self.client.create_run(experiment, run_name=f"{study.name} at {study.scale}", tags=tags)
@@ -100,13 +124,15 @@ class Store:
             self.client.log_artifact(run_id, str(path))
         return Launch(self.uri, experiment, run_id)
 
-    def finished(self, key: str) -> Any | None:
-        """The newest finished run of trial `key` in any study, None if there is none."""
+    def finished(self, identity: Mapping[str, str]) -> Any | None:
+        """The newest finished run with these tags in any study, None if there is none; an original before a copy."""
         experiments = [e.experiment_id for e in self.client.search_experiments(filter_string="name LIKE 'microdit/%'")]
-        words = f"tags.`microdit.trial_key` = '{key}' and attributes.status = '{STATUS_DONE}'"
-        found = self.client.search_runs(experiments, words, order_by=["attributes.end_time DESC"], max_results=20)
-        own = [run for run in found if "microdit.reused_from" not in run.data.tags]
-        return own[0] if own else None
+        words = [f"tags.`{name}` = '{value}'" for name, value in identity.items()]
+        words.append(f"attributes.status = '{STATUS_DONE}'")
+        order = ["attributes.end_time DESC"]
+        found = self.client.search_runs(experiments, " and ".join(words), order_by=order, max_results=50)
+        originals = [run for run in found if "microdit.reused_from" not in run.data.tags]
+        return next(iter([*originals, *found]), None)
 
     def child(self, launch: Launch, key: str) -> Any | None:
         """The newest run of trial `key` under this launch."""
@@ -120,12 +146,13 @@ class Store:
         from mlflow.entities import Metric, Param
 
         carried = {k: v for k, v in origin.data.tags.items() if k.startswith("microdit.")}
-        tags = carried | {
+        tags = {"microdit.reused_from": origin.info.run_id} | carried  # of a copy, the original
+        tags |= {
             "mlflow.parentRunId": launch.parent_id,
+            "mlflow.source.name": "microdit-sweep",
             "microdit.study": trial.study,
             "microdit.scale": trial.scale,
             "microdit.arm": trial.arm,
-            "microdit.reused_from": origin.info.run_id,
         }
         run = self.client.create_run(launch.experiment_id, run_name=trial.name, tags=tags)
         metrics = [
@@ -139,14 +166,24 @@ class Store:
             self.client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
         self.client.log_batch(run.info.run_id, params=params)
         with tempfile.TemporaryDirectory() as folder:
-            for item in ("config.yaml", "samples"):
-                path = self.client.download_artifacts(origin.info.run_id, item, folder)
+            for item in self.client.list_artifacts(origin.info.run_id):
+                path = self.client.download_artifacts(origin.info.run_id, item.path, folder)
                 self.client.log_artifact(run.info.run_id, path)
         self.client.set_terminated(run.info.run_id, STATUS_DONE)
 
-    def finish_launch(self, launch: Launch, failed: int) -> None:
-        """Ends the parent run."""
-        self.client.set_terminated(launch.parent_id, "FAILED" if failed else STATUS_DONE)
+    def mark_failed(self, launch: Launch, key: str, words: str) -> None:
+        """Ends the run of a trial whose worker died before it could."""
+        run = self.child(launch, key)
+        if run is not None and run.info.status == "RUNNING":
+            self.client.set_tag(run.info.run_id, "microdit.error", words)
+            self.client.set_terminated(run.info.run_id, "FAILED")
+
+    def finish_launch(self, launch: Launch, status: str) -> None:
+        """Ends the parent run, and what children its workers could not end themselves."""
+        self.client.set_terminated(launch.parent_id, status)
+        words = f"tags.`mlflow.parentRunId` = '{launch.parent_id}' and attributes.status = 'RUNNING'"
+        for run in self.client.search_runs([launch.experiment_id], words, max_results=5000):
+            self.client.set_terminated(run.info.run_id, "KILLED")
 
     def final_metrics(self, launch: Launch) -> list[tuple[str, int, Mapping[str, float]]]:
         """(arm, seed, metrics) of every finished child, the newest of each trial."""

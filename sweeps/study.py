@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from microdit.config_io import parse, read_yaml
 from microdit.errors import ConfigError, nearest
-from sweeps.compose import EXPERIMENTS
+from sweeps.compose import EXPERIMENTS, check_key
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class StudyFile:
     axes: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)  # of every arm
     baseline: str = ""
-    holds: Literal["steps", "flops", "params"] = "steps"
+    holds: Literal["steps", "flops", "params", "time"] = "steps"  # time is only known, and told, afterwards
     seeds: tuple[int, ...] = (0, 1, 2)
     metrics: Metrics = Metrics()
     figure: Figure = Figure()
@@ -115,10 +116,15 @@ def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> S
                 raise ConfigError(f"{source}: 'scales.{scale}.arms' names '{arm}'; {nearest(arm, arms)}")
         arms = {arm: arms[arm] for arm in choice.arms}
     if file.baseline and file.baseline not in arms:
-        raise ConfigError(f"{source}: 'baseline' is '{file.baseline}', which is no arm; {nearest(file.baseline, arms)}")
-    chosen = seeds or choice.seeds or file.seeds
-    if not chosen or len(set(chosen)) != len(chosen):
-        raise ConfigError(f"{source}: 'seeds' is {list(chosen)}; give each seed once, and at least one")
+        where = f" at scale {scale}" if choice.arms is not None else ""
+        hint = nearest(file.baseline, arms)
+        raise ConfigError(f"{source}: 'baseline' is '{file.baseline}', which is no arm{where}; {hint}")
+    for axis in (file.figure.x, file.figure.hue):
+        if axis not in ("", "arm"):
+            check_key(axis, source=f"{source}, figure")
+    chosen = seeds or (file.seeds if choice.seeds is None else choice.seeds)
+    if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
+        raise ConfigError(f"{source}: 'seeds' is {list(chosen)}; give whole numbers from 0, each once, at least one")
     return Study(path.stem, scale, source, file, arms, chosen, {**file.overrides, **choice.overrides})
 
 
@@ -141,14 +147,37 @@ def _expand(file: StudyFile, source: str) -> dict[str, dict[str, Any]]:
     for name, overrides in file.arms.items():
         if not isinstance(overrides, Mapping):
             raise ConfigError(f"{source}: arm '{name}' must be a mapping of keys to values ({{}} for none)")
-        if not name.replace("_", "").replace("-", "").replace(".", "").isalnum():
+        if not re.fullmatch(r"[\w.-]+", str(name)):
             raise ConfigError(f"{source}: arm '{name}': only letters, digits, '_', '-' and '.' make a name")
+        both = sorted(set(overrides) & set(file.axes))
+        if both:
+            raise ConfigError(f"{source}: '{both[0]}' is set by arm '{name}' and is an axis; it can't be both")
     if not file.arms and not file.axes:
         raise ConfigError(f"{source}: a study needs 'arms' or 'axes'")
     grid = [dict(zip(file.axes, point, strict=True)) for point in itertools.product(*file.axes.values())]
+    short = _short_names(list(file.axes))
     arms: dict[str, dict[str, Any]] = {}
     for name, overrides in (file.arms or {"": {}}).items():
         for point in grid:
-            label = "_".join([*([name] if name else []), *(f"{k.split('.')[-1]}={v}" for k, v in point.items())])
+            parts = [str(name)] if name else []
+            label = "_".join(parts + [_label(short[key], value) for key, value in point.items()])
+            if label in arms:
+                raise ConfigError(f"{source}: two arms are called '{label}'; name them under 'arms' instead")
             arms[label] = {**overrides, **point}
     return arms
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last part of each key, with as many before it as tell it from the others."""
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        tails = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        others = [other for other in keys if other != key]
+        names[key] = next((t for t in tails if not any(f".{other}".endswith(f".{t}") for other in others)), key)
+    return names
+
+
+def _label(name: str, value: Any) -> str:
+    """`lr=0.001`, in characters that a folder may have."""
+    return f"{name}={re.sub(r'[^a-zA-Z0-9_.+-]+', '-', str(value)).strip('-') or 'empty'}"

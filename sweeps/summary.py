@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from microdit.config import Config
 from microdit.model import cost
@@ -16,8 +16,8 @@ from sweeps.trials import Trial, training_flops
 SHOWN = ("clip_fd", "fd", "kid", "clip_score", "class_accuracy")
 
 
-def plan_table(study: Study, trials: Sequence[Trial], done: Mapping[str, str]) -> str:
-    """One row an arm: seeds, parameters and FLOPs; `done` maps trial keys to where they are finished."""
+def plan_table(study: Study, trials: Sequence[Trial], done: Container[str]) -> str:
+    """One row an arm: seeds, parameters and FLOPs; `done` holds the keys of finished trials."""
     arms: dict[str, Config] = {trial.arm: trial.config for trial in trials}
     rows = [["arm", "seeds", "done", "params", "active", "GFLOPs/image", "training PFLOPs"]]
     for arm in study.arms:
@@ -31,11 +31,12 @@ def plan_table(study: Study, trials: Sequence[Trial], done: Mapping[str, str]) -
                 f"{cost.parameters(config.model):,}",
                 f"{cost.active_parameters(config.model):,}",
                 f"{cost.forward_flops(config.model) / 1e9:.3f}",
-                f"{training_flops(config) / 1e15:.4g}",
+                digits(training_flops(config) / 1e15),
             ]
         )
     total = sum(training_flops(trial.config) for trial in trials if trial.key not in done)
-    return align(rows) + f"\n{len(trials)} trials, {len(done)} done; {total / 1e15:.4g} PFLOPs to go"
+    count = sum(trial.key in done for trial in trials)
+    return align(rows) + f"\n\n{len(trials)} trials, {count} done; {digits(total / 1e15)} PFLOPs to go"
 
 
 def result_table(arms: Sequence[str], results: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
@@ -55,16 +56,38 @@ def result_table(arms: Sequence[str], results: Sequence[tuple[str, int, Mapping[
     return align(rows)
 
 
+def time_note(results: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
+    """What arms that are to share their training time really took."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for arm, _, metrics in results:
+        if "cost/seconds" in metrics:
+            seconds[arm].append(metrics["cost/seconds"])
+    listed = ", ".join(f"{arm} {sum(values) / len(values):.0f} s" for arm, values in seconds.items())
+    return f"The study holds time; the arms trained for {listed}."
+
+
 def interval(values: Sequence[float]) -> str:
     """Mean and half-width of the 95% Student interval; one value says n=1."""
     if not values:
         return "-"
     mean = sum(values) / len(values)
     if len(values) == 1:
-        return f"{mean:.4g} (n=1)"
+        return f"{digits(mean)} (n=1)"
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
-    return f"{mean:.4g} ± {half:.2g}"
+    half = float(stdtrit(len(values) - 1, 0.975)) * deviation / math.sqrt(len(values))
+    if not math.isfinite(half) or half == 0:
+        return f"{digits(mean)} ± {half:.2g}"
+    places = max(0, 1 - math.floor(math.log10(half)))
+    return f"{mean:.{places}f} ± {half:.{places}f}"
+
+
+def digits(value: float, count: int = 4) -> str:
+    """`count` significant digits, without an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) >= 1e5:
+        return f"{value:,.0f}"
+    return f"{value:,.{max(0, count - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
@@ -72,6 +95,6 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from microdit.config import Config, config_from_mapping, stable_mapping, trial_key
-from microdit.errors import ConfigError
+from microdit.errors import ConfigError, nearest
 from microdit.model import cost
 from sweeps.compose import as_override, compose_mapping
 from sweeps.study import Study
 
 TOLERANCE = 0.01  # of what a study holds
+OWNED = {"seed": "; give seeds=[...]", "name": "", "output_dir": "; give root=..."}  # keys that no override may set
 
 
 @dataclass(frozen=True)
@@ -28,21 +30,35 @@ class Trial:
     config: Config
     key: str
     params: Mapping[str, Any]  # flattened settings that differ within the study
+    data_fingerprint: str = ""  # of what it trains on, once that is prepared
+    feature_net: str = ""  # what it is scored on
 
     @property
     def name(self) -> str:
         return f"{self.arm}/seed{self.seed}"
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Tags that a run must have to be this trial: settings, seed, data and scoring networks."""
+        tags = {
+            "microdit.trial_key": self.key,
+            "microdit.data_fingerprint": self.data_fingerprint,
+            "microdit.feature_net": self.feature_net,
+        }
+        return {name: value for name, value in tags.items() if value}
 
-def plan_trials(study: Study, overrides: Sequence[str], root: Path, suffix: str = "") -> list[Trial]:
+
+def plan_trials(study: Study, overrides: Sequence[str], complete: bool = True) -> list[Trial]:
     """All trials of `study`, all arms at the first seed before the next seed, the costliest arm of a seed first.
 
-    `overrides` are the command line's and win over the arms. Raises ConfigError for an arm that is impossible, equal to
-    another, or off what the study holds.
+    `overrides` are the command line's and win over the arms. Where `complete` is false, paths that must be given may be
+    absent: enough to plan. Raises ConfigError for an arm that is impossible, equal to another, or off what the study
+    holds.
     """
-    compose_mapping([f"scale={study.scale}", *overrides])  # a wrong word of the command line is called one
-    configs = {arm: _arm_config(study, arm, overrides) for arm in study.arms}
+    _check_overrides(study, overrides, complete)
+    configs = {arm: _arm_config(study, arm, overrides, complete) for arm in study.arms}
     _refuse_twins(study, configs)
+    _check_primary(study, configs)
     check_holds(study, configs)
     varying = varying_keys(list(configs.values()))
     flops = {arm: training_flops(config) for arm, config in configs.items()}
@@ -51,13 +67,37 @@ def plan_trials(study: Study, overrides: Sequence[str], root: Path, suffix: str 
     for seed in study.seeds:
         for arm in ranked:
             config = dataclasses.replace(configs[arm], seed=seed, name=f"{arm}/seed{seed}")
-            key = trial_key(config)
-            folder = root / study.name / study.scale / f"{arm}-seed{seed}-{key[:8]}{suffix}"
-            config = dataclasses.replace(config, output_dir=str(folder))
             flat = flatten(stable_mapping(config))
             params = {name: flat[name] for name in varying}
-            trials.append(Trial(study.name, study.scale, arm, seed, config, key, params))
+            trials.append(Trial(study.name, study.scale, arm, seed, config, trial_key(config), params))
     return trials
+
+
+def prepare_trials(trials: Sequence[Trial], root: Path, suffix: str = "") -> list[Trial]:
+    """Encodes what the trials train on into the cache, checks all sizes against it, and gives each its folder.
+
+    The folder's name holds a digest of settings and data, so that a run never goes on from a checkpoint that was
+    trained on something else. Raises MicroditError for what no trial could start with.
+    """
+    from microdit.evaluation import feature_net_name
+    from microdit.run import prepare
+
+    fingerprints: dict[object, str] = {}
+    ready = []
+    for trial in trials:
+        config = trial.config
+        model = config.model
+        sizes = (model.in_channels, model.input_size, model.caption_channels, config.evaluation.samples)
+        shared = (config.data, config.autoencoder, config.text, *sizes)
+        if shared not in fingerprints:
+            fingerprints[shared] = prepare(config).train.fingerprint
+        data = fingerprints[shared]
+        digest = hashlib.sha256(f"{trial.key}/{data}".encode()).hexdigest()[:8]
+        folder = root / trial.study / trial.scale / f"{trial.arm}-seed{trial.seed}-{digest}{suffix}"
+        config = dataclasses.replace(config, output_dir=str(folder))
+        net = feature_net_name(config.evaluation)
+        ready.append(dataclasses.replace(trial, config=config, data_fingerprint=data, feature_net=net))
+    return ready
 
 
 def training_flops(config: Config) -> int:
@@ -67,6 +107,8 @@ def training_flops(config: Config) -> int:
 
 def check_holds(study: Study, configs: Mapping[str, Config]) -> None:
     """Raises ConfigError naming arms and figures where the arms don't share what the study says they hold."""
+    if study.file.holds == "time":
+        return  # known afterwards; the summary tells
     measures = {
         "steps": lambda c: c.training.steps * c.training.batch_size,
         "params": lambda c: cost.parameters(c.model),
@@ -100,12 +142,31 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _arm_config(study: Study, arm: str, overrides: Sequence[str]) -> Config:
+def _check_overrides(study: Study, overrides: Sequence[str], complete: bool) -> None:
+    """A wrong word of the command line is called one, before it is laid over any arm."""
+    for word in overrides:
+        key = word.partition("=")[0]
+        if key in OWNED:
+            raise ConfigError(f"command line: a study sets '{key}' itself{OWNED[key]}")
+    compose_mapping([f"scale={study.scale}", *overrides], complete=complete)
+
+
+def _arm_config(study: Study, arm: str, overrides: Sequence[str], complete: bool) -> Config:
     words = [f"scale={study.scale}"]
     for key, value in {**study.overrides, **study.arms[arm]}.items():
+        if key in OWNED:
+            raise ConfigError(f"{study.source}, arm '{arm}': '{key}' is not an arm's to set; seeds stand under 'seeds'")
         words += as_override(key, value)
     source = f"{study.source}, arm '{arm}'"
-    return config_from_mapping(compose_mapping([*words, *overrides], source), source)
+    return config_from_mapping(compose_mapping([*words, *overrides], source, complete), source)
+
+
+def _check_primary(study: Study, configs: Mapping[str, Config]) -> None:
+    primary = study.file.metrics.primary
+    for arm, config in configs.items():
+        if primary not in config.evaluation.metrics:
+            hint = nearest(primary, config.evaluation.metrics)
+            raise ConfigError(f"{study.source}: 'metrics.primary' is '{primary}', which arm '{arm}' won't have; {hint}")
 
 
 def _refuse_twins(study: Study, configs: Mapping[str, Config]) -> None:

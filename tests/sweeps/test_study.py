@@ -31,20 +31,20 @@ def write(folder: Path, **changes: object) -> str:
 
 def refused(folder: Path, **changes: object) -> str:
     with pytest.raises(ConfigError) as caught:
-        plan_trials(load_study(write(folder, **changes), "smoke"), [], folder)
+        plan_trials(load_study(write(folder, **changes), "smoke"), [])
     assert "mine.yaml" in str(caught.value)
     return str(caught.value)
 
 
 def test_all_arms_of_a_seed_come_before_the_next_seed(tmp_path: Path):
-    trials = plan_trials(load_study(write(tmp_path), "smoke"), [], tmp_path)
+    trials = plan_trials(load_study(write(tmp_path), "smoke"), [])
     assert [trial.seed for trial in trials] == [0, 0, 1, 1]
     assert {trial.arm for trial in trials[:2]} == {"none", "default"}
     assert len({trial.key for trial in trials}) == 4
 
 
 def test_arms_differ_in_what_they_name_and_nothing_else(tmp_path: Path):
-    trials = plan_trials(load_study(write(tmp_path), "smoke"), [], tmp_path)
+    trials = plan_trials(load_study(write(tmp_path), "smoke"), [])
     assert set(trials[0].params) == {"model.masking.method", "model.masking.ratio"}
 
 
@@ -52,7 +52,7 @@ def test_axes_make_a_grid_times_the_arms(tmp_path: Path):
     axes = {"optimizer.lr": [1e-3, 2e-3], "optimizer.weight_decay": [0.0, 0.1]}
     study = load_study(write(tmp_path, axes=axes, baseline="none_lr=0.001_weight_decay=0.0"), "smoke")
     assert len(study.arms) == 8
-    trials = plan_trials(study, [], tmp_path)
+    trials = plan_trials(study, [])
     lr = {trial.arm: trial.config.optimizer.lr for trial in trials}
     assert lr["default_lr=0.002_weight_decay=0.1"] == 2e-3
 
@@ -60,7 +60,7 @@ def test_axes_make_a_grid_times_the_arms(tmp_path: Path):
 def test_the_command_line_wins_over_the_arms(tmp_path: Path):
     arms = {"a": {"optimizer.lr": 1e-3}, "b": {"optimizer.weight_decay": 0.5}}
     study = load_study(write(tmp_path, arms=arms, baseline="a"), "smoke")
-    trials = plan_trials(study, ["optimizer.lr=0.25"], tmp_path)
+    trials = plan_trials(study, ["optimizer.lr=0.25"])
     assert {trial.config.optimizer.lr for trial in trials} == {0.25}
 
 
@@ -101,10 +101,10 @@ def test_what_a_study_holds_is_checked_not_trusted(tmp_path: Path):
 
 @pytest.mark.parametrize("scale", group_options("scale"))
 @pytest.mark.parametrize("name", study_names())
-def test_every_study_composes_at_every_scale(name: str, scale: str, tmp_path: Path):
+def test_every_study_composes_at_every_scale(name: str, scale: str):
     needed = ["data.path=/d", "autoencoder.path=/a", "text.path=/t"] if scale == "paper" else []
     study = load_study(name, scale)
-    trials = plan_trials(study, needed, tmp_path)
+    trials = plan_trials(study, needed)
     assert len(trials) == len(study.arms) * len(study.seeds)
     assert all(trial.config.training.steps > 0 for trial in trials)
 

@@ -1,0 +1,64 @@
+"""One run outside any study, recorded in experiment `microdit/train`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from microdit.config import Config, trial_key
+from sweeps.launch import Options, interruptible
+from sweeps.recorder import MlflowRecorder, RunSpec
+from sweeps.store import STATUS_DONE, Store
+
+EXPERIMENT = "microdit/train"
+
+
+def train_one(config: Config, scale: str, overrides: dict[str, str], options: Options) -> int:
+    """Trains `config`, or shows what it gave if it is finished already; an interrupted run goes on.
+
+    `overrides` become the run's parameters beside the seed. An `output_dir` among them is kept.
+    """
+    from microdit.run import run
+
+    key = trial_key(config)
+    if "output_dir" not in overrides:
+        folder = options.root / "train" / f"{config.name}-seed{config.seed}-{key[:8]}"
+        config = dataclasses.replace(config, output_dir=str(folder))
+    store = Store(options.uri, options.root)
+    experiment = store.experiment(EXPERIMENT)
+    before = _newest(store, experiment, key, config) if options.reuse else None
+    if before is not None and before.info.status == STATUS_DONE:
+        print("finished before; reuse=false runs it again")
+        _show({k: v for k, v in before.data.metrics.items() if k.startswith(("final/", "cost/"))}, config)
+        return 0
+    tags = {
+        "microdit.role": "trial",
+        "microdit.study": "train",
+        "microdit.arm": config.name,
+        "microdit.trial_key": key,
+        "microdit.scale": scale,
+        "microdit.rerun": f"microdit train {Path(config.output_dir).resolve() / 'config.yaml'}",
+    }
+    params: dict[str, Any] = {name: value for name, value in overrides.items() if name not in ("name", "output_dir")}
+    spec = RunSpec(experiment, config.name, tags, {"seed": config.seed, **params}, options.command)
+    recorder = MlflowRecorder(options.uri, spec, before.info.run_id if before is not None else None)
+    with interruptible():
+        metrics = run(config, recorder, progress=True)
+    _show(metrics, config)
+    return 0
+
+
+def _newest(store: Store, experiment: str, key: str, config: Config) -> Any | None:
+    """The newest run of these settings that wrote to this folder."""
+    folder = Path(config.output_dir).resolve()
+    words = f"tags.`microdit.trial_key` = '{key}' and tags.`microdit.output_dir` = '{folder}'"
+    order = ["attributes.start_time DESC"]
+    found = store.client.search_runs([experiment], words, order_by=order, max_results=1)
+    return found[0] if found else None
+
+
+def _show(metrics: dict[str, float], config: Config) -> None:
+    for name, value in sorted(metrics.items()):
+        print(f"{name:24s} {value:.6g}")
+    print(f"\noutputs in {config.output_dir}; microdit-sweep ui shows the run")
