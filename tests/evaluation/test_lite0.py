@@ -14,8 +14,7 @@ MILITARY_UNIFORM = 652  # ImageNet's class of Admiral Hopper's portrait
 
 def portrait() -> torch.Tensor:
     """(1, 3, 224, 224) in [-1, 1]: a photograph that ships with matplotlib."""
-    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as stream:
-        image = Image.open(stream).convert("RGB")
+    image = Image.open(str(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))).convert("RGB")
     side = min(image.size)
     square = image.crop((0, 0, side, side)).resize((224, 224), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)[None] / 127.5 - 1

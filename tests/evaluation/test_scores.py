@@ -152,7 +152,8 @@ def test_distances_equal_independent_arithmetic(
     with torch.no_grad():
         lite = [network(torch.from_numpy(stack).permute(0, 3, 1, 2))[0].numpy() for stack in stacks]
     assert lite[0].shape == (COUNT, 1280)
-    assert at_best["fd"] == pytest.approx(frechet(*lite), rel=1e-6)
+    # torch-fidelity adds up roots of all 1280 eigenvalues, 1185 of which are rounding of zero: 7e-7 measured here.
+    assert at_best["fd"] == pytest.approx(frechet(*lite), rel=5e-6)
     assert at_best["kid"] == pytest.approx(kernel_distance(*lite), rel=1e-6, abs=1e-9)
     clip = ScoringClip()
     embedded = [clip.image_features(torch.from_numpy(stack)).double().numpy() for stack in stacks]
@@ -177,7 +178,7 @@ def test_fewer_samples_than_features_is_said(
     config = replace(CONFIG, metrics=("clip_fd",))
     with caplog.at_level(logging.WARNING):
         found = score(real.images, real.captions, real.labels, reference, config, cache)
-    assert "96 samples for 128 features" in caplog.text
+    assert f"96 samples for {ScoringClip().width} features" in caplog.text
     assert f"{found['clip_fd_floor']:.4g}" in caplog.text
     caplog.clear()
     large = DataConfig(max_objects=1, train_size=320, val_size=160)
