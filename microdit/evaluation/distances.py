@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from microdit.encoders.scoring import ScoringClip
 from microdit.evaluation.config import EvalConfig
-from microdit.evaluation.networks import SCORE_CLIP, TABLE
+from microdit.evaluation.networks import FEATURES_VERSION, SCORE_CLIP, TABLE
 from microdit.evaluation.reference import Pictures, RealPictures, RealSets
 from microdit.files import write_text
 
@@ -64,7 +64,7 @@ class Distances:
     def _reference_name(self, network: str) -> str:
         """Names the reference's features on disk by all that determines them."""
         weights = self.clip.fingerprint if network == SCORE_CLIP else TABLE[network].fingerprint()
-        return f"{self.real.name}-{weights[:12]}"
+        return f"v{FEATURES_VERSION}-{self.real.name}-{weights[:12]}"
 
     def _measure(self, pictures: Pictures | RealPictures, network: str, metrics: Sequence[str]) -> dict[str, float]:
         import torch_fidelity as tf

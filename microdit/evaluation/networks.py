@@ -10,6 +10,7 @@ from microdit.evaluation.lite0 import lite0_weights
 from microdit.files import sha256
 
 SCORE_CLIP = "score-clip"  # the scoring CLIP's image tower, among the feature networks
+FEATURES_VERSION = 1  # part of the names of stored features; raise it when pictures are prepared in another way
 
 
 @dataclass(frozen=True)
