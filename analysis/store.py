@@ -54,7 +54,6 @@ def open_store(uri: str) -> Any:
     quiet()  # importing mlflow sets its own level
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            mlflow.set_tracking_uri(uri)
             client = mlflow.MlflowClient(uri)
             client.search_experiments(max_results=1)
     except Exception as error:

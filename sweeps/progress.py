@@ -13,6 +13,7 @@ from sweeps.summary import digits
 from sweeps.trials import Trial
 
 PLAIN_SECONDS = 10.0  # between two lines of a log file
+ENOUGH = 0.02  # share of the work after which the time left can be judged
 SHOWN = ("fd", "clip_fd", "clip_score", "class_accuracy")
 
 
@@ -94,7 +95,8 @@ class Board:
         spent = time.monotonic() - self._begin
         finished = sum(self.costs[number] * share for number, share in self._share.items())
         worked = sum(self.costs[n] * (share - self._first.get(n, 0.0)) for n, share in self._share.items())
-        return format_seconds(spent * (sum(self.costs) - finished) / worked) if worked > 0 else "?"
+        known = worked > ENOUGH * sum(self.costs)
+        return format_seconds(spent * (sum(self.costs) - finished) / worked) if known else "?"
 
     def _end(self, number: int, text: str) -> None:
         self._share[number] = 1.0

@@ -55,7 +55,7 @@ class MlflowRecorder:
     ) -> None:
         import mlflow
 
-        mlflow.set_tracking_uri(uri)  # the system metrics' monitor asks this, not us
+        self._uri = uri
         self._client = mlflow.MlflowClient(uri)
         self._spec = spec
         self._provenance = provenance(spec.command)
@@ -166,7 +166,11 @@ class MlflowRecorder:
 
         try:
             self._monitor = SystemMetricsMonitor(
-                self.run_id, sampling_interval=SYSTEM_SECONDS, samples_before_logging=1, resume_logging=self._seen > 0
+                self.run_id,
+                sampling_interval=SYSTEM_SECONDS,
+                samples_before_logging=1,
+                resume_logging=self._seen > 0,
+                tracking_uri=self._uri,
             )
             self._monitor.start()
         except Exception as error:  # a machine without the probes still trains

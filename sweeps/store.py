@@ -74,7 +74,6 @@ class Store:
         try:
             if uri.startswith(SQLITE):
                 Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-            mlflow.set_tracking_uri(uri)
             self.client = mlflow.MlflowClient(uri)
             self.client.search_experiments(max_results=1)  # creates a fresh store's tables, once, before any worker
         except Exception as error:
