@@ -122,7 +122,10 @@ def main() -> None:
             told = time.monotonic()
             db, z = psnr(ema.module, held)
             noisy = psnr(ema.module, held[:64], 0.1)[0]
-            print(f"{spent:5.1%} step {step} loss {loss.item():.4f} PSNR {db:.2f} dB, with 10% latent noise {noisy:.2f} dB, latent std {z.std().item():.2f}", flush=True)
+            print(
+                f"{spent:5.1%} step {step} loss {loss.item():.4f} PSNR {db:.2f} dB, with 10% latent noise {noisy:.2f} dB, latent std {z.std().item():.2f}",
+                flush=True,
+            )
             save(ema.module, z, arguments.out)
     db, z = psnr(ema.module, held)
     save(ema.module, z, arguments.out)
