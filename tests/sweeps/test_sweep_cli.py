@@ -1,0 +1,109 @@
+"""`microdit-sweep` as a user meets it: help, plans, configurations, and one line for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from microdit.config import config_from_mapping
+from sweeps.cli import main
+from sweeps.summary import align, digits, interval
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["study=masking_ratio", "-h"]])
+def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    for word in ("study=NAME", "plan", "train", "ui", "workers=N", "tracking_uri="):
+        assert word in printed
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("study=maskin_ratio", ["no study 'maskin_ratio'", "'masking_ratio'"]),
+        ("study=masking_ratio scale=dmeo", ["no scale 'dmeo'", "'demo'"]),
+        ("study=masking_ratio scale=smoke training.stpes=3", ["'training.stpes'", "'training.steps'"]),
+        ("study=masking_ratio scale=smoke lr=3", ["'lr'", "optimizer.lr"]),
+        ("study=masking_ratio scale=smoke optimizer.lr=fast", ["'optimizer.lr'", "'fast'"]),
+        ("study=masking_ratio scale=smoke seed=3", ["'seed'", "seeds=[...]"]),
+        ("study=masking_ratio scale=smoke output_dir=x", ["'output_dir'", "root="]),
+        ("study=masking_ratio scale=smoke seeds=[a]", ["seeds=['a']", "whole numbers"]),
+        ("study=masking_ratio scale=smoke workers=0", ["workers=0", "at least 1"]),
+        ("study=masking_ratio scale=smoke worker=2", ["'worker'", "'workers'"]),
+        ("study=masking_ratio scale=smoke reuse=no-thanks", ["reuse=no-thanks", "true or false"]),
+        ("study=masking_ratio scale=smoke scale=demo", ["scale is given already"]),
+        ("study=masking_ratio scale=smoke model=dit_tny", ["no model 'dit_tny'", "'dit_tiny'"]),
+        ("study=masking_ratio scale=smoke +new=1", ["'+new=1'", "only set"]),
+        ("study=masking_ratio scale=smoke tracking_uri=nosuch://x", ["tracking_uri=nosuch://x", "can't be opened"]),
+        ("study=masking_ratio scale=smoke model.masking.ratio=0.5", ["arm 'none'", "'model.masking.ratio'"]),
+        ("study=masking_ratio scale=smoke evaluation.metrics=[fd]", ["'metrics.primary'", "'clip_fd'"]),
+        ("study=mine.yaml", ["mine.yaml", "no such file"]),
+        ("study=", ["needs a value"]),
+        ("plam study=masking_ratio", ["'plam'", "'plan'"]),
+        ("plan", ["give study=NAME"]),
+        ("train study=masking_ratio", ["'study' means nothing", "train"]),
+        ("train scale=paper", ["data.path", "autoencoder.path", "text.path"]),
+        ("ui training.steps=3", ["'training.steps=3' means nothing"]),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    line: str, words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(line.split()) == 2
+    captured = capsys.readouterr()
+    for word in words:
+        assert word in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("microdit-sweep: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_that_do_not_fit_are_refused_before_anything_is_recorded(
+    capsys: pytest.CaptureFixture[str], cache_dir: Path, tmp_path: Path
+) -> None:
+    assert main(["study=masking_ratio", "scale=smoke", "data.resolution=33", f"cache_dir={cache_dir}"]) == 2
+    assert "'data.resolution' is 33" in capsys.readouterr().err
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    assert [e.name for e in client.search_experiments()] == ["Default"]
+
+
+def test_a_plan_lists_arms_and_costs_and_makes_no_store(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", "study=masking_ratio", "scale=paper"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    none = next(line for line in lines if line.startswith("none"))
+    deferred = next(line for line in lines if line.startswith("deferred_75"))
+    assert none.split()[1:5] == ["0", "1", "2", "0/3"]
+    assert float(deferred.split()[-2]) < 0.6 * float(none.split()[-2]), "GFLOPs at 75% masking"
+    assert lines[-1].startswith("27 trials, 0 done")
+    assert not list(tmp_path.iterdir())
+
+
+def test_config_prints_a_complete_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "scale=smoke", "optimizer.lr=0.5", "seed=7"]) == 0
+    config = config_from_mapping(yaml.safe_load(capsys.readouterr().out))
+    assert (config.optimizer.lr, config.seed) == (0.5, 7)
+
+
+def test_intervals_are_students() -> None:
+    assert interval([]) == "-"
+    assert interval([3.0]) == "3.000 (n=1)"
+    assert interval([10.0, 12.0]) == "11 ± 13"  # t(1) = 12.706, standard error 1
+    assert interval([1.0, 1.0]) == "1.000 ± 0"
+    assert digits(0.00012345) == "0.0001234"
+    assert digits(1234567.0) == "1,234,567"
+
+
+def test_tables_line_up() -> None:
+    lines = align([["arm", "fd"], ["a", "1.0"], ["longer", "10.0"]]).splitlines()
+    assert lines[2:] == ["a        1.0", "longer  10.0"]
