@@ -37,7 +37,7 @@ def bench_masking(config: Path | None, steps: int = 8) -> str:
             arm.step(step)
     base = arms[0].seconds()
     lines = [
-        f"batch {batch}, {tokens} text tokens, {torch.get_num_threads()} thread(s), median of {steps} interleaved steps",
+        f"batch {batch}, {tokens} text tokens, {torch.get_num_threads()} thread(s), median of {steps} steps",
         f"{'arm':>14s} {'params':>12s} {'GFLOPs/image':>13s} {'images/s':>9s} {'speed':>7s} {'FLOPs':>7s}",
     ]
     for arm in arms:

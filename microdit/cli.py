@@ -89,8 +89,8 @@ def _train(arguments: argparse.Namespace) -> None:
 def _sample(arguments: argparse.Namespace) -> None:
     import dataclasses
 
-    from microdit.trained import load_run
     from microdit.sampling import generate, grid, save_png
+    from microdit.trained import load_run
 
     trained = load_run(arguments.run)
     changes = {key: getattr(arguments, key) for key in ("steps", "guidance") if getattr(arguments, key) is not None}

@@ -35,7 +35,7 @@ def parse(cls: type[T], values: Mapping[str, Any], source: str = "config", path:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: '{path}' must be a mapping of keys, got {values!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
             raise ConfigError(f"{source}: unknown key '{_join(path, str(key))}'; {nearest(key, fields)}")
@@ -152,7 +152,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=deep)
             if key in seen:
                 raise yaml.YAMLError(f"key '{key}' is given twice, again on line {key_node.start_mark.line + 1}")
             seen.add(key)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -62,7 +63,7 @@ def load_denoiser(config: Config, path: Path) -> Denoiser:
     return Denoiser(net, sigma_data).eval()
 
 
-def evaluate_run(folder: Path | str, changes: Mapping[str, float]) -> dict[str, float]:
+def evaluate_run(folder: Path | str, changes: Mapping[str, Any]) -> dict[str, float]:
     """Scores a finished run again; `changes` override keys of its `evaluation` settings."""
     folder = Path(folder)
     config = load_config(folder / "config.yaml")

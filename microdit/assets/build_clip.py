@@ -92,7 +92,7 @@ def contrastive(model: nn.Module, images: Tensor, tokens: Tensor) -> Tensor:
     """CLIP's symmetric loss (arXiv 2103.00020, figure 3); equal captions count as right answers of each other."""
     image = F.normalize(model.encode_image(images), dim=-1)  # type: ignore[operator]
     text = F.normalize(model.encode_text(tokens), dim=-1)  # type: ignore[operator]
-    logits = model.logit_scale.exp() * image @ text.T  # type: ignore[operator, union-attr]
+    logits = model.logit_scale.exp() * image @ text.T  # type: ignore[operator]
     same = (tokens.unsqueeze(0) == tokens.unsqueeze(1)).all(-1).float()
     target = same / same.sum(1, keepdim=True)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

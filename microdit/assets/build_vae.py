@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def pictures(count: int, resolution: int, split: str = "train") -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
-def loss_of(vae: torch.nn.Module, x: Tensor, draw: torch.Generator) -> Tensor:
+def loss_of(vae: Any, x: Tensor, draw: torch.Generator) -> Tensor:
     """L1 on pixels and on their differences (edges), and the KL term."""
     posterior = vae.encode(x).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=draw)
@@ -68,7 +69,7 @@ def loss_of(vae: torch.nn.Module, x: Tensor, draw: torch.Generator) -> Tensor:
     return (r - x).abs().mean() + EDGE_WEIGHT * edges + KL_WEIGHT * kl
 
 
-def psnr(vae: torch.nn.Module, images: Tensor, noise: float = 0.0) -> tuple[float, Tensor]:
+def psnr(vae: Any, images: Tensor, noise: float = 0.0) -> tuple[float, Tensor]:
     """Mean PSNR in dB over `images` (N, 3, H, W) uint8, and the latents (N, 4, h, w)."""
     values, latents = [], []
     draw = generator(SEED, "psnr")
@@ -96,7 +97,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(SEED)  # diffusers initialises from the global generator
     small, large, held = pictures(12000, 64), pictures(1600, 128), pictures(256, 64, "val")
-    vae = AutoencoderKL(**ARCHITECTURE).to(memory_format=torch.channels_last)
+    vae: Any = AutoencoderKL(**ARCHITECTURE)
+    vae = vae.to(memory_format=torch.channels_last)
     ema = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(0.998))
     optimizer = torch.optim.AdamW(vae.parameters(), lr=arguments.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     pick = numpy_generator(SEED, "crops")
@@ -123,7 +125,8 @@ def main() -> None:
             db, z = psnr(ema.module, held)
             noisy = psnr(ema.module, held[:64], 0.1)[0]
             print(
-                f"{spent:5.1%} step {step} loss {loss.item():.4f} PSNR {db:.2f} dB, with 10% latent noise {noisy:.2f} dB, latent std {z.std().item():.2f}",
+                f"{spent:5.1%} step {step} loss {loss.item():.4f} PSNR {db:.2f} dB, with 10% latent noise {noisy:.2f} dB, "
+                f"latent std {z.std().item():.2f}",
                 flush=True,
             )
             save(ema.module, z, arguments.out)
@@ -132,7 +135,7 @@ def main() -> None:
     print(f"{step} steps, PSNR {db:.2f} dB on {len(held)} held-out scenes")
 
 
-def save(vae: torch.nn.Module, latents: Tensor, out: Path) -> None:
+def save(vae: Any, latents: Tensor, out: Path) -> None:
     """Writes the diffusers folder in float16, scaled so that latents have mean 0 and unit deviation."""
     import copy
 

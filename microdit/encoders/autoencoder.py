@@ -76,7 +76,7 @@ class KLAutoencoder:
             model = AutoencoderKL.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ConfigError(f"{folder}: can't be opened as an AutoencoderKL: {_short(error)}") from None
-        self._model: Any = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+        self._model: Any = model.to(device).eval().requires_grad_(False)
         self._device = torch.device(device)
         self._scale = float(settings.get("scaling_factor") or 1.0)
         self._shift = float(settings.get("shift_factor") or 0.0)

@@ -20,22 +20,23 @@ from torch.optim.swa_utils import AveragedModel
 
 from microdit.errors import CheckpointError
 from microdit.files import atomic_path
+from microdit.model import DiT
 
 
 @dataclass
 class TrainState:
     """What training changes: the raw network, its average, the optimiser, finished steps and seconds spent."""
 
-    net: nn.Module
+    net: DiT
     ema: AveragedModel
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
 
     @property
-    def averaged(self) -> nn.Module:
+    def averaged(self) -> DiT:
         """The network to evaluate: the average once it has begun, the raw weights before."""
-        return self.ema.module if int(self.ema.n_averaged) else self.net
+        return self.ema.module if int(self.ema.n_averaged) else self.net  # type: ignore[return-value]
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:

@@ -26,7 +26,7 @@ from microdit.training.progress import Progress
 from microdit.training.recorder import Recorder
 from microdit.training.validation import validate
 
-Sampling = Callable[[int, TrainState], None]  # (finished steps, state)
+Sampling = Callable[[int, TrainState], object]  # (finished steps, state)
 
 
 class DenoisingLoss(nn.Module):

@@ -55,9 +55,7 @@ def test_churn_keeps_the_distribution_and_needs_a_generator():
         sample(gaussian_denoiser, noise, config)
 
 
-@given(
-    steps=st.integers(2, 100), low=st.floats(1e-3, 0.1), high=st.floats(1.0, 200.0), rho=st.floats(1.0, 10.0)
-)
+@given(steps=st.integers(2, 100), low=st.floats(1e-3, 0.1), high=st.floats(1.0, 200.0), rho=st.floats(1.0, 10.0))
 def test_noise_levels_fall_from_max_to_min_to_zero(steps: int, low: float, high: float, rho: float):
     sigmas = sigma_steps(SamplerConfig(steps=steps, sigma_min=low, sigma_max=high, rho=rho))
     assert len(sigmas) == steps + 1
