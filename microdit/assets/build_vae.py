@@ -125,8 +125,8 @@ def main() -> None:
             db, z = psnr(ema.module, held)
             noisy = psnr(ema.module, held[:64], 0.1)[0]
             print(
-                f"{spent:5.1%} step {step} loss {loss.item():.4f} PSNR {db:.2f} dB, with 10% latent noise {noisy:.2f} dB, "
-                f"latent std {z.std().item():.2f}",
+                f"{spent:5.1%} step {step} loss {loss.item():.4f} PSNR {db:.2f} dB, "
+                f"with 10% latent noise {noisy:.2f} dB, latent std {z.std().item():.2f}",
                 flush=True,
             )
             save(ema.module, z, arguments.out)
