@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -178,19 +177,9 @@ def _train(words: Words, options: Any) -> int:
 
 
 def _ui(words: Words) -> int:
-    from sweeps.store import Store
+    from sweeps.ui import serve
 
-    uri = words.uri()
-    if uri.startswith(("http://", "https://")):
-        print(f"the runs are at {uri}")
-        return 0
     port = words.own.get("port", 5000)
-    if not isinstance(port, int):
-        raise ConfigError(f"port={port}: it must be a whole number")
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise ConfigError(f"port {port} is taken (another microdit-sweep ui?); give another, as port={port + 1}")
-    Store(uri, words.root)
-    print(f"http://127.0.0.1:{port} shows {uri} (Ctrl-C ends it)", flush=True)
-    arguments = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
-    os.execv(sys.executable, arguments)
+    if not isinstance(port, int) or not 0 < port < 65536:
+        raise ConfigError(f"port={port}: it must be a whole number below 65536")
+    return serve(words.uri(), words.root, port)

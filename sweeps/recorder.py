@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ BATCH = 1000  # metrics that MLflow takes at once
 RETRIES = 6  # a locked or absent store is tried again for about half a minute
 SYSTEM_SECONDS = 10.0  # between two readings of the machine's load
 ERROR_TAGS = ("microdit.error", "microdit.traceback")
+ONCE = ("final/", "cost/")  # a value a run: at step 0 MLflow draws bars, elsewhere a curve of one point
 HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")  # no retry mends these
 
 log = logging.getLogger(__name__)
@@ -116,12 +118,14 @@ class MlflowRecorder:
         if 0 < step <= self._seen and "train/loss" in values:
             return  # the steps between the last checkpoint and the interruption, done again with the same result
         now = int(time.time() * 1000)
-        self._buffer += [Metric(name, float(value), now, step) for name, value in values.items()]
+        for name, value in values.items():
+            self._buffer.append(Metric(name, float(value), now, 0 if name.startswith(ONCE) else step))
         if len(self._buffer) >= BATCH or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        self._retry(lambda: self._client.log_image(self.run_id, image, key=name, step=step, synchronous=True))
+        picture = near_square(image)
+        self._retry(lambda: self._client.log_image(self.run_id, picture, key=name, step=step, synchronous=True))
 
     def artifact(self, path: Path, folder: str = "") -> None:
         self._retry(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
@@ -186,3 +190,15 @@ class MlflowRecorder:
                     raise
                 time.sleep(0.5 * 2**attempt)
         return None
+
+
+def near_square(image: np.ndarray) -> np.ndarray:
+    """A strip (H, N H, 3) of square tiles, as rows of about as many columns: MLflow's image grid has square cells."""
+    side, width = image.shape[:2]
+    if width % side or width < 4 * side:
+        return image
+    tiles = image.reshape(side, -1, side, 3).swapaxes(0, 1)  # (N, H, H, 3)
+    columns = math.ceil(math.sqrt(len(tiles)))
+    blank = np.full((-len(tiles) % columns, side, side, 3), 255, image.dtype)
+    rows = np.concatenate([tiles, blank]).reshape(-1, columns, side, side, 3)
+    return rows.swapaxes(1, 2).reshape(-1, columns * side, 3)

@@ -24,6 +24,7 @@ from sweeps.trials import Trial
 
 STATUS_DONE = "FINISHED"
 SQLITE = "sqlite:///"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # training, not a language model's traces
 
 
 def quiet() -> None:
@@ -79,23 +80,32 @@ class Store:
         except Exception as error:
             raise ConfigError(f"tracking_uri={uri}: can't be opened ({' '.join(str(error).split())[:200]})") from None
 
-    def experiment(self, name: str) -> str:
+    def experiment(self, name: str, tags: Mapping[str, str] | None = None) -> str:
         """Id of the experiment called `name`, made if it isn't there."""
         found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            if found.lifecycle_stage == "deleted":
-                self.client.restore_experiment(found.experiment_id)
-            return found.experiment_id
-        local = self.uri.startswith("sqlite:")
-        location = (self.root / "mlartifacts" / name).resolve().as_uri() if local else None
-        return self.client.create_experiment(name, artifact_location=location)
+        if found is None:
+            local = self.uri.startswith("sqlite:")
+            location = (self.root / "mlartifacts" / name).resolve().as_uri() if local else None
+            number = self.client.create_experiment(name, artifact_location=location, tags={**KIND, **(tags or {})})
+            return str(number)
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        for key, value in (tags or {}).items():
+            if found.tags.get(key) != value:
+                self.client.set_experiment_tag(found.experiment_id, key, value)
+        return str(found.experiment_id)
 
     def start_launch(self, study: Study, trials: Sequence[Trial], command: str, fresh: bool) -> Launch:
         """The parent run of these trials: the study's newest one at this scale if it has the same plan, else a new one.
 
         An older one of the same plan is left alone: who reads the store takes the newest launch for the present one.
         """
-        experiment = self.experiment(f"microdit/{study.name}")
+        about = {
+            "mlflow.note.content": study.file.question,
+            "microdit.primary": study.file.metrics.primary,
+            "microdit.direction": study.file.metrics.direction,
+        }
+        experiment = self.experiment(f"microdit/{study.name}", about)
         names = sorted("/".join(trial.identity.values()) for trial in trials)
         plan = sha256("\n".join(names).encode()).hexdigest()[:16]
         words = f"tags.`microdit.role` = 'study' and tags.`microdit.scale` = '{study.scale}'"

@@ -92,7 +92,7 @@ def test_metrics_pictures_and_files_are_there(road: Road) -> None:
         assert {"config.yaml", "samples", "images", "metrics.json"} <= items
         pictures = [item.path for item in road.client.list_artifacts(run.info.run_id, "images")]
         steps = {path.split("+step+")[1].split("+")[0] for path in pictures}
-        assert steps == {"2", "4"}
+        assert steps == {"0", "2", "4"}
 
 
 def test_a_stored_config_runs_without_sweep_and_store(road: Road, tmp_path: Path, cache_dir: Path) -> None:

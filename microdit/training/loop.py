@@ -74,6 +74,9 @@ def train(
     meter = Meter(settings.batch_size, state, accelerator.device)
     bar = Progress(settings.steps, state.step, progress and accelerator.is_main_process)
 
+    if on_step is not None and settings.sample_every and state.step == 0:
+        with meter.paused():
+            on_step(0, state)  # what training starts from
     for step in range(state.step, settings.steps):
         rate = learning_rate(step, settings.steps, config.optimizer.lr, config.schedule)
         loss, norm = optimiser_step(config, step, rate, data, order, loss_module, state, accelerator)

@@ -11,7 +11,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from microdit.config import Config, load_config, save_config, trial_key
-from sweeps.recorder import MlflowRecorder, RunSpec
+from sweeps.recorder import MlflowRecorder, RunSpec, near_square
 from sweeps.store import Launch, Store
 from sweeps.study import load_study
 from sweeps.trials import Trial, plan_trials
@@ -78,6 +78,15 @@ def test_pictures_have_steps_and_the_stored_config_runs_again(store: Store, conf
         assert any(name.startswith(f"images/samples+step+{step}+") and name.endswith(".png") for name in names), names
     path = store.client.download_artifacts(record.run_id, "config.yaml", str(tmp_path))
     assert trial_key(load_config(path)) == trial_key(config)
+
+
+def test_tiles_are_laid_out_for_a_square_cell() -> None:
+    tiles = np.arange(10, dtype=np.uint8).repeat(2 * 2 * 3).reshape(10, 2, 2, 3)
+    picture = near_square(np.concatenate(list(tiles), axis=1))
+    assert picture.shape == (6, 8, 3)
+    assert picture[::2, ::2, 0].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 255, 255]]
+    three = np.zeros((2, 6, 3), np.uint8)
+    assert near_square(three) is three
 
 
 def test_a_resumed_run_has_every_step_once_and_no_old_error(store: Store, config: Config) -> None:

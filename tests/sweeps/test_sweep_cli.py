@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import yaml
 
 from microdit.config import config_from_mapping
 from sweeps.cli import main
+from sweeps.store import Store
 from sweeps.summary import align, digits, interval
+from sweeps.ui import links
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +110,21 @@ def test_intervals_are_students() -> None:
 def test_tables_line_up() -> None:
     lines = align([["arm", "fd"], ["a", "1.0"], ["longer", "10.0"]]).splitlines()
     assert lines[2:] == ["a        1.0", "longer  10.0"]
+
+
+def test_links_open_on_the_trials_of_each_study(store: Store) -> None:
+    tags = {"microdit.primary": "class_accuracy", "microdit.direction": "maximize"}
+    number = store.experiment("microdit/mine", tags)
+    everything, mine = links(store, "http://here:1")
+    assert everything.endswith("http://here:1/#/experiments?workflowType=machine_learning")
+    assert f"/#/experiments/{number}/runs?workflowType=machine_learning" in mine
+    assert "orderByKey=metrics.%60final%2Fclass_accuracy%60&orderByAsc=false" in mine
+
+
+def test_a_taken_port_is_said(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["ui", f"tracking_uri={store.uri}", f"port={port}"]) == 2
+    assert f"port {port} is taken" in capsys.readouterr().err

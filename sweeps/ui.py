@@ -1,0 +1,51 @@
+"""MLflow's pages on a store, with links that open on the runs themselves."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from microdit.errors import ConfigError
+
+HOST = "127.0.0.1"
+# MLflow opens on its pages for language-model traces, and folds the trials of a launch away while runs are sorted by
+# date: so each link names the training pages and sorts by the study's own metric.
+WORKFLOW = "workflowType=machine_learning"
+TRIALS = "tags.`microdit.role` = 'trial'"
+
+
+def serve(uri: str, root: Path, port: int) -> int:
+    """Prints the links, then becomes MLflow's server; returns only for a store that has one already."""
+    from sweeps.store import Store
+
+    if uri.startswith(("http://", "https://")):
+        print("\n".join(links(Store(uri, root), uri.rstrip("/"))))
+        return 0
+    with socket.socket() as probe:
+        if probe.connect_ex((HOST, port)) == 0:
+            raise ConfigError(f"port {port} is taken (another microdit-sweep ui?); give another, as port={port + 1}")
+    print("\n".join(links(Store(uri, root), f"http://{HOST}:{port}")), flush=True)
+    print(f"shows {uri} until Ctrl-C", flush=True)
+    server = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
+    os.execve(sys.executable, server, os.environ | {"MLFLOW_LOGGING_LEVEL": "WARNING"})
+
+
+def links(store: Any, address: str) -> list[str]:
+    """One link for all experiments, then one for each of ours."""
+    found = store.client.search_experiments(filter_string="name LIKE 'microdit/%'", order_by=["name ASC"])
+    width = max([len(experiment.name) for experiment in found], default=0)
+    lines = [f"{'all'.ljust(width)}  {address}/#/experiments?{WORKFLOW}"]
+    for experiment in found:
+        metric = experiment.tags.get("microdit.primary", "fd")
+        rising = str(experiment.tags.get("microdit.direction", "minimize") == "minimize").lower()
+        order = f"orderByKey={quote(f'metrics.`final/{metric}`', safe='')}&orderByAsc={rising}"
+        where = f"searchFilter={quote(TRIALS, safe='')}"
+        link = (
+            f"{address}/#/experiments/{experiment.experiment_id}/runs?{WORKFLOW}&{where}&{order}&compareRunsMode=CHART"
+        )
+        lines.append(f"{experiment.name.ljust(width)}  {link}")
+    return lines
