@@ -73,7 +73,7 @@ class Store:
         self.uri = uri
         self.root = root
         try:
-            if uri.startswith(SQLITE):
+            if uri.startswith(SQLITE) and not uri.startswith(f"{SQLITE}file:"):
                 Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
             self.client = mlflow.MlflowClient(uri)
             self.client.search_experiments(max_results=1)  # creates a fresh store's tables, once, before any worker

@@ -78,7 +78,7 @@ def interval(values: Sequence[float]) -> str:
     if not math.isfinite(half) or half == 0:
         return f"{digits(mean)} ± {half:.2g}"
     places = max(0, 1 - math.floor(math.log10(half)))
-    return f"{mean:.{places}f} ± {half:.{places}f}"
+    return f"{round(mean, places) + 0.0:.{places}f} ± {half:.{places}f}"  # + 0.0: never -0
 
 
 def digits(value: float, count: int = 4) -> str:

@@ -30,8 +30,10 @@ def serve(uri: str, root: Path, port: int) -> int:
             raise ConfigError(f"port {port} is taken (another microdit-sweep ui?); give another, as port={port + 1}")
     print("\n".join(links(Store(uri, root), f"http://{HOST}:{port}")), flush=True)
     print(f"shows {uri} until Ctrl-C", flush=True)
-    server = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST, "--port", str(port)]
-    os.execve(sys.executable, server, os.environ | {"MLFLOW_LOGGING_LEVEL": "WARNING"})
+    server = [sys.executable, "-W", "ignore", "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST]
+    server += ["--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    quieter = {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}  # or the links scroll away
+    os.execve(sys.executable, server, os.environ | quieter)
 
 
 def links(store: Any, address: str) -> list[str]:

@@ -108,8 +108,9 @@ def test_the_launch_shows_the_report(written: Path, masking_store: str) -> None:
 
 
 def test_a_store_that_takes_nothing_still_gives_the_files(
-    fresh: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fresh: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow makes a folder of the URI's name
     writer = StudyWriter(*fresh, "masking_ratio", study_file({"none": arm("none", 0.0)}, [0]))
     writer.run("none", 0, final(10.0), pictures=False)
     read_only = f"sqlite:///file:{fresh[0].removeprefix('sqlite:///')}?mode=ro&uri=true"
