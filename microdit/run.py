@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from microdit.budget import cost_facts
 from microdit.components import Components, build_components, choose_device, load_plugins
 from microdit.config import Config, save_config
 from microdit.diffusion import Denoiser
@@ -17,7 +18,6 @@ from microdit.errors import ConfigError
 from microdit.evaluation import feature_net_name
 from microdit.files import write_text
 from microdit.finish import evaluate, keep_final, show_prompts
-from microdit.model import cost
 from microdit.sampling import generate, save_png, strip
 from microdit.training.checkpoint import TrainState
 from microdit.training.loop import train
@@ -89,17 +89,6 @@ def run_facts(config: Config, components: Components, accelerator: Accelerator) 
     }
 
 
-def cost_facts(config: Config) -> dict[str, Fact]:
-    """Parameters and FLOPs by structure; see `microdit.model.cost` for what is counted."""
-    images = config.training.steps * config.training.batch_size
-    return {
-        "params": cost.parameters(config.model),
-        "active_params": cost.active_parameters(config.model),
-        "gflops_per_image": cost.forward_flops(config.model) / 1e9,
-        "train_flops": cost.training_flops(config.model) * images,
-    }
-
-
 def device_name(device: torch.device) -> str:
     """'cpu' or the GPU's product name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -132,10 +121,8 @@ def _train_and_score(
         return pictures
 
     state = train(config, components.train, components.val, recorder, accelerator, draw_shown, progress)
-    metrics = {
-        "cost/params": float(cost.parameters(config.model)),
-        "cost/active_params": float(cost.active_parameters(config.model)),
-        "cost/train_flops": float(cost_facts(config)["train_flops"]),
+    facts = cost_facts(config)
+    metrics = {f"cost/{name}": float(facts[name]) for name in ("params", "active_params", "train_flops")} | {
         "cost/seconds": state.seconds,
         "cost/usd": state.seconds / 3600 * config.cost.usd_per_hour,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +30,12 @@ def generate(
     first: int = 0,
     guidance: float | None = None,
     batch_size: int = 64,
-    progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """One picture for each row of caption `features` (N, S, Y); returns (N, H, W, 3) uint8.
 
     Args:
         seed, stream, first: picture n starts from the noise of (seed, stream, first + n).
         guidance: overrides `config.guidance`.
-        progress: called with the number of pictures finished.
     """
     net = denoiser.net.config
     shape = (net.in_channels, net.input_size, net.input_size)
@@ -51,15 +49,8 @@ def generate(
         churn = generator(seed, f"{stream}/churn", first + start)
         latents = sample(guided(denoiser, y, scale), noise, config, churn)
         pictures.append(autoencoder.decode(latents).cpu().numpy())
-        if progress is not None:
-            progress(start + len(y))
-    side = config_side(denoiser, autoencoder)
+    side = net.input_size * autoencoder.downsampling
     return np.concatenate(pictures) if pictures else np.zeros((0, side, side, 3), np.uint8)
-
-
-def config_side(denoiser: Denoiser, autoencoder: Autoencoder) -> int:
-    """Side of a picture in pixels."""
-    return denoiser.net.config.input_size * autoencoder.downsampling
 
 
 def strip(pictures: np.ndarray) -> np.ndarray:

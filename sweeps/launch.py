@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from microdit.budget import training_flops
 from microdit.training.progress import format_seconds
 from sweeps.progress import Board
 from sweeps.runner import run_jobs
 from sweeps.store import STATUS_DONE, Launch, Store, default_uri, is_there
 from sweeps.study import Study
 from sweeps.summary import plan_table, result_table, time_note
-from sweeps.trials import Trial, plan_trials, prepare_trials, training_flops
+from sweeps.trials import Trial, plan_trials, prepare_trials
 from sweeps.worker import Job
 
 

@@ -8,10 +8,11 @@ from collections.abc import Container, Mapping, Sequence
 
 from scipy.special import stdtrit
 
+from microdit.budget import training_flops
 from microdit.config import Config
 from microdit.model import cost
 from sweeps.study import Study
-from sweeps.trials import Trial, training_flops
+from sweeps.trials import Trial
 
 SHOWN = ("clip_fd", "fd", "kid", "clip_score", "class_accuracy")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from microdit.budget import training_flops
 from microdit.config import Config, config_from_mapping, stable_mapping, trial_key
 from microdit.errors import ConfigError, nearest
 from microdit.model import cost
@@ -98,11 +99,6 @@ def prepare_trials(trials: Sequence[Trial], root: Path, suffix: str = "") -> lis
         net = feature_net_name(config.evaluation)
         ready.append(dataclasses.replace(trial, config=config, data_fingerprint=data, feature_net=net))
     return ready
-
-
-def training_flops(config: Config) -> int:
-    """FLOPs of the whole training, text tokens counted as CLIP's 77."""
-    return cost.training_flops(config.model) * config.training.steps * config.training.batch_size
 
 
 def check_holds(study: Study, configs: Mapping[str, Config]) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from microdit.assets import SCORE_CLIP, TEXT_CLIP
@@ -67,17 +66,10 @@ def swap_accuracy(images: Tensor, embed: Embed, captions: Sequence[str], attribu
 def embedders(clip: ClipFolder) -> tuple[Callable[[Sequence[Item]], Tensor], Embed]:
     """Unit vectors of images and of captions."""
 
-    @torch.no_grad()
     def of_images(items: Sequence[Item]) -> Tensor:
-        x = torch.from_numpy(np.stack([item.image for item in items])).permute(0, 3, 1, 2).float() / 255
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (clip.mean, clip.std))
-        return F.normalize(clip.model.encode_image((x - mean) / std), dim=-1)
+        return clip.embed_images(torch.from_numpy(np.stack([item.image for item in items])))
 
-    @torch.no_grad()
-    def of_texts(captions: Sequence[str]) -> Tensor:
-        return F.normalize(clip.model.encode_text(clip.tokenize(list(captions))), dim=-1)
-
-    return of_images, of_texts
+    return of_images, clip.embed_texts
 
 
 def main() -> None:

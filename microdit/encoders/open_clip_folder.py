@@ -1,4 +1,7 @@
-"""Opening a local folder in open_clip's own format, with its own tokenizer's merge list where it has one."""
+"""Opening a local folder in open_clip's own format, with its own tokenizer's merge list where it has one.
+
+B batch, S text tokens, E embedding width.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from microdit.errors import ConfigError
@@ -29,6 +33,27 @@ class ClipFolder:
     image_size: int
     context_length: int
     fingerprint: str
+    device: torch.device
+
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, E) float32, not normalised; other sizes are resized, antialiased."""
+        x = images.to(self.device).permute(0, 3, 1, 2).float() / 255
+        size = self.image_size
+        if x.shape[-2:] != (size, size):
+            x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        mean, std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        return self.model.encode_image((x - mean) / std).float()
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, E) float32 of unit length."""
+        return F.normalize(self.image_features(images), dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, captions: Sequence[str]) -> Tensor:
+        """B captions -> (B, E) float32 of unit length."""
+        tokens = self.tokenize(list(captions)).to(self.device)
+        return F.normalize(self.model.encode_text(tokens), dim=-1).float()
 
 
 def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu") -> ClipFolder:
@@ -64,6 +89,7 @@ def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu")
         image_size=int(vision["image_size"]),
         context_length=int(text.get("context_length", 77)),
         fingerprint=clip_fingerprint(folder),
+        device=torch.device(device),
     )
 
 

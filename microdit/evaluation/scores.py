@@ -14,15 +14,13 @@ import torch
 from torch import Tensor
 
 from microdit.data.base import CaptionedImages
+from microdit.data.emoji_grammar import CLASS_NOUNS
 from microdit.encoders.scoring import ScoringClip
 from microdit.errors import DataError
 from microdit.evaluation.config import METRICS, EvalConfig
 from microdit.evaluation.distances import Distances
 from microdit.evaluation.networks import SCORE_CLIP, TABLE
 from microdit.evaluation.reference import RealSets
-
-# What a caption calls a picture of the class, where it is not the class's own name.
-NOUNS = {"airplane": ("airplane", "plane"), "automobile": ("car",), "ship": ("ship", "boat")}
 
 
 def score(
@@ -109,7 +107,7 @@ def class_accuracy(images: Tensor, labels: Sequence[int], classes: Tensor) -> fl
 
 def class_embeddings(clip: ScoringClip, classes: Sequence[str]) -> Tensor:
     """Unit vectors (classes, E) of "a <class>", averaged over the class's names."""
-    rows = [clip.embed_texts([f"a {noun}" for noun in NOUNS.get(name, (name,))]).mean(0) for name in classes]
+    rows = [clip.embed_texts([f"a {noun}" for noun in CLASS_NOUNS.get(name, (name,))]).mean(0) for name in classes]
     return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
 
