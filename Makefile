@@ -30,11 +30,11 @@ format: $(READY)
 ui: $(READY)
 	$(BIN)/microdit-sweep ui
 
-# Trains the shipped autoencoder and the two CLIPs anew (about 70 minutes on one core); microdit/assets/README.md has the figures.
+# Trains the shipped autoencoder and the two CLIPs anew (about 80 minutes on one core); microdit/assets/README.md has the figures.
 assets: $(READY)
 	$(BIN)/python -m microdit.assets.build_vae --minutes 38
-	$(BIN)/python -m microdit.assets.build_clip score --minutes 24
-	$(BIN)/python -m microdit.assets.build_clip text --minutes 8
+	$(BIN)/python -m microdit.assets.build_clip score --minutes 22
+	$(BIN)/python -m microdit.assets.build_clip text --minutes 20
 	$(BIN)/python -m microdit.assets.measure
 
 bench: $(READY)

@@ -1,7 +1,10 @@
 """Trains one of the two shipped CLIPs on fresh emoji-captions scenes, on one CPU thread.
 
-    python -m microdit.assets.build_clip text  --minutes 10     # conditions the network
-    python -m microdit.assets.build_clip score --minutes 22     # only scores; other seeds, another image tower
+    python -m microdit.assets.build_clip text  --minutes 20     # conditions the network
+    python -m microdit.assets.build_clip score --minutes 22     # only scores; other seeds and sizes
+
+Each caption brings a hard negative, itself with one fact changed (NegCLIP, Yuksekgonul et al., arXiv 2210.01936):
+without them a small CLIP tells classes and colours but neither counts nor "left of" from "right of".
 
 Written as open_clip reads it: open_clip_config.json, open_clip_model.safetensors, and the tokenizer's own merge list.
 """
@@ -24,6 +27,7 @@ from torch import Tensor, nn
 
 from microdit.assets import ROOT
 from microdit.assets.bpe import learn_merges, vocabulary_size, write_merges
+from microdit.assets.swaps import ATTRIBUTES, swap
 from microdit.data.base import DataConfig, build_dataset
 from microdit.files import atomic_path
 
@@ -48,7 +52,7 @@ RECIPES = {
     "text": Recipe(
         seed=11,
         embed_dim=96,
-        vision={"image_size": 64, "layers": 3, "width": 96, "head_width": 32, "patch_size": 8},
+        vision={"image_size": 64, "layers": [1, 1, 1, 1], "width": 16},
         text={"context_length": CONTEXT, "width": 128, "heads": 4, "layers": 3},
         lr=1.5e-3,
         batch=96,
@@ -68,7 +72,7 @@ class Scenes:
     """An endless stream of scenes of every setting of the dataset, each seen once."""
 
     def __init__(self, seed: int) -> None:
-        options = [(1, True, True), (1, True, False), (2, True, True), (3, True, True)]
+        options = [(1, True, True), (2, True, True), (3, True, False), (3, True, True)]
         self._sets = [
             build_dataset(
                 DataConfig(seed=seed + i, train_size=10**6, max_objects=objects, hues=hues, scenery=scenery), "train"
@@ -76,6 +80,7 @@ class Scenes:
             for i, (objects, hues, scenery) in enumerate(options)
         ]
         self._next = 0
+        self._rng = np.random.default_rng(seed)
 
     def batch(self, count: int) -> tuple[Tensor, list[str]]:
         """Images (count, 3, H, W) in [-1, 1] and their captions."""
@@ -87,15 +92,35 @@ class Scenes:
         images = torch.from_numpy(np.stack([item.image for item in items]))
         return images.permute(0, 3, 1, 2).float() / 127.5 - 1, [item.caption for item in items]
 
+    def wrong(self, caption: str) -> str:
+        """`caption` with one fact changed: every second time its relation, if it states one."""
+        others = [str(name) for name in self._rng.permutation(ATTRIBUTES)]
+        order = ["relation", *others] if self._rng.random() < 0.5 else others
+        return next((changed for name in order if (changed := swap(caption, name, self._rng)) is not None), caption)
 
-def contrastive(model: nn.Module, images: Tensor, tokens: Tensor) -> Tensor:
-    """CLIP's symmetric loss (arXiv 2103.00020, figure 3); equal captions count as right answers of each other."""
-    image = F.normalize(model.encode_image(images), dim=-1)  # type: ignore[operator]
-    text = F.normalize(model.encode_text(tokens), dim=-1)  # type: ignore[operator]
-    logits = model.logit_scale.exp() * image @ text.T  # type: ignore[operator]
-    same = (tokens.unsqueeze(0) == tokens.unsqueeze(1)).all(-1).float()
-    target = same / same.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+def encode_text(model: Any, tokens: Tensor) -> Tensor:
+    """What open_clip's own `encode_text` gives, without computing the padding behind the longest caption: the tower is
+    causal, so nothing before it can depend on it. (B, S) -> (B, E)."""
+    length = int((tokens != 0).sum(1).max())
+    tokens = tokens[:, :length]
+    x = model.token_embedding(tokens) + model.positional_embedding[:length]
+    x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+    return x[torch.arange(len(x)), tokens.argmax(-1)] @ model.text_projection
+
+
+def contrastive(model: Any, images: Tensor, tokens: Tensor) -> Tensor:
+    """CLIP's symmetric loss (arXiv 2103.00020, figure 3); equal captions count as right answers of each other.
+
+    `tokens` (2B, S): B captions, then their hard negatives, which are wrong answers to every image and no questions.
+    """
+    count = len(images)
+    image = F.normalize(model.encode_image(images), dim=-1)
+    text = F.normalize(encode_text(model, tokens), dim=-1)
+    logits = model.logit_scale.exp() * image @ text.T  # (B, 2B)
+    same = (tokens[:count].unsqueeze(1) == tokens.unsqueeze(0)).all(-1).float()
+    to_text, to_image = same / same.sum(1, keepdim=True), same[:, :count] / same[:, :count].sum(0)
+    return (F.cross_entropy(logits, to_text) + F.cross_entropy(logits[:, :count].T, to_image.T)) / 2
 
 
 def main() -> None:
@@ -131,7 +156,7 @@ def main() -> None:
             group["lr"] = recipe.lr * min((step + 1) / 100, 1) * (0.5 + 0.5 * math.cos(math.pi * spent))
         images, captions = scenes.batch(recipe.batch)
         model.train()
-        loss = contrastive(model, images, tokenizer(captions))
+        loss = contrastive(model, images, tokenizer([*captions, *map(scenes.wrong, captions)]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
