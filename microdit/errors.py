@@ -26,6 +26,10 @@ class DivergenceError(MicroditError):
     """The loss or a gradient became NaN or infinite; the message names the step and the last good checkpoint."""
 
 
+class StopTraining(Exception):
+    """Raised through a recorder by whoever has seen enough of a run (a pruner, say): no failure, no traceback."""
+
+
 def nearest(name: object, choices: Iterable[object]) -> str:
     """A hint that ends an error message: the closest valid choice, or all of them when none is close."""
     valid = [str(choice) for choice in choices]

@@ -14,7 +14,7 @@ from microdit.budget import cost_facts
 from microdit.components import Components, build_components, choose_device, load_plugins
 from microdit.config import Config, save_config
 from microdit.diffusion import Denoiser
-from microdit.errors import ConfigError
+from microdit.errors import ConfigError, StopTraining
 from microdit.evaluation import feature_net_name
 from microdit.files import write_text
 from microdit.finish import evaluate, keep_final, show_prompts
@@ -22,13 +22,17 @@ from microdit.sampling import generate, save_png, strip
 from microdit.training.checkpoint import TrainState
 from microdit.training.loop import train
 from microdit.training.recorder import Fact, NullRecorder, Recorder
+from microdit.training.stop import StopRequest
 
 
-def run(config: Config, recorder: Recorder | None = None, progress: bool = False) -> dict[str, float]:
+def run(
+    config: Config, recorder: Recorder | None = None, progress: bool = False, stop: StopRequest | None = None
+) -> dict[str, float]:
     """Trains `config`, draws and scores samples, and returns the final metrics.
 
     Goes on from the newest checkpoint under `config.output_dir`, and leaves there config.yaml, model.safetensors (the
-    averaged weights), checkpoints/, samples/ and metrics.json. Raises MicroditError for what the user can mend.
+    averaged weights), checkpoints/, samples/ and metrics.json. Raises MicroditError for what the user can mend, and
+    KeyboardInterrupt, with a checkpoint kept, once `stop` is asked.
     """
     accelerator = build_accelerator(config)
     report = recorder if recorder is not None and accelerator.is_main_process else NullRecorder()
@@ -39,8 +43,8 @@ def run(config: Config, recorder: Recorder | None = None, progress: bool = False
     save_config(config, output / "config.yaml")
     report.start(config, run_facts(config, components, accelerator))
     try:
-        metrics = _train_and_score(config, components, report, accelerator, progress)
-    except KeyboardInterrupt:
+        metrics = _train_and_score(config, components, report, accelerator, progress, stop)
+    except (KeyboardInterrupt, StopTraining):
         report.finish("KILLED")
         raise
     except BaseException:
@@ -104,7 +108,12 @@ def _check_counts(config: Config, components: Components) -> None:
 
 
 def _train_and_score(
-    config: Config, components: Components, recorder: Recorder, accelerator: Accelerator, progress: bool
+    config: Config,
+    components: Components,
+    recorder: Recorder,
+    accelerator: Accelerator,
+    progress: bool,
+    stop: StopRequest | None,
 ) -> dict[str, float]:
     samples = Path(config.output_dir) / "samples"
     shown = show_prompts(components.val, config.training.sample_count)
@@ -120,7 +129,7 @@ def _train_and_score(
             recorder.image(step, "samples", strip(pictures))
         return pictures
 
-    state = train(config, components.train, components.val, recorder, accelerator, draw_shown, progress)
+    state = train(config, components.train, components.val, recorder, accelerator, draw_shown, progress, stop)
     facts = cost_facts(config)
     metrics = {f"cost/{name}": float(facts[name]) for name in ("params", "active_params", "train_flops")} | {
         "cost/seconds": state.seconds,

@@ -17,8 +17,11 @@ from microdit.errors import ConfigError, DivergenceError, MicroditError, nearest
 
 HELP = """\
 microdit-sweep study=NAME [scale=demo] [key=value ...]   run a study, every trial recorded in MLflow
-microdit-sweep plan study=NAME [...]                     its trials and what they cost; trains nothing
+microdit-sweep plan study=NAME|all|[A,B] [...]           trials, how far they are, what they cost; trains nothing
+microdit-sweep status study=NAME [scale=demo]            how far a sweep is, from any shell
 microdit-sweep train [key=value ...]                     one run, recorded in experiment microdit/train
+microdit-sweep train -m key=a,b seed=0,1 [...]           Hydra's multirun: every combination, as a study of its own
+microdit-sweep bench                                     what the queue costs a trial beyond training, and a metric
 microdit-sweep config [key=value ...]                    print the complete config.yaml that `microdit train` reads
 microdit-sweep ui [port=5000]                            browse the runs
 
@@ -26,15 +29,24 @@ Words of its own:
   study=NAME|FILE.yaml   a study of experiments/study, or a file of yours
   scale=NAME             smoke | demo | gpu | paper (default demo)
   workers=N              trials at a time (default: the GPUs, else the CPU cores)
+  launcher=NAME          local | joblib | submitit_local | submitit_slurm | ray (experiments/launcher/; its settings as
+                         hydra.launcher.key=value); the same command given again, also elsewhere, adds workers
+  workers_per_gpu=N      trials that share a GPU (default 1)
+  max_retries=N          further tries of a failed trial where one can help (default 1)
+  fail_fast=true         stop at the first failure
   seeds=[0,1]            instead of the study's own
   reuse=false            run again what is finished already
   root=runs              where outputs and the default store lie
   tracking_uri=URI       MLflow store (default: MLFLOW_TRACKING_URI, else sqlite under root)
+  queue_uri=URI          Optuna storage, postgresql://... say (default: OPTUNA_STORAGE, else sqlite under root)
 Every other key=value overrides experiments/base.yaml for all arms, e.g. training.steps=3000."""
 
-COMMANDS = ("plan", "train", "config", "ui")
-OWN = ("study", "scale", "workers", "seeds", "reuse", "root", "tracking_uri", "port")
-STUDY_ONLY = ("study", "seeds", "workers")
+COMMANDS = ("plan", "status", "train", "config", "bench", "ui")
+RUNNING = ("workers", "launcher", "workers_per_gpu", "max_retries", "fail_fast")
+OWN = ("study", "scale", "seeds", "reuse", "root", "tracking_uri", "queue_uri", "port", *RUNNING)
+STUDY_ONLY = ("study", "seeds", *RUNNING)
+LAUNCHER = "hydra.launcher."
+MULTIRUN = ("-m", "--multirun")
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,7 @@ class Words:
     command: str
     own: dict[str, Any]
     overrides: list[str]
+    multirun: bool = False
 
     @property
     def root(self) -> Path:
@@ -58,6 +71,25 @@ class Words:
 
         given = self.own.get("tracking_uri")
         return absolute_uri(str(given)) if given else default_uri(self.root)
+
+    def queue_uri(self) -> str:
+        from sweeps.queue import default_queue_uri
+        from sweeps.store import absolute_uri
+
+        given = self.own.get("queue_uri")
+        return absolute_uri(str(given)) if given else default_queue_uri(self.root)
+
+    def number(self, key: str, default: int, least: int = 1) -> int:
+        value = self.own.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"{key}={value}: it must be a whole number of at least {least}")
+        return value
+
+    def switch(self, key: str, default: bool) -> bool:
+        value = self.own.get(key, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{key}={value}: it must be true or false")
+        return value
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +115,8 @@ def _sort(words: Sequence[str]) -> Words:
     command = ""
     own: dict[str, Any] = {}
     overrides = []
-    for word in words:
+    multirun = any(word in MULTIRUN for word in words)
+    for word in [word for word in words if word not in MULTIRUN]:
         key, sep, value = word.partition("=")
         if not sep:
             if command or word not in COMMANDS:
@@ -95,10 +128,12 @@ def _sort(words: Sequence[str]) -> Words:
             own[key] = _value(key, value)
         else:
             overrides.append(word)
-    if command in ("", "plan") and "study" not in own:
+    if command in ("", "plan", "status") and "study" not in own:
         raise ConfigError(f"give study=NAME, or one of the commands {', '.join(COMMANDS)} (--help shows all)")
-    _refuse_unused(command, own, overrides)
-    return Words(command, own, overrides)
+    if multirun and command != "train":
+        raise ConfigError("-m goes with train; a study names its arms itself")
+    _refuse_unused(command, own, overrides, multirun)
+    return Words(command, own, overrides, multirun)
 
 
 def _value(key: str, text: str) -> Any:
@@ -111,11 +146,14 @@ def _value(key: str, text: str) -> Any:
     return value
 
 
-def _refuse_unused(command: str, own: Mapping[str, Any], overrides: Sequence[str]) -> None:
+def _refuse_unused(command: str, own: Mapping[str, Any], overrides: Sequence[str], multirun: bool) -> None:
     """A word that would be ignored is an error: its giver expects something of it."""
-    unused = [key for key in STUDY_ONLY if command in ("train", "config", "ui") and key in own]
+    single = command == "train" and not multirun
+    unused = [key for key in STUDY_ONLY if (command in ("config", "ui", "bench") or single) and key in own]
+    unused += [key for key in ("study", "seeds") if multirun and key in own]
+    unused += [key for key in RUNNING if command in ("plan", "status") and key in own]
     unused += ["port"] if "port" in own and command != "ui" else []
-    unused += [overrides[0]] if command == "ui" and overrides else []
+    unused += [overrides[0]] if command in ("ui", "status", "bench") and overrides else []
     if unused:
         raise ConfigError(f"'{unused[0]}' means nothing to microdit-sweep {command or 'study=...'}")
     for word in overrides:
@@ -134,37 +172,70 @@ def _dispatch(words: Words, command_line: str) -> int:
         values = to_mapping(compose_config([f"scale={words.scale}", *words.overrides]))
         print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
         return 0
+    if words.command == "bench":
+        from sweeps.bench import bench
+
+        return bench()
+    if words.command == "status":
+        from sweeps.status import status
+
+        return status(str(words.own["study"]), words.scale, words.queue_uri())
+    options = _options(words, command_line)
+    if words.command == "train" and not words.multirun:
+        return _train(words, options)
+    return _study(words, options)
+
+
+def _options(words: Words, command_line: str) -> Any:
     from sweeps.launch import Options
 
-    reuse = words.own.get("reuse", True)
-    if not isinstance(reuse, bool):
-        raise ConfigError(f"reuse={reuse}: it must be true or false")
-    options = Options(words.root, words.uri(), _workers(words), reuse, command_line)
-    return _train(words, options) if words.command == "train" else _study(words, options)
+    per_gpu = words.number("workers_per_gpu", 1)
+    return Options(
+        root=words.root,
+        uri=words.uri(),
+        queue_uri=words.queue_uri(),
+        workers=_workers(words, per_gpu),
+        reuse=words.switch("reuse", True),
+        command=command_line,
+        launcher=str(words.own.get("launcher", "local")),
+        launcher_options=tuple(word for word in words.overrides if word.startswith(LAUNCHER)),
+        workers_per_gpu=per_gpu,
+        max_retries=words.number("max_retries", 1, least=0),
+        fail_fast=words.switch("fail_fast", False),
+    )
 
 
 def _study(words: Words, options: Any) -> int:
     from sweeps.launch import launch_study, plan_study
-    from sweeps.study import load_study
+    from sweeps.study import load_study, study_names
 
+    overrides = [word for word in words.overrides if not word.startswith(LAUNCHER)]
+    if words.multirun:
+        from sweeps.multirun import multirun_study
+
+        study, fixed = multirun_study(overrides, words.scale)
+        return launch_study(study, fixed, options)
     seeds = words.own.get("seeds")
     if seeds is not None:
         seeds = seeds if isinstance(seeds, list) else [seeds]
         if not seeds or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
             raise ConfigError(f"seeds={words.own['seeds']}: give whole numbers, as seeds=[0,1,2]")
-    study = load_study(str(words.own["study"]), words.scale, tuple(seeds) if seeds else None)
-    return (plan_study if words.command == "plan" else launch_study)(study, words.overrides, options)
+    named = words.own["study"]
+    names = study_names() if named == "all" else named if isinstance(named, list) else [named]
+    if len(names) > 1 and words.command != "plan":
+        raise ConfigError(f"study={named}: several studies can be planned together, but are launched one by one")
+    studies = [load_study(str(name), words.scale, tuple(seeds) if seeds else None) for name in names]
+    if words.command == "plan":
+        return plan_study(studies, overrides, options)
+    return launch_study(studies[0], overrides, options)
 
 
-def _workers(words: Words) -> int:
-    wanted = words.own.get("workers")
-    if wanted is None:
-        from sweeps.runner import visible_gpus
+def _workers(words: Words, per_gpu: int) -> int:
+    if "workers" not in words.own:
+        from sweeps.worker import visible_gpus
 
-        return len(visible_gpus()) or len(os.sched_getaffinity(0))
-    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
-        raise ConfigError(f"workers={wanted}: it must be a whole number of at least 1")
-    return wanted
+        return len(visible_gpus()) * per_gpu or len(os.sched_getaffinity(0))
+    return words.number("workers", 1)
 
 
 def _train(words: Words, options: Any) -> int:

@@ -1,4 +1,4 @@
-"""A study from plan to table: what is there already, what must run, and how it went."""
+"""A study from plan to table: what is there already, what must run, who runs it, and how it went."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from types import FrameType
+from typing import Any
+
+from filelock import FileLock
 
 from microdit.budget import training_flops
 from microdit.training.progress import format_seconds
+from sweeps.engines import Engine, build_engine
+from sweeps.order import WorkOrder, final_name, trial_attributes
 from sweeps.progress import Board
-from sweeps.runner import run_jobs
+from sweeps.queue import DEAD, HALT, LAUNCH, Queue, open_queue
 from sweeps.store import STATUS_DONE, Launch, Store, default_uri, is_there
 from sweeps.study import Study
-from sweeps.summary import plan_table, result_table, time_note
-from sweeps.trials import Trial, plan_trials, prepare_trials
-from sweeps.worker import Job
+from sweeps.summary import plan_table, result_table, shared_note, time_note
+from sweeps.trials import VALIDATION, Trial, plan_trials, prepare_trials
+
+ELSEWHERE_SECONDS = 2.0  # between two looks at trials that run in workers of another launch
 
 
 @dataclass(frozen=True)
@@ -28,79 +35,223 @@ class Options:
 
     root: Path
     uri: str
+    queue_uri: str
     workers: int
     reuse: bool
     command: str
+    launcher: str = "local"
+    launcher_options: tuple[str, ...] = ()
+    workers_per_gpu: int = 1
+    max_retries: int = 1
+    fail_fast: bool = False
 
 
-def plan_study(study: Study, overrides: Sequence[str], options: Options) -> int:
-    """Prints the trials and their cost; trains and encodes nothing."""
-    trials = plan_trials(study, overrides, complete=False)
+@dataclass(frozen=True)
+class Sweep:
+    """A study that has begun: its trials, where they are recorded, and the queue they wait in."""
+
+    study: Study
+    trials: list[Trial]
+    store: Store
+    launch: Launch
+    queue: Queue
+
+
+def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Options, estimate: Any = None) -> int:
+    """Prints the trials and their cost; trains and encodes nothing. `estimate(trials)` adds time and money."""
     store = Store(options.uri, options.root) if options.reuse and is_there(options.uri) else None
-    done = {trial.key for trial in trials if store is not None and store.finished(trial.identity) is not None}
-    print(f"{study.file.question}\n")
-    print(plan_table(study, trials, done))
+    plans = {study.name: plan_trials(study, overrides, complete=False) for study in studies}
+    for study in studies:
+        trials = plans[study.name]
+        states = _states(study, trials, store, options)
+        print(f"{study.file.question}\n")
+        print(plan_table(study, trials, states))
+        if estimate is not None:
+            print(f"\n{estimate(study, [trial for trial in trials if states[trial.key] not in ('done', 'reused')])}")
+        print()
+    if len(studies) > 1:
+        print(shared_note(plans))
     return 0
+
+
+def _states(study: Study, trials: Sequence[Trial], store: Store | None, options: Options) -> dict[str, str]:
+    """Of each trial's key: done here, reused from another study, failed, running or pending."""
+    states = dict.fromkeys((trial.key for trial in trials), "pending")
+    if store is not None and not study.file.search:
+        for trial in trials:
+            found = store.finished(trial.identity)
+            if found is not None:
+                here = found.data.tags.get("microdit.study") == study.name
+                states[trial.key] = "done" if here else "reused"
+    queue = open_queue(options.queue_uri, f"{study.name}/{study.scale}/")
+    for attempt in queue.latest().values() if queue is not None else []:
+        key = attempt.user_attrs["key"]
+        state = {"COMPLETE": "done", "PRUNED": "done", "FAIL": "failed", "RUNNING": "running"}.get(attempt.state.name)
+        if states.get(key) == "pending" and state:
+            states[key] = state
+    return states
 
 
 def launch_study(study: Study, overrides: Sequence[str], options: Options) -> int:
     """Runs what isn't finished yet; returns 1 where a trial failed."""
     begin = time.monotonic()
+    engine = build_engine(options.launcher, options.root, list(options.launcher_options))
+    sweep = _begin(study, overrides, options, engine)
+    metric = next(iter(objectives_of(study, sweep.trials)))
+    direction = objectives_of(study, sweep.trials)[metric]
+    board = Board([float(training_flops(trial.config)) for trial in sweep.trials], final_name(metric), direction)
+    status = "KILLED"
+    try:
+        with interruptible():
+            _work(sweep, engine, board, options)
+        count = sweep.queue.count()
+        status = "FAILED" if count.failed or count.waiting else STATUS_DONE
+    finally:
+        board.close()
+        _leave(sweep, status)
+    results = sweep.store.final_metrics(sweep.launch)
+    print(f"\n{result_table(_arms(study, results), results)}\n")
+    if study.file.holds == "time":
+        print(f"{time_note(results)}\n")
+    if study.file.search:
+        print(f"{best_point(sweep.queue)}\n")
+    _where(study, options, time.monotonic() - begin)
+    return _failures(sweep)
+
+
+def _begin(study: Study, overrides: Sequence[str], options: Options, engine: Engine) -> Sweep:
+    """Plans, prepares the data, opens both stores, and queues what isn't finished."""
     suffix = "" if options.reuse else time.strftime("-%Y%m%d-%H%M%S")
     trials = plan_trials(study, overrides)
     store = Store(options.uri, options.root)
     print(f"{study.file.question}\nstudy {study.name}, scale {study.scale}: {len(trials)} trials", flush=True)
     _tell("preparing the data (encoded once, then kept in the cache)")
-    trials = prepare_trials(trials, options.root, suffix)
-    launch = store.start_launch(study, trials, options.command, fresh=not options.reuse)
-    status = "KILLED"
-    try:
-        with interruptible():
-            jobs = _jobs(store, launch, trials, options)
-            _tell(f"{len(trials) - len(jobs)} finished before, {len(jobs)} to run, {options.workers} at a time")
-            failed = _run(store, launch, jobs, trials, options.workers) if jobs else {}
-        status = "FAILED" if failed else STATUS_DONE
-    finally:
-        store.finish_launch(launch, status)
-    results = store.final_metrics(launch)
-    print(f"\n{result_table(list(study.arms), results)}\n")
-    if study.file.holds == "time":
-        print(f"{time_note(results)}\n")
-    _where(study, options, time.monotonic() - begin)
-    _failures(failed, trials)
-    return 1 if failed else 0
+    trials = prepare_trials(trials, options.root.absolute(), suffix)
+    options.root.mkdir(parents=True, exist_ok=True)
+    with FileLock(options.root / ".launch.lock"):  # the same command may be given twice at once
+        launch = store.start_launch(study, trials, options.command, fresh=not options.reuse)
+        objectives = objectives_of(study, trials)
+        queue = Queue(options.queue_uri, queue_name(study, trials, suffix), list(objectives.values()))
+        order = WorkOrder(
+            tracking_uri=options.uri,
+            experiment_id=launch.experiment_id,
+            parent_id=launch.parent_id,
+            study=study.name,
+            scale=study.scale,
+            source=study.source,
+            root=str(options.root.absolute()),
+            suffix=suffix,
+            command=options.command,
+            objectives=tuple(objectives),
+            reuse=options.reuse,
+            max_retries=options.max_retries,
+            fail_fast=options.fail_fast,
+            share_gpus=engine.share_gpus,
+            workers_per_gpu=options.workers_per_gpu,
+            search=dict(study.file.search),
+            sampler=study.file.sampler,
+            pruner=study.file.pruner,
+        )
+        sweep = Sweep(study, trials, store, launch, queue)
+        _fill(sweep, order, options)
+    return sweep
 
 
-def _jobs(store: Store, launch: Launch, trials: Sequence[Trial], options: Options) -> list[Job]:
-    """The trials to run, each with the interrupted run that it goes on with; finished ones are shown as reused."""
-    jobs = []
-    for number, trial in enumerate(trials):
-        child = store.child(launch, trial.key)
-        if child is not None and child.info.status == STATUS_DONE:
-            continue
-        origin = store.finished(trial.identity) if options.reuse and child is None else None
-        if origin is not None:
-            store.reuse(launch, trial, origin)
-            continue
-        run_id = child.info.run_id if child is not None else None
-        attempt = 1 if child is None else int(child.data.tags.get("microdit.attempt", "1")) + 1
-        jobs.append(Job(number, trial, run_id, attempt, options.command))
-    return jobs
+def objectives_of(study: Study, trials: Sequence[Trial]) -> dict[str, str]:
+    """What Optuna is told of a trial, each with its direction: a search's own objectives, else the primary metric."""
+    if study.file.objectives:
+        return dict(study.file.objectives)
+    if not trials[0].config.evaluation.samples:
+        return {VALIDATION: "minimize"}  # nothing else is measured
+    return {study.file.metrics.primary: study.file.metrics.direction}
 
 
-def _run(store: Store, launch: Launch, jobs: Sequence[Job], trials: Sequence[Trial], workers: int) -> dict[int, str]:
-    to_run = {job.number for job in jobs}
-    costs = [float(training_flops(trial.config)) if i in to_run else 0.0 for i, trial in enumerate(trials)]
+def queue_name(study: Study, trials: Sequence[Trial], suffix: str = "") -> str:
+    """One queue a plan: another plan of the same study has another; more trials of a search go on in the same."""
+    if study.file.search:
+        first = trials[0]
+        space = (study.file.search, study.file.sampler, study.file.pruner, study.file.objectives)
+        words = f"{first.config.seed}/{first.data_fingerprint}/{first.feature_net}/{space}/{first.key}"
+    else:
+        words = "\n".join(sorted("/".join(trial.identity.values()) for trial in trials))
+    return f"{study.name}/{study.scale}/{sha256(words.encode()).hexdigest()[:12]}{suffix}"
 
-    def lost(job: Job, words: str) -> None:
-        store.mark_failed(launch, job.trial.key, words)
 
-    return run_jobs(jobs, workers, launch, Board(trials, costs), lost).failed
+def _fill(sweep: Sweep, order: WorkOrder, options: Options) -> None:
+    """Puts the plan into the queue; trials that are finished, here or in another study, go in as finished."""
+    queue, trials = sweep.queue, sweep.trials
+    arms = list(dict.fromkeys(trial.arm for trial in trials))
+    choices = {} if order.search else {"arm": arms, "seed": sorted({trial.seed for trial in trials})}
+    queue.describe(**{LAUNCH: order.as_mapping(), HALT: "", "choices": choices, "plan": len(trials)})
+    for attempt in queue.free_the_dead():
+        sweep.store.mark_dead(sweep.launch, attempt.user_attrs["key"], DEAD)
+    count = queue.count()
+    joins = count.running > 0
+    for number, trial in enumerate(trials if not order.search else []):
+        found = _finished(sweep, trial, options)
+        if found is not None:
+            kept = {k: v for k, v in found.data.metrics.items() if k.startswith("final/") or k == "cost/seconds"}
+            attributes = {**trial_attributes(trial), "final": kept, "before": True}
+            queue.settle(number, _fixed(trial), order.values(found.data.metrics), attributes)
+    planned = {i: (({} if order.search else _fixed(t)), trial_attributes(t)) for i, t in enumerate(trials)}
+    queue.fill(planned, again=not joins)
+    done = queue.count()
+    beside = f", {done.running} in other workers" if joins else ""
+    finished = done.done + done.pruned
+    _tell(f"{finished} finished before, {done.waiting} to run{beside}, {options.workers} at a time ({queue.uri})")
+
+
+def _finished(sweep: Sweep, trial: Trial, options: Options) -> Any | None:
+    """The finished run of a trial under this launch; one of another launch is shown here as reused."""
+    child = sweep.store.child(sweep.launch, trial.key)
+    if child is not None:
+        return child if child.info.status == STATUS_DONE else None
+    origin = sweep.store.finished(trial.identity) if options.reuse else None
+    if origin is not None:
+        sweep.store.reuse(sweep.launch, trial, origin)
+    return origin
+
+
+def _fixed(trial: Trial) -> dict[str, Any]:
+    return {"arm": trial.arm, "seed": trial.seed}
+
+
+def _work(sweep: Sweep, engine: Engine, board: Board, options: Options) -> None:
+    """Rounds of workers until no trial waits, then waits for those that run elsewhere."""
+
+    def tick() -> bool:
+        for attempt in sweep.queue.free_the_dead():
+            sweep.store.mark_dead(
+                sweep.launch, attempt.user_attrs["key"], "its worker died (killed, or out of memory?)"
+            )
+        board.update(sweep.queue.latest())
+        return not (options.fail_fast and sweep.queue.about().get(HALT))
+
+    tick()
+    while tick():
+        count = sweep.queue.count()
+        if count.waiting:
+            engine.run(sweep.queue.uri, sweep.queue.name, min(options.workers, count.waiting), tick)
+            tick()
+            after = sweep.queue.count()
+            if after.waiting >= count.waiting and not after.running:
+                break  # workers came and went without taking anything
+        elif count.running:
+            time.sleep(ELSEWHERE_SECONDS)
+        else:
+            break
+
+
+def _leave(sweep: Sweep, status: str) -> None:
+    """Ends the parent run, unless workers of another launch still fill it."""
+    sweep.queue.free_the_dead()
+    if not sweep.queue.count().running:
+        sweep.store.finish_launch(sweep.launch, status)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """A polite `kill` ends a sweep as Ctrl-C does: workers close their runs first."""
+    """A polite `kill` ends a sweep as Ctrl-C does: workers keep a checkpoint and close their runs first."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -112,6 +263,22 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
+def best_point(queue: Queue) -> str:
+    """What a search has found: its best trial, or its Pareto front."""
+    found = queue.study.best_trials
+    lines = []
+    for trial in found[:10]:
+        values = ", ".join(f"{value:.6g}" for value in trial.values)
+        params = " ".join(f"{name}={value}" for name, value in trial.params.items())
+        lines.append(f"{trial.user_attrs.get('arm', trial.number)}: {values} with {params}")
+    title = "best" if len(found) == 1 else f"Pareto front of {len(found)}"
+    return "\n".join([f"{title}:", *(f"  {line}" for line in lines)])
+
+
+def _arms(study: Study, results: Sequence[tuple[str, int, Mapping[str, float]]]) -> list[str]:
+    return list(dict.fromkeys([*study.arms, *(arm for arm, _, _ in results)]))
+
+
 def _where(study: Study, options: Options, seconds: float) -> None:
     elsewhere = "" if options.uri == default_uri(Path("runs")) else f" tracking_uri={options.uri}"
     print(f"took      {format_seconds(seconds)}")
@@ -121,13 +288,21 @@ def _where(study: Study, options: Options, seconds: float) -> None:
     print(f"browse    microdit-sweep ui{elsewhere}", flush=True)
 
 
-def _failures(failed: Mapping[int, str], trials: Sequence[Trial]) -> None:
-    for number, words in sorted(failed.items()):
-        folder = Path(trials[number].config.output_dir)
-        _tell(f"\nFAILED {trials[number].name}: {words}")
+def _failures(sweep: Sweep) -> int:
+    """Tells of trials without a result; 1 where there are any."""
+    latest = sweep.queue.latest()
+    failed = {i: t for i, t in latest.items() if t.state.name == "FAIL"}
+    for number, attempt in sorted(failed.items()):
+        folder = Path(sweep.trials[number].config.output_dir)
+        _tell(f"\nFAILED {attempt.user_attrs['name']}: {attempt.user_attrs.get('error', 'unknown')}")
         _tell(f"  log    {folder / 'log.txt'}\n  again  microdit train {folder / 'config.yaml'}")
     if failed:
-        _tell(f"\n{len(failed)} of {len(trials)} trials failed; the same command tries them again")
+        _tell(f"\n{len(failed)} of {len(latest)} trials failed; the same command tries them again")
+    waiting = sum(t.state.name == "WAITING" for t in latest.values())
+    if waiting:
+        why = sweep.queue.about().get(HALT)
+        _tell(f"\n{waiting} of {len(latest)} trials were not begun{f' (fail_fast: {why})' if why else ''}")
+    return 1 if failed or waiting else 0
 
 
 def _tell(text: str) -> None:

@@ -1,4 +1,5 @@
-"""One view of a running sweep: a line that renews itself at a terminal, a line now and then in a log file."""
+"""One view of a running sweep, read from its queue: a line that renews itself at a terminal, a line now and then in a
+log file; the same from any other shell through `microdit-sweep status`."""
 
 from __future__ import annotations
 
@@ -8,61 +9,66 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from optuna.trial import FrozenTrial, TrialState
+
 from microdit.training.progress import format_seconds
-from sweeps.summary import digits
-from sweeps.trials import Trial
+from sweeps.queue import ENDED, WORKER
+from sweeps.summary import SHOWN, align, digits
 
 PLAIN_SECONDS = 10.0  # between two lines of a log file
 ENOUGH = 0.02  # share of the work after which the time left can be judged
-SHOWN = ("fd", "clip_fd", "clip_score", "class_accuracy")
+FEW = 4  # scores in one line
+STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 
 
 class Board:
-    """Trials done, running and failed, the step of each running one, and the time left.
+    """Trials done, running and failed, the step of each running one, the best so far and the time left.
 
-    The time left is judged by training FLOPs: those of all trials against those done so far and the time they took.
+    The time left is judged by training FLOPs: those that are still to do against those done since this board began.
     """
 
-    def __init__(self, trials: Sequence[Trial], costs: Sequence[float]) -> None:
-        """`costs`: of each trial, 0 for one that needn't run."""
-        self.trials = trials
-        self.costs = costs
-        self._share: dict[int, float] = {}  # trial -> share of its steps done
-        self._first: dict[int, float] = {}  # share that was there already when it started
-        self._values: dict[int, Mapping[str, Any]] = {}
-        self._running: list[int] = []
-        self._done = sum(cost == 0 for cost in costs)
-        self._failed = 0
+    def __init__(self, costs: Sequence[float], primary: str, direction: str) -> None:
+        """`costs`: training FLOPs of each trial of the plan; `primary`: what is best, e.g. final/clip_fd."""
+        self._costs, self._primary, self._lower = costs, primary, direction == "minimize"
         self._live = sys.stderr.isatty()
         self._begin = self._shown = time.monotonic()
+        self._first: dict[int, float] | None = None  # share of each trial that was there when this board began
+        self._told: dict[int, int] = {}  # trial -> number of the try whose end was told
+        self._latest: Mapping[int, FrozenTrial] = {}
         self._width = 0
 
-    def started(self, number: int) -> None:
-        self._running.append(number)
-        self._share[number] = 0.0
+    def update(self, latest: Mapping[int, FrozenTrial]) -> None:
+        """Takes the queue's present state: ends of trials become lines of their own."""
+        self._latest = latest
+        if self._first is None:
+            self._first = {order: share_done(attempt) for order, attempt in latest.items()}
+            self._told = {i: t.number for i, t in latest.items() if t.state.is_finished()}
+        for order, attempt in sorted(latest.items()):
+            if attempt.state.is_finished() and self._told.get(order) != attempt.number:
+                self._told[order] = attempt.number
+                self._write(ending(attempt))
+                self._width = 0
+        if time.monotonic() - self._shown >= (0.5 if self._live else PLAIN_SECONDS):
+            self._shown = time.monotonic()
+            self._show()
 
-    def progress(self, number: int, values: Mapping[str, Any]) -> None:
-        """`values`: step, train/loss and images_per_second."""
-        self._values[number] = values
-        self._share[number] = values["step"] / self.trials[number].config.training.steps
-        self._first.setdefault(number, self._share[number])
+    def close(self) -> None:
+        if self._live and self._width:
+            print(file=sys.stderr)
 
-    def done(self, number: int, metrics: Mapping[str, float]) -> None:
-        """The end of a trial is a line of its own."""
-        self._done += 1
-        scores = [f"{name} {digits(metrics[f'final/{name}'])}" for name in SHOWN if f"final/{name}" in metrics]
-        took = format_seconds(metrics["cost/seconds"])
-        self._end(number, f"done    {self.trials[number].name}, trained in {took}: {', '.join(scores) or 'not scored'}")
+    def summary(self) -> str:
+        """`2/6 done, 1:02 left, best none/seed0 1606 | none/seed1 300/1500 loss 0.412 230 images/s | ...`"""
+        tries = list(self._latest.values())
+        done = sum(t.state in ENDED for t in tries)
+        failed = sum(t.state == TrialState.FAIL for t in tries)
+        words = f"{done}/{len(tries)} done" + (f", {failed} failed" if failed else "") + f", {self._left()} left"
+        best = best_of(tries, self._primary, self._lower)
+        words += f", best {best}" if best else ""
+        return " | ".join([words, *(activity(t) for t in tries if t.state == TrialState.RUNNING)])
 
-    def fail(self, number: int, words: str) -> None:
-        self._failed += 1
-        self._end(number, f"FAILED  {self.trials[number].name}: {words}")
-
-    def show(self) -> None:
-        """Prints the present state, if it is time to."""
-        if not self._running or time.monotonic() - self._shown < (0.5 if self._live else PLAIN_SECONDS):
+    def _show(self) -> None:
+        if not any(t.state == TrialState.RUNNING for t in self._latest.values()):
             return
-        self._shown = time.monotonic()
         text = self.summary()
         if self._live:
             text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line can't be renewed
@@ -71,40 +77,73 @@ class Board:
         else:
             self._write(text)
 
-    def close(self) -> None:
-        if self._live and self._width:
-            print(file=sys.stderr)
-
-    def summary(self) -> str:
-        """`2/6 done, 1:02 left | none/seed1 300/1500 loss 0.412 230/s | ...`"""
-        failed = f", {self._failed} failed" if self._failed else ""
-        parts = [self._of(number) for number in self._running]
-        return " | ".join([f"{self._done}/{len(self.trials)} done{failed}, {self._left()} left", *parts])
-
-    def _of(self, number: int) -> str:
-        trial, values = self.trials[number], self._values.get(number)
-        if values is None:
-            return f"{trial.name} starting"
-        steps = trial.config.training.steps
-        if values["step"] >= steps:
-            return f"{trial.name} scoring"
-        speed = values["images_per_second"]
-        return f"{trial.name} {values['step']:.0f}/{steps} loss {values['train/loss']:.3f} {speed:.0f} images/s"
-
     def _left(self) -> str:
-        spent = time.monotonic() - self._begin
-        finished = sum(self.costs[number] * share for number, share in self._share.items())
-        worked = sum(self.costs[n] * (share - self._first.get(n, 0.0)) for n, share in self._share.items())
-        known = worked > ENOUGH * sum(self.costs)
-        return format_seconds(spent * (sum(self.costs) - finished) / worked) if known else "?"
-
-    def _end(self, number: int, text: str) -> None:
-        self._share[number] = 1.0
-        self._running.remove(number)
-        self._write(text)
-        self._width = 0
+        first = self._first or {}
+        shares = {order: share_done(attempt) for order, attempt in self._latest.items()}
+        worked = sum(self._costs[i] * max(share - first.get(i, 0.0), 0.0) for i, share in shares.items())
+        left = sum(self._costs[i] * (1 - share) for i, share in shares.items())
+        if worked <= ENOUGH * (worked + left):
+            return "?"
+        return format_seconds((time.monotonic() - self._begin) * left / worked)
 
     def _write(self, text: str, end: str = "\n") -> None:
         if self._live:
             text = f"\r{text}{' ' * max(self._width - len(text), 0)}"
         print(text, end=end, file=sys.stderr, flush=True)
+
+
+def share_done(attempt: FrozenTrial) -> float:
+    """Share of a trial's steps that are done; 1 where nothing is left to do."""
+    if attempt.state.is_finished():
+        return 1.0
+    return float(attempt.user_attrs.get("progress", {}).get("step", 0)) / attempt.user_attrs["steps"]
+
+
+def activity(attempt: FrozenTrial) -> str:
+    """What a running trial is at."""
+    facts, steps = attempt.user_attrs, attempt.user_attrs["steps"]
+    progress: Mapping[str, Any] = facts.get("progress", {})
+    if not progress:
+        return f"{facts['name']} starting"
+    if progress["step"] >= steps:
+        return f"{facts['name']} scoring"
+    loss, speed = progress["train/loss"], progress["images_per_second"]
+    return f"{facts['name']} {progress['step']:.0f}/{steps} loss {loss:.3f} {speed:.0f} images/s"
+
+
+def ending(attempt: FrozenTrial) -> str:
+    """One line for a trial that has ended."""
+    facts = attempt.user_attrs
+    if attempt.state == TrialState.FAIL:
+        return f"FAILED  {facts['name']}: {facts.get('error', 'unknown')}"
+    if attempt.state == TrialState.PRUNED:
+        return f"pruned  {facts['name']} at step {max(attempt.intermediate_values, default=0)}"
+    final: Mapping[str, float] = facts.get("final", {})
+    scores = [f"{name} {digits(final[f'final/{name}'])}" for name in SHOWN if f"final/{name}" in final][:FEW]
+    took = f", trained in {format_seconds(final['cost/seconds'])}" if "cost/seconds" in final else ""
+    reused = " (reused)" if "reused_from" in facts else ""
+    return f"done    {facts['name']}{reused}{took}: {', '.join(scores) or 'not scored'}"
+
+
+def best_of(tries: Sequence[FrozenTrial], primary: str, lower: bool) -> str:
+    """`none/seed0 1606`: the best finished trial by final metric `primary`; empty where there is none."""
+    scored = [(t.user_attrs["final"][primary], t) for t in tries if primary in t.user_attrs.get("final", {})]
+    if not scored:
+        return ""
+    value, trial = (min if lower else max)(scored, key=lambda pair: pair[0])
+    return f"{trial.user_attrs['name']} {digits(value)}"
+
+
+def status_table(latest: Mapping[int, FrozenTrial]) -> str:
+    """One row a trial: its state, how far it is, who works on it, and how it ended."""
+    rows = [["trial", "state", "step", "tries", "worker", "note"]]
+    for _, attempt in sorted(latest.items()):
+        facts, state = attempt.user_attrs, STATES[attempt.state.name]
+        step = f"{facts.get('progress', {}).get('step', 0):.0f}/{facts['steps']}" if state == "running" else ""
+        worker = "/".join(str(facts.get(WORKER, "")).split("/")[:2]) if state == "running" else ""
+        note = "" if state in ("running", "waiting") else ending(attempt).partition(": ")[2]
+        if state == "pruned":
+            note = ending(attempt).partition(" at ")[2]
+        reused = "reused" if "reused_from" in facts else state
+        rows.append([facts["name"], reused, step, str(facts.get("tries", 1)), worker, note])
+    return align(rows, left=(0, 1, 4, 5))

@@ -16,15 +16,14 @@ import numpy as np
 
 from microdit.config import Config
 from microdit.training.recorder import Fact
+from sweeps.patience import patiently
 from sweeps.provenance import provenance, user
 
 FLUSH_SECONDS = 5.0  # one by one, sqlite takes 25 ms a metric; in batches, a hundredth of that
 BATCH = 1000  # metrics that MLflow takes at once
-RETRIES = 6  # a locked or absent store is tried again for about half a minute
 SYSTEM_SECONDS = 10.0  # between two readings of the machine's load
 ERROR_TAGS = ("microdit.error", "microdit.traceback")
 ONCE = ("final/", "cost/")  # a value a run: at step 0 MLflow draws bars, elsewhere a curve of one point
-HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")  # no retry mends these
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ class MlflowRecorder:
         tags = dict(self._spec.tags) | self._provenance.tags
         if self.run_id:
             self._seen = max((point.step for point in self._history("train/loss")), default=0)
-            self._retry(lambda: self._client.update_run(self.run_id, status="RUNNING"))
+            patiently(lambda: self._client.update_run(self.run_id, status="RUNNING"))
             self._log_batch(tags=tags)
             present = self._client.get_run(self.run_id).data.tags
             for name in set(ERROR_TAGS) & set(present):  # of the attempt before
@@ -82,9 +81,7 @@ class MlflowRecorder:
         else:
             source = {"mlflow.source.name": "microdit-sweep", "mlflow.source.type": "LOCAL", "mlflow.user": user()}
             spec = self._spec
-            run = self._retry(
-                lambda: self._client.create_run(spec.experiment_id, tags=source | tags, run_name=spec.name)
-            )
+            run = patiently(lambda: self._client.create_run(spec.experiment_id, tags=source | tags, run_name=spec.name))
             self.run_id = run.info.run_id
         self._open = True
         return self.run_id
@@ -100,7 +97,7 @@ class MlflowRecorder:
         self._log_batch(tags=tags, params=self._spec.params)
         source = json.dumps({"name": config.data.name, "path": config.data.path})
         data = Dataset(config.data.name, str(facts["data_fingerprint"]), "local", source)
-        self._retry(lambda: self._client.log_inputs(self.run_id, datasets=[DatasetInput(data, [])]))
+        patiently(lambda: self._client.log_inputs(self.run_id, datasets=[DatasetInput(data, [])]))
         self.artifact(Path(config.output_dir) / "config.yaml")
         if self._provenance.diff:
             with tempfile.TemporaryDirectory() as folder:
@@ -111,12 +108,16 @@ class MlflowRecorder:
         self._start_monitor()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        # The steps between the last checkpoint and the interruption are done again, with the same result.
+        again = 0 < step <= self._seen and "train/loss" in values
+        if not again:
+            self._keep(step, values)
+        if self._on_metrics is not None:
+            self._on_metrics(step, values)  # last: it may end the run
+
+    def _keep(self, step: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
-        if self._on_metrics is not None:
-            self._on_metrics(step, values)
-        if 0 < step <= self._seen and "train/loss" in values:
-            return  # the steps between the last checkpoint and the interruption, done again with the same result
         now = int(time.time() * 1000)
         for name, value in values.items():
             self._buffer.append(Metric(name, float(value), now, 0 if name.startswith(ONCE) else step))
@@ -125,10 +126,10 @@ class MlflowRecorder:
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         picture = near_square(image)
-        self._retry(lambda: self._client.log_image(self.run_id, picture, key=name, step=step, synchronous=True))
+        patiently(lambda: self._client.log_image(self.run_id, picture, key=name, step=step, synchronous=True))
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        self._retry(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
+        patiently(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
 
     def finish(self, status: str) -> None:
         if not self._open:
@@ -137,7 +138,11 @@ class MlflowRecorder:
         if self._monitor is not None:
             self._monitor.finish()
         self.flush()
-        self._retry(lambda: self._client.set_terminated(self.run_id, status))
+        patiently(lambda: self._client.set_terminated(self.run_id, status))
+
+    def outcome(self, words: str) -> None:
+        """A tag for ends that MLflow has no status for, such as 'pruned' (its status is KILLED)."""
+        self._log_batch(tags={"microdit.outcome": words})
 
     def fail(self, words: str, trace: str) -> None:
         """Records why a run failed, on the run itself."""
@@ -153,17 +158,17 @@ class MlflowRecorder:
         self._flushed = time.monotonic()
         for start in range(0, len(batch), BATCH):
             part = batch[start : start + BATCH]
-            self._retry(lambda part=part: self._client.log_batch(self.run_id, metrics=part))  # type: ignore[misc]
+            patiently(lambda part=part: self._client.log_batch(self.run_id, metrics=part))  # type: ignore[misc]
 
     def _log_batch(self, tags: Mapping[str, str] | None = None, params: Mapping[str, Any] | None = None) -> None:
         from mlflow.entities import Param, RunTag
 
         own_tags = [RunTag(name, value) for name, value in (tags or {}).items()]
         own_params = [Param(name, str(value)) for name, value in (params or {}).items()]
-        self._retry(lambda: self._client.log_batch(self.run_id, tags=own_tags, params=own_params))
+        patiently(lambda: self._client.log_batch(self.run_id, tags=own_tags, params=own_params))
 
     def _history(self, name: str) -> list[Any]:
-        return list(self._retry(lambda: self._client.get_metric_history(self.run_id, name)))
+        return list(patiently(lambda: self._client.get_metric_history(self.run_id, name)))
 
     def _start_monitor(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -179,17 +184,6 @@ class MlflowRecorder:
             self._monitor.start()
         except Exception as error:  # a machine without the probes still trains
             log.info("no system metrics: %s", error)
-
-    @staticmethod
-    def _retry(call: Callable[[], Any]) -> Any:
-        for attempt in range(RETRIES):
-            try:
-                return call()
-            except Exception as error:  # sqlite under another worker's lock, a server that restarts
-                if attempt == RETRIES - 1 or getattr(error, "error_code", "") in HOPELESS:
-                    raise
-                time.sleep(0.5 * 2**attempt)
-        return None
 
 
 def near_square(image: np.ndarray) -> np.ndarray:

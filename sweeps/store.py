@@ -8,16 +8,19 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from microdit.errors import ConfigError
 from microdit.files import write_text
+from sweeps.patience import patiently
 from sweeps.provenance import provenance, user
 from sweeps.study import Study
 from sweeps.trials import Trial
@@ -54,6 +57,18 @@ def is_there(uri: str) -> bool:
     return not uri.startswith(SQLITE) or path.startswith("file:") or Path(path).is_file()
 
 
+@contextmanager
+def created_once(uri: str) -> Iterator[None]:
+    """One process at a time opens a sqlite file: several that create its tables together kill each other."""
+    if not uri.startswith(SQLITE) or uri.startswith(f"{SQLITE}file:"):
+        yield
+        return
+    path = Path(uri.removeprefix(SQLITE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
+
+
 @dataclass(frozen=True)
 class Launch:
     """One launch of a study: the parent run, and where its children go."""
@@ -73,10 +88,9 @@ class Store:
         self.uri = uri
         self.root = root
         try:
-            if uri.startswith(SQLITE) and not uri.startswith(f"{SQLITE}file:"):
-                Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
-            self.client = mlflow.MlflowClient(uri)
-            self.client.search_experiments(max_results=1)  # creates a fresh store's tables, once, before any worker
+            with created_once(uri):
+                self.client = mlflow.MlflowClient(uri)
+                self.client.search_experiments(max_results=1)  # creates a fresh store's tables
         except Exception as error:
             raise ConfigError(f"tracking_uri={uri}: can't be opened ({' '.join(str(error).split())[:200]})") from None
 
@@ -135,20 +149,24 @@ class Store:
 
     def finished(self, identity: Mapping[str, str]) -> Any | None:
         """The newest finished run with these tags in any study, None if there is none; an original before a copy."""
-        experiments = [e.experiment_id for e in self.client.search_experiments(filter_string="name LIKE 'microdit/%'")]
+        ours = patiently(self.client.search_experiments, filter_string="name LIKE 'microdit/%'")
+        experiments = [e.experiment_id for e in ours]
         words = [f"tags.`{name}` = '{value}'" for name, value in identity.items()]
         words.append(f"attributes.status = '{STATUS_DONE}'")
         order = ["attributes.end_time DESC"]
-        found = self.client.search_runs(experiments, " and ".join(words), order_by=order, max_results=50)
+        found = patiently(self.client.search_runs, experiments, " and ".join(words), order_by=order, max_results=50)
         originals = [run for run in found if "microdit.reused_from" not in run.data.tags]
         return next(iter([*originals, *found]), None)
 
     def child(self, launch: Launch, key: str) -> Any | None:
-        """The newest run of trial `key` under this launch."""
+        """The newest run of trial `key` under this launch; half a copy of a reused run is swept away."""
         words = f"tags.`microdit.trial_key` = '{key}' and tags.`mlflow.parentRunId` = '{launch.parent_id}'"
         order = ["attributes.start_time DESC"]
-        found = self.client.search_runs([launch.experiment_id], words, order_by=order, max_results=1)
-        return found[0] if found else None
+        for run in patiently(self.client.search_runs, [launch.experiment_id], words, order_by=order, max_results=9):
+            if "microdit.reused_from" not in run.data.tags or run.info.status == STATUS_DONE:
+                return run
+            self.client.delete_run(run.info.run_id)
+        return None
 
     def reuse(self, launch: Launch, trial: Trial, origin: Any) -> None:
         """A child that shows a finished run of another launch: its metrics, its pictures, and where it came from."""
@@ -180,16 +198,16 @@ class Store:
                 self.client.log_artifact(run.info.run_id, path)
         self.client.set_terminated(run.info.run_id, STATUS_DONE)
 
-    def mark_failed(self, launch: Launch, key: str, words: str) -> None:
-        """Ends the run of a trial whose worker died before it could."""
+    def mark_dead(self, launch: Launch, key: str, words: str) -> None:
+        """Notes on the run of a trial why its worker could not end it; it stays open for the one that goes on."""
         run = self.child(launch, key)
         if run is not None and run.info.status == "RUNNING":
             self.client.set_tag(run.info.run_id, "microdit.error", words)
             self.client.set_terminated(run.info.run_id, "FAILED")
 
     def finish_launch(self, launch: Launch, status: str) -> None:
-        """Ends the parent run, and what children its workers could not end themselves."""
-        self.client.set_terminated(launch.parent_id, status)
+        """Ends the parent run, and what children no worker is left to end."""
+        patiently(self.client.set_terminated, launch.parent_id, status)
         words = f"tags.`mlflow.parentRunId` = '{launch.parent_id}' and attributes.status = 'RUNNING'"
         for run in self.client.search_runs([launch.experiment_id], words, max_results=5000):
             self.client.set_terminated(run.info.run_id, "KILLED")

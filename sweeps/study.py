@@ -12,6 +12,7 @@ from typing import Any, Literal
 from microdit.config_io import parse, read_yaml
 from microdit.errors import ConfigError, nearest
 from sweeps.compose import EXPERIMENTS, check_key
+from sweeps.search import check_search
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,13 @@ class StudyFile:
     arms: Mapping[str, Any] = field(default_factory=dict)
     axes: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)  # of every arm
+    search: Mapping[str, Any] = field(default_factory=dict)  # instead of arms and axes; see sweeps.search
+    sampler: Any = "tpe"
+    pruner: Any = "none"
+    n_trials: int = 0  # of a search
+    objectives: Mapping[str, Any] = field(default_factory=dict)  # of a search: metric -> direction; empty: the primary
     baseline: str = ""
-    holds: Literal["steps", "flops", "params", "time"] = "steps"  # time is only known, and told, afterwards
+    holds: Literal["steps", "flops", "params", "time", "nothing"] = "steps"  # time is only known, and told, afterwards
     seeds: tuple[int, ...] = (0, 1, 2)
     metrics: Metrics = Metrics()
     figure: Figure = Figure()
@@ -86,6 +92,7 @@ class Study:
             "paper": {"section": f.paper.section, "claim": f.paper.claim},
             "baseline": f.baseline,
             "holds": f.holds,
+            "search": dict(f.search),
             "arms": {name: dict(overrides) for name, overrides in self.arms.items()},
             "seeds": list(self.seeds),
             "metrics": {"primary": f.metrics.primary, "direction": f.metrics.direction},
@@ -110,6 +117,8 @@ def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> S
     file = parse(StudyFile, read_yaml(path), source)
     choice = _scale_choice(file, scale, source)
     arms = _expand(file, source)
+    if file.search:
+        check_search(file, source)
     if choice.arms is not None:
         for arm in choice.arms:
             if arm not in arms:
@@ -125,6 +134,8 @@ def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> S
     chosen = seeds or (file.seeds if choice.seeds is None else choice.seeds)
     if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
         raise ConfigError(f"{source}: 'seeds' is {list(chosen)}; give whole numbers from 0, each once, at least one")
+    if file.search and len(chosen) > 1:
+        raise ConfigError(f"{source}: a search tries each point at one seed; give seeds: [{chosen[0]}]")
     return Study(path.stem, scale, source, file, arms, chosen, {**file.overrides, **choice.overrides})
 
 
@@ -152,22 +163,26 @@ def _expand(file: StudyFile, source: str) -> dict[str, dict[str, Any]]:
         both = sorted(set(overrides) & set(file.axes))
         if both:
             raise ConfigError(f"{source}: '{both[0]}' is set by arm '{name}' and is an axis; it can't be both")
+    if file.search and (file.arms or file.axes):
+        raise ConfigError(f"{source}: a study has either 'search' or 'arms' and 'axes'")
+    if file.search:
+        return {f"trial_{number:03d}": {} for number in range(file.n_trials)}
     if not file.arms and not file.axes:
-        raise ConfigError(f"{source}: a study needs 'arms' or 'axes'")
+        raise ConfigError(f"{source}: a study needs 'arms', 'axes' or 'search'")
     grid = [dict(zip(file.axes, point, strict=True)) for point in itertools.product(*file.axes.values())]
-    short = _short_names(list(file.axes))
+    short = short_names(list(file.axes))
     arms: dict[str, dict[str, Any]] = {}
     for name, overrides in (file.arms or {"": {}}).items():
         for point in grid:
             parts = [str(name)] if name else []
-            label = "_".join(parts + [_label(short[key], value) for key, value in point.items()])
+            label = "_".join(parts + [arm_label(short[key], value) for key, value in point.items()])
             if label in arms:
                 raise ConfigError(f"{source}: two arms are called '{label}'; name them under 'arms' instead")
             arms[label] = {**overrides, **point}
     return arms
 
 
-def _short_names(keys: Sequence[str]) -> dict[str, str]:
+def short_names(keys: Sequence[str]) -> dict[str, str]:
     """The last part of each key, with as many before it as tell it from the others."""
     names = {}
     for key in keys:
@@ -178,6 +193,6 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _label(name: str, value: Any) -> str:
+def arm_label(name: str, value: Any) -> str:
     """`lr=0.001`, in characters that a folder may have."""
     return f"{name}={re.sub(r'[^a-zA-Z0-9_.+-]+', '-', str(value)).strip('-') or 'empty'}"

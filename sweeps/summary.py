@@ -4,40 +4,57 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from scipy.special import stdtrit
 
-from microdit.budget import training_flops
+from microdit.budget import forward_flops, training_flops
 from microdit.config import Config
 from microdit.model import cost
 from sweeps.study import Study
 from sweeps.trials import Trial
 
-SHOWN = ("clip_fd", "fd", "kid", "clip_score", "class_accuracy")
+SHOWN = ("clip_fd", "fd", "kid", "clip_score", "class_accuracy", "val_loss")
+STATES = ("done", "reused", "running", "failed", "pending")
 
 
-def plan_table(study: Study, trials: Sequence[Trial], done: Container[str]) -> str:
-    """One row an arm: seeds, parameters and FLOPs; `done` holds the keys of finished trials."""
+def plan_table(study: Study, trials: Sequence[Trial], states: Mapping[str, str]) -> str:
+    """One row an arm: seeds, how far, parameters and FLOPs; `states` says done, reused, failed, ... of each key."""
     arms: dict[str, Config] = {trial.arm: trial.config for trial in trials}
-    rows = [["arm", "seeds", "done", "params", "active", "GFLOPs/image", "training PFLOPs"]]
-    for arm in study.arms:
-        config, own = arms[arm], [trial for trial in trials if trial.arm == arm]
-        finished = sum(trial.key in done for trial in own)
+    known = [name for name in STATES if name in ("done", "pending") or name in states.values()]
+    rows = [["arm", "seeds", *known, "params", "active", "GFLOPs/image", "training PFLOPs"]]
+    for arm in ["(all)"] if study.file.search else list(study.arms):
+        own = trials if study.file.search else [trial for trial in trials if trial.arm == arm]
+        config = own[0].config if study.file.search else arms[arm]
         rows.append(
             [
                 arm,
-                " ".join(str(trial.seed) for trial in own),
-                f"{finished}/{len(own)}",
+                " ".join(str(seed) for seed in dict.fromkeys(trial.seed for trial in own)),
+                *(str(sum(states[trial.key] == state for trial in own)) for state in known),
                 f"{cost.parameters(config.model):,}",
                 f"{cost.active_parameters(config.model):,}",
-                f"{cost.forward_flops(config.model) / 1e9:.3f}",
+                f"{forward_flops(config) / 1e9:.3f}",
                 digits(training_flops(config) / 1e15),
             ]
         )
-    total = sum(training_flops(trial.config) for trial in trials if trial.key not in done)
-    count = sum(trial.key in done for trial in trials)
-    return align(rows) + f"\n\n{len(trials)} trials, {count} done; {digits(total / 1e15)} PFLOPs to go"
+    left = [trial for trial in trials if states[trial.key] not in ("done", "reused")]
+    saved = sum(training_flops(trial.config) for trial in trials if states[trial.key] == "reused")
+    reused = sum(states[trial.key] == "reused" for trial in trials)
+    note = f", {reused} reused from other studies (saves {digits(saved / 1e15)} PFLOPs)" if reused else ""
+    done = sum(states[trial.key] == "done" for trial in trials)
+    total = sum(training_flops(trial.config) for trial in left)
+    return align(rows) + f"\n\n{len(trials)} trials, {done} done{note}; {digits(total / 1e15)} PFLOPs to go"
+
+
+def shared_note(plans: Mapping[str, Sequence[Trial]]) -> str:
+    """What several studies save by sharing trials: each is trained once, whoever asks first."""
+    every = [trial for trials in plans.values() for trial in trials]
+    distinct = {trial.key: trial for trial in every}
+    whole, once = (sum(training_flops(t.config) for t in part) for part in (every, distinct.values()))
+    return (
+        f"{len(every)} trials in {len(plans)} studies, {len(distinct)} of them distinct: sharing saves "
+        f"{len(every) - len(distinct)} runs and {digits((whole - once) / 1e15)} of {digits(whole / 1e15)} PFLOPs"
+    )
 
 
 def result_table(arms: Sequence[str], results: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
@@ -91,11 +108,12 @@ def digits(value: float, count: int = 4) -> str:
     return f"{value:,.{max(0, count - 1 - math.floor(math.log10(abs(value))))}f}"
 
 
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell; the first to the left, others to the right."""
+def align(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Columns padded to their widest cell; those in `left` to the left, others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        pairs = enumerate(zip(row, widths, strict=True))
+        cells = [cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in pairs]
         lines.append("  ".join(cells).rstrip())
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

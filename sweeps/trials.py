@@ -17,6 +17,7 @@ from sweeps.compose import as_override, compose_mapping
 from sweeps.study import Study
 
 TOLERANCE = 0.01  # of what a study holds
+VALIDATION = "val_loss"  # the one final metric that needs no samples
 OWNED = {"seed": "; give seeds=[...]", "name": "", "output_dir": "; give root=..."}  # keys that no override may set
 
 
@@ -57,6 +58,8 @@ def plan_trials(study: Study, overrides: Sequence[str], complete: bool = True) -
     holds.
     """
     _check_overrides(study, overrides, complete)
+    if study.file.search:
+        return _plan_search(study, overrides, complete)
     configs = {arm: _arm_config(study, arm, overrides, complete) for arm in study.arms}
     _refuse_twins(study, configs)
     _check_primary(study, configs)
@@ -71,6 +74,21 @@ def plan_trials(study: Study, overrides: Sequence[str], complete: bool = True) -
             flat = flatten(stable_mapping(config))
             params = {name: flat[name] for name in varying}
             trials.append(Trial(study.name, study.scale, arm, seed, config, trial_key(config), params))
+    return trials
+
+
+def _plan_search(study: Study, overrides: Sequence[str], complete: bool) -> list[Trial]:
+    """The places of a search, all with its base configuration: what varies is suggested when a worker takes one."""
+    config = dataclasses.replace(_arm_config(study, next(iter(study.arms)), overrides, complete), seed=study.seeds[0])
+    _check_primary(study, {"search": config})
+    fixed = {word.partition("=")[0] for word in overrides}
+    for key in study.file.search:
+        if key in fixed:
+            raise ConfigError(f"command line: '{key}' is searched by {study.source}; it can't be fixed too")
+    trials = []
+    for arm in study.arms:
+        own = dataclasses.replace(config, name=f"{arm}/seed{config.seed}")
+        trials.append(Trial(study.name, study.scale, arm, config.seed, own, f"{trial_key(own)}-{arm}", {}))
     return trials
 
 
@@ -103,8 +121,8 @@ def prepare_trials(trials: Sequence[Trial], root: Path, suffix: str = "") -> lis
 
 def check_holds(study: Study, configs: Mapping[str, Config]) -> None:
     """Raises ConfigError naming arms and figures where the arms don't share what the study says they hold."""
-    if study.file.holds == "time":
-        return  # known afterwards; the summary tells
+    if study.file.holds in ("time", "nothing"):
+        return  # time is known afterwards; the summary tells
     measures = {
         "steps": lambda c: c.training.steps * c.training.batch_size,
         "params": lambda c: cost.parameters(c.model),
@@ -160,7 +178,7 @@ def _arm_config(study: Study, arm: str, overrides: Sequence[str], complete: bool
 def _check_primary(study: Study, configs: Mapping[str, Config]) -> None:
     primary = study.file.metrics.primary
     for arm, config in configs.items():
-        if primary not in config.evaluation.metrics:
+        if primary not in (*config.evaluation.metrics, VALIDATION):
             hint = nearest(primary, config.evaluation.metrics)
             raise ConfigError(f"{study.source}: 'metrics.primary' is '{primary}', which arm '{arm}' won't have; {hint}")
 

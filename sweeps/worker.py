@@ -1,137 +1,220 @@
-"""A worker process: imports torch once, then asks for one trial after another until there is none left."""
+"""A worker: one process that imports torch once and takes trials from the queue until none waits.
+
+The same whoever starts it: the local engine, joblib, submitit or Ray.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
 from typing import Any, TextIO
 
-from microdit.errors import MicroditError
-from sweeps.store import Launch, quiet
-from sweeps.trials import Trial
+import optuna
+from filelock import FileLock, Timeout
 
-GRACE = 20.0  # seconds that a trial has to close its run when it must stop
+from microdit.errors import ConfigError, DivergenceError, MicroditError, StopTraining
+from microdit.training.stop import StopRequest
+from sweeps.heart import Heart
+from sweeps.order import VALIDATION, WorkOrder, searched, trial_of
+from sweeps.queue import HALT, LAUNCH, Queue
+from sweeps.search import build_pruner, build_sampler, suggest
+from sweeps.store import STATUS_DONE, Launch, Store
+from sweeps.trials import Trial, prepare_trials
 
-
-@dataclass(frozen=True)
-class Event:
-    """What a worker tells its launcher: 'ready', 'progress', 'done' or 'failed'."""
-
-    kind: str
-    values: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A trial with the MLflow run it goes on with, if any, and which attempt this is."""
-
-    number: int
-    trial: Trial
-    run_id: str | None
-    attempt: int
-    command: str
+TOLD = ("step", "train/loss", "images_per_second")
 
 
-def work(channel: Connection, launch: Launch, device: str | None) -> None:
-    """The worker's main function: sends events, receives jobs, ends at None; no failing trial raises here."""
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device  # before anything touches CUDA
-    signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=_end_with_the_launcher, daemon=True).start()
-    quiet()
-    try:
-        while True:
-            channel.send(Event("ready"))
-            job = channel.recv()
-            if job is None:
-                break
-            channel.send(run_job(job, launch, channel))
-    except (KeyboardInterrupt, EOFError, BrokenPipeError):
-        pass
+class Worker:
+    """One worker's life; `stop` is asked by SIGTERM, and by the heart where the trial was taken away."""
 
+    def __init__(self, queue: Queue, stop: StopRequest) -> None:
+        self.queue, self.stop = queue, stop
+        self.order = WorkOrder.of(queue.about()[LAUNCH])
+        self.store = Store(self.order.tracking_uri, Path(self.order.root))
+        self.launch = Launch(self.order.tracking_uri, self.order.experiment_id, self.order.parent_id)
+        if self.order.search:
+            queue.study.pruner = build_pruner(self.order.pruner, self.order.source)
 
-def run_job(job: Job, launch: Launch, channel: Connection) -> Event:
-    """Runs one trial into its MLflow run and its log file; what it raises, but for an interruption, is recorded."""
-    from microdit.config import save_config
-    from microdit.run import run
+    def work(self) -> None:
+        """Takes trials until none waits; raises KeyboardInterrupt when stopped, its trial given back."""
+        while not self.queue.about().get(HALT):
+            claimed = self.queue.claim(self._before)
+            if claimed is None:
+                return
+            self._serve(claimed)
 
-    trial = job.trial
-    folder = Path(trial.config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(trial.config, folder / "config.yaml")  # the rerun command needs it, whatever happens
-    recorder = _recorder(job, launch, channel)
-    with open(folder / "log.txt", "a", encoding="utf-8", buffering=1) as log, _into(log):
-        try:
-            recorder.open()
-            return Event("done", run(trial.config, recorder))
-        except KeyboardInterrupt:
-            recorder.finish("KILLED")
-            raise
-        except Exception as error:
-            trace = traceback.format_exc()
-            log.write(trace)
-            known = isinstance(error, MicroditError)
-            words = " ".join(str(error).split()) if known else f"{type(error).__name__}: {error}"
+    def _before(self, number: int) -> None:
+        if self.order.search:
+            order = self.order
+            self.queue.study.sampler = build_sampler(order.sampler, order.sampler_seed, number, order.source)
+
+    def _serve(self, claimed: optuna.Trial) -> None:
+        with Heart(self.queue, claimed._trial_id) as heart:
+            try:
+                trial = self._trial(claimed)
+                with self._alone(trial):
+                    self._run(trial, claimed, heart)
+            except Timeout:
+                heart.rest()
+                self.queue.release(claimed, "another process still writes to its folder")
+            except KeyboardInterrupt:
+                heart.rest()
+                if heart.lost:  # another worker has it: its run and its folder are no longer ours to touch
+                    self.stop.requested = False
+                    return
+                self.queue.release(claimed, "interrupted")
+                raise
+            except Exception as error:  # a bad configuration from a search, a store that stays away
+                self._failed(claimed, error, None, heart)
+
+    def _trial(self, claimed: optuna.Trial) -> Trial:
+        trial = trial_of(claimed.user_attrs, self.order)
+        if not self.order.search:
+            for name, choices in self.queue.about()["choices"].items():
+                claimed.suggest_categorical(name, choices)
+            return trial
+        trial = searched(trial, suggest(claimed, self.order.search, self.order.source), self.order)
+        [trial] = prepare_trials([trial], Path(self.order.root), self.order.suffix)
+        self.queue.note(claimed._trial_id, key=trial.key)
+        return trial
+
+    @contextlib.contextmanager
+    def _alone(self, trial: Trial) -> Iterator[None]:
+        """Keeps the trial's folder for this process; the system lets go of it however the process ends."""
+        folder = Path(trial.config.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=20):
+            yield
+
+    def _run(self, trial: Trial, claimed: optuna.Trial, heart: Heart) -> None:
+        before = self.store.child(self.launch, trial.key)
+        if before is not None and before.info.status == STATUS_DONE:  # ended, and killed before it could say so
+            return self._done(claimed, before.data.metrics, heart)
+        origin = self.store.finished(trial.identity) if self.order.reuse else None
+        if origin is not None:
+            self.store.reuse(self.launch, trial, origin)
+            self.queue.note(claimed._trial_id, reused_from=origin.info.run_id)
+            return self._done(claimed, origin.data.metrics, heart)
+        run_id = before.info.run_id if before is not None else None
+        recorder = self._recorder(trial, claimed, heart, run_id)
+        metrics = self._train(trial, recorder, claimed, heart)
+        return None if metrics is None else self._done(claimed, metrics, heart)
+
+    def _train(self, trial: Trial, recorder: Any, claimed: optuna.Trial, heart: Heart) -> dict[str, float] | None:
+        """Final metrics, or None where it was pruned or failed; both are recorded."""
+        from microdit.config import save_config
+        from microdit.run import run
+
+        folder = Path(trial.config.output_dir)
+        save_config(trial.config, folder / "config.yaml")  # the rerun command needs it, whatever happens
+        with open(folder / "log.txt", "a", encoding="utf-8", buffering=1) as log, into(log):
+            try:
+                recorder.open()
+                return run(trial.config, recorder, stop=self.stop)
+            except StopTraining:
+                recorder.outcome("pruned")
+                heart.rest()
+                self.queue.prune(claimed)
+            except KeyboardInterrupt:
+                if not heart.lost:
+                    recorder.finish("KILLED")
+                raise
+            except Exception as error:
+                log.write(traceback.format_exc())
+                self._failed(claimed, error, recorder, heart)
+        return None
+
+    def _done(self, claimed: optuna.Trial, metrics: Mapping[str, float], heart: Heart) -> None:
+        heart.rest()
+        kept = {k: v for k, v in metrics.items() if k.startswith("final/") or k == "cost/seconds"}
+        self.queue.note(claimed._trial_id, final=kept)
+        self.queue.complete(claimed, self.order.values(metrics))
+
+    def _failed(self, claimed: optuna.Trial, error: Exception, recorder: Any, heart: Heart) -> None:
+        """Records it on run and trial, and queues it again where another try can help."""
+        heart.rest()
+        known = isinstance(error, MicroditError)
+        words = " ".join(str(error).split()) if known else f"{type(error).__name__}: {error}"
+        if recorder is not None:
             with contextlib.suppress(Exception):  # the store itself may be what failed
-                recorder.fail(words, trace)
-            return Event("failed", {"error": words})
+                recorder.fail(words, traceback.format_exc())
+        helpless = isinstance(error, (DivergenceError, ConfigError))  # the same seed diverges again
+        tried = claimed.user_attrs.get("failures", 0)
+        retry = not helpless and tried < self.order.max_retries and not self.order.fail_fast
+        self.queue.fail(claimed, words, retry)
+        if self.order.fail_fast:
+            self.queue.describe(**{HALT: words})
+
+    def _recorder(self, trial: Trial, claimed: optuna.Trial, heart: Heart, run_id: str | None) -> Any:
+        from sweeps.recorder import MlflowRecorder, RunSpec
+
+        folder = Path(trial.config.output_dir).resolve()
+        tags = {
+            "mlflow.parentRunId": self.launch.parent_id,
+            "microdit.role": "trial",
+            "microdit.trial_key": trial.key,
+            "microdit.study": trial.study,
+            "microdit.arm": trial.arm,
+            "microdit.scale": trial.scale,
+            "microdit.attempt": str(claimed.user_attrs.get("tries", 1)),
+            "microdit.rerun": f"microdit train {folder / 'config.yaml'}",
+            "microdit.log": str(folder / "log.txt"),
+        }
+
+        def told(step: int, values: Mapping[str, float]) -> None:
+            if "train/loss" in values:
+                heart.progress = {name: value for name, value in {"step": step, **values}.items() if name in TOLD}
+            if VALIDATION in values and self.order.search and len(self.order.objectives) == 1:
+                claimed.report(values[VALIDATION], step)
+                if step < trial.config.training.steps and claimed.should_prune():
+                    raise StopTraining(f"pruned at step {step}")
+
+        order = self.order
+        spec = RunSpec(order.experiment_id, trial.name, tags, {"seed": trial.seed, **trial.params}, order.command)
+        return MlflowRecorder(order.tracking_uri, spec, run_id, told)
 
 
-def _recorder(job: Job, launch: Launch, channel: Connection) -> Any:
-    from sweeps.recorder import MlflowRecorder, RunSpec
-
-    trial = job.trial
-    folder = Path(trial.config.output_dir).resolve()
-    tags = {
-        "mlflow.parentRunId": launch.parent_id,
-        "microdit.role": "trial",
-        "microdit.trial_key": trial.key,
-        "microdit.study": trial.study,
-        "microdit.arm": trial.arm,
-        "microdit.scale": trial.scale,
-        "microdit.attempt": str(job.attempt),
-        "microdit.rerun": f"microdit train {folder / 'config.yaml'}",
-        "microdit.log": str(folder / "log.txt"),
-    }
-
-    def told(step: int, values: Mapping[str, float]) -> None:
-        if "train/loss" in values:
-            channel.send(Event("progress", {"step": step, **values}))
-
-    spec = RunSpec(launch.experiment_id, trial.name, tags, {"seed": trial.seed, **trial.params}, job.command)
-    return MlflowRecorder(launch.uri, spec, job.run_id, told)
+def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
+    """A worker process' main function: its exit code is 0 when no trial waits, 130 when it was stopped."""
+    stop = StopRequest()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _signal, _frame: stop.ask())
+    queue = Queue(queue_uri, queue_name)
+    choose_gpu(WorkOrder.of(queue.about()[LAUNCH]), index)
+    try:
+        Worker(queue, stop).work()
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows closes the run
-    raise KeyboardInterrupt
+def choose_gpu(order: WorkOrder, index: int) -> None:
+    """Gives worker `index` its share of this machine's visible GPUs, before anything touches CUDA."""
+    devices = visible_gpus() if order.share_gpus else []
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
 
 
-def _end_with_the_launcher() -> None:
-    """A launcher that is gone (killed, say) must not leave workers that a second launch would compete with."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
-    os._exit(1)
+def visible_gpus() -> list[str]:
+    """Ids for CUDA_VISIBLE_DEVICES, one a GPU that this process may use; empty on a CPU."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name.strip() not in ("", "-1")]
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 @contextlib.contextmanager
-def _into(stream: TextIO) -> Iterator[None]:
+def into(stream: TextIO) -> Iterator[None]:
     """Everything printed or logged in a trial goes to its log file."""
     handler = logging.StreamHandler(stream)
     root = logging.getLogger()

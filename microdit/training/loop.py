@@ -24,6 +24,7 @@ from microdit.training.meter import Meter
 from microdit.training.optim import build_optimizer, learning_rate
 from microdit.training.progress import Progress
 from microdit.training.recorder import Recorder
+from microdit.training.stop import StopRequest
 from microdit.training.validation import validate
 
 Sampling = Callable[[int, TrainState], object]  # (finished steps, state)
@@ -55,10 +56,12 @@ def train(
     accelerator: Accelerator,
     on_step: Sampling | None = None,
     progress: bool = False,
+    stop: StopRequest | None = None,
 ) -> TrainState:
     """Trains to `config.training.steps`, going on from the newest checkpoint under `config.output_dir`.
 
-    Raises DivergenceError at the first non-finite loss or gradient.
+    Raises DivergenceError at the first non-finite loss or gradient, and KeyboardInterrupt, with a checkpoint kept,
+    after the step in which `stop` was asked.
     """
     settings, key = config.training, trial_key(config)
     folder = Path(config.output_dir) / "checkpoints"
@@ -73,34 +76,38 @@ def train(
     order = DataOrder(len(data), settings.batch_size, config.seed)
     meter = Meter(settings.batch_size, state, accelerator.device)
     bar = Progress(settings.steps, state.step, progress and accelerator.is_main_process)
+    asked = stop if stop is not None and accelerator.num_processes == 1 else StopRequest()  # of many, each stops alone
 
     if on_step is not None and settings.sample_every and state.step == 0:
         with meter.paused():
             on_step(0, state)  # what training starts from
-    for step in range(state.step, settings.steps):
-        rate = learning_rate(step, settings.steps, config.optimizer.lr, config.schedule)
-        loss, norm = optimiser_step(config, step, rate, data, order, loss_module, state, accelerator)
-        if settings.ema.decay and step >= settings.ema.first_step(settings.steps):
-            state.ema.update_parameters(state.net)
-        state.step = done = step + 1
-        meter.add(done, loss, norm)
+    with asked.watched():
+        for step in range(state.step, settings.steps):
+            rate = learning_rate(step, settings.steps, config.optimizer.lr, config.schedule)
+            loss, norm = optimiser_step(config, step, rate, data, order, loss_module, state, accelerator)
+            if settings.ema.decay and step >= settings.ema.first_step(settings.steps):
+                state.ema.update_parameters(state.net)
+            state.step = done = step + 1
+            meter.add(done, loss, norm)
 
-        last = done == settings.steps
-        if last or done % settings.log_every == 0:
-            values = meter.read(accelerator, folder) | {"lr": rate}
-            recorder.metrics(done, values)
-            bar.update(done, values["train/loss"], values["images_per_second"], meter.seconds_left(settings.steps))
-        if last or _due(done, settings.val_every):
-            with meter.paused():
-                recorder.metrics(done, validate(Denoiser(state.averaged, denoiser.sigma_data), val, config))
-        if last or _due(done, settings.checkpoint_every):
-            meter.check(folder)
-            state.seconds = meter.seconds()
-            if accelerator.is_main_process:
-                save_checkpoint(folder, state, key, settings.keep_checkpoints)
-        if on_step is not None and not last and _due(done, settings.sample_every):
-            with meter.paused():
-                on_step(done, state)
+            last = done == settings.steps
+            if last or done % settings.log_every == 0:
+                values = meter.read(accelerator, folder) | {"lr": rate}
+                recorder.metrics(done, values)
+                bar.update(done, values["train/loss"], values["images_per_second"], meter.seconds_left(settings.steps))
+            if last or _due(done, settings.val_every):
+                with meter.paused():
+                    recorder.metrics(done, validate(Denoiser(state.averaged, denoiser.sigma_data), val, config))
+            if last or asked.requested or _due(done, settings.checkpoint_every):
+                meter.check(folder)
+                state.seconds = meter.seconds()
+                if accelerator.is_main_process:
+                    save_checkpoint(folder, state, key, settings.keep_checkpoints)
+            if on_step is not None and not last and _due(done, settings.sample_every):
+                with meter.paused():
+                    on_step(done, state)
+            if asked.requested and not last:
+                raise KeyboardInterrupt
     bar.close()
     return state
 

@@ -1,0 +1,201 @@
+"""Who starts the workers: this machine itself, or one of Hydra's launchers (joblib, submitit/SLURM, Ray).
+
+An engine only starts `sweeps.worker.work` some number of times and returns when all have ended; what they do is the
+queue's affair. Presets lie in experiments/launcher/; `launcher=NAME` chooses one.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any, Protocol
+
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
+from hydra.errors import HydraException
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, open_dict
+
+from microdit.errors import ConfigError, nearest
+from sweeps.compose import EXPERIMENTS
+
+GRACE = 30.0  # seconds that a trial has to keep a checkpoint and close its run when it must stop
+LOCAL = "local"
+EXTRA = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
+Tick = Callable[[], bool]  # called now and then; False: stop
+
+
+class Engine(Protocol):
+    """Starts `count` workers of a queue and waits for them."""
+
+    share_gpus: bool
+
+    def run(self, queue_uri: str, queue_name: str, count: int, tick: Tick) -> None:
+        """Returns when all workers have ended, or after they were stopped because `tick` said so."""
+
+
+def launcher_names() -> list[str]:
+    """The presets that come with the project."""
+    return [LOCAL, *sorted(path.stem for path in (EXPERIMENTS / "launcher").glob("*.yaml"))]
+
+
+def build_engine(name: str, root: Path, options: list[str]) -> Engine:
+    """The engine called `name`; `options` are Hydra overrides of its preset (`hydra.launcher.partition=gpu`)."""
+    if name == LOCAL:
+        if options:
+            raise ConfigError(f"'{options[0]}': the local launcher has no options")
+        return LocalEngine()
+    if name not in launcher_names():
+        raise ConfigError(f"launcher={name}: {nearest(name, launcher_names())}")
+    return HydraEngine(name, root, options)
+
+
+@dataclass
+class _Hand:
+    """A worker process and the place (and so the GPU) it fills."""
+
+    index: int
+    process: SpawnProcess
+    begun: float
+
+
+class LocalEngine:
+    """Worker processes of this machine; one that dies is replaced as long as trials wait."""
+
+    share_gpus = True
+
+    def run(self, queue_uri: str, queue_name: str, count: int, tick: Tick) -> None:
+        def hire(index: int) -> _Hand:
+            return _Hand(index, _start(queue_uri, queue_name, index), time.monotonic())
+
+        crew = [hire(index) for index in range(count)]
+        shortlived = 0
+        try:
+            while crew and tick():
+                multiprocessing.connection.wait([hand.process.sentinel for hand in crew], timeout=0.5)
+                for hand in [hand for hand in crew if not hand.process.is_alive()]:
+                    crew.remove(hand)
+                    if hand.process.exitcode == 0:
+                        continue
+                    shortlived = shortlived + 1 if time.monotonic() - hand.begun < 5 else 0
+                    if shortlived < 2 * count:  # else workers can't so much as start
+                        tick()
+                        crew.append(hire(hand.index))
+        finally:
+            _end(crew)
+
+
+def _start(queue_uri: str, queue_name: str, index: int) -> SpawnProcess:
+    context = multiprocessing.get_context("spawn")  # a forked torch may hang in its own threads
+    process = context.Process(target=_live, args=(queue_uri, queue_name, index), name=f"worker {index}")
+    # Ctrl-C reaches all of a terminal's processes; a worker must not die of it before it can say so itself.
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process.start()
+    signal.signal(signal.SIGINT, previous)
+    return process
+
+
+def _live(queue_uri: str, queue_name: str, index: int) -> None:
+    from sweeps.worker import work
+
+    threading.Thread(target=_end_with_the_launcher, daemon=True).start()
+    raise SystemExit(work(queue_uri, queue_name, index))
+
+
+def _end_with_the_launcher() -> None:
+    """A launcher that is gone (killed, say) must not leave workers that nobody shows or stops."""
+    import os
+
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+def _end(crew: list[_Hand]) -> None:
+    """Lets workers keep a checkpoint and give their trials back, then ends those that don't."""
+    for hand in crew:
+        hand.process.terminate()
+    until = time.monotonic() + GRACE
+    for hand in crew:
+        hand.process.join(timeout=max(until - time.monotonic(), 0.1))
+        if hand.process.is_alive():
+            hand.process.kill()
+            hand.process.join()
+
+
+class HydraEngine:
+    """Workers as the jobs of a Hydra launcher: job i of a multirun is worker i."""
+
+    def __init__(self, name: str, root: Path, options: list[str]) -> None:
+        self._name, self._root = name, root
+        self._config, self._context = self._compose(options)
+        self.share_gpus = bool(self._config.share_gpus)
+
+    def run(self, queue_uri: str, queue_name: str, count: int, tick: Tick) -> None:
+        Plugins.instance()
+        HydraConfig.instance().set_config(self._config)
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self._context, task_function=pull, config=self._config
+        )
+        jobs = [[f"queue.uri='{queue_uri}'", f"queue.name='{queue_name}'", f"queue.worker={i}"] for i in range(count)]
+        ended = threading.Event()
+        show = threading.Thread(target=_ticking, args=(tick, ended), daemon=True)
+        show.start()
+        try:
+            results = launcher.launch(jobs, initial_job_idx=0)
+        finally:
+            ended.set()
+            show.join(timeout=10)
+        for result in results:
+            if result.status == JobStatus.FAILED:
+                raise ConfigError(f"launcher={self._name}: a worker could not work: {result._return_value!r}")
+
+    def _compose(self, options: list[str]) -> tuple[DictConfig, HydraContext]:
+        """Hydra's own composition of the `worker` job under this launcher, its `hydra` node included."""
+        words = [f"launcher={self._name}", f"hydra.sweep.dir={(self._root / 'launches').resolve()}", *options]
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(EXPERIMENTS), job_name="microdit", version_base="1.3"):
+                loader = GlobalHydra.instance().config_loader()
+                context = HydraContext(config_loader=loader, callbacks=_callbacks())
+                config = loader.load_configuration("worker", words, RunMode.MULTIRUN)
+        except HydraException as error:
+            extra = EXTRA[self._name]
+            words_of_it = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                f"launcher={self._name}: {words_of_it} (is it installed? pip install 'microdit[{extra}]')"
+            ) from None
+        with open_dict(config):
+            config.hydra.runtime.output_dir = str(self._root)
+        return config, context
+
+
+def _callbacks() -> Any:
+    from hydra._internal.callbacks import Callbacks
+
+    return Callbacks()
+
+
+def _ticking(tick: Tick, ended: threading.Event) -> None:
+    while not ended.wait(1.0):
+        tick()
+
+
+def pull(config: DictConfig) -> int:
+    """A Hydra job: one worker."""
+    from sweeps.worker import work
+
+    return work(str(config.queue.uri), str(config.queue.name), int(config.queue.worker))

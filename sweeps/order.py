@@ -1,0 +1,107 @@
+"""What a worker must know besides its trial: kept on the queue itself, so that two storage URLs are enough anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from microdit.config import Config, config_from_mapping, trial_key
+from microdit.config_io import to_mapping
+from microdit.errors import ConfigError
+from sweeps.trials import Trial
+
+VALIDATION = "val/loss"  # what pruners judge: the only number that a run gives again and again, alike for all arms
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """One launch of a study, as its workers see it.
+
+    `search`, `sampler` and `pruner` are those of the study's YAML; a grid has none. `objectives` are final metrics
+    (`clip_fd` means `final/clip_fd`; a name with a slash stands for itself).
+    """
+
+    tracking_uri: str
+    experiment_id: str
+    parent_id: str
+    study: str
+    scale: str
+    source: str
+    root: str
+    suffix: str
+    command: str
+    objectives: tuple[str, ...]
+    reuse: bool = True
+    max_retries: int = 1
+    fail_fast: bool = False
+    share_gpus: bool = True  # workers of this machine divide its GPUs among themselves
+    workers_per_gpu: int = 1
+    search: Mapping[str, Any] = field(default_factory=dict)
+    sampler: Any = "tpe"
+    sampler_seed: int = 0
+    pruner: Any = "none"
+
+    def as_mapping(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> WorkOrder:
+        return WorkOrder(**{**values, "objectives": tuple(values["objectives"])})
+
+    def values(self, metrics: Mapping[str, float]) -> list[float]:
+        """What Optuna is told of a finished run; raises ConfigError for an objective that it doesn't have."""
+        names = [final_name(name) for name in self.objectives]
+        for name in names:
+            if name not in metrics:
+                raise ConfigError(f"{self.source}: the run has no metric '{name}' to judge it by")
+        return [float(metrics[name]) for name in names]
+
+
+def final_name(objective: str) -> str:
+    """The metric that an objective means."""
+    return objective if "/" in objective else f"final/{objective}"
+
+
+def trial_attributes(trial: Trial) -> dict[str, Any]:
+    """A planned trial as user attributes of its place in the queue."""
+    return {
+        "name": trial.name,
+        "arm": trial.arm,
+        "seed": trial.seed,
+        "key": trial.key,
+        "params": dict(trial.params),
+        "data_fingerprint": trial.data_fingerprint,
+        "feature_net": trial.feature_net,
+        "steps": trial.config.training.steps,
+        "config": to_mapping(trial.config),
+    }
+
+
+def trial_of(attributes: Mapping[str, Any], order: WorkOrder) -> Trial:
+    """The planned trial again."""
+    return Trial(
+        study=order.study,
+        scale=order.scale,
+        arm=attributes["arm"],
+        seed=int(attributes["seed"]),
+        config=config_from_mapping(attributes["config"], f"{order.source}, trial '{attributes['name']}'"),
+        key=attributes["key"],
+        params=attributes["params"],
+        data_fingerprint=attributes["data_fingerprint"],
+        feature_net=attributes["feature_net"],
+    )
+
+
+def searched(trial: Trial, values: Mapping[str, Any], order: WorkOrder) -> Trial:
+    """A trial of a search: its base configuration with the suggested values laid over it, checked like any other."""
+    mapping = to_mapping(trial.config)
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        node = mapping
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = value
+    config: Config = config_from_mapping(mapping, f"{order.source}, {trial.name} with {dict(values)}")
+    return dataclasses.replace(trial, config=config, key=trial_key(config), params=dict(values))
