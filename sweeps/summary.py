@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 
 from scipy.special import stdtrit
 
-from microdit.budget import training_flops
+from microdit.budget import forward_flops, training_flops
 from microdit.config import Config
 from microdit.model import cost
 from sweeps.study import Study
@@ -31,7 +31,7 @@ def plan_table(study: Study, trials: Sequence[Trial], done: Container[str]) -> s
                 f"{finished}/{len(own)}",
                 f"{cost.parameters(config.model):,}",
                 f"{cost.active_parameters(config.model):,}",
-                f"{cost.forward_flops(config.model) / 1e9:.3f}",
+                f"{forward_flops(config) / 1e9:.3f}",
                 digits(training_flops(config) / 1e15),
             ]
         )
