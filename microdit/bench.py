@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from microdit.budget import text_tokens
 from microdit.config import load_config
 from microdit.diffusion import Denoiser, DiffusionConfig, draw_sigma
 from microdit.model import DiT, DiTConfig, cost
@@ -29,7 +30,7 @@ def bench_masking(config: Path | None, steps: int = 8) -> str:
         model, batch, tokens = DiTConfig(), 48, 32
     else:
         full = load_config(config)
-        model, batch, tokens = full.model, full.training.batch_size, 77
+        model, batch, tokens = full.model, full.training.batch_size, text_tokens(full)
         torch.set_num_threads(full.training.threads)
     arms = [_Arm(model, method, ratio, batch, tokens) for method, ratio in ARMS]
     for step in range(WARMUP + steps):

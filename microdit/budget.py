@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from microdit.config import Config
+from microdit.encoders.text import text_length
 from microdit.model import cost
 from microdit.training.recorder import Fact
 
 
+def text_tokens(config: Config) -> int:
+    """Text tokens that an image is conditioned on: the text encoder's own count, CLIP's 77 where it can't be known."""
+    return text_length(config.text) or cost.TEXT_TOKENS
+
+
+def forward_flops(config: Config) -> int:
+    """FLOPs of one image's forward pass as in training."""
+    return cost.forward_flops(config.model, text_tokens(config))
+
+
 def training_flops(config: Config) -> int:
-    """FLOPs of the whole training, text tokens counted as CLIP's 77."""
-    return cost.training_flops(config.model) * config.training.steps * config.training.batch_size
+    """FLOPs of the whole training."""
+    return cost.training_flops(config.model, text_tokens(config)) * config.training.steps * config.training.batch_size
 
 
 def cost_facts(config: Config) -> dict[str, Fact]:
@@ -17,6 +28,6 @@ def cost_facts(config: Config) -> dict[str, Fact]:
     return {
         "params": cost.parameters(config.model),
         "active_params": cost.active_parameters(config.model),
-        "gflops_per_image": cost.forward_flops(config.model) / 1e9,
+        "gflops_per_image": forward_flops(config) / 1e9,
         "train_flops": training_flops(config),
     }

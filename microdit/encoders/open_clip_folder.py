@@ -20,6 +20,7 @@ from microdit.files import sha256
 
 CONFIG, MERGES = "open_clip_config.json", "bpe_merges.txt.gz"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+DEFAULT_LENGTH = 77  # text tokens where a configuration doesn't say
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,19 @@ def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu")
         mean=tuple(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN)),
         std=tuple(preprocess.get("std", open_clip.OPENAI_DATASET_STD)),
         image_size=int(vision["image_size"]),
-        context_length=int(text.get("context_length", 77)),
+        context_length=int(text.get("context_length", DEFAULT_LENGTH)),
         fingerprint=clip_fingerprint(folder),
         device=torch.device(device),
     )
+
+
+def context_length(folder: Path) -> int | None:
+    """S as the folder's configuration says, without its weights; None where it can't be read."""
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return int(settings["model_cfg"]["text_cfg"].get("context_length", DEFAULT_LENGTH))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def clip_fingerprint(folder: Path) -> str:

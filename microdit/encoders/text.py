@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from microdit.encoders.open_clip_folder import open_clip_folder
+from microdit.encoders.open_clip_folder import context_length, open_clip_folder
 from microdit.errors import ConfigError
 
 
@@ -38,11 +38,20 @@ class TextEncoder(Protocol):
 
 def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -> TextEncoder:
     """Opens what `config.path` names; raises ConfigError naming what is missing."""
+    return ClipText(_folder(config), config.layer, device)
+
+
+def text_length(config: TextConfig) -> int | None:
+    """S of the encoder that `config` names, without loading it; None where its folder isn't there to be asked."""
+    return context_length(_folder(config))
+
+
+def _folder(config: TextConfig) -> Path:
     if config.path == "builtin":
         from microdit.assets import TEXT_CLIP
 
-        return ClipText(TEXT_CLIP, config.layer, device)
-    return ClipText(Path(config.path).expanduser(), config.layer, device)
+        return TEXT_CLIP
+    return Path(config.path).expanduser()
 
 
 class ClipText:
