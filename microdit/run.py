@@ -22,6 +22,7 @@ from microdit.sampling import generate, save_png, strip
 from microdit.training.checkpoint import TrainState
 from microdit.training.loop import train
 from microdit.training.recorder import Fact, NullRecorder, Recorder
+from microdit.training.validation import validate
 
 
 def run(config: Config, recorder: Recorder | None = None, progress: bool = False) -> dict[str, float]:
@@ -121,15 +122,19 @@ def _train_and_score(
         return pictures
 
     state = train(config, components.train, components.val, recorder, accelerator, draw_shown, progress)
+    denoiser = Denoiser(state.averaged, sigma_data).eval()
+    losses = validate(denoiser, components.val, config)
+    recorder.metrics(state.step, losses)
     facts = cost_facts(config)
     metrics = {f"cost/{name}": float(facts[name]) for name in ("params", "active_params", "train_flops")} | {
         "cost/seconds": state.seconds,
         "cost/usd": state.seconds / 3600 * config.cost.usd_per_hour,
     }
+    metrics["final/val_loss"] = losses["val/loss"]
     pictures = draw_shown(state.step, state)
     if accelerator.is_main_process:
         keep_final(config, state, sigma_data, pictures, shown, recorder)
-    metrics |= evaluate(config, components, Denoiser(state.averaged, sigma_data).eval(), accelerator)
+    metrics |= evaluate(config, components, denoiser, accelerator)
     if accelerator.is_main_process:
         recorder.metrics(state.step, metrics)
         path = Path(config.output_dir) / "metrics.json"

@@ -14,7 +14,7 @@ from sweeps.trials import Trial
 
 PLAIN_SECONDS = 10.0  # between two lines of a log file
 ENOUGH = 0.02  # share of the work after which the time left can be judged
-SHOWN = ("fd", "clip_fd", "clip_score", "class_accuracy")
+SHOWN = ("fd", "clip_fd", "clip_score", "class_accuracy", "val_loss")
 
 
 class Board:

@@ -14,7 +14,7 @@ from microdit.model import cost
 from sweeps.study import Study
 from sweeps.trials import Trial
 
-SHOWN = ("clip_fd", "fd", "kid", "clip_score", "class_accuracy")
+SHOWN = ("clip_fd", "fd", "kid", "clip_score", "class_accuracy", "val_loss")
 
 
 def plan_table(study: Study, trials: Sequence[Trial], done: Container[str]) -> str:

@@ -160,8 +160,9 @@ def _arm_config(study: Study, arm: str, overrides: Sequence[str], complete: bool
 def _check_primary(study: Study, configs: Mapping[str, Config]) -> None:
     primary = study.file.metrics.primary
     for arm, config in configs.items():
-        if primary not in config.evaluation.metrics:
-            hint = nearest(primary, config.evaluation.metrics)
+        scores = (*config.evaluation.metrics, "val_loss")
+        if primary not in scores:
+            hint = nearest(primary, scores)
             raise ConfigError(f"{study.source}: 'metrics.primary' is '{primary}', which arm '{arm}' won't have; {hint}")
 
 

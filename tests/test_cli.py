@@ -33,7 +33,13 @@ def run_folder(smoke_config: Config, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_a_run_leaves_everything_behind(run_folder: Path):
     metrics = json.loads((run_folder / "metrics.json").read_text())
-    assert {"final/clip_fd", "final/clip_fd_floor", "final/clip_score", "cost/train_flops"} <= metrics.keys()
+    assert {
+        "final/clip_fd",
+        "final/clip_fd_floor",
+        "final/clip_score",
+        "final/val_loss",
+        "cost/train_flops",
+    } <= metrics.keys()
     prompts = json.loads((run_folder / "samples" / "prompts.json").read_text())
     with Image.open(run_folder / "samples" / "final.png") as strip:
         assert strip.size == (prompts["tile"] * len(prompts["prompts"]), prompts["tile"])
