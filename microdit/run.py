@@ -35,7 +35,7 @@ def run(config: Config, recorder: Recorder | None = None, progress: bool = False
     report = recorder if recorder is not None and accelerator.is_main_process else NullRecorder()
     load_plugins(config)
     components = build_components(config, accelerator.device)
-    _check_counts(config, components)
+    check_counts(config, components)
     output = Path(config.output_dir)
     save_config(config, output / "config.yaml")
     report.start(config, run_facts(config, components, accelerator))
@@ -55,7 +55,7 @@ def prepare(config: Config) -> Components:
     """Encodes the data into the cache and checks all sizes, training nothing: call once before many runs start."""
     load_plugins(config)
     components = build_components(config, choose_device(config))
-    _check_counts(config, components)
+    check_counts(config, components)
     return components
 
 
@@ -95,7 +95,8 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _check_counts(config: Config, components: Components) -> None:
+def check_counts(config: Config, components: Components) -> None:
+    """Raises ConfigError where more samples are wanted than there are held-out captions."""
     wanted, held_out = config.evaluation.samples, len(components.val)
     if wanted > held_out:
         raise ConfigError(
