@@ -9,7 +9,7 @@ WIDTHS = {
     "inception": 2048,
     "dinov2": 1024,
 }  # by the start of a title
-ORDER = ("clip_fd", "fd", "kid", "clip_score", "class_accuracy")
+ORDER = ("clip_fd", "fd", "kid", "clip_score", "class_accuracy", "val_loss")
 NOT_SCORES = ("samples", "reference_images")  # of final/*: what the scores were measured with
 SHORT = {
     "clip_fd": "CLIP-FD",
@@ -17,8 +17,9 @@ SHORT = {
     "kid": "KD",
     "clip_score": "CLIP score",
     "class_accuracy": "class accuracy",
+    "val_loss": "validation loss",
 }
-HIGHER = ("clip_score", "class_accuracy")  # better when higher; distances are better when lower
+HIGHER = ("clip_score", "class_accuracy")  # better when higher; distances and losses are better when lower
 
 
 def networks(feature_net: str) -> list[str]:

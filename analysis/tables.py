@@ -174,6 +174,11 @@ def _measurement(results: Results) -> list[str]:
         real = _mean(frame, f"final/{metric}_real")
         if real is not None:
             found.append(f"Real images have {names.title(metric, net)} {number(real)}.")
+    if "val_loss" in _scores(results):
+        found.append(
+            "Validation loss: of the averaged weights, unmasked, on held-out images, with the same images, noise and "
+            "noise levels in every run; it compares arms of the same latents and diffusion settings."
+        )
     if floors:
         found.insert(1, f"Floor, between two sets of real images of these sizes: {', '.join(floors)}.")
     width = names.feature_width(networks[0])

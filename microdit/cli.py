@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from microdit.errors import MicroditError
+from microdit.errors import ConfigError, MicroditError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,11 +43,19 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--guidance", type=float, help="guidance instead of the run's own")
     sample.set_defaults(command=_sample)
 
-    evaluate = commands.add_parser("evaluate", help="draw and score a trained run again")
-    evaluate.add_argument("run", type=Path, help="a run's output folder")
-    evaluate.add_argument("--samples", type=int, help="how many pictures (default: the run's own)")
-    evaluate.add_argument("--guidance", type=float)
+    evaluate = commands.add_parser("evaluate", help="score a trained run again, or any folder of captioned pictures")
+    evaluate.add_argument("run", type=Path, help="a run's output folder; with --images a complete config.yaml will do")
+    evaluate.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="score these pictures against the run's dataset; captions in prompts.json, metadata.jsonl, metadata.csv "
+        "or a .txt file beside each",
+    )
+    evaluate.add_argument("--samples", type=int, help="how many pictures to draw (default: the run's own)")
+    evaluate.add_argument("--guidance", type=float, help="guidance instead of the run's own")
     evaluate.add_argument("--seed", type=int, help="another evaluation noise")
+    evaluate.add_argument("--json", action="store_true", help="numbers only, as JSON")
     evaluate.set_defaults(command=_evaluate)
 
     data = commands.add_parser("data", help="look at a dataset: a contact sheet and its captions")
@@ -102,12 +110,21 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from microdit.trained import evaluate_run
+    import json
+
+    from microdit.evaluation import describe
+    from microdit.trained import evaluate_pictures, evaluate_run, open_config
 
     changes = {key: getattr(arguments, key) for key in ("samples", "guidance", "seed")}
-    metrics = evaluate_run(arguments.run, {key: value for key, value in changes.items() if value is not None})
-    for name, value in metrics.items():
-        print(f"{name.removeprefix('final/'):24s} {value:.6g}")
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if arguments.images is not None and changes.keys() - {"seed"}:
+        raise ConfigError("--samples and --guidance are for drawing; --images scores the pictures that are there")
+    config = open_config(arguments.run, changes)
+    if arguments.images is not None:
+        values = evaluate_pictures(arguments.images, config)
+    else:
+        values = evaluate_run(arguments.run, config)
+    print(json.dumps(values, indent=1) if arguments.json else describe(values, config.evaluation))
 
 
 def _data(arguments: argparse.Namespace) -> None:

@@ -89,7 +89,8 @@ def keep_final(
     output = Path(config.output_dir)
     with atomic_path(output / "model.safetensors") as temporary:
         weights = {name: tensor.detach().contiguous() for name, tensor in state.averaged.state_dict().items()}
-        save_file(weights | {"sigma_data": torch.tensor(sigma_data)}, temporary)
+        exact = torch.tensor(sigma_data, dtype=torch.float64)  # float32 would change the scores' last digits
+        save_file(weights | {"sigma_data": exact}, temporary)
     save_png(strip(pictures), output / "samples" / "final.png")
     listing = {
         "tile": pictures.shape[1],

@@ -23,6 +23,7 @@ from microdit.training.checkpoint import TrainState
 from microdit.training.loop import train
 from microdit.training.recorder import Fact, NullRecorder, Recorder
 from microdit.training.stop import StopRequest
+from microdit.training.validation import validate
 
 
 def run(
@@ -38,7 +39,7 @@ def run(
     report = recorder if recorder is not None and accelerator.is_main_process else NullRecorder()
     load_plugins(config)
     components = build_components(config, accelerator.device)
-    _check_counts(config, components)
+    check_counts(config, components)
     output = Path(config.output_dir)
     save_config(config, output / "config.yaml")
     report.start(config, run_facts(config, components, accelerator))
@@ -58,7 +59,7 @@ def prepare(config: Config) -> Components:
     """Encodes the data into the cache and checks all sizes, training nothing: call once before many runs start."""
     load_plugins(config)
     components = build_components(config, choose_device(config))
-    _check_counts(config, components)
+    check_counts(config, components)
     return components
 
 
@@ -98,7 +99,8 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _check_counts(config: Config, components: Components) -> None:
+def check_counts(config: Config, components: Components) -> None:
+    """Raises ConfigError where more samples are wanted than there are held-out captions."""
     wanted, held_out = config.evaluation.samples, len(components.val)
     if wanted > held_out:
         raise ConfigError(
@@ -130,15 +132,19 @@ def _train_and_score(
         return pictures
 
     state = train(config, components.train, components.val, recorder, accelerator, draw_shown, progress, stop)
+    denoiser = Denoiser(state.averaged, sigma_data).eval()
+    losses = validate(denoiser, components.val, config)
+    recorder.metrics(state.step, losses)
     facts = cost_facts(config)
     metrics = {f"cost/{name}": float(facts[name]) for name in ("params", "active_params", "train_flops")} | {
         "cost/seconds": state.seconds,
         "cost/usd": state.seconds / 3600 * config.cost.usd_per_hour,
     }
+    metrics["final/val_loss"] = losses["val/loss"]
     pictures = draw_shown(state.step, state)
     if accelerator.is_main_process:
         keep_final(config, state, sigma_data, pictures, shown, recorder)
-    metrics |= evaluate(config, components, Denoiser(state.averaged, sigma_data).eval(), accelerator)
+    metrics |= evaluate(config, components, denoiser, accelerator)
     if accelerator.is_main_process:
         recorder.metrics(state.step, metrics)
         path = Path(config.output_dir) / "metrics.json"

@@ -1,4 +1,4 @@
-"""Opening a finished run again: to draw new captions, or to score it with other settings."""
+"""Opening a finished run again: to draw new captions, or to score it or any pictures as it was scored."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from safetensors.torch import load_file
 
 from microdit.components import build_components, choose_device, load_plugins
 from microdit.config import Config, load_config
+from microdit.data.base import build_dataset
 from microdit.diffusion import Denoiser
 from microdit.encoders.autoencoder import Autoencoder, build_autoencoder
 from microdit.encoders.text import TextEncoder, build_text_encoder
 from microdit.errors import CheckpointError
+from microdit.evaluation import evaluate_folder
 from microdit.finish import evaluate
 from microdit.model import DiT
-from microdit.run import build_accelerator
+from microdit.run import build_accelerator, check_counts
+from microdit.training.validation import validate
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,28 @@ def load_denoiser(config: Config, path: Path) -> Denoiser:
     return Denoiser(net, sigma_data).eval()
 
 
-def evaluate_run(folder: Path | str, changes: Mapping[str, Any]) -> dict[str, float]:
-    """Scores a finished run again; `changes` override keys of its `evaluation` settings."""
-    folder = Path(folder)
-    config = load_config(folder / "config.yaml")
+def open_config(source: Path | str, changes: Mapping[str, Any]) -> Config:
+    """The configuration of a run's folder, or a config.yaml itself; `changes` override keys of `evaluation`."""
+    source = Path(source)
+    config = load_config(source / "config.yaml" if source.is_dir() else source)
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **changes))
     load_plugins(config)
+    return config
+
+
+def evaluate_run(folder: Path | str, config: Config) -> dict[str, float]:
+    """Scores (named as by `score`) and `val_loss` of the finished run in `folder`, measured as `config` says."""
     accelerator = build_accelerator(config)
-    denoiser = load_denoiser(config, folder / "model.safetensors").to(accelerator.device)
+    denoiser = load_denoiser(config, Path(folder) / "model.safetensors").to(accelerator.device)
     components = build_components(config, accelerator.device)
-    return evaluate(config, components, denoiser, accelerator)
+    check_counts(config, components)
+    values = evaluate(config, components, denoiser, accelerator)
+    loss = validate(denoiser, components.val, config)["val/loss"]
+    return {name.removeprefix("final/"): value for name, value in values.items()} | {"val_loss": loss}
+
+
+def evaluate_pictures(folder: Path | str, config: Config) -> dict[str, float]:
+    """Scores of a folder of captioned pictures against `config`'s dataset; see `evaluate_folder` for its files."""
+    reference = build_dataset(config.data, config.evaluation.reference_split)
+    cache = Path(config.cache_dir).expanduser() / "features"
+    return evaluate_folder(folder, reference, config.evaluation, cache)

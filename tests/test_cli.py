@@ -33,7 +33,13 @@ def run_folder(smoke_config: Config, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_a_run_leaves_everything_behind(run_folder: Path):
     metrics = json.loads((run_folder / "metrics.json").read_text())
-    assert {"final/clip_fd", "final/clip_fd_floor", "final/clip_score", "cost/train_flops"} <= metrics.keys()
+    assert {
+        "final/clip_fd",
+        "final/clip_fd_floor",
+        "final/clip_score",
+        "final/val_loss",
+        "cost/train_flops",
+    } <= metrics.keys()
     prompts = json.loads((run_folder / "samples" / "prompts.json").read_text())
     with Image.open(run_folder / "samples" / "final.png") as strip:
         assert strip.size == (prompts["tile"] * len(prompts["prompts"]), prompts["tile"])
@@ -59,9 +65,18 @@ def test_captions_are_drawn(run_folder: Path, tmp_path: Path):
 
 def test_a_finished_run_is_scored_again(run_folder: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", str(run_folder)]) == 0
-    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    printed = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines())
     stored = json.loads((run_folder / "metrics.json").read_text())
-    assert float(printed["clip_fd"]) == pytest.approx(stored["final/clip_fd"], rel=1e-4)
+    assert float(printed["clip_fd"]) == pytest.approx(stored["final/clip_fd"], rel=1e-3)
+    assert float(printed["val_loss"]) == pytest.approx(stored["final/val_loss"], rel=1e-3)
+
+
+def test_a_run_scored_again_tells_json_and_mistakes(run_folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["evaluate", str(run_folder), "--json"]) == 0
+    stored = json.loads((run_folder / "metrics.json").read_text())
+    stored = {k.removeprefix("final/"): v for k, v in stored.items() if k.startswith("final/")}
+    assert json.loads(capsys.readouterr().out) == stored
+    assert "only 24 held-out captions" in failing(capsys, "evaluate", str(run_folder), "--samples", "25")
 
 
 def test_the_data_can_be_looked_at(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

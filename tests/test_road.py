@@ -55,7 +55,14 @@ def road(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Road:
 
 
 def test_the_sweep_says_what_it_does_and_what_comes_next(road: Road) -> None:
-    for word in (*ARMS, "clip_fd", "(n=1)", "microdit-report masking_ratio scale=smoke", "microdit-sweep ui"):
+    for word in (
+        *ARMS,
+        "clip_fd",
+        "val_loss",
+        "(n=1)",
+        "microdit-report masking_ratio scale=smoke",
+        "microdit-sweep ui",
+    ):
         assert word in road.sweep.stdout
     for arm in ARMS:
         assert f"done    {arm}/seed0" in road.sweep.stderr
@@ -84,6 +91,7 @@ def test_metrics_pictures_and_files_are_there(road: Road) -> None:
         metrics = run.data.metrics
         for name in ("final/fd", "final/kid", "final/clip_fd", "final/clip_score", "final/class_accuracy"):
             assert name in metrics
+        assert metrics["final/val_loss"] == metrics["val/loss"]
         for name in ("cost/params", "cost/train_flops", "cost/seconds", "cost/gflops_per_image", "val/loss"):
             assert name in metrics
         points = road.client.get_metric_history(run.info.run_id, "train/loss")

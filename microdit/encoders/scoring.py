@@ -5,12 +5,13 @@ B batch, E embedding width.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from microdit.encoders.open_clip_folder import clip_fingerprint, open_clip_folder
+from microdit.encoders.open_clip_folder import CONFIG, clip_fingerprint, open_clip_folder
 
 
 class ScoringClip:
@@ -29,6 +30,14 @@ class ScoringClip:
         from microdit.assets import SCORE_CLIP
 
         return clip_fingerprint(SCORE_CLIP)
+
+    @staticmethod
+    def embedding_width() -> int:
+        """E, without loading the network."""
+        from microdit.assets import SCORE_CLIP
+
+        settings = json.loads((SCORE_CLIP / CONFIG).read_text(encoding="utf-8"))
+        return int(settings["model_cfg"]["embed_dim"])
 
     def image_features(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) uint8 -> (B, E) float32, not normalised; other sizes are resized, antialiased."""

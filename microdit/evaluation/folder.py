@@ -40,6 +40,8 @@ def evaluate_folder(
         files = [entry.file for entry in entries]
         captions = [entry.caption for entry in entries]
         found = [entry.label for entry in entries]
+    if not files:
+        raise DataError(f"{root} has no pictures")
     labels = [_label(label, reference.classes, root) for label in found]
     images = np.stack([_load(root / file, reference.resolution) for file in files])
     return score(images, captions, labels, reference, config, cache_dir)
@@ -55,6 +57,8 @@ def _from_prompts(root: Path) -> tuple[list[str], list[str], list[int | str | No
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise DataError(f"{source}: needs the key 'prompts', a list of captions")
     labels = listing.get("labels", [None] * len(captions))
+    if not isinstance(labels, list):
+        raise DataError(f"{source}: 'labels' must be a list, one for each of the prompts")
     files = sorted(file.name for file in root.glob("*.png"))
     if not len(files) == len(captions) == len(labels):
         raise DataError(

@@ -17,10 +17,20 @@ from microdit.data.base import CaptionedImages
 from microdit.data.emoji_grammar import CLASS_NOUNS
 from microdit.encoders.scoring import ScoringClip
 from microdit.errors import DataError
-from microdit.evaluation.config import METRICS, EvalConfig
+from microdit.evaluation.config import EvalConfig
 from microdit.evaluation.distances import Distances
-from microdit.evaluation.networks import SCORE_CLIP, TABLE
+from microdit.evaluation.networks import SCORE_CLIP, TABLE, FeatureNet
 from microdit.evaluation.reference import RealSets
+
+MEANINGS = {
+    "fd": "Fréchet distance on {network}, {width} features; lower is better",
+    "kid": "kernel distance on {network}; lower is better",
+    "clip_fd": "Fréchet distance on {network}, {width} features; lower is better",
+    "clip_score": "100 x cosine of picture and caption in {network}; higher is better",
+    "class_accuracy": "share that {network} takes for the class of its label; higher is better",
+    "val_loss": "denoising loss on held-out images; lower is better",
+}
+BESIDE = {"_floor": "floor", "_real": "real pictures"}  # what stands beside a score, by its name's ending
 
 
 def score(
@@ -117,17 +127,28 @@ def feature_net_name(config: EvalConfig) -> str:
     return f"{net.title}@{net.fingerprint()[:8]}+score-clip@{ScoringClip.digest()[:8]}"
 
 
-def describe(values: Mapping[str, float]) -> str:
-    """The scores for a person, a line each, beside their floor or what real pictures get, and the counts."""
-    counts = f"{values['samples']:.0f} samples, {values['reference_images']:.0f} real pictures"
-    lines = []
-    for name in (name for name in METRICS if name in values):
-        beside = [
-            f"{word} {values[name + ending]:.4g}"
-            for ending, word in (("_floor", "floor"), ("_real", "real pictures"))
-            if name + ending in values
-        ]
-        lines.append(f"{name:16s}{values[name]:<10.4g} ({', '.join([*beside, counts])})")
+def describe(values: Mapping[str, float], config: EvalConfig) -> str:
+    """The scores (names as `score` gives them, and `val_loss`) for a person, a line each, below the counts.
+
+    A line has the value, what real pictures get, and what was measured on which network; a last one says which Fréchet
+    distances have fewer samples than features.
+    """
+    net, clip = TABLE[config.feature_net], FeatureNet(ScoringClip.embedding_width(), SCORE_CLIP, ScoringClip.digest)
+    lines, scarce = [], []
+    if "samples" in values:
+        lines.append(f"{values['samples']:.0f} samples, {values['reference_images']:.0f} real pictures")
+    for name in (name for name in MEANINGS if name in values):
+        used = net if name in ("fd", "kid") else clip
+        beside = [f"{w} {values[name + end]:.4g}" for end, w in BESIDE.items() if name + end in values]
+        meaning = MEANINGS[name].format(network=f"{used.title}@{used.fingerprint()[:8]}", width=used.width)
+        lines.append(f"{name:16s}{values[name]:<10.4g}  {', '.join([*beside, meaning])}")
+        if name in ("fd", "clip_fd") and values["samples"] <= used.width:
+            scarce.append(f"{name} ({used.width})")
+    if scarce:
+        lines.append(
+            f"Fewer samples than features: {', '.join(scarce)}. These are biased upward; compare them with their "
+            "floors and with others of as many samples only."
+        )
     return "\n".join(lines)
 
 

@@ -85,10 +85,10 @@ class TrainingConfig:
     keep_checkpoints: int = 1
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "accumulation", "threads", "log_every", "keep_checkpoints"):
+        for key in ("steps", "batch_size", "accumulation", "threads", "log_every", "val_images", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"'training.{key}' is {getattr(self, key)}; it must be at least 1")
-        for key in ("val_every", "sample_every", "checkpoint_every", "val_images", "sample_count", "clip"):
+        for key in ("val_every", "sample_every", "checkpoint_every", "sample_count", "clip"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"'training.{key}' is {getattr(self, key)}; it must be at least 0")
         if self.batch_size % self.accumulation:

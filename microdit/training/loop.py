@@ -60,6 +60,8 @@ def train(
 ) -> TrainState:
     """Trains to `config.training.steps`, going on from the newest checkpoint under `config.output_dir`.
 
+    Validates on the way; the validation at the end is the caller's, because a run that resumes there needs it too.
+
     Raises DivergenceError at the first non-finite loss or gradient, and KeyboardInterrupt, with a checkpoint kept,
     after the step in which `stop` was asked.
     """
@@ -95,7 +97,7 @@ def train(
                 values = meter.read(accelerator, folder) | {"lr": rate}
                 recorder.metrics(done, values)
                 bar.update(done, values["train/loss"], values["images_per_second"], meter.seconds_left(settings.steps))
-            if last or _due(done, settings.val_every):
+            if not last and _due(done, settings.val_every):
                 with meter.paused():
                     recorder.metrics(done, validate(Denoiser(state.averaged, denoiser.sigma_data), val, config))
             if last or asked.requested or _due(done, settings.checkpoint_every):

@@ -43,6 +43,7 @@ def test_table_has_the_means_and_intervals_of_the_runs(written: Path) -> None:
         low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
         assert float(row["clip_fd"]) == pytest.approx(np.mean(values))
         assert (float(row["clip_fd_low"]), float(row["clip_fd_high"])) == pytest.approx((low, high))
+        assert float(row["val_loss"]) == pytest.approx(0.3 + np.mean(values) / 1000)
         if row["arm"] != "none":
             differences = np.subtract(values, SCORES["none"])
             low, high = stats.t.interval(0.95, 2, differences.mean(), stats.sem(differences))
@@ -64,6 +65,8 @@ def test_table_in_print_says_what_a_reader_needs(written: Path) -> None:
     assert "Hardware: cpu" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
+    assert "| validation loss ↓ | CLIP-FD − baseline |" in table[0]
+    assert "same images, noise and noise levels in every run" in text
     assert "paper's FID" in table[0]
     assert " FID " not in table[0].replace("paper's FID", ""), "a distance on other features is not FID"
 

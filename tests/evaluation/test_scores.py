@@ -199,11 +199,14 @@ def test_too_few_real_pictures_for_the_floor_is_said(
 
 
 def test_a_person_reads_counts_and_floor_beside_each_score(at_best: dict[str, float]) -> None:
-    lines = describe(at_best).splitlines()
-    assert [line.split()[0] for line in lines] == list(METRICS)
-    assert all("96 samples, 96 real pictures" in line for line in lines)
-    assert f"floor {at_best['fd_floor']:.4g}" in lines[0]
-    assert f"real pictures {at_best['class_accuracy_real']:.4g}" in lines[-1]
+    head, *lines, last = describe(at_best | {"val_loss": 0.25}, CONFIG).splitlines()
+    assert head == "96 samples, 96 real pictures"
+    assert [line.split()[0] for line in lines] == [*METRICS, "val_loss"]
+    assert f"floor {at_best['fd_floor']:.4g}, Fréchet distance on {feature_net_name(CONFIG).split('+')[0]}" in lines[0]
+    assert f"real pictures {at_best['class_accuracy_real']:.4g}" in lines[-2]
+    assert last.startswith("Fewer samples than features: fd (1280), clip_fd (128).")
+    assert "Fewer" not in describe(at_best | {"samples": 2000.0}, CONFIG)
+    assert describe({"val_loss": 0.25}, CONFIG).split()[:2] == ["val_loss", "0.25"]
 
 
 def test_the_name_of_the_networks_names_their_weights() -> None:

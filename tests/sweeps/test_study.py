@@ -48,6 +48,12 @@ def test_arms_differ_in_what_they_name_and_nothing_else(tmp_path: Path):
     assert set(trials[0].params) == {"model.masking.method", "model.masking.ratio"}
 
 
+def test_the_validation_loss_can_decide_without_being_a_score_to_ask_for(tmp_path: Path):
+    metrics = {"primary": "val_loss", "direction": "minimize"}
+    assert plan_trials(load_study(write(tmp_path, metrics=metrics), "smoke"), ["evaluation.metrics=[fd]"])
+    assert "did you mean 'val_loss'" in refused(tmp_path, metrics={"primary": "val_los"})
+
+
 def test_axes_make_a_grid_times_the_arms(tmp_path: Path):
     axes = {"optimizer.lr": [1e-3, 2e-3], "optimizer.weight_decay": [0.0, 0.1]}
     study = load_study(write(tmp_path, axes=axes, baseline="none_lr=0.001_weight_decay=0.0"), "smoke")

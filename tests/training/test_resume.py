@@ -35,11 +35,14 @@ class KillAt(NullRecorder):
 class Log(NullRecorder):
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
+        self.validation: dict[int, float] = {}
         self.status = ""
 
     def metrics(self, step: int, values: dict) -> None:
         if "train/loss" in values:
             self.losses[step] = values["train/loss"]
+        if "val/loss" in values:
+            self.validation[step] = values["val/loss"]
 
     def finish(self, status: str) -> None:
         self.status = status
@@ -71,6 +74,18 @@ def test_a_killed_run_resumes_to_identical_weights(smoke_config: Config, tmp_pat
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_the_last_validation_is_a_final_metric_also_where_training_was_complete(smoke_config: Config, tmp_path: Path):
+    config = with_training(smoke_config, tmp_path / "run", steps=4, val_every=2)
+    first, again = Log(), Log()
+    metrics = run(config, first)
+    assert list(first.validation) == [2, 4]
+    assert metrics["final/val_loss"] == first.validation[4]
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["final/val_loss"] == first.validation[4]
+    assert run(config, again)["final/val_loss"] == first.validation[4]
+    assert not again.losses, "nothing was left to train"
+    assert again.validation == {4: first.validation[4]}
 
 
 def test_accumulation_gives_the_same_update(smoke_config: Config, tmp_path: Path):
