@@ -103,14 +103,14 @@ class Queue:
 
     def __init__(self, uri: str, name: str, directions: Sequence[Any] = ("minimize",)) -> None:
         self.uri, self.name = uri, name
-        self.storage = open_storage(uri)
         self.study = patiently(
             optuna.create_study,
-            storage=self.storage,
+            storage=open_storage(uri),
             study_name=name,
             directions=list(directions),
             load_if_exists=True,
         )
+        self.storage = self.study._storage  # Optuna's cache over it: it re-reads only what is not finished
         self._id = patiently(self.storage.get_study_id_from_name, name)
 
     def describe(self, **attributes: Any) -> None:
