@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from microdit.config import Config
-from microdit.data.base import CaptionedImages, build_dataset
+from microdit.data.base import DATASETS, CaptionedImages, DataConfig, build_dataset
 from microdit.data.encoded import EncodedDataset, encode_dataset
-from microdit.encoders.autoencoder import Autoencoder, build_autoencoder
-from microdit.encoders.text import TextEncoder, build_text_encoder
+from microdit.encoders.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
+from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
 from microdit.errors import ConfigError
+from microdit.files import stamp
 from microdit.roles import allow_plugins
 
 
@@ -48,10 +50,10 @@ def build_components(config: Config, device: torch.device | str = "cpu") -> Comp
 
     Raises ConfigError where the network's sizes don't fit what the encoders give, before anything is encoded.
     """
-    train_images = build_dataset(config.data, "train")
-    val_images = build_dataset(config.data, "val")
-    autoencoder = build_autoencoder(config.autoencoder, device)
-    text_encoder = build_text_encoder(config.text, device)
+    device = torch.device(device)
+    train_images, val_images = _images(config.data, "train"), _images(config.data, "val")
+    autoencoder = _autoencoder(config.autoencoder, device, stamp(config.autoencoder.path))
+    text_encoder = _text_encoder(config.text, device, stamp(config.text.path))
     check_sizes(config, autoencoder, text_encoder)
     cache = Path(config.cache_dir).expanduser() / "encoded"
     return Components(
@@ -62,6 +64,30 @@ def build_components(config: Config, device: torch.device | str = "cpu") -> Comp
         encode_dataset(train_images, autoencoder, text_encoder, cache),
         encode_dataset(val_images, autoencoder, text_encoder, cache),
     )
+
+
+# A process that runs trial after trial keeps what it has opened, as long as the files' `stamp` stays the same.
+
+
+@lru_cache(maxsize=2)
+def _autoencoder(config: AutoencoderConfig, device: torch.device, files: str) -> Autoencoder:
+    return build_autoencoder(config, device)
+
+
+@lru_cache(maxsize=2)
+def _text_encoder(config: TextConfig, device: torch.device, files: str) -> TextEncoder:
+    return build_text_encoder(config, device)
+
+
+def _images(config: DataConfig, split: str) -> CaptionedImages:
+    if config.name not in DATASETS:
+        return build_dataset(config, split)  # a class of the user's may read what no stamp sees
+    return _kept_images(config, split, stamp(config.path))
+
+
+@lru_cache(maxsize=4)  # two datasets of two splits
+def _kept_images(config: DataConfig, split: str, files: str) -> CaptionedImages:
+    return build_dataset(config, split)
 
 
 def check_sizes(config: Config, autoencoder: Autoencoder, text_encoder: TextEncoder) -> None:

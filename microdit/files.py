@@ -36,6 +36,19 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def stamp(path: Path | str | None) -> str:
+    """Digest of names, sizes and times of all files below a folder, '' where `path` is none: changes when they do."""
+    digest, root = hashlib.sha256(), Path(path or "").expanduser()
+    if not path or not root.is_dir():
+        return ""
+    for folder, _, names in sorted(os.walk(root, followlinks=True)):
+        for name in sorted(names):
+            found = Path(folder, name)
+            facts = found.stat() if found.exists() else None
+            digest.update(repr((str(found), facts and (facts.st_size, facts.st_mtime_ns))).encode())
+    return digest.hexdigest()
+
+
 def sha256(*paths: Path | str) -> str:
     """Hex digest over the files' names and contents, in the order given."""
     digest = hashlib.sha256()

@@ -110,7 +110,7 @@ class Queue:
             directions=list(directions),
             load_if_exists=True,
         )
-        self.storage = self.study._storage  # Optuna's cache over it: it re-reads only what is not finished
+        self.storage: Any = self.study._storage  # Optuna's cache over it: it re-reads only what is not finished
         self._id = patiently(self.storage.get_study_id_from_name, name)
 
     def describe(self, **attributes: Any) -> None:

@@ -57,8 +57,8 @@ class ClipFolder:
         return F.normalize(self.model.encode_text(tokens), dim=-1).float()
 
 
-def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu") -> ClipFolder:
-    """Loads `folder`; raises ConfigError naming `key` and the file that is missing or broken."""
+def read_settings(folder: Path, key: str) -> dict[str, Any]:
+    """The folder's configuration, its files looked for; raises ConfigError naming `key` and what is missing."""
     where = f"'{key}': {folder}"
     if not folder.is_dir():
         raise ConfigError(f"{where}: no such folder; give an open_clip folder or 'builtin'")
@@ -68,10 +68,20 @@ def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu")
     if not weights:
         raise ConfigError(f"{where} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}")
     try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        text, vision = settings["model_cfg"]["text_cfg"], settings["model_cfg"]["vision_cfg"]
+        settings: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        (
+            dict(settings["model_cfg"]["text_cfg"]),
+            dict(settings["model_cfg"]["vision_cfg"]),
+        )  # both are there, and mappings
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder / CONFIG}: not an open_clip configuration ({error!r})") from None
+    return settings
+
+
+def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu") -> ClipFolder:
+    """Loads `folder`; raises ConfigError naming `key` and the file that is missing or broken."""
+    settings = read_settings(folder, key)
+    text, vision = settings["model_cfg"]["text_cfg"], settings["model_cfg"]["vision_cfg"]
     import open_clip
 
     name = f"local-dir:{folder}"
@@ -80,7 +90,7 @@ def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu")
         merges = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
         tokenize = open_clip.get_tokenizer(name, **merges)
     except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise ConfigError(f"{where}: open_clip can't load it: {' '.join(str(error).split())[:300]}") from None
+        raise ConfigError(f"'{key}': {folder}: open_clip can't load it: {' '.join(str(error).split())[:300]}") from None
     preprocess = settings.get("preprocess_cfg", {})
     return ClipFolder(
         model=model.eval().requires_grad_(False),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class ScoringClip:
         self.width = int(self._clip.model.visual.output_dim)
 
     @staticmethod
+    @cache
     def digest() -> str:
         """The fingerprint, without loading the network."""
         from microdit.assets import SCORE_CLIP
@@ -50,3 +52,9 @@ class ScoringClip:
     def embed_texts(self, captions: Sequence[str]) -> Tensor:
         """B captions -> (B, E) float32."""
         return self._clip.embed_texts(captions)
+
+
+@lru_cache(maxsize=2)
+def scoring_clip(device: str) -> ScoringClip:
+    """The process' own, loaded once."""
+    return ScoringClip(device)

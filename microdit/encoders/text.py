@@ -7,14 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from microdit.encoders.open_clip_folder import context_length, open_clip_folder
+from microdit.encoders.open_clip_folder import (
+    ClipFolder,
+    clip_fingerprint,
+    context_length,
+    open_clip_folder,
+    read_settings,
+)
 from microdit.errors import ConfigError
+
+WIDTH, LENGTH = 512, 77  # open_clip's, where a configuration leaves them out
 
 
 @dataclass(frozen=True)
@@ -55,31 +64,40 @@ def _folder(config: TextConfig) -> Path:
 
 
 class ClipText:
-    """Token features of a CLIP's text tower, without its pooling and projection."""
+    """Token features of a CLIP's text tower, without its pooling and projection.
+
+    Loads its weights at the first caption: a run whose captions are encoded already needs only its sizes.
+    """
 
     def __init__(self, folder: Path, layer: str, device: torch.device | str) -> None:
-        clip = open_clip_folder(folder, "text.path", device)
-        self._clip = clip
-        self._tower: Any = getattr(clip.model, "text", clip.model)  # CustomTextCLIP keeps its tower apart
-        if not hasattr(self._tower, "token_embedding"):
-            raise ConfigError(f"'text.path': {folder} has no CLIP text transformer (its text tower is of another kind)")
-        self._blocks = list(self._tower.transformer.resblocks)
-        if layer == "penultimate":
-            self._blocks = self._blocks[:-1]
-        self._device = torch.device(device)
-        self.width = self._tower.ln_final.normalized_shape[0]
-        self.length = clip.context_length
-        self.fingerprint = f"{clip.fingerprint}-{layer}"
+        settings = read_settings(folder, "text.path")["model_cfg"]["text_cfg"]
+        if settings.get("hf_model_name"):
+            raise ConfigError(_not_clip(folder))
+        self._folder, self._layer, self._device = folder, layer, torch.device(device)
+        self.width = int(settings.get("width", WIDTH))
+        self.length = int(settings.get("context_length", LENGTH))
+        self.fingerprint = f"{clip_fingerprint(folder)}-{layer}"
+
+    @cached_property
+    def _clip(self) -> ClipFolder:
+        return open_clip_folder(self._folder, "text.path", self._device)
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Tensor:
         if not captions:
             return torch.zeros(0, self.length, self.width)
-        tower = self._tower
+        tower: Any = getattr(self._clip.model, "text", self._clip.model)  # CustomTextCLIP keeps its tower apart
+        if not hasattr(tower, "token_embedding"):
+            raise ConfigError(_not_clip(self._folder))
+        blocks = list(tower.transformer.resblocks)
         tokens = self._clip.tokenize(list(captions)).to(self._device)  # (B, S)
         x = tower.token_embedding(tokens) + tower.positional_embedding[: tokens.shape[1]]
         mask = tower.attn_mask
         mask = mask[: tokens.shape[1], : tokens.shape[1]] if mask is not None else None
-        for block in self._blocks:
+        for block in blocks[:-1] if self._layer == "penultimate" else blocks:
             x = block(x, attn_mask=mask)
         return tower.ln_final(x).float()
+
+
+def _not_clip(folder: Path) -> str:
+    return f"'text.path': {folder} has no CLIP text transformer (its text tower is of another kind)"

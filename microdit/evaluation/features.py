@@ -9,10 +9,11 @@ Another network (Inception-v3 and DINOv2 come with torch-fidelity) is its name i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
@@ -44,6 +45,12 @@ class _SingleLayer(FeatureExtractorBase):
         return False
 
 
+@cache
+def _lite0() -> nn.Module:
+    """Loaded once a process, though torch-fidelity makes a new extractor for every set of pictures."""
+    return fold_batch_norm(build_lite0()).eval().to(memory_format=torch.channels_last)
+
+
 class EfficientNetLite0Features(_SingleLayer):
     """ImageNet EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946; 4.65 M parameters), pooled before the classifier.
 
@@ -54,7 +61,7 @@ class EfficientNetLite0Features(_SingleLayer):
     # torch-fidelity hands every one of its own keywords to the constructor, hence the one `**_unused` of this project.
     def __init__(self, name: str, features_list: list[str], **_unused: Any) -> None:
         super().__init__(name, features_list)
-        self.network = fold_batch_norm(build_lite0()).to(memory_format=torch.channels_last)
+        self.network = _lite0()
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         chunk = len(images) if images.is_cuda else CPU_CHUNK

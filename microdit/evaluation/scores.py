@@ -15,7 +15,7 @@ from torch import Tensor
 
 from microdit.data.base import CaptionedImages
 from microdit.data.emoji_grammar import CLASS_NOUNS
-from microdit.encoders.scoring import ScoringClip
+from microdit.encoders.scoring import ScoringClip, scoring_clip
 from microdit.errors import DataError
 from microdit.evaluation.config import EvalConfig
 from microdit.evaluation.distances import Distances
@@ -61,7 +61,7 @@ def score(
         ConfigError: the reference is too small.
     """
     _check(images, captions, labels, reference)
-    clip = ScoringClip("cuda" if torch.cuda.is_available() else "cpu")
+    clip = scoring_clip("cuda" if torch.cuda.is_available() else "cpu")
     real = RealSets(reference, len(images), config.reference_count)
     values = {"samples": float(len(images)), "reference_images": float(len(real.reference))}
     distances = Distances(real, config, Path(cache_dir), clip)
