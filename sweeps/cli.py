@@ -37,13 +37,18 @@ Words of its own:
   seeds=[0,1]            instead of the study's own
   reuse=false            run again what is finished already
   root=runs              where outputs and the default store lie
+  accelerator=h100       plan: reckon time and money on one of experiments/accelerators.yaml
+  utilisation=0.35       plan: share of its peak that training reaches
+  usd_per_hour=N         plan: what an hour of it costs, instead of the file's price
+  measure=false          plan: don't measure training steps on this machine
   tracking_uri=URI       MLflow store (default: MLFLOW_TRACKING_URI, else sqlite under root)
   queue_uri=URI          Optuna storage, postgresql://... say (default: OPTUNA_STORAGE, else sqlite under root)
 Every other key=value overrides experiments/base.yaml for all arms, e.g. training.steps=3000."""
 
 COMMANDS = ("plan", "status", "train", "config", "bench", "ui")
 RUNNING = ("workers", "launcher", "workers_per_gpu", "max_retries", "fail_fast")
-OWN = ("study", "scale", "seeds", "reuse", "root", "tracking_uri", "queue_uri", "port", *RUNNING)
+PLAN_ONLY = ("accelerator", "utilisation", "usd_per_hour", "measure")
+OWN = ("study", "scale", "seeds", "reuse", "root", "tracking_uri", "queue_uri", "port", *RUNNING, *PLAN_ONLY)
 STUDY_ONLY = ("study", "seeds", *RUNNING)
 LAUNCHER = "hydra.launcher."
 MULTIRUN = ("-m", "--multirun")
@@ -151,14 +156,16 @@ def _refuse_unused(command: str, own: Mapping[str, Any], overrides: Sequence[str
     single = command == "train" and not multirun
     unused = [key for key in STUDY_ONLY if (command in ("config", "ui", "bench") or single) and key in own]
     unused += [key for key in ("study", "seeds") if multirun and key in own]
-    unused += [key for key in RUNNING if command in ("plan", "status") and key in own]
+    unused += [key for key in RUNNING if command == "status" and key in own]
+    unused += [key for key in RUNNING if command == "plan" and key in own and key != "workers"]
+    unused += [key for key in PLAN_ONLY if command != "plan" and key in own]
     unused += ["port"] if "port" in own and command != "ui" else []
     unused += [overrides[0]] if command in ("ui", "status", "bench") and overrides else []
     if unused:
         raise ConfigError(f"'{unused[0]}' means nothing to microdit-sweep {command or 'study=...'}")
     for word in overrides:
         key = word.partition("=")[0]
-        if key != "seed" and difflib.get_close_matches(key, OWN, n=1, cutoff=0.8):
+        if key != "seed" and "." not in key and difflib.get_close_matches(key, OWN, n=1, cutoff=0.8):
             raise ConfigError(f"unknown key '{key}'; {nearest(key, OWN)}")
 
 
@@ -226,7 +233,9 @@ def _study(words: Words, options: Any) -> int:
         raise ConfigError(f"study={named}: several studies can be planned together, but are launched one by one")
     studies = [load_study(str(name), words.scale, tuple(seeds) if seeds else None) for name in names]
     if words.command == "plan":
-        return plan_study(studies, overrides, options)
+        from sweeps.estimate import estimate_options
+
+        return plan_study(studies, overrides, options, estimate_options(words.own))
     return launch_study(studies[0], overrides, options)
 
 

@@ -18,12 +18,13 @@ from filelock import FileLock
 from microdit.budget import training_flops
 from microdit.training.progress import format_seconds
 from sweeps.engines import Engine, build_engine
+from sweeps.estimate import EstimateOptions, plan_estimates
 from sweeps.order import WorkOrder, final_name, trial_attributes
 from sweeps.progress import Board
 from sweeps.queue import DEAD, HALT, LAUNCH, Queue, open_queue
 from sweeps.store import STATUS_DONE, Launch, Store, default_uri, is_there
 from sweeps.study import Study
-from sweeps.summary import plan_table, result_table, shared_note, time_note
+from sweeps.summary import estimate_table, plan_table, result_table, shared_note, time_note
 from sweeps.trials import VALIDATION, Trial, plan_trials, prepare_trials
 
 ELSEWHERE_SECONDS = 2.0  # between two looks at trials that run in workers of another launch
@@ -57,18 +58,19 @@ class Sweep:
     queue: Queue
 
 
-def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Options, estimate: Any = None) -> int:
-    """Prints the trials and their cost; trains and encodes nothing. `estimate(trials)` adds time and money."""
+def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Options, reckoning: EstimateOptions) -> int:
+    """Prints the trials, their cost, and the time and money that they would take; trains and encodes nothing."""
     store = Store(options.uri, options.root) if options.reuse and is_there(options.uri) else None
     plans = {study.name: plan_trials(study, overrides, complete=False) for study in studies}
     for study in studies:
         trials = plans[study.name]
         states = _states(study, trials, store, options)
-        print(f"{study.file.question}\n")
-        print(plan_table(study, trials, states))
-        if estimate is not None:
-            print(f"\n{estimate(study, [trial for trial in trials if states[trial.key] not in ('done', 'reused')])}")
-        print()
+        print(f"{study.name}: {study.file.question}\n")
+        print(plan_table(study, trials, states), flush=True)
+        over = {key for key, state in states.items() if state in ("done", "reused")}
+        if reckoning.measure and len(over) < len(states):
+            _tell("measuring a few training steps of each network on this machine (measure=false skips it)")
+        print(f"\n{estimate_table(plan_estimates(trials, over, reckoning), reckoning, options.workers)}\n")
     if len(studies) > 1:
         print(shared_note(plans))
     return 0
@@ -183,8 +185,7 @@ def _fill(sweep: Sweep, order: WorkOrder, options: Options) -> None:
     arms = list(dict.fromkeys(trial.arm for trial in trials))
     choices = {} if order.search else {"arm": arms, "seed": sorted({trial.seed for trial in trials})}
     queue.describe(**{LAUNCH: order.as_mapping(), HALT: "", "choices": choices, "plan": len(trials)})
-    for attempt in queue.free_the_dead():
-        sweep.store.mark_dead(sweep.launch, attempt.user_attrs["key"], DEAD)
+    _bury(sweep)
     count = queue.count()
     joins = count.running > 0
     for number, trial in enumerate(trials if not order.search else []):
@@ -220,10 +221,8 @@ def _work(sweep: Sweep, engine: Engine, board: Board, options: Options) -> None:
     """Rounds of workers until no trial waits, then waits for those that run elsewhere."""
 
     def tick() -> bool:
-        for attempt in sweep.queue.free_the_dead():
-            sweep.store.mark_dead(
-                sweep.launch, attempt.user_attrs["key"], "its worker died (killed, or out of memory?)"
-            )
+        for name in _bury(sweep):
+            board.tell(f"again   {name}: {DEAD}")
         board.update(sweep.queue.latest())
         return not (options.fail_fast and sweep.queue.about().get(HALT))
 
@@ -240,6 +239,17 @@ def _work(sweep: Sweep, engine: Engine, board: Board, options: Options) -> None:
             time.sleep(ELSEWHERE_SECONDS)
         else:
             break
+
+
+def _bury(sweep: Sweep) -> list[str]:
+    """Frees trials of dead workers; returns the names of those that wait again. Others are marked in MLflow too."""
+    again = []
+    for attempt, hopeless in sweep.queue.free_the_dead():
+        if hopeless:
+            sweep.store.mark_dead(sweep.launch, attempt.user_attrs["key"], DEAD)
+        else:
+            again.append(attempt.user_attrs["name"])
+    return again
 
 
 def _leave(sweep: Sweep, status: str) -> None:

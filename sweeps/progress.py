@@ -46,11 +46,15 @@ class Board:
         for order, attempt in sorted(latest.items()):
             if attempt.state.is_finished() and self._told.get(order) != attempt.number:
                 self._told[order] = attempt.number
-                self._write(ending(attempt))
-                self._width = 0
+                self.tell(ending(attempt))
         if time.monotonic() - self._shown >= (0.5 if self._live else PLAIN_SECONDS):
             self._shown = time.monotonic()
             self._show()
+
+    def tell(self, text: str) -> None:
+        """A line of its own, above the one that renews itself."""
+        self._write(text)
+        self._width = 0
 
     def close(self) -> None:
         if self._live and self._width:

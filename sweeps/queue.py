@@ -231,28 +231,31 @@ class Queue:
         if self._end(trial._trial_id, TrialState.FAIL):
             _queue_again(self.study, self.storage.get_trial(trial._trial_id), {})
 
-    def free_the_dead(self) -> list[FrozenTrial]:
-        """Queues trials again whose workers are gone; returns those that this call found on this machine."""
+    def free_the_dead(self) -> list[tuple[FrozenTrial, bool]]:
+        """Queues trials again whose workers are gone; returns those that this call found on this machine, each with
+        whether it was given up instead."""
         found = []
         for attempt in self.tries(TrialState.RUNNING):
             worker = attempt.user_attrs.get(WORKER)  # absent for the moment between claim and signature
-            if worker is not None and is_gone(worker) and self._interrupted(attempt):
-                found.append(attempt)
+            if worker is not None and is_gone(worker):
+                hopeless = self._interrupted(attempt)
+                found += [] if hopeless is None else [(attempt, hopeless)]
         patiently(fail_stale_trials, self.study)
         return found
 
-    def _interrupted(self, attempt: FrozenTrial) -> bool:
-        """Fails a try whose worker died and queues it again, unless it has died too often at the same step."""
+    def _interrupted(self, attempt: FrozenTrial) -> bool | None:
+        """Fails a try whose worker died and queues it again; True where it has died too often at the same step and is
+        given up, None where another process was faster."""
         reached = int(attempt.user_attrs.get("progress", {}).get("step", 0))
         before = int(attempt.user_attrs.get("reached", 0))
         deaths = 1 if reached > before else int(attempt.user_attrs.get("interruptions", 0)) + 1
         hopeless = deaths > HOPELESS_AT
         self.note(attempt._trial_id, error=DEAD, **{FINAL: hopeless})
         if not self._end(attempt._trial_id, TrialState.FAIL):
-            return False
+            return None
         if not hopeless:
             _queue_again(self.study, attempt, {"interruptions": deaths, "reached": max(reached, before)})
-        return True
+        return hopeless
 
     def _end(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """False where another process has ended it before."""

@@ -11,6 +11,7 @@ from scipy.special import stdtrit
 from microdit.budget import forward_flops, training_flops
 from microdit.config import Config
 from microdit.model import cost
+from sweeps.estimate import Estimate, EstimateOptions, total
 from sweeps.study import Study
 from sweeps.trials import Trial
 
@@ -55,6 +56,35 @@ def shared_note(plans: Mapping[str, Sequence[Trial]]) -> str:
         f"{len(every)} trials in {len(plans)} studies, {len(distinct)} of them distinct: sharing saves "
         f"{len(every) - len(distinct)} runs and {digits((whole - once) / 1e15)} of {digits(whole / 1e15)} PFLOPs"
     )
+
+
+def estimate_table(rows: Sequence[Estimate], options: EstimateOptions, workers: int) -> str:
+    """One row an arm and their sum: what the trials still to run take here and on the accelerator."""
+    device, everything = options.accelerator, total(rows)
+    by_arm = {row.arm: row for row in rows}
+    table = [["arm", "to run", "ms/image here", "hours here", f"{device.name} hours", "USD"]]
+    for row in (*by_arm.values(), everything):
+        speed = "-" if row.seconds_per_image is None else digits(1000 * row.seconds_per_image, 3)
+        here = "-" if row.seconds is None else _hours(row.seconds)
+        usd = "<0.01" if 0 < row.usd < 0.01 else f"{row.usd:,.2f}"
+        table.append([row.arm, str(row.count), speed, here, _hours(row.accelerator_seconds), usd])
+    notes = [
+        "Training steps only: encoding the data, validation, sample pictures and scoring are not included.",
+        f"{device.name}: {device.tflops:g} TFLOP/s dense bf16 peak at {options.utilisation:.3g} utilisation (small "
+        f"networks reach less), {device.usd_per_hour:.2f} USD an hour.",
+    ]
+    if everything.seconds:
+        at_once = f"; {workers} at a time at best {_hours(everything.seconds / workers)} hours" if workers > 1 else ""
+        notes.append(f"Here: a few steps measured now, one trial after the other{at_once}.")
+    elif everything.seconds is None:
+        why = "it has too little memory for them" if options.measure else "measure=false"
+        notes.append(f"-: not measured on this machine ({why}).")
+    return "\n".join([align(table), "", *notes])
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return "<0.001" if 0 < hours < 0.001 else digits(hours, 3)
 
 
 def result_table(arms: Sequence[str], results: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
