@@ -87,7 +87,7 @@ def test_the_command_line_wins_over_the_arms(tmp_path: Path):
         ({"holds": "stepz"}, ["'holds'", "'steps'"]),
         ({"scales": {"dmo": {}}}, ["'scales.dmo'", "'demo'"]),
         ({"scales": {"smoke": {"arms": ["nope"]}}}, ["'scales.smoke.arms'", "'nope'"]),
-        ({"arms": {}, "axes": {}}, ["'arms' or 'axes'"]),
+        ({"arms": {}, "axes": {}}, ["'arms', 'axes' or 'search'"]),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, changes: dict, words: list[str]):
