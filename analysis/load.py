@@ -189,7 +189,8 @@ def _reason(run: Any, study: Study) -> str:
         error = run.data.tags.get("microdit.error", "")
         return f"failed ({error[:160]})" if error else "failed"
     if status != "FINISHED":
-        return {"RUNNING": "still running", "KILLED": "killed", "SCHEDULED": "not begun"}.get(status, status.lower())
+        words = {"RUNNING": "still running", "KILLED": "killed", "SCHEDULED": "not begun"}
+        return run.data.tags.get("microdit.outcome") or words.get(status, status.lower())
     value = run.data.metrics.get(f"final/{study.primary}")
     if value is None:
         return f"finished without final/{study.primary}"

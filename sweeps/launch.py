@@ -281,7 +281,7 @@ def best_point(queue: Queue) -> str:
         values = ", ".join(f"{value:.6g}" for value in trial.values)
         params = " ".join(f"{name}={value}" for name, value in trial.params.items())
         lines.append(f"{trial.user_attrs.get('arm', trial.number)}: {values} with {params}")
-    title = "best" if len(found) == 1 else f"Pareto front of {len(found)}"
+    title = f"Pareto front of {len(found)}" if len(queue.study.directions) > 1 else "best"
     return "\n".join([f"{title}:", *(f"  {line}" for line in lines)])
 
 

@@ -179,7 +179,7 @@ def _check_primary(study: Study, configs: Mapping[str, Config]) -> None:
     primary = study.file.metrics.primary
     for arm, config in configs.items():
         if primary not in (*config.evaluation.metrics, VALIDATION):
-            hint = nearest(primary, config.evaluation.metrics)
+            hint = nearest(primary, (*config.evaluation.metrics, VALIDATION))
             raise ConfigError(f"{study.source}: 'metrics.primary' is '{primary}', which arm '{arm}' won't have; {hint}")
 
 

@@ -89,7 +89,11 @@ def test_a_plan_lists_arms_and_costs_and_makes_no_store(capsys: pytest.CaptureFi
     assert none.split()[1:6] == ["0", "1", "2", "0", "3"], "seeds, done, pending"
     assert float(deferred.split()[-2]) < 0.6 * float(none.split()[-2]), "GFLOPs at 75% masking"
     assert any(line.startswith("27 trials, 0 done") for line in lines)
-    dollars = {line.split()[0]: float(line.split()[-1].replace(",", "")) for line in lines if line.endswith(tuple("0123456789")) and "-  " in line}
+    dollars = {
+        line.split()[0]: float(line.split()[-1].replace(",", ""))
+        for line in lines
+        if line.endswith(tuple("0123456789")) and "-  " in line
+    }
     assert sum(v for k, v in dollars.items() if k != "total") == pytest.approx(dollars["total"], abs=0.2)
     assert not list(tmp_path.iterdir())
 
