@@ -185,7 +185,8 @@ def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
     """A worker process' main function: its exit code is 0 when no trial waits, 130 when it was stopped."""
     stop = StopRequest()
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
+        # SIGUSR2 is what submitit sends before a SLURM job's time is up.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, lambda _signal, _frame: stop.ask())
     queue = Queue(queue_uri, queue_name)
     choose_gpu(WorkOrder.of(queue.about()[LAUNCH]), index)

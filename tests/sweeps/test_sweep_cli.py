@@ -48,6 +48,10 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         ("study=masking_ratio scale=smoke +new=1", ["'+new=1'", "only set"]),
         ("study=masking_ratio scale=smoke tracking_uri=nosuch://x", ["tracking_uri=nosuch://x", "can't be opened"]),
         ("study=masking_ratio scale=smoke model.masking.ratio=0.5", ["arm 'none'", "'model.masking.ratio'"]),
+        ("train -m study=masking_ratio", ["'study' means nothing", "train"]),
+        ("study=masking_ratio -m", ["-m goes with train"]),
+        ("status study=masking_ratio", ["never launched at scale 'demo'"]),
+        ("study=masking_ratio accelerator=h100", ["'accelerator' means nothing"]),
         ("study=masking_ratio scale=smoke evaluation.metrics=[fd]", ["'metrics.primary'", "'clip_fd'"]),
         ("study=mine.yaml", ["mine.yaml", "no such file"]),
         ("study=", ["needs a value"]),
@@ -89,12 +93,6 @@ def test_a_plan_lists_arms_and_costs_and_makes_no_store(capsys: pytest.CaptureFi
     assert none.split()[1:6] == ["0", "1", "2", "0", "3"], "seeds, done, pending"
     assert float(deferred.split()[-2]) < 0.6 * float(none.split()[-2]), "GFLOPs at 75% masking"
     assert any(line.startswith("27 trials, 0 done") for line in lines)
-    dollars = {
-        line.split()[0]: float(line.split()[-1].replace(",", ""))
-        for line in lines
-        if line.endswith(tuple("0123456789")) and "-  " in line
-    }
-    assert sum(v for k, v in dollars.items() if k != "total") == pytest.approx(dollars["total"], abs=0.2)
     assert not list(tmp_path.iterdir())
 
 
