@@ -84,11 +84,13 @@ def _train(arguments: argparse.Namespace) -> None:
 
     from microdit.config import load_config
     from microdit.run import run
+    from microdit.training.stop import asked_by_signals
 
     config = load_config(arguments.config)
     if arguments.out is not None:
         config = dataclasses.replace(config, output_dir=str(arguments.out))
-    metrics = run(config, progress=True)
+    with asked_by_signals() as stop:
+        metrics = run(config, progress=True, stop=stop)
     for name, value in metrics.items():
         print(f"{name:24s} {value:.6g}")
     print(f"weights, samples and metrics are in {config.output_dir}")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from microdit.config import Config, trial_key
-from sweeps.launch import Options, interruptible
+from microdit.training.stop import asked_by_signals
+from sweeps.launch import Options
 from sweeps.recorder import MlflowRecorder, RunSpec
 from sweeps.store import STATUS_DONE, Store
 
@@ -43,8 +44,8 @@ def train_one(config: Config, scale: str, overrides: dict[str, str], options: Op
     params: dict[str, Any] = {name: value for name, value in overrides.items() if name not in ("name", "output_dir")}
     spec = RunSpec(experiment, config.name, tags, {"seed": config.seed, **params}, options.command)
     recorder = MlflowRecorder(options.uri, spec, before.info.run_id if before is not None else None)
-    with interruptible():
-        metrics = run(config, recorder, progress=True)
+    with asked_by_signals() as stop:
+        metrics = run(config, recorder, progress=True, stop=stop)
     _show(metrics, config)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,3 +31,16 @@ class StopRequest:
             yield
         finally:
             self._watched = False
+
+
+@contextmanager
+def asked_by_signals() -> Iterator[StopRequest]:
+    """Ctrl-C and SIGTERM (a preempted job) ask for a stop; the handlers from before come back afterwards."""
+    stop = StopRequest()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, lambda _signal, _frame: stop.ask()) for number in numbers]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
