@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 import time
@@ -99,8 +100,9 @@ def launch_study(study: Study, overrides: Sequence[str], options: Options) -> in
     begin = time.monotonic()
     engine = build_engine(options.launcher, options.root, list(options.launcher_options))
     sweep = _begin(study, overrides, options, engine)
-    metric = next(iter(objectives_of(study, sweep.trials)))
-    direction = objectives_of(study, sweep.trials)[metric]
+    study = sweep.study
+    metric = next(iter(objectives_of(study)))
+    direction = objectives_of(study)[metric]
     board = Board([float(training_flops(trial.config)) for trial in sweep.trials], final_name(metric), direction)
     status = "KILLED"
     try:
@@ -125,6 +127,7 @@ def _begin(study: Study, overrides: Sequence[str], options: Options, engine: Eng
     """Plans, prepares the data, opens both stores, and queues what isn't finished."""
     suffix = "" if options.reuse else time.strftime("-%Y%m%d-%H%M%S")
     trials = plan_trials(study, overrides)
+    study = judged(study, trials)
     store = Store(options.uri, options.root)
     print(f"{study.file.question}\nstudy {study.name}, scale {study.scale}: {len(trials)} trials", flush=True)
     _tell("preparing the data (encoded once, then kept in the cache)")
@@ -132,7 +135,7 @@ def _begin(study: Study, overrides: Sequence[str], options: Options, engine: Eng
     options.root.mkdir(parents=True, exist_ok=True)
     with FileLock(options.root / ".launch.lock"):  # the same command may be given twice at once
         launch = store.start_launch(study, trials, options.command, fresh=not options.reuse)
-        objectives = objectives_of(study, trials)
+        objectives = objectives_of(study)
         queue = Queue(options.queue_uri, queue_name(study, trials, suffix), list(objectives.values()))
         order = WorkOrder(
             tracking_uri=options.uri,
@@ -159,13 +162,17 @@ def _begin(study: Study, overrides: Sequence[str], options: Options, engine: Eng
     return sweep
 
 
-def objectives_of(study: Study, trials: Sequence[Trial]) -> dict[str, str]:
+def objectives_of(study: Study) -> dict[str, str]:
     """What Optuna is told of a trial, each with its direction: a search's own objectives, else the primary metric."""
-    if study.file.objectives:
-        return dict(study.file.objectives)
-    if not trials[0].config.evaluation.samples:
-        return {VALIDATION: "minimize"}  # nothing else is measured
-    return {study.file.metrics.primary: study.file.metrics.direction}
+    return dict(study.file.objectives) or {study.file.metrics.primary: study.file.metrics.direction}
+
+
+def judged(study: Study, trials: Sequence[Trial]) -> Study:
+    """The study itself, or, where no samples are drawn to score, the study judged by the validation loss."""
+    if trials[0].config.evaluation.samples:
+        return study
+    metrics = dataclasses.replace(study.file.metrics, primary=VALIDATION, direction="minimize")
+    return dataclasses.replace(study, file=dataclasses.replace(study.file, metrics=metrics))
 
 
 def queue_name(study: Study, trials: Sequence[Trial], suffix: str = "") -> str:

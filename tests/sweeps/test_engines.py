@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,3 +186,66 @@ def test_mistakes_are_one_line(
     for word in words:
         assert word in captured
     assert captured.splitlines()[-1].startswith("microdit-sweep: ")
+
+
+def test_workers_share_out_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sweeps.order import WorkOrder
+    from sweeps.worker import choose_gpu
+
+    order = WorkOrder("", "", "", "", "", "", "", "", "", ("val_loss",))
+    given = []
+    for worker in range(4):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+        choose_gpu(order, worker)
+        given.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert given == ["2", "5", "2", "5"], "four workers on two GPUs: two each"
+
+
+@pytest.mark.slow
+def test_an_mlflow_server_may_be_away_for_a_while(
+    sweep: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """A server over HTTP, killed in the middle of the sweep and started again 30 seconds later."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    line = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    line += ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"]
+    line += ["--artifacts-destination", str(tmp_path / "artifacts")]
+
+    def serve() -> subprocess.Popen[bytes]:
+        server = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=2):
+                return server
+            time.sleep(0.5)
+        raise AssertionError("the server did not start")
+
+    server = serve()
+    away = []
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not list(tmp_path.glob("runs/mine/smoke/*/checkpoints/step_*")):
+            time.sleep(0.1)
+        os.killpg(server.pid, signal.SIGKILL)
+        time.sleep(30)
+        away.append(serve())
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        done = sweep(STUDY, f"tracking_uri={uri}", "workers=2", "training.steps=200", "training.checkpoint_every=20")
+        thread.join()
+        assert done.returncode == 0, done.stderr
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("microdit/mine")
+        assert experiment is not None
+        found = client.search_runs([experiment.experiment_id], "tags.`microdit.role` = 'trial'")
+        assert [run.info.status for run in found] == ["FINISHED"] * 4
+    finally:
+        thread.join()
+        for process in away:
+            os.killpg(process.pid, signal.SIGKILL)
