@@ -18,6 +18,7 @@ from typing import Any
 
 import optuna
 import psutil
+import sqlalchemy
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -57,16 +58,37 @@ def open_storage(uri: str) -> RDBStorage:
     options = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite:") else {"pool_pre_ping": True}
     try:
         with created_once(uri):
-            return RDBStorage(
+            storage = RDBStorage(
                 uri,
                 options,
                 heartbeat_interval=BEAT,
                 grace_period=GRACE,
                 heartbeat_stale_trial_callback=lambda study, attempt: _queue_again(study, attempt, {}),
             )
+            if uri.startswith("sqlite:"):
+                _lock_before_reading(storage.engine)
+            return storage
     except Exception as error:
         words = " ".join(str(error).split())[:200]
         raise ConfigError(f"queue_uri={uri}: can't be opened ({words})") from None
+
+
+def _lock_before_reading(engine: Any) -> None:
+    """Makes every transaction of a sqlite engine take the write lock at its beginning.
+
+    sqlite's own default takes it at the first write: of two workers that both read "waiting", both then write "running"
+    (measured: four processes on 100 trials, one claimed twice, two processes dead). SQLAlchemy's recipe for pysqlite.
+    """
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # else the driver begins transactions by itself
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def begun(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections from before know nothing of this
 
 
 def myself() -> str:
