@@ -213,7 +213,7 @@ def _options(words: Words, command_line: str) -> Any:
 
 
 def _study(words: Words, options: Any) -> int:
-    from sweeps.launch import launch_study, plan_study
+    from sweeps.launch import launch_study
     from sweeps.study import load_study, study_names
 
     overrides = [word for word in words.overrides if not word.startswith(LAUNCHER)]
@@ -234,6 +234,7 @@ def _study(words: Words, options: Any) -> int:
     studies = [load_study(str(name), words.scale, tuple(seeds) if seeds else None) for name in names]
     if words.command == "plan":
         from sweeps.estimate import estimate_options
+        from sweeps.plan import plan_study
 
         return plan_study(studies, overrides, options, estimate_options(words.own))
     return launch_study(studies[0], overrides, options)

@@ -30,6 +30,7 @@ from sweeps.compose import EXPERIMENTS
 
 GRACE = 30.0  # seconds that a trial has to keep a checkpoint and close its run when it must stop
 LOCAL = "local"
+LOOK = 2.0  # seconds between two looks at the queue; the end of a worker wakes the launcher at once
 EXTRA = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 Tick = Callable[[], bool]  # called now and then; False: stop
 
@@ -81,7 +82,7 @@ class LocalEngine:
         shortlived = 0
         try:
             while crew and tick():
-                multiprocessing.connection.wait([hand.process.sentinel for hand in crew], timeout=0.5)
+                multiprocessing.connection.wait([hand.process.sentinel for hand in crew], timeout=LOOK)
                 for hand in [hand for hand in crew if not hand.process.is_alive()]:
                     crew.remove(hand)
                     if hand.process.exitcode == 0:

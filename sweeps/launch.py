@@ -19,13 +19,12 @@ from filelock import FileLock
 from microdit.budget import training_flops
 from microdit.training.progress import format_seconds
 from sweeps.engines import Engine, build_engine
-from sweeps.estimate import EstimateOptions, plan_estimates
 from sweeps.order import WorkOrder, final_name, trial_attributes
 from sweeps.progress import Board
-from sweeps.queue import DEAD, HALT, LAUNCH, Queue, open_queue
-from sweeps.store import STATUS_DONE, Launch, Store, default_uri, is_there
+from sweeps.queue import DEAD, HALT, LAUNCH, Queue
+from sweeps.store import STATUS_DONE, Launch, Store, default_uri
 from sweeps.study import Study
-from sweeps.summary import estimate_table, plan_table, result_table, shared_note, time_note
+from sweeps.summary import result_table, time_note
 from sweeps.trials import VALIDATION, Trial, plan_trials, prepare_trials
 
 ELSEWHERE_SECONDS = 2.0  # between two looks at trials that run in workers of another launch
@@ -57,42 +56,6 @@ class Sweep:
     store: Store
     launch: Launch
     queue: Queue
-
-
-def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Options, reckoning: EstimateOptions) -> int:
-    """Prints the trials, their cost, and the time and money that they would take; trains and encodes nothing."""
-    store = Store(options.uri, options.root) if options.reuse and is_there(options.uri) else None
-    plans = {study.name: plan_trials(study, overrides, complete=False) for study in studies}
-    for study in studies:
-        trials = plans[study.name]
-        states = _states(study, trials, store, options)
-        print(f"{study.name}: {study.file.question}\n")
-        print(plan_table(study, trials, states), flush=True)
-        over = {key for key, state in states.items() if state in ("done", "reused")}
-        if reckoning.measure and len(over) < len(states):
-            _tell("measuring a few training steps of each network on this machine (measure=false skips it)")
-        print(f"\n{estimate_table(plan_estimates(trials, over, reckoning), reckoning, options.workers)}\n")
-    if len(studies) > 1:
-        print(shared_note(plans))
-    return 0
-
-
-def _states(study: Study, trials: Sequence[Trial], store: Store | None, options: Options) -> dict[str, str]:
-    """Of each trial's key: done here, reused from another study, failed, running or pending."""
-    states = dict.fromkeys((trial.key for trial in trials), "pending")
-    if store is not None and not study.file.search:
-        for trial in trials:
-            found = store.finished(trial.identity)
-            if found is not None:
-                here = found.data.tags.get("microdit.study") == study.name
-                states[trial.key] = "done" if here else "reused"
-    queue = open_queue(options.queue_uri, f"{study.name}/{study.scale}/")
-    for attempt in queue.latest().values() if queue is not None else []:
-        key = attempt.user_attrs["key"]
-        state = {"COMPLETE": "done", "PRUNED": "done", "FAIL": "failed", "RUNNING": "running"}.get(attempt.state.name)
-        if states.get(key) == "pending" and state:
-            states[key] = state
-    return states
 
 
 def launch_study(study: Study, overrides: Sequence[str], options: Options) -> int:
@@ -310,7 +273,7 @@ def _failures(sweep: Sweep) -> int:
     latest = sweep.queue.latest()
     failed = {i: t for i, t in latest.items() if t.state.name == "FAIL"}
     for number, attempt in sorted(failed.items()):
-        folder = Path(sweep.trials[number].config.output_dir)
+        folder = Path(attempt.user_attrs.get("folder", sweep.trials[number].config.output_dir))
         _tell(f"\nFAILED {attempt.user_attrs['name']}: {attempt.user_attrs.get('error', 'unknown')}")
         _tell(f"  log    {folder / 'log.txt'}\n  again  microdit train {folder / 'config.yaml'}")
     if failed:

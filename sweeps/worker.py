@@ -82,7 +82,7 @@ class Worker:
             return trial
         trial = searched(trial, suggest(claimed, self.order.search, self.order.source), self.order)
         [trial] = prepare_trials([trial], Path(self.order.root), self.order.suffix)
-        self.queue.note(claimed._trial_id, key=trial.key)
+        self.queue.note(claimed._trial_id, key=trial.key, folder=trial.config.output_dir)
         return trial
 
     @contextlib.contextmanager

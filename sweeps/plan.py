@@ -1,0 +1,51 @@
+"""What a study would run and cost, before anything is spent."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from sweeps.estimate import EstimateOptions, plan_estimates
+from sweeps.launch import Options
+from sweeps.queue import open_queue
+from sweeps.store import Store, is_there
+from sweeps.study import Study
+from sweeps.summary import estimate_table, plan_table, shared_note
+from sweeps.trials import Trial, plan_trials
+
+
+def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Options, reckoning: EstimateOptions) -> int:
+    """Prints the trials, their cost, and the time and money that they would take; trains and encodes nothing."""
+    store = Store(options.uri, options.root) if options.reuse and is_there(options.uri) else None
+    plans = {study.name: plan_trials(study, overrides, complete=False) for study in studies}
+    for study in studies:
+        trials = plans[study.name]
+        states = _states(study, trials, store, options)
+        print(f"{study.name}: {study.file.question}\n")
+        print(plan_table(study, trials, states), flush=True)
+        over = {key for key, state in states.items() if state in ("done", "reused")}
+        if reckoning.measure and len(over) < len(states):
+            note = "measuring a few training steps of each network on this machine (measure=false skips it)"
+            print(note, file=sys.stderr, flush=True)
+        print(f"\n{estimate_table(plan_estimates(trials, over, reckoning), reckoning, options.workers)}\n")
+    if len(studies) > 1:
+        print(shared_note(plans))
+    return 0
+
+
+def _states(study: Study, trials: Sequence[Trial], store: Store | None, options: Options) -> dict[str, str]:
+    """Of each trial's key: done here, reused from another study, failed, running or pending."""
+    states = dict.fromkeys((trial.key for trial in trials), "pending")
+    if store is not None and not study.file.search:
+        for trial in trials:
+            found = store.finished(trial.identity)
+            if found is not None:
+                here = found.data.tags.get("microdit.study") == study.name
+                states[trial.key] = "done" if here else "reused"
+    queue = open_queue(options.queue_uri, f"{study.name}/{study.scale}/")
+    for attempt in queue.latest().values() if queue is not None else []:
+        key = attempt.user_attrs["key"]
+        state = {"COMPLETE": "done", "PRUNED": "done", "FAIL": "failed", "RUNNING": "running"}.get(attempt.state.name)
+        if states.get(key) == "pending" and state:
+            states[key] = state
+    return states
