@@ -27,7 +27,10 @@ def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Opti
         if reckoning.measure and len(over) < len(states):
             note = "measuring a few training steps of each network on this machine (measure=false skips it)"
             print(note, file=sys.stderr, flush=True)
-        print(f"\n{estimate_table(plan_estimates(trials, over, reckoning), reckoning, options.workers)}\n")
+        arms = list(study.arms)
+        rows = plan_estimates(trials, over, reckoning)
+        rows.sort(key=lambda row: arms.index(row.arm) if row.arm in arms else 0)
+        print(f"\n{estimate_table(rows, reckoning, options.workers)}\n")
     if len(studies) > 1:
         print(shared_note(plans))
     return 0

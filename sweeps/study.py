@@ -12,7 +12,6 @@ from typing import Any, Literal
 from microdit.config_io import parse, read_yaml
 from microdit.errors import ConfigError, nearest
 from sweeps.compose import EXPERIMENTS, check_key
-from sweeps.search import check_search
 
 
 @dataclass(frozen=True)
@@ -118,6 +117,8 @@ def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> S
     choice = _scale_choice(file, scale, source)
     arms = _expand(file, source)
     if file.search:
+        from sweeps.search import check_search  # only a search needs Optuna
+
         check_search(file, source)
     if choice.arms is not None:
         for arm in choice.arms:

@@ -75,7 +75,10 @@ def estimate_table(rows: Sequence[Estimate], options: EstimateOptions, workers: 
     ]
     if everything.seconds:
         at_once = f"; {workers} at a time at best {_hours(everything.seconds / workers)} hours" if workers > 1 else ""
-        notes.append(f"Here: a few steps measured now, one trial after the other{at_once}.")
+        notes.append(
+            "Here: a few steps measured now (of one block where a step takes seconds), one trial after the "
+            f"other{at_once}."
+        )
     elif everything.seconds is None:
         why = "it has too little memory for them" if options.measure else "measure=false"
         notes.append(f"-: not measured on this machine ({why}).")
