@@ -206,7 +206,6 @@ def _options(words: Words, command_line: str) -> Any:
         command=command_line,
         launcher=str(words.own.get("launcher", "local")),
         launcher_options=tuple(word for word in words.overrides if word.startswith(LAUNCHER)),
-        workers_per_gpu=per_gpu,
         max_retries=words.number("max_retries", 1, least=0),
         fail_fast=words.switch("fail_fast", False),
     )

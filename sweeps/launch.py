@@ -19,7 +19,7 @@ from filelock import FileLock
 from microdit.budget import training_flops
 from microdit.training.progress import format_seconds
 from sweeps.engines import Engine, build_engine
-from sweeps.order import WorkOrder, final_name, trial_attributes
+from sweeps.order import WorkOrder, final_name, shown_metrics, trial_attributes
 from sweeps.progress import Board
 from sweeps.queue import DEAD, HALT, LAUNCH, Queue
 from sweeps.store import STATUS_DONE, Launch, Store, default_uri
@@ -42,7 +42,6 @@ class Options:
     command: str
     launcher: str = "local"
     launcher_options: tuple[str, ...] = ()
-    workers_per_gpu: int = 1
     max_retries: int = 1
     fail_fast: bool = False
 
@@ -115,7 +114,6 @@ def _begin(study: Study, overrides: Sequence[str], options: Options, engine: Eng
             max_retries=options.max_retries,
             fail_fast=options.fail_fast,
             share_gpus=engine.share_gpus,
-            workers_per_gpu=options.workers_per_gpu,
             search=dict(study.file.search),
             sampler=study.file.sampler,
             pruner=study.file.pruner,
@@ -161,8 +159,7 @@ def _fill(sweep: Sweep, order: WorkOrder, options: Options) -> None:
     for number, trial in enumerate(trials if not order.search else []):
         found = _finished(sweep, trial, options)
         if found is not None:
-            kept = {k: v for k, v in found.data.metrics.items() if k.startswith("final/") or k == "cost/seconds"}
-            attributes = {**trial_attributes(trial), "final": kept, "before": True}
+            attributes = {**trial_attributes(trial), "final": shown_metrics(found.data.metrics)}
             queue.settle(number, _fixed(trial), order.values(found.data.metrics), attributes)
     planned = {i: (({} if order.search else _fixed(t)), trial_attributes(t)) for i, t in enumerate(trials)}
     queue.fill(planned, again=not joins)

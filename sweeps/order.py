@@ -37,7 +37,6 @@ class WorkOrder:
     max_retries: int = 1
     fail_fast: bool = False
     share_gpus: bool = True  # workers of this machine divide its GPUs among themselves
-    workers_per_gpu: int = 1
     search: Mapping[str, Any] = field(default_factory=dict)
     sampler: Any = "tpe"
     sampler_seed: int = 0
@@ -62,6 +61,11 @@ class WorkOrder:
 def final_name(objective: str) -> str:
     """The metric that an objective means."""
     return objective if "/" in objective else f"final/{objective}"
+
+
+def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What the queue keeps of a finished run for its lines and tables."""
+    return {name: value for name, value in metrics.items() if name.startswith("final/") or name == "cost/seconds"}
 
 
 def trial_attributes(trial: Trial) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from microdit.errors import ConfigError, DivergenceError, MicroditError, StopTraining
 from microdit.training.stop import StopRequest
 from sweeps.heart import Heart
-from sweeps.order import VALIDATION, WorkOrder, searched, trial_of
+from sweeps.order import VALIDATION, WorkOrder, searched, shown_metrics, trial_of
 from sweeps.queue import HALT, LAUNCH, Queue
 from sweeps.search import build_pruner, build_sampler, suggest
 from sweeps.store import STATUS_DONE, Launch, Store
@@ -133,8 +133,7 @@ class Worker:
 
     def _done(self, claimed: optuna.Trial, metrics: Mapping[str, float], heart: Heart) -> None:
         heart.rest()
-        kept = {k: v for k, v in metrics.items() if k.startswith("final/") or k == "cost/seconds"}
-        self.queue.note(claimed._trial_id, final=kept)
+        self.queue.note(claimed._trial_id, final=shown_metrics(metrics))
         self.queue.complete(claimed, self.order.values(metrics))
 
     def _failed(self, claimed: optuna.Trial, error: Exception, recorder: Any, heart: Heart) -> None:
