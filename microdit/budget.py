@@ -19,8 +19,12 @@ def forward_flops(config: Config) -> int:
 
 
 def training_flops(config: Config) -> int:
-    """FLOPs of the whole training."""
-    return cost.training_flops(config.model, text_tokens(config)) * config.training.steps * config.training.batch_size
+    """FLOPs of the whole training, its unmasked tail included."""
+    settings, tokens = config.training, text_tokens(config)
+    masked = settings.masked_steps * cost.training_flops(config.model, tokens)
+    tail = settings.steps - settings.masked_steps
+    unmasked = tail * cost.training_flops(config.model, tokens, masked=False) if tail else 0
+    return (masked + unmasked) * settings.batch_size
 
 
 def cost_facts(config: Config) -> dict[str, Fact]:
@@ -30,4 +34,5 @@ def cost_facts(config: Config) -> dict[str, Fact]:
         "active_params": cost.active_parameters(config.model),
         "gflops_per_image": forward_flops(config) / 1e9,
         "train_flops": training_flops(config),
+        **cost.mixer_shares(config.model, text_tokens(config)),
     }

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -19,6 +19,28 @@ import yaml
 from microdit.errors import ConfigError, nearest
 
 T = TypeVar("T")
+
+
+class Settings(Mapping[str, Any]):
+    """A mapping of free keys, for classes that the user brings: it can't be changed, and it can be hashed."""
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        self._values = dict(values or {})
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(repr(sorted(self._values.items())))
+
+    def __repr__(self) -> str:
+        return repr(self._values)
 
 
 @cache
@@ -71,10 +93,10 @@ def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
         raise ConfigError(f"{source}: '{key}' is {value!r}; {nearest(value, choices)}")
     if origin is tuple:
         return _convert_tuple(kind, value, source, key)
-    if origin in (dict, Mapping) or kind in (dict, Mapping) or origin is typing.get_origin(Mapping[str, Any]):
+    if origin in (dict, Mapping) or kind in (dict, Mapping, Settings) or origin is typing.get_origin(Mapping[str, Any]):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{source}: '{key}' must be a mapping, got {value!r}")
-        return dict(value)
+        return Settings(value) if kind is Settings else dict(value)
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else parse(kind, value, source, key)  # type: ignore[arg-type]
     if kind is Any:

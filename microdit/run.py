@@ -25,6 +25,8 @@ from microdit.training.recorder import Fact, NullRecorder, Recorder
 from microdit.training.stop import StopRequest
 from microdit.training.validation import validate
 
+COSTS = ("params", "active_params", "train_flops", "mixer_params_ratio", "mixer_flops_ratio")  # kept as metrics
+
 
 def run(
     config: Config, recorder: Recorder | None = None, progress: bool = False, stop: StopRequest | None = None
@@ -136,7 +138,7 @@ def _train_and_score(
     losses = validate(denoiser, components.val, config)
     recorder.metrics(state.step, losses)
     facts = cost_facts(config)
-    metrics = {f"cost/{name}": float(facts[name]) for name in ("params", "active_params", "train_flops")} | {
+    metrics = {f"cost/{name}": float(facts[name]) for name in COSTS} | {
         "cost/seconds": state.seconds,
         "cost/usd": state.seconds / 3600 * config.cost.usd_per_hour,
     }

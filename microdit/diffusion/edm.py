@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microdit.errors import ConfigError
-from microdit.model import DiT, MaskPlan
+from microdit.model import Denoised, DiT, MaskPlan
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,16 @@ class Denoiser(nn.Module):
         return c_skip * x + c_out * self.net(c_in * x, c_noise, y, plan).float()
 
     def loss(self, x: Tensor, y: Tensor, sigma: Tensor, noise: Tensor, plan: MaskPlan | None = None) -> Tensor:
-        """Weighted denoising error of each image (B,), over kept patches only; EDM equations 2 and 8.
+        """Loss of each image (B,), as the masking method counts the weighted error of patches; EDM equations 2 and 8.
 
         Args:
             x: clean latents (B, C, H, W).
             y: caption features (B, S, Y).
             sigma: (B,); noise: unit normal (B, C, H, W).
         """
-        denoised = self(x + sigma.view(-1, 1, 1, 1) * noise, sigma, y, plan)
+        noisy = x + sigma.view(-1, 1, 1, 1) * noise
+        denoised = self(noisy, sigma, y, plan)
         weight = (sigma.square() + self.sigma_data**2) / (sigma * self.sigma_data).square()  # (B,)
         error = (denoised - x).square().mean(1, keepdim=True)  # (B, 1, H, W)
         error = F.avg_pool2d(error, self.net.config.patch_size).flatten(1)  # (B, T)
-        return self.net.reduce_error(weight.unsqueeze(1) * error, plan)
+        return self.net.masking.loss(Denoised(weight.unsqueeze(1) * error, noisy, denoised), plan)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from microdit.errors import ConfigError
 from microdit.model.feed_forward import FEED_FORWARDS, FeedForwardConfig
-from microdit.model.masking import MASKINGS, MaskingConfig, kept_patches
+from microdit.model.mask_plan import kept_patches
+from microdit.model.masking import MaskingConfig
+from microdit.model.methods import MASKINGS
 from microdit.model.mixer import MixerConfig
 from microdit.model.moe import ExpertsConfig
 from microdit.model.widths import WidthConfig

@@ -37,7 +37,8 @@ def parameter_groups(config: DiTConfig) -> dict[str, int]:
     parts = {
         "embedders": (net.x_embedder, net.t_embedder, net.y_embedder, net.pooled_embedder),
         "caption_block": (net.caption_block,),
-        "mixer": (net.mixer, net.masking),
+        "mixer": (net.mixer,),
+        "masking": (net.masking,),
         "backbone": (net.blocks,),
         "head": (net.final_layer,),
     }
@@ -60,16 +61,16 @@ def flops_by_part(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: boo
     """FLOPs of one image's forward pass, by part; `masked` as in training, else with all patches."""
     net = skeleton(config)
     patches = config.patches
-    kept = net.masking.kept if masked else patches
     return {
         "embedders": net.x_embedder.flops(patches)
         + net.t_embedder.flops()
         + net.y_embedder.flops(text_tokens)
         + net.pooled_embedder.flops(1),
         "caption_block": net.caption_block.flops(text_tokens),
-        "mixer": net.mixer.flops(patches, kept, text_tokens) + net.masking.flops(kept, text_tokens),
-        "backbone": sum(block.flops(kept, text_tokens) for block in net.blocks),  # type: ignore[operator]
-        "head": net.final_layer.flops(kept),
+        "mixer": net.mixer.flops(patches, net.masking.entering(masked), text_tokens),
+        "masking": net.masking.own_flops(masked, text_tokens),
+        "backbone": net.masking.backbone_flops(net.blocks, masked, text_tokens),
+        "head": net.final_layer.flops(net.masking.leaving(masked)),
     }
 
 
@@ -78,6 +79,15 @@ def forward_flops(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: boo
     return sum(flops_by_part(config, text_tokens, masked).values())
 
 
-def training_flops(config: DiTConfig, text_tokens: int = TEXT_TOKENS) -> int:
+def training_flops(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: bool = True) -> int:
     """FLOPs that one image costs in a training step."""
-    return 3 * forward_flops(config, text_tokens)
+    return 3 * forward_flops(config, text_tokens, masked)
+
+
+def mixer_shares(config: DiTConfig, text_tokens: int = TEXT_TOKENS) -> dict[str, float]:
+    """The mixer against the backbone, in parameters and in training FLOPs, as ratios."""
+    params, flops = parameter_groups(config), flops_by_part(config, text_tokens)
+    return {
+        "mixer_params_ratio": params["mixer"] / params["backbone"],
+        "mixer_flops_ratio": flops["mixer"] / flops["backbone"],
+    }

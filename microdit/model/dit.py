@@ -6,6 +6,8 @@ D width, p patch size.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,8 @@ from microdit.model.config import DiTConfig
 from microdit.model.embedders import PatchEmbed, Projection, TimestepEmbedder, sincos_positions
 from microdit.model.feed_forward import FEED_FORWARDS, FeedForward, SwiGLU
 from microdit.model.init import initialise
-from microdit.model.masking import MaskPlan, build_masking
+from microdit.model.mask_plan import MaskPlan
+from microdit.model.methods import build_masking
 from microdit.model.mixer import NoMixer, PatchMixer
 from microdit.model.moe import ExpertChoice
 from microdit.model.widths import attention_width, hidden_width
@@ -50,7 +53,8 @@ class DiT(nn.Module):
         self.masking = build_masking(config)
         self.mixer = _build_mixer(config) if self.masking.uses_mixer and config.mixer.depth else NoMixer()
         self.blocks = nn.ModuleList(_build_backbone(config, shape))
-        self.final_layer = FinalLayer(shape, config.patch_size**2 * config.in_channels)
+        head = replace(shape, width=self.masking.head_width)
+        self.final_layer = FinalLayer(head, config.patch_size**2 * config.in_channels)
         if seed is not None:
             initialise(self, seed)
 
@@ -69,9 +73,8 @@ class DiT(nn.Module):
         c, y = self.condition(t, y)  # (B, D), (B, S, D)
         x = self.mixer(x, c, y)
         x = self.mixer.project_out(self.masking.drop(x, plan))  # (B, K, D)
-        for block in self.blocks:
-            x = block(x, c, y)
-        x = self.final_layer(self.masking.decode(x, c, y, plan), c)  # (B, K, p p C)
+        x = self.masking.backbone(self.blocks, x, c, y, plan)  # (B, K, D)
+        x = self.final_layer(x, c)  # (B, K, p p C)
         return self.unpatchify(self.masking.restore(x, plan))
 
     def condition(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,10 +91,6 @@ class DiT(nn.Module):
     def mask_plan(self, batch: int, generator: torch.Generator) -> MaskPlan | None:
         """A fresh mask for `batch` images, None where nothing is dropped."""
         return self.masking.plan(batch, generator)
-
-    def reduce_error(self, error: Tensor, plan: MaskPlan | None) -> Tensor:
-        """Error of each patch (B, T) to the loss of each image (B,), as the masking method counts it."""
-        return self.masking.reduce_error(error, plan)
 
 
 def _build_backbone(config: DiTConfig, shape: BlockShape) -> list[DiTBlock]:
@@ -121,7 +120,7 @@ def _build_mixer(config: DiTConfig) -> PatchMixer:
 def _build_mlp(config: DiTConfig, width: int, ratio: float, has_experts: bool) -> FeedForward:
     multiple_of = config.ffn_width.multiple_of
     if has_experts:
-        hidden = hidden_width(width, ratio, ExpertChoice.matrices, multiple_of)
+        hidden = hidden_width(width, ratio * config.experts.ffn_scale, ExpertChoice.matrices, multiple_of)
         return ExpertChoice(width, hidden, config.experts.num, config.experts.capacity)
     dense = resolve(config.ffn.type, FEED_FORWARDS, "model.ffn.type")
     return dense(width, hidden_width(width, ratio, dense.matrices, multiple_of), config.bias)

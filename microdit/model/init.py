@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from microdit.model.blocks import CaptionBlock, DiTBlock
+from microdit.model.blocks import CaptionBlock, DiTBlock, FinalLayer
 from microdit.model.moe import ExpertChoice
 from microdit.rng import generator
 
@@ -54,7 +54,8 @@ def _rules(net: DiT) -> dict[str, Rule]:
         elif isinstance(block, DiTBlock):
             rules |= _branches(path, block, _truncated(STD / math.sqrt(2 * _depth_for_output(net, path))))
             rules[f"{path}.adaLN_modulation.1.weight"] = _zero
-    rules["final_layer.linear.weight"] = rules["final_layer.adaLN_modulation.1.weight"] = _zero
+        elif isinstance(block, FinalLayer):
+            rules[f"{path}.linear.weight"] = rules[f"{path}.adaLN_modulation.1.weight"] = _zero
     return rules
 
 

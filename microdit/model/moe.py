@@ -23,6 +23,7 @@ class ExpertsConfig:
     num: int = 8
     capacity: float = 2.0  # experts that process a token, on average
     every_n: int = 0  # block i (from 0) has experts where n divides i + 1, except the backbone's last; 0: all dense
+    ffn_scale: float = 1.0  # hidden width of one expert, as a share of the dense feed-forward's
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -31,6 +32,8 @@ class ExpertsConfig:
             raise ConfigError(
                 f"'model.experts.capacity' is {self.capacity}; it must lie in (0, {self.num}], the number of experts"
             )
+        if not self.ffn_scale > 0:
+            raise ConfigError(f"'model.experts.ffn_scale' is {self.ffn_scale}; it must be above 0")
         if self.every_n < 0:
             raise ConfigError(f"'model.experts.every_n' is {self.every_n}; it must be at least 0 (0: dense)")
 

@@ -72,6 +72,7 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     clip: float = 1.0  # maximal gradient norm; 0 turns clipping off
     caption_dropout: float = 0.1
+    unmasked_tail: float = 0.0  # share of the steps, at the end, that train on all patches
     ema: EmaConfig = EmaConfig()
     compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -96,5 +97,11 @@ class TrainingConfig:
                 f"'training.batch_size' ({self.batch_size}) must be a multiple of 'training.accumulation' "
                 f"({self.accumulation})"
             )
-        if not 0 <= self.caption_dropout <= 1:
-            raise ConfigError(f"'training.caption_dropout' is {self.caption_dropout}; it must lie in [0, 1]")
+        for key in ("caption_dropout", "unmasked_tail"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ConfigError(f"'training.{key}' is {getattr(self, key)}; it must lie in [0, 1]")
+
+    @property
+    def masked_steps(self) -> int:
+        """Steps before the unmasked tail."""
+        return self.steps - round(self.unmasked_tail * self.steps)

@@ -159,7 +159,8 @@ def draw_batch(
     noise = torch.randn(x.shape, generator=generator(seed, "noise", step))
     dropped = torch.rand(batch, generator=generator(seed, "caption dropout", step)) < config.training.caption_dropout
     y = torch.where(dropped.view(-1, 1, 1), torch.zeros(()), y)
-    return x, y, sigma, noise, net.mask_plan(batch, generator(seed, "mask", step))
+    masked = step < config.training.masked_steps
+    return x, y, sigma, noise, net.mask_plan(batch, generator(seed, "mask", step)) if masked else None
 
 
 def _due(done: int, every: int) -> bool:

@@ -140,8 +140,8 @@ def plugin(tmp_path, monkeypatch):
                     super().__init__(config)
                     self.shift = torch.nn.Parameter(torch.zeros(1, 1, config.width))
 
-                def decode(self, x, c, y, plan):
-                    return x + self.shift
+                def backbone(self, blocks, x, c, y, plan):
+                    return super().backbone(blocks, x, c, y, plan) + self.shift
 
             def hourglass(start, end, depth):
                 return [max(start, abs(2 * i / max(depth - 1, 1) - 1) * end) for i in range(depth)]
