@@ -187,6 +187,8 @@ def _reason(run: Any, study: Study) -> str:
     status = run.info.status
     if status == "FAILED":
         error = run.data.tags.get("microdit.error", "")
+        if run.data.tags.get("microdit.outcome") == "diverged":
+            return f"diverged ({error[:160]})"
         return f"failed ({error[:160]})" if error else "failed"
     if status != "FINISHED":
         words = {"RUNNING": "still running", "KILLED": "killed", "SCHEDULED": "not begun"}
@@ -200,7 +202,7 @@ def _reason(run: Any, study: Study) -> str:
 def _row(run: Any, study: Study, arm: str, seed: int) -> dict[str, Any]:
     tags, params = run.data.tags, run.data.params
     row: dict[str, Any] = {"run_id": run.info.run_id, "arm": arm, "seed": seed}
-    row["x"] = _setting(study.x, arm, params, study)
+    row["x"] = run.data.metrics.get(study.x, np.nan) if "/" in study.x else _setting(study.x, arm, params, study)
     row["hue"] = str(_setting(study.hue, arm, params, study)) if study.hue else ""
     row |= {k: v for k, v in sorted(run.data.metrics.items()) if k.startswith(("final/", "cost/"))}
     for name in (*SAME, "device", "git_commit", "git_dirty", "trial_key", "reused_from", "command"):

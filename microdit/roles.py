@@ -6,6 +6,8 @@ A dotted path runs code, so it reaches only into `microdit` and into modules tha
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,9 +19,11 @@ _allowed = {"microdit"}  # modules that dotted paths may name; a process only ev
 def allow_plugins(modules: Iterable[str]) -> None:
     """Imports the user's modules, and lets dotted paths name what they and their submodules hold.
 
-    Raises ConfigError naming the module that can't be imported.
+    They are looked for in the working directory too. Raises ConfigError naming the module that can't be imported.
     """
     for name in modules:
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)  # last, so that it hides nothing
         try:
             importlib.import_module(name)
         except ImportError as error:

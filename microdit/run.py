@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from microdit.budget import cost_facts
+from microdit.budget import COSTS, cost_facts
 from microdit.components import Components, build_components, choose_device, load_plugins
 from microdit.config import Config, save_config
 from microdit.diffusion import Denoiser
@@ -24,8 +24,6 @@ from microdit.training.loop import train
 from microdit.training.recorder import Fact, NullRecorder, Recorder
 from microdit.training.stop import StopRequest
 from microdit.training.validation import validate
-
-COSTS = ("params", "active_params", "train_flops", "mixer_params_ratio", "mixer_flops_ratio")  # kept as metrics
 
 
 def run(

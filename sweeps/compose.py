@@ -23,6 +23,7 @@ from microdit.errors import ConfigError, nearest
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 GROUPS = ("data", "model", "scale")
 PRIMARY = "base"
+FREE = "options"  # the recipe's only mapping to which keys may be added
 REQUIRED = "REQUIRED"  # not OmegaConf's ???, which a merge drops in silence where the key has a value already
 
 
@@ -67,8 +68,14 @@ def _as_config_error(source: str) -> Iterator[None]:
 
 def _composed(overrides: Sequence[str]) -> Any:
     GlobalHydra.instance().clear()
+    words = [f"++{word}" if is_free(word.partition("=")[0]) else word for word in overrides]
     with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
-        return compose(PRIMARY, overrides=list(overrides))
+        return compose(PRIMARY, overrides=words)
+
+
+def is_free(key: str) -> bool:
+    """Whether dotted `key` is one of the free keys under an `options`, which a plugin class reads."""
+    return FREE in key.split(".")[:-1]
 
 
 def _compose(overrides: tuple[str, ...], source: str, complete: bool) -> dict[str, Any]:
@@ -114,6 +121,8 @@ def _check_keys(overrides: Sequence[str], source: str) -> None:
 
 def check_key(key: str, known: Mapping[str, Any] | None = None, source: str = "command line") -> None:
     """Raises ConfigError where dotted `key` is no setting of the recipe, naming the nearest that is."""
+    if is_free(key):
+        key = key[: key.index(f".{FREE}.")] + f".{FREE}"  # which must exist
     node: Any = _known_keys(()) if known is None else known
     for depth, part in enumerate(key.split(".")):
         if not isinstance(node, Mapping) or part not in node:

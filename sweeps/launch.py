@@ -117,6 +117,8 @@ def _begin(study: Study, overrides: Sequence[str], options: Options, engine: Eng
             search=dict(study.file.search),
             sampler=study.file.sampler,
             pruner=study.file.pruner,
+            divergence=study.file.divergence,
+            directions=tuple(objectives.values()),
         )
         sweep = Sweep(study, trials, store, launch, queue)
         _fill(sweep, order, options)

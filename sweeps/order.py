@@ -41,13 +41,20 @@ class WorkOrder:
     sampler: Any = "tpe"
     sampler_seed: int = 0
     pruner: Any = "none"
+    divergence: str = "failure"  # or "data": a diverged run is a result, as bad as can be
+    directions: tuple[str, ...] = ("minimize",)  # of the objectives
 
     def as_mapping(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> WorkOrder:
-        return WorkOrder(**{**values, "objectives": tuple(values["objectives"])})
+        lists = {name: tuple(values[name]) for name in ("objectives", "directions")}
+        return WorkOrder(**{**values, **lists})
+
+    def worst(self) -> list[float]:
+        """What Optuna is told of a diverged run that counts as a result."""
+        return [float("inf") if direction == "minimize" else float("-inf") for direction in self.directions]
 
     def values(self, metrics: Mapping[str, float]) -> list[float]:
         """What Optuna is told of a finished run; raises ConfigError for an objective that it doesn't have."""

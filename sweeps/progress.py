@@ -122,6 +122,8 @@ def ending(attempt: FrozenTrial) -> str:
         return f"FAILED  {facts['name']}: {facts.get('error', 'unknown')}"
     if attempt.state == TrialState.PRUNED:
         return f"pruned  {facts['name']} at step {max(attempt.intermediate_values, default=0)}"
+    if "outcome" in facts:
+        return f"{facts['outcome']} {facts['name']}"
     final: Mapping[str, float] = facts.get("final", {})
     scores = [f"{name} {digits(final[f'final/{name}'])}" for name in SHOWN if f"final/{name}" in final][:FEW]
     took = f", trained in {format_seconds(final['cost/seconds'])}" if "cost/seconds" in final else ""
@@ -145,9 +147,9 @@ def status_table(latest: Mapping[int, FrozenTrial]) -> str:
         facts, state = attempt.user_attrs, STATES[attempt.state.name]
         step = f"{facts.get('progress', {}).get('step', 0):.0f}/{facts['steps']}" if state == "running" else ""
         worker = "/".join(str(facts.get(WORKER, "")).split("/")[:2]) if state == "running" else ""
-        note = "" if state in ("running", "waiting") else ending(attempt).partition(": ")[2]
+        note = "" if state in ("running", "waiting") or "outcome" in facts else ending(attempt).partition(": ")[2]
         if state == "pruned":
             note = ending(attempt).partition(" at ")[2]
-        reused = "reused" if "reused_from" in facts else state
+        reused = "reused" if "reused_from" in facts else facts.get("outcome", state)
         rows.append([facts["name"], reused, step, str(facts.get("tries", 1)), worker, note])
     return align(rows, left=(0, 1, 4, 5))

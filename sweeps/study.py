@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from microdit.budget import COSTS
 from microdit.config_io import parse, read_yaml
 from microdit.errors import ConfigError, nearest
 from sweeps.compose import EXPERIMENTS, check_key
+
+COST_AXES = tuple(f"cost/{name}" for name in COSTS)  # what a figure may have on its axis besides settings
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class ScaleChoice:
     """What a scale narrows a study to, and what it sets besides."""
 
     arms: tuple[str, ...] | None = None
+    axes: Mapping[str, Any] = field(default_factory=dict)  # other values for an axis
+    baseline: str = ""  # where the study's own is not among the arms
     seeds: tuple[int, ...] | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
@@ -62,7 +68,10 @@ class StudyFile:
     n_trials: int = 0  # of a search
     objectives: Mapping[str, Any] = field(default_factory=dict)  # of a search: metric -> direction; empty: the primary
     baseline: str = ""
-    holds: Literal["steps", "flops", "params", "time", "nothing"] = "steps"  # time is only known, and told, afterwards
+    match: str = ""  # the arm that values of `match` are solved for; empty: the baseline
+    holds: Literal["steps", "flops", "params", "active_params", "time", "nothing"] = "steps"
+    cumulative: bool = False  # each arm builds on the one above it
+    divergence: Literal["failure", "data"] = "failure"  # whether a diverged run is an answer, or something gone wrong
     seeds: tuple[int, ...] = (0, 1, 2)
     metrics: Metrics = Metrics()
     figure: Figure = Figure()
@@ -91,6 +100,8 @@ class Study:
             "paper": {"section": f.paper.section, "claim": f.paper.claim},
             "baseline": f.baseline,
             "holds": f.holds,
+            "cumulative": f.cumulative,
+            "divergence": f.divergence,
             "search": dict(f.search),
             "arms": {name: dict(overrides) for name, overrides in self.arms.items()},
             "seeds": list(self.seeds),
@@ -115,6 +126,7 @@ def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> S
     source = str(path)
     file = parse(StudyFile, read_yaml(path), source)
     choice = _scale_choice(file, scale, source)
+    file = _narrowed(file, choice, scale, source)
     arms = _expand(file, source)
     if file.search:
         from sweeps.search import check_search  # only a search needs Optuna
@@ -125,12 +137,12 @@ def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> S
             if arm not in arms:
                 raise ConfigError(f"{source}: 'scales.{scale}.arms' names '{arm}'; {nearest(arm, arms)}")
         arms = {arm: arms[arm] for arm in choice.arms}
-    if file.baseline and file.baseline not in arms:
-        where = f" at scale {scale}" if choice.arms is not None else ""
-        hint = nearest(file.baseline, arms)
-        raise ConfigError(f"{source}: 'baseline' is '{file.baseline}', which is no arm{where}; {hint}")
+    for key, arm in (("baseline", file.baseline), ("match", file.match)):
+        if arm and arm not in arms:
+            where = f" at scale {scale}" if choice.arms is not None else ""
+            raise ConfigError(f"{source}: '{key}' is '{arm}', which is no arm{where}; {nearest(arm, arms)}")
     for axis in (file.figure.x, file.figure.hue):
-        if axis not in ("", "arm"):
+        if axis not in ("", "arm", *COST_AXES):
             check_key(axis, source=f"{source}, figure")
     chosen = seeds or (file.seeds if choice.seeds is None else choice.seeds)
     if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
@@ -148,6 +160,15 @@ def _scale_choice(file: StudyFile, scale: str, source: str) -> ScaleChoice:
     return parse(ScaleChoice, file.scales.get(scale) or {}, source, f"scales.{scale}")
 
 
+def _narrowed(file: StudyFile, choice: ScaleChoice, scale: str, source: str) -> StudyFile:
+    """The study with the scale's own values on its axes."""
+    for key in choice.axes:
+        if key not in file.axes:
+            hint = nearest(key, file.axes)
+            raise ConfigError(f"{source}: 'scales.{scale}.axes' has '{key}', which is no axis; {hint}")
+    return dataclasses.replace(file, axes={**file.axes, **choice.axes}, baseline=choice.baseline or file.baseline)
+
+
 def _expand(file: StudyFile, source: str) -> dict[str, dict[str, Any]]:
     """Named arms times the grid of the axes."""
     for key, values in file.axes.items():
@@ -159,8 +180,8 @@ def _expand(file: StudyFile, source: str) -> dict[str, dict[str, Any]]:
     for name, overrides in file.arms.items():
         if not isinstance(overrides, Mapping):
             raise ConfigError(f"{source}: arm '{name}' must be a mapping of keys to values ({{}} for none)")
-        if not re.fullmatch(r"[\w.-]+", str(name)):
-            raise ConfigError(f"{source}: arm '{name}': only letters, digits, '_', '-' and '.' make a name")
+        if not re.fullmatch(r"[\w.+-]+", str(name)):
+            raise ConfigError(f"{source}: arm '{name}': only letters, digits, '_', '-', '+' and '.' make a name")
         both = sorted(set(overrides) & set(file.axes))
         if both:
             raise ConfigError(f"{source}: '{both[0]}' is set by arm '{name}' and is an axis; it can't be both")
@@ -179,7 +200,8 @@ def _expand(file: StudyFile, source: str) -> dict[str, dict[str, Any]]:
             label = "_".join(parts + [arm_label(short[key], value) for key, value in point.items()])
             if label in arms:
                 raise ConfigError(f"{source}: two arms are called '{label}'; name them under 'arms' instead")
-            arms[label] = {**overrides, **point}
+            before = next(reversed(arms.values()), {}) if file.cumulative else {}
+            arms[label] = {**before, **overrides, **point}
     return arms
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from microdit.budget import training_flops
 from microdit.config import Config, config_from_mapping, stable_mapping, trial_key
 from microdit.errors import ConfigError, nearest
-from microdit.model import cost
 from sweeps.compose import as_override, compose_mapping
+from sweeps.matching import HELD, MATCH, matched_keys, solve
 from sweeps.study import Study
 
 TOLERANCE = 0.01  # of what a study holds
@@ -60,7 +60,7 @@ def plan_trials(study: Study, overrides: Sequence[str], complete: bool = True) -
     _check_overrides(study, overrides, complete)
     if study.file.search:
         return _plan_search(study, overrides, complete)
-    configs = {arm: _arm_config(study, arm, overrides, complete) for arm in study.arms}
+    configs = arm_configs(study, overrides, complete)
     _refuse_twins(study, configs)
     _check_primary(study, configs)
     check_holds(study, configs)
@@ -123,15 +123,10 @@ def check_holds(study: Study, configs: Mapping[str, Config]) -> None:
     """Raises ConfigError naming arms and figures where the arms don't share what the study says they hold."""
     if study.file.holds in ("time", "nothing"):
         return  # time is known afterwards; the summary tells
-    measures = {
-        "steps": lambda c: c.training.steps * c.training.batch_size,
-        "params": lambda c: cost.parameters(c.model),
-        "flops": training_flops,
-    }
-    figures = {arm: measures[study.file.holds](config) for arm, config in configs.items()}
+    measure, what = HELD[study.file.holds]
+    figures = {arm: measure(config) for arm, config in configs.items()}
     low, high = min(figures, key=figures.__getitem__), max(figures, key=figures.__getitem__)
     if figures[high] - figures[low] > TOLERANCE * figures[high]:
-        what = "images seen (steps x batch)" if study.file.holds == "steps" else study.file.holds
         raise ConfigError(
             f"{study.source}: the study holds {study.file.holds}, but arm '{low}' has {figures[low]:,} {what} and arm "
             f"'{high}' {figures[high]:,}"
@@ -165,14 +160,32 @@ def _check_overrides(study: Study, overrides: Sequence[str], complete: bool) -> 
     compose_mapping([f"scale={study.scale}", *overrides], complete=complete)
 
 
-def _arm_config(study: Study, arm: str, overrides: Sequence[str], complete: bool) -> Config:
-    words = [f"scale={study.scale}"]
-    for key, value in {**study.overrides, **study.arms[arm]}.items():
-        if key in OWNED:
-            raise ConfigError(f"{study.source}, arm '{arm}': '{key}' is not an arm's to set; seeds stand under 'seeds'")
-        words += as_override(key, value)
+def arm_configs(study: Study, overrides: Sequence[str], complete: bool = True) -> dict[str, Config]:
+    """The configuration of each arm, what it gives as `match` solved."""
+    model = study.file.match or study.file.baseline
+    base = _arm_config(study, model, overrides, complete) if model else None
+    return {arm: _arm_config(study, arm, overrides, complete, base) for arm in study.arms}
+
+
+def _arm_config(study: Study, arm: str, overrides: Sequence[str], complete: bool, base: Config | None = None) -> Config:
     source = f"{study.source}, arm '{arm}'"
-    return config_from_mapping(compose_mapping([*words, *overrides], source, complete), source)
+    values = {**study.overrides, **study.arms[arm]}
+    for key in values:
+        if key in OWNED:
+            raise ConfigError(f"{source}: '{key}' is not an arm's to set; seeds stand under 'seeds'")
+    words = [f"scale={study.scale}", *(word for key, value in values.items() for word in as_override(key, value))]
+    matched = matched_keys(values)
+    words = [word for word in [*words, *overrides] if word.partition("=")[0] not in matched]
+    mapping = compose_mapping(words, source, complete)
+    if matched:
+        if base is None or study.file.holds not in HELD:
+            raise ConfigError(
+                f"{source}: '{matched[0]}' is '{MATCH}', which needs another arm to match (the 'baseline', or 'match') "
+                f"and a 'holds' that is one of {', '.join(HELD)}"
+            )
+        measure, _ = HELD[study.file.holds]
+        mapping = solve(mapping, matched, measure, measure(base), source)
+    return config_from_mapping(mapping, source)
 
 
 def _check_primary(study: Study, configs: Mapping[str, Config]) -> None:

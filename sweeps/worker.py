@@ -28,6 +28,7 @@ from sweeps.search import build_pruner, build_sampler, suggest
 from sweeps.store import STATUS_DONE, Launch, Store
 from sweeps.trials import Trial, prepare_trials
 
+DIVERGED = "diverged"
 TOLD = ("step", "train/loss", "images_per_second")
 
 
@@ -128,8 +129,19 @@ class Worker:
                 raise
             except Exception as error:
                 log.write(traceback.format_exc())
-                self._failed(claimed, error, recorder, heart)
+                if isinstance(error, DivergenceError) and self.order.divergence == "data":
+                    self._diverged(claimed, error, recorder, heart)
+                else:
+                    self._failed(claimed, error, recorder, heart)
         return None
+
+    def _diverged(self, claimed: optuna.Trial, error: DivergenceError, recorder: Any, heart: Heart) -> None:
+        """A result of a study that asks where training breaks: recorded with its step, and not a failure."""
+        heart.rest()
+        recorder.outcome(DIVERGED)
+        recorder.fail(str(error), "")
+        self.queue.note(claimed._trial_id, outcome=DIVERGED)
+        self.queue.complete(claimed, self.order.worst())
 
     def _done(self, claimed: optuna.Trial, metrics: Mapping[str, float], heart: Heart) -> None:
         heart.rest()

@@ -1,0 +1,66 @@
+"""How fast this machine trains a network: measured once, then kept, so that arms of equal time stay the same arms."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from hashlib import sha256
+from pathlib import Path
+
+from filelock import FileLock
+
+from microdit.budget import text_tokens
+from microdit.components import choose_device
+from microdit.config import Config
+from microdit.config_io import to_mapping
+from microdit.errors import ConfigError
+from microdit.files import write_text
+from microdit.run import device_name
+
+TRIES = 3  # the fastest counts: whatever else the machine does can only slow a step down
+
+
+def kept_seconds_per_image(config: Config) -> float:
+    """Seconds of training for each image, from `config.cache_dir`, where the first call leaves what it measured.
+
+    Raises ConfigError where the network can't be measured here.
+    """
+    from sweeps.speed import measure_seconds_per_image
+
+    training = config.training
+    what = {
+        "model": to_mapping(config.model),
+        "text_tokens": text_tokens(config),
+        "batch": [training.batch_size, training.accumulation],
+        "how": [training.precision, training.threads],
+        "where": [platform.node(), device_name(choose_device(config))],
+    }
+    digest = sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    path = Path(config.cache_dir).expanduser() / "pace" / f"{digest}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if path.is_file():
+            return float(json.loads(path.read_text())["seconds_per_image"])
+        tries = [measure_seconds_per_image(config) for _ in range(TRIES)]
+        seconds = min((value for value in tries if value is not None), default=None)
+        if seconds is None:
+            raise ConfigError("a network of this study doesn't fit this machine, so its time can't be measured here")
+        write_text(path, json.dumps({"seconds_per_image": seconds, **what}, indent=1))
+    return seconds
+
+
+def training_seconds(config: Config) -> float:
+    """Seconds that the training steps of `config` take here; a masked and an unmasked step are told apart."""
+    settings = config.training
+    masked = kept_seconds_per_image(config) * settings.masked_steps
+    tail = settings.steps - settings.masked_steps
+    if tail:
+        masked += kept_seconds_per_image(unmasked(config)) * tail
+    return masked * settings.batch_size
+
+
+def unmasked(config: Config) -> Config:
+    """The same network, trained on all patches."""
+    masking = dataclasses.replace(config.model.masking, ratio=0.0)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, masking=masking))
