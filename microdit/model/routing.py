@@ -58,8 +58,7 @@ class TokenRouting(Masking):
         """Tokens before the route (B, T, D) and those that went along it (B, K, D) -> (B, T, D)."""
         if plan is None:
             return deep
-        every = torch.arange(plan.mask.shape[1], device=x.device).expand(len(x), -1)
-        skipped = every[plan.mask.bool()].view(len(x), -1)  # (B, T - K), ascending
+        skipped = plan.ids_restore.argsort(1)[:, deep.shape[1] :]  # (B, T - K), without a shape that hangs on the data
         return spread(deep, x.gather(1, skipped.unsqueeze(-1).expand(-1, -1, x.shape[-1])), plan)
 
     def restore(self, out: Tensor, plan: MaskPlan | None) -> Tensor:

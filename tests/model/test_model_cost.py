@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from microdit.errors import ConfigError
 from microdit.model import PRESETS, DiT, DiTConfig, MaskingConfig, cost, preset
 from microdit.model.feed_forward import FeedForwardConfig
+from microdit.model.masking import DecoderConfig, RouteConfig
 from microdit.model.mixer import MixerConfig
 from microdit.model.moe import ExpertsConfig
 from microdit.model.widths import WidthConfig
@@ -24,6 +25,11 @@ CONFIGS = {
     "blocks of patches": dataclasses.replace(SMALL, masking=MaskingConfig("deferred", 0.75, 2)),
     "gelu and biases": dataclasses.replace(SMALL, ffn=FeedForwardConfig("gelu"), bias=True),
     "experts": dataclasses.replace(SMALL, experts=ExpertsConfig(4, 2.0, 2)),
+    "MaskDiT": dataclasses.replace(
+        SMALL, masking=MaskingConfig("maskdit", 0.75, decoder=DecoderConfig(3, 32, 16, 2.0))
+    ),
+    "routing": dataclasses.replace(SMALL, masking=MaskingConfig("routing", 0.5, route=RouteConfig(1, 2))),
+    "sprint": dataclasses.replace(SMALL, masking=MaskingConfig("sprint", 0.75, route=RouteConfig(1, 1))),
     "layer-wise": dataclasses.replace(
         SMALL, attn_width=WidthConfig("layerwise", 0.5, 1.0), ffn_width=WidthConfig("layerwise", 0.5, 4.0, 16)
     ),
