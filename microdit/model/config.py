@@ -54,6 +54,8 @@ class DiTConfig:
         self._check_heads()
         check_name(self.ffn.type, FEED_FORWARDS, "model.ffn.type")
         check_name(self.masking.method, MASKINGS, "model.masking.method")
+        if self.masking.method in MASKINGS:
+            MASKINGS[self.masking.method].check(self)
         kept_patches(self.side, self.masking.ratio, self.masking.block_size)
 
     def _check_heads(self) -> None:

@@ -37,15 +37,27 @@ class MaskDiT(Masking):
 
     pos_embed: Tensor  # (1, T, D), fixed
 
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__(config)
-        decoder, self.patch_size = config.masking.decoder, config.patch_size
-        width = config.width if decoder.width is None else decoder.width
-        head_dim = config.head_dim if decoder.head_dim is None else decoder.head_dim
+    @staticmethod
+    def sizes(config: DiTConfig) -> tuple[int, int]:
+        """Width of the decoder and of its heads."""
+        decoder = config.masking.decoder
+        return (
+            config.width if decoder.width is None else decoder.width,
+            config.head_dim if decoder.head_dim is None else decoder.head_dim,
+        )
+
+    @classmethod
+    def check(cls, config: DiTConfig) -> None:
+        width, head_dim = cls.sizes(config)
         if width % head_dim or width % 4:
             raise ConfigError(
                 f"'model.masking.decoder.width' is {width}; it must be whole heads of {head_dim} and a multiple of 4"
             )
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config)
+        decoder, self.patch_size = config.masking.decoder, config.patch_size
+        width, head_dim = self.sizes(config)
         self.head_width = width
         shape = BlockShape(width, config.width, head_dim, config.bias, config.qk_norm, config.norm_eps)
         self.enter = FinalLayer(replace(shape, width=config.width), width)

@@ -97,6 +97,10 @@ class Masking(nn.Module):
 
     uses_mixer = False
 
+    @classmethod
+    def check(cls, config: DiTConfig) -> None:
+        """Raises ConfigError where the method can't be had with the rest of `config`."""
+
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config.masking

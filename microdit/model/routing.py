@@ -26,14 +26,18 @@ class TokenRouting(Masking):
     They come back as they were where the route ends. A network without a plan is a plain DiT.
     """
 
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__(config)
+    @classmethod
+    def check(cls, config: DiTConfig) -> None:
         route = config.masking.route
         if route.before + route.after > config.depth:
             raise ConfigError(
                 f"'model.masking.route' has {route.before} blocks before and {route.after} after it, which are more "
                 f"than 'model.depth' ({config.depth})"
             )
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config)
+        route = config.masking.route
         self.start, self.stop = route.before, config.depth - route.after
 
     def entering(self, masked: bool) -> int:

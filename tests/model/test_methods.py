@@ -44,7 +44,7 @@ def patch(image: torch.Tensor, number: int) -> torch.Tensor:
 
 
 def one_by_one(net: DiT, plan: MaskPlan | None, middle) -> torch.Tensor:
-    """The network image by image: `middle(tokens (T, D), kept numbers, c, y)` gives the head's tokens, all T of them."""
+    """The network image by image; `middle(tokens (T, D), kept numbers, c, y)` gives the head's tokens (T, D)."""
     x, t, y = inputs()
     images = []
     for i in range(len(x)):
@@ -194,7 +194,7 @@ def test_every_part_of_a_method_learns():
 )
 def test_impossible_methods_are_refused(masking, words):
     with pytest.raises(ConfigError) as caught:
-        DiT(dataclasses.replace(BASE, masking=MaskingConfig(**masking)), seed=None)
+        dataclasses.replace(BASE, masking=MaskingConfig(**masking))
     for word in words:
         assert word in str(caught.value)
 
