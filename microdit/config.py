@@ -84,6 +84,12 @@ class Config:
                 f"'training.ema.start_step' is {self.training.ema.start_step}, but 'training.steps' is only "
                 f"{self.training.steps}: the average would never start"
             )
+        of_scores = self.evaluation.guidance
+        guided = self.sampler.guidance != 1 or (of_scores is not None and of_scores != 1)
+        if not guided and not self.sampler.guidance_interval.everywhere:
+            raise ConfigError(
+                "'sampler.guidance_interval' is set, but 'sampler.guidance' is 1: there is no guidance to limit"
+            )
 
 
 def config_from_mapping(values: Mapping[str, Any], source: str = "config") -> Config:
