@@ -41,6 +41,13 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--steps", type=int, help="sampler steps instead of the run's own")
     sample.add_argument("--guidance", type=float, help="guidance instead of the run's own")
+    sample.add_argument(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="guidance only where LOW < sigma <= HIGH, instead of the run's own",
+    )
     sample.set_defaults(command=_sample)
 
     evaluate = commands.add_parser("evaluate", help="score a trained run again, or any folder of captioned pictures")
@@ -99,11 +106,14 @@ def _train(arguments: argparse.Namespace) -> None:
 def _sample(arguments: argparse.Namespace) -> None:
     import dataclasses
 
+    from microdit.diffusion import GuidanceInterval
     from microdit.sampling import generate, grid, save_png
     from microdit.trained import load_run
 
     trained = load_run(arguments.run)
     changes = {key: getattr(arguments, key) for key in ("steps", "guidance") if getattr(arguments, key) is not None}
+    if arguments.guidance_interval is not None:
+        changes["guidance_interval"] = GuidanceInterval(*arguments.guidance_interval)
     sampler = dataclasses.replace(trained.config.sampler, **changes)
     features = trained.text_encoder.encode(arguments.captions).repeat_interleave(arguments.count, 0)
     pictures = generate(trained.denoiser, trained.autoencoder, features, sampler, arguments.seed)

@@ -25,8 +25,9 @@ from microdit.errors import ConfigError
 from microdit.evaluation.config import EvalConfig
 from microdit.files import write_text
 from microdit.model import DiTConfig
-from microdit.roles import allow_plugins
+from microdit.roles import allow_plugins, resolve
 from microdit.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from microdit.training.optim import OPTIMIZERS
 
 # Keys that may differ between two runs that are the same experiment: where it writes, where it runs, how it reports.
 VOLATILE = (
@@ -72,6 +73,7 @@ class Config:
 
     def __post_init__(self) -> None:
         allow_plugins(self.plugins)
+        resolve(self.optimizer.type, OPTIMIZERS, "optimizer.type")  # a wrong name costs nothing here
         if self.schedule.warmup_steps > self.training.steps:
             raise ConfigError(
                 f"'schedule.warmup_steps' is {self.schedule.warmup_steps}, more than 'training.steps' "
@@ -81,6 +83,12 @@ class Config:
             raise ConfigError(
                 f"'training.ema.start_step' is {self.training.ema.start_step}, but 'training.steps' is only "
                 f"{self.training.steps}: the average would never start"
+            )
+        of_scores = self.evaluation.guidance
+        guided = self.sampler.guidance != 1 or (of_scores is not None and of_scores != 1)
+        if not guided and not self.sampler.guidance_interval.everywhere:
+            raise ConfigError(
+                "'sampler.guidance_interval' is set, but 'sampler.guidance' is 1: there is no guidance to limit"
             )
 
 

@@ -63,6 +63,22 @@ def test_captions_are_drawn(run_folder: Path, tmp_path: Path):
         assert np.asarray(picture).std() > 1
 
 
+def test_guidance_can_be_limited_on_the_command_line(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def draw(*words: str) -> bytes:
+        out = tmp_path / "cat.png"
+        assert main(["sample", str(run_folder), "a cat", "--count", "1", "--out", str(out), *words]) == 0
+        return out.read_bytes()
+
+    guided = draw("--guidance", "50")
+    assert draw("--guidance", "50", "--guidance-interval", "0", "inf") == guided
+    limited = draw("--guidance", "50", "--guidance-interval", "1", "10")  # none of the levels, 80 and 0.002
+    assert limited == draw() != guided
+    words = ["sample", str(run_folder), "a cat", "--guidance-interval", "3", "2"]
+    assert "'sampler.guidance_interval.sigma_high' is 2.0; it must be above" in failing(capsys, *words)
+
+
 def test_a_finished_run_is_scored_again(run_folder: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", str(run_folder)]) == 0
     printed = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines())

@@ -1,11 +1,12 @@
 """EDM diffusion: the denoiser with its loss, and the samplers."""
 
 from microdit.diffusion.edm import Denoiser, DiffusionConfig, draw_sigma, quantile_sigma
-from microdit.diffusion.samplers import SamplerConfig, guided, sample, sigma_steps
+from microdit.diffusion.samplers import GuidanceInterval, SamplerConfig, guided, sample, sigma_steps
 
 __all__ = [
     "Denoiser",
     "DiffusionConfig",
+    "GuidanceInterval",
     "SamplerConfig",
     "draw_sigma",
     "guided",

@@ -29,12 +29,46 @@ class ChurnConfig:
 
 
 @dataclass(frozen=True)
+class GuidanceInterval:
+    """Noise levels at which guidance applies: sigma_low < sigma <= sigma_high; by default all of them.
+
+    Elsewhere the conditional model runs alone (Kynkäänniemi et al., arXiv 2404.07724, section 3).
+    """
+
+    sigma_low: float = 0.0
+    sigma_high: float | None = None  # null: no upper end
+
+    def __post_init__(self) -> None:
+        if not self.sigma_low >= 0:
+            raise ConfigError(f"'sampler.guidance_interval.sigma_low' is {self.sigma_low}; it must be at least 0")
+        if self.sigma_high is not None and not self.sigma_high > self.sigma_low:
+            raise ConfigError(
+                f"'sampler.guidance_interval.sigma_high' is {self.sigma_high}; it must be above 'sigma_low' "
+                f"({self.sigma_low}), or null for no upper end"
+            )
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether no level is left out."""
+        return self.sigma_low == 0 and self.sigma_high is None
+
+    def contains(self, sigma: Tensor) -> Tensor:
+        """Which of the levels (B,) lie inside; (B,) bool. The ends are rounded as the levels are."""
+        above = sigma > self.sigma_low
+        return above if self.sigma_high is None else above & (sigma <= self.sigma_high)
+
+
+EVERYWHERE = GuidanceInterval()
+
+
+@dataclass(frozen=True)
 class SamplerConfig:
     """How samples are drawn; `guidance` 1 asks the conditional model alone."""
 
     type: Literal["heun", "euler"] = "heun"
     steps: int = 18
     guidance: float = 1.0
+    guidance_interval: GuidanceInterval = EVERYWHERE
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
@@ -49,6 +83,12 @@ class SamplerConfig:
             )
         if self.rho <= 0:
             raise ConfigError(f"'sampler.rho' is {self.rho}; it must be above 0")
+        low, high = self.guidance_interval.sigma_low, self.guidance_interval.sigma_high
+        if low >= self.sigma_max or (high is not None and high < self.sigma_min):
+            raise ConfigError(
+                f"'sampler.guidance_interval' ({low} to {high}) has none of the sampler's noise levels, which lie "
+                f"between {self.sigma_min} and {self.sigma_max}: guidance would never apply"
+            )
 
 
 def sigma_steps(config: SamplerConfig) -> Tensor:
@@ -58,18 +98,22 @@ def sigma_steps(config: SamplerConfig) -> Tensor:
     return torch.cat([(high + ramp * (low - high)) ** config.rho, torch.zeros(1, dtype=torch.float64)])
 
 
-def guided(denoiser: Denoiser, y: Tensor, guidance: float) -> Model:
+def guided(denoiser: Denoiser, y: Tensor, guidance: float, interval: GuidanceInterval = EVERYWHERE) -> Model:
     """A model of (x, sigma) for captions `y` (B, S, Y) under classifier-free guidance (arXiv 2207.12598, equation 6).
 
-    The null caption is all zeros, as in training's caption dropout. One batch of 2B serves both halves.
+    The null caption is all zeros, as in training's caption dropout. One batch of 2B serves both halves; where no level
+    of the batch lies in `interval`, the conditional half runs alone.
     """
     if guidance == 1:
         return lambda x, sigma: denoiser(x, sigma, y)
     both = torch.cat([y, torch.zeros_like(y)])
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
+        inside = interval.contains(sigma)
+        if not interval.everywhere and not inside.any():  # in this order: any() waits for the device
+            return denoiser(x, sigma, y)
         conditional, null = denoiser(x.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
-        return null + guidance * (conditional - null)
+        return torch.where(inside.view(-1, 1, 1, 1), null + guidance * (conditional - null), conditional)
 
     return model
 

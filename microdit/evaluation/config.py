@@ -35,6 +35,8 @@ class EvalConfig:
     kid_subset_size: int = 128  # images per subset; clipped to the smaller of the two sets
     seed: int = 0  # draws the noise of the scored images and the subsets of KID
     guidance: float | None = None  # classifier-free guidance of the scored images; null: the sampler's own
+    p_mean: float | None = None  # noise levels of the validation loss: ln(sigma) ~ N(p_mean, p_std^2);
+    p_std: float | None = None  # null: those of training
 
     def __post_init__(self) -> None:
         if not self.metrics:
@@ -58,3 +60,5 @@ class EvalConfig:
                 raise ConfigError(f"'evaluation.{key}' is {getattr(self, key)}; it must be at least {least}")
         if self.guidance is not None and self.guidance < 0:
             raise ConfigError(f"'evaluation.guidance' is {self.guidance}; it must be at least 0, or null")
+        if self.p_std is not None and not self.p_std > 0:
+            raise ConfigError(f"'evaluation.p_std' is {self.p_std}; it must be above 0, or null for training's own")

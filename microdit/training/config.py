@@ -9,14 +9,31 @@ from microdit.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101)."""
+class MuonConfig:
+    """What Muon has besides the settings that it shares with AdamW; other optimisers ignore it."""
 
+    momentum: float = 0.95
+    nesterov: bool = True
+    ns_steps: int = 5  # Newton-Schulz iterations of an update
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"'optimizer.muon.momentum' is {self.momentum}; it must lie in [0, 1)")
+        if not 1 <= self.ns_steps < 100:
+            raise ConfigError(f"'optimizer.muon.ns_steps' is {self.ns_steps}; it must lie in [1, 99]")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), or another that shares its rate, decay and groups."""
+
+    type: str = "adamw"  # adamw | muon | dotted path of a callable (net, OptimizerConfig) -> Optimizer
     lr: float = 1.6e-4
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     no_decay: tuple[Literal["embedders", "norms", "biases"], ...] = ()  # parameter groups that weight decay spares
+    muon: MuonConfig = MuonConfig()
 
     def __post_init__(self) -> None:
         if self.lr <= 0:

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from microdit.config import Config
 from microdit.data.encoded import EncodedDataset
-from microdit.diffusion import Denoiser, quantile_sigma
+from microdit.diffusion import Denoiser, DiffusionConfig, quantile_sigma
 from microdit.rng import generator
 
 BANDS = 4  # the noise levels, ascending, in equal shares
+
+
+def validation_noise(config: Config) -> DiffusionConfig:
+    """The noise distribution that is validated on: training's, with what `evaluation` sets in its place.
+
+    Arms that train on different distributions compare only where they are validated on one.
+    """
+    own = {"p_mean": config.evaluation.p_mean, "p_std": config.evaluation.p_std}
+    return dataclasses.replace(config.diffusion, **{key: value for key, value in own.items() if value is not None})
 
 
 @torch.no_grad()
 def validate(denoiser: Denoiser, val: EncodedDataset, config: Config, batch_size: int = 64) -> dict[str, float]:
     """Unmasked denoising loss over the first `val_images` held-out images.
 
-    Returns `val/loss` and `val/loss_q1` to `val/loss_q4`, the same by quarter of the training noise distribution (q1
-    the cleanest). Noise levels are quantiles, so the number has no sampling noise of its own; it depends on
+    Returns `val/loss` and `val/loss_q1` to `val/loss_q4`, the same by quarter of the noise distribution (q1 the
+    cleanest). Noise levels are quantiles, so the number has no sampling noise of its own; it depends on
     `evaluation.seed`, not on the run's seed.
     """
     count = min(config.training.val_images, len(val))
     device = next(denoiser.parameters()).device
     draw = generator(config.evaluation.seed, "validation")
     ranks = torch.randperm(count, generator=draw)
-    sigma = quantile_sigma(count, config.diffusion)[ranks]
+    sigma = quantile_sigma(count, validation_noise(config))[ranks]
     noise = torch.randn((count, *val.latents.shape[1:]), generator=draw)
     losses = []
     for start in range(0, count, batch_size):

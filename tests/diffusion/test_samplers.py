@@ -10,8 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from microdit.diffusion import DiffusionConfig, SamplerConfig, draw_sigma, quantile_sigma, sample, sigma_steps
-from microdit.diffusion.samplers import ChurnConfig
+from microdit.config import Config
+from microdit.diffusion import (
+    Denoiser,
+    DiffusionConfig,
+    GuidanceInterval,
+    SamplerConfig,
+    draw_sigma,
+    guided,
+    quantile_sigma,
+    sample,
+    sigma_steps,
+)
+from microdit.diffusion.samplers import ChurnConfig, Model
 from microdit.errors import ConfigError
 from microdit.rng import generator
 
@@ -82,8 +93,141 @@ def test_training_noise_is_log_normal():
         ("sampler.steps", {"steps": 0}),
         ("sampler.sigma_min", {"sigma_min": 100.0}),
         ("sampler.rho", {"rho": 0.0}),
+        (r"sampler\.guidance_interval.* none of the sampler's", {"guidance_interval": GuidanceInterval(80.0)}),
+        (r"sampler\.guidance_interval.* none of the sampler's", {"guidance_interval": GuidanceInterval(0.0, 0.001)}),
     ],
 )
 def test_impossible_settings_are_named(key: str, changes: dict):
     with pytest.raises(ConfigError, match=key):
         dataclasses.replace(SamplerConfig(), **changes)
+
+
+class Counted:
+    """A denoiser linear in x that leans towards its caption; counts the rows that it is asked for."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __call__(self, x: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+        self.rows.append(len(x))
+        return (x + sigma.view(-1, 1, 1, 1) * y.mean((1, 2)).view(-1, 1, 1, 1)) / (1 + sigma.view(-1, 1, 1, 1))
+
+
+CAPTIONS = torch.randn(2, 3, 5, generator=generator(0, "captions"))
+
+
+def guided_model(denoiser: Counted, guidance: float, interval: GuidanceInterval) -> Model:
+    return guided(denoiser, CAPTIONS, guidance, interval)  # type: ignore[arg-type]
+
+
+def by_hand(config: SamplerConfig, low: float, high: float) -> tuple[Tensor, int]:
+    """Heun's or Euler's method with w(sigma) = w where low < sigma <= high, else 1; and the rows that it needs."""
+    rows = 0
+
+    def slope(x: Tensor, sigma: float) -> Tensor:
+        nonlocal rows
+        levels, image = torch.full((2,), sigma), x.float()
+        conditional = Counted()(image, levels, CAPTIONS)
+        null = Counted()(image, levels, torch.zeros_like(CAPTIONS))
+        weight = config.guidance if low < sigma <= high else 1.0
+        rows += 2 if weight == 1 else 4
+        return (x - (weight * conditional + (1 - weight) * null).double()) / sigma
+
+    sigmas = [
+        (
+            config.sigma_max ** (1 / 7)
+            + i / (config.steps - 1) * (config.sigma_min ** (1 / 7) - config.sigma_max ** (1 / 7))
+        )
+        ** 7
+        for i in range(config.steps)
+    ]
+    x = NOISE[:2].double() * sigmas[0]
+    for sigma, following in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
+        first = slope(x, sigma)
+        moved = x + (following - sigma) * first
+        if config.type == "heun" and following:
+            moved = x + (following - sigma) * (first + slope(moved, following)) / 2
+        x = moved
+    return x.float(), rows
+
+
+# At 8 steps the levels are 80, 35, 13.7, 4.64, 1.29, 0.267, 0.035, 0.002.
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "evaluations"),
+    [
+        ("heun", 0.2, 5.0, (9, 6)),
+        ("euler", 0.2, 5.0, (5, 3)),
+        ("heun", 1.0, None, (6, 9)),
+        ("heun", 0.0, 0.01, (13, 2)),
+    ],
+)
+def test_guidance_keeps_to_its_interval(kind: str, low: float, high: float | None, evaluations: tuple[int, int]):
+    interval = GuidanceInterval(low, high)
+    config = SamplerConfig(kind, 8, guidance=3.0, guidance_interval=interval)
+    denoiser = Counted()
+    out = sample(guided_model(denoiser, 3.0, interval), NOISE, config)
+    expected, rows = by_hand(config, low, float("inf") if high is None else high)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    assert (denoiser.rows.count(2), denoiser.rows.count(4)) == evaluations
+    assert sum(denoiser.rows) == rows
+    full = sample(guided_model(Counted(), 3.0, GuidanceInterval()), NOISE, config)
+    assert (out - full).abs().max() > 0.1
+
+
+def test_the_interval_is_open_below_and_closed_above():
+    inside = GuidanceInterval(0.5, 2.0).contains(torch.tensor([0.49, 0.5, 0.51, 2.0, 2.01]))
+    assert inside.tolist() == [False, False, True, True, False]
+    config = SamplerConfig("euler", 2, sigma_max=80.3)  # 80.3 is no float32
+    denoiser = Counted()
+    sample(guided_model(denoiser, 3.0, GuidanceInterval(1.0, 80.3)), NOISE, config)
+    assert denoiser.rows == [4, 2]
+
+
+def test_guidance_is_what_it_was_where_it_applies():
+    sigma, both = torch.full((2,), 1.5), torch.cat([CAPTIONS, torch.zeros_like(CAPTIONS)])
+    conditional, null = Counted()(NOISE.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
+    expected = null + 1.7 * (conditional - null)
+    for interval in (GuidanceInterval(), GuidanceInterval(1.0, 2.0)):
+        assert torch.equal(guided_model(Counted(), 1.7, interval)(NOISE, sigma), expected)
+    mixed = guided_model(Counted(), 1.7, GuidanceInterval(1.0, 2.0))(NOISE, torch.tensor([1.5, 2.5]))
+    assert torch.equal(mixed[0], expected[0])
+    assert torch.equal(mixed[1], Counted()(NOISE, torch.full((2,), 2.5), CAPTIONS)[1])
+
+
+def test_pictures_are_drawn_with_the_samplers_interval(smoke_config: Config):
+    from microdit.components import build_components
+    from microdit.model import DiT
+    from microdit.sampling import generate
+
+    parts = build_components(smoke_config)
+    net = DiT(smoke_config.model, seed=0)
+    torch.nn.init.normal_(net.final_layer.linear.weight, generator=generator(0, "head"))  # zero at first: no guidance
+    torch.nn.init.normal_(net.final_layer.adaLN_modulation[1].weight, generator=generator(0, "adaLN"))
+    features = parts.val.batch(torch.arange(3).numpy())[1]
+
+    def draw(guidance: float, interval: GuidanceInterval) -> Tensor:
+        config = SamplerConfig(steps=4, guidance=guidance, guidance_interval=interval)
+        return torch.from_numpy(generate(Denoiser(net, 0.5), parts.autoencoder, features, config, seed=0))
+
+    plain, full = draw(1.0, GuidanceInterval()), draw(4.0, GuidanceInterval())
+    assert torch.equal(draw(4.0, GuidanceInterval(20.0, 70.0)), plain)  # no level inside: 80, 9.7, 0.47, 0.002
+    assert torch.equal(draw(4.0, GuidanceInterval(0.001, 80.0)), full)
+    some = draw(4.0, GuidanceInterval(0.1, 20.0))
+    assert not torch.equal(some, plain)
+    assert not torch.equal(some, full)
+
+
+@pytest.mark.parametrize(
+    ("ends", "key"), [((-1.0, None), "sigma_low"), ((2.0, 2.0), "sigma_high"), ((2.0, 1.0), "null")]
+)
+def test_an_empty_interval_is_refused(ends: tuple[float, float | None], key: str):
+    with pytest.raises(ConfigError, match=rf"sampler\.guidance_interval\..*{key}"):
+        GuidanceInterval(*ends)
+
+
+def test_an_interval_without_guidance_is_refused(smoke_config: Config):
+    limited = dataclasses.replace(smoke_config.sampler, guidance=1.0, guidance_interval=GuidanceInterval(1.0))
+    with pytest.raises(ConfigError, match=r"'sampler\.guidance_interval' is set, but 'sampler\.guidance' is 1"):
+        dataclasses.replace(smoke_config, sampler=limited)
+    scored = dataclasses.replace(smoke_config.evaluation, guidance=2.0)
+    dataclasses.replace(smoke_config, sampler=limited, evaluation=scored)  # scores have guidance

@@ -236,6 +236,7 @@ def test_class_accuracy_counts_known_labels_only(labels: list[int], seed: int) -
         ({"feature_net": "efficientnet-lite"}, ("did you mean 'efficientnet-lite0'?",)),
         ({"samples": 1}, ("evaluation.samples", "at least 2")),
         ({"guidance": -1.0}, ("evaluation.guidance",)),
+        ({"p_std": 0.0}, ("evaluation.p_std", "above 0")),
         ({"kid_subset_size": 1}, ("evaluation.kid_subset_size", "at least 2")),
     ],
 )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from microdit.config import Config
 from microdit.data.encoded import DataOrder
-from microdit.training.config import EmaConfig, OptimizerConfig, ScheduleConfig
+from microdit.errors import ConfigError
+from microdit.model import DiT, DiTConfig
+from microdit.model.mixer import MixerConfig
+from microdit.model.moe import ExpertsConfig
+from microdit.training import optim
+from microdit.training.config import EmaConfig, MuonConfig, OptimizerConfig, ScheduleConfig
 from microdit.training.optim import build_optimizer, learning_rate, parameter_groups
 
 
@@ -83,3 +93,137 @@ def test_every_epoch_sees_every_image_once(count: int, batch: int, seed: int):
 @pytest.mark.parametrize(("start", "steps", "first"), [(-10_000, 60_000, 50_000), (100, 500, 100), (-10_000, 60, 0)])
 def test_ema_may_count_from_the_end(start: int, steps: int, first: int):
     assert EmaConfig(0.995, start).first_step(steps) == first
+
+
+MUON = OptimizerConfig(type="muon", lr=1e-2, weight_decay=0.1, no_decay=("norms",))
+
+
+def small_dit() -> DiT:
+    """A network with every kind of parameter: experts in backbone and mixer, a mixer of its own width, biases."""
+    experts = ExpertsConfig(num=2, every_n=2)
+    mixer = MixerConfig(depth=2, width=16, head_dim=16)
+    shape = {"input_size": 8, "width": 32, "depth": 3, "head_dim": 16, "caption_channels": 8}
+    return DiT(DiTConfig(**shape, bias=True, experts=experts, mixer=mixer), seed=0)
+
+
+def fill_gradients(net: nn.Module, step: int) -> None:
+    draw = torch.Generator().manual_seed(step)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=draw)
+
+
+def held_by(optimizer: torch.optim.Optimizer, net: nn.Module, group: str) -> set[str]:
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    return {names[id(p)] for g in optimizer.param_groups if g["name"] == group for p in g["params"]}
+
+
+def test_muon_takes_hidden_matrices_and_adamw_all_others():
+    net = small_dit()
+    optimizer = build_optimizer(net, MUON)
+    hidden = held_by(optimizer, net, "hidden")
+    inside = ("blocks.", "mixer.")
+    assert hidden == {n for n, p in net.named_parameters() if n.startswith(inside) and p.ndim == 2}
+    assert {"blocks.0.attn.qkv.weight", "blocks.0.adaLN_modulation.1.weight", "mixer.map_in.1.weight"} <= hidden
+    assert "blocks.1.mlp.gate.weight" in hidden
+    rest = held_by(optimizer, net, "matrices")
+    assert {"final_layer.linear.weight", "y_embedder.fc1.weight", "caption_block.attn.qkv.weight"} <= rest
+    assert {"blocks.1.mlp.w1", "mixer.blocks.1.mlp.w2"} <= rest  # experts
+    assert held_by(optimizer, net, "embedders") == {"x_embedder.proj.weight"}
+    decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays == {"hidden": 0.1, "embedders": 0.1, "matrices": 0.1, "norms": 0.0, "biases": 0.1}
+
+
+def test_a_hidden_update_is_orthogonal_with_the_root_mean_square_of_adamw():
+    net = small_dit()
+    optimizer = build_optimizer(net, dataclasses.replace(MUON, weight_decay=0.0, muon=MuonConfig(momentum=0.0)))
+    fill_gradients(net, 0)
+    for name in ("blocks.0.attn.qkv.weight", "blocks.0.mlp.w3.weight"):
+        weight = net.get_parameter(name)
+        before, gradient = weight.detach().clone(), weight.grad.double()
+        optimizer.step()
+        update = (before - weight.detach()).double() / MUON.lr
+        left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+        sizes = torch.diagonal(left.T @ update @ right.T) / (0.2 * max(weight.shape) ** 0.5)
+        assert 0.6 < sizes.min() <= sizes.max() < 1.3  # Newton-Schulz leaves singular values about 1
+        assert update.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
+
+
+def test_one_rate_drives_both_and_the_parts_work_as_they_do_alone():
+    ours, theirs = small_dit(), small_dit()
+    together = build_optimizer(ours, MUON)
+    hidden = held_by(together, ours, "hidden")
+    norms = held_by(together, ours, "norms")
+    parts = {"muon": [], "decayed": [], "norms": []}
+    for name, parameter in theirs.named_parameters():
+        parts["muon" if name in hidden else "norms" if name in norms else "decayed"].append(parameter)
+    settings = {"momentum": 0.95, "nesterov": True, "ns_steps": 5, "adjust_lr_fn": "match_rms_adamw"}
+    apart = [
+        torch.optim.Muon(parts["muon"], lr=1e-2, weight_decay=0.1, **settings),
+        torch.optim.AdamW(parts["decayed"], lr=1e-2, weight_decay=0.1, eps=MUON.eps, fused=True),
+        torch.optim.AdamW(parts["norms"], lr=1e-2, weight_decay=0.0, eps=MUON.eps, fused=True),
+    ]
+    for step, rate in enumerate((1e-2, 3e-3)):
+        for net, optimizers in ((ours, [together]), (theirs, apart)):
+            fill_gradients(net, step)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
+                optimizer.zero_grad()
+            assert all(parameter.grad is None for parameter in net.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_stored_state_goes_on_in_a_fresh_optimizer(tmp_path: Path):
+    nets = [small_dit(), small_dit()]
+    first, fresh = (build_optimizer(net, MUON) for net in nets)
+    fill_gradients(nets[0], 0)
+    first.step()
+    torch.save(first.state_dict(), tmp_path / "optimizer.pt")
+    nets[1].load_state_dict(nets[0].state_dict())
+    fresh.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    for net, optimizer in zip(nets, (first, fresh), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3  # must reach both parts after loading too
+        fill_gradients(net, 1)
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+
+
+def test_adamw_is_torchs_own():
+    net = small_dit()
+    assert type(build_optimizer(net, OptimizerConfig())) is torch.optim.AdamW
+    assert type(build_optimizer(net, OptimizerConfig(type="microdit.training.optim.adamw"))) is torch.optim.AdamW
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda net, config: torch.optim.SGD([net.linear.weight]), ["'optimizer.type' is 'mine'", "'embed.weight'"]),
+        (lambda net, config: net, ["'optimizer.type' is 'mine'", "must make an Optimizer"]),
+    ],
+)
+def test_an_optimizer_that_is_none_or_forgets_parameters_is_refused(
+    build: Callable, words: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(optim.OPTIMIZERS, "mine", build)
+    with pytest.raises(ConfigError) as caught:
+        build_optimizer(Net(), OptimizerConfig(type="mine"))
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_mistakes_in_the_optimizers_settings_are_named(smoke_config: Config, monkeypatch: pytest.MonkeyPatch):
+    def with_type(name: str) -> Config:
+        return dataclasses.replace(smoke_config, optimizer=OptimizerConfig(type=name))
+
+    with pytest.raises(ConfigError, match=r"'optimizer\.type' is 'moun'; did you mean 'muon'"):
+        with_type("moun")
+    with pytest.raises(ConfigError, match=r"list its module 'mine' in 'plugins'"):
+        with_type("mine.Lion")
+    with pytest.raises(ConfigError, match=r"optimizer\.muon\.momentum"):
+        MuonConfig(momentum=1.0)
+    with pytest.raises(ConfigError, match=r"optimizer\.muon\.ns_steps"):
+        MuonConfig(ns_steps=0)
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ConfigError, match=r"muon, which needs torch 2\.9 or newer; this is"):
+        build_optimizer(small_dit(), MUON)

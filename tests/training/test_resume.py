@@ -57,10 +57,11 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "model.safetensors")
 
 
-@pytest.mark.parametrize("stop", [1, 4, 5])
-def test_a_killed_run_resumes_to_identical_weights(smoke_config: Config, tmp_path: Path, stop: int):
-    whole = with_training(smoke_config, tmp_path / "whole", steps=6, checkpoint_every=2)
-    broken = with_training(smoke_config, tmp_path / "broken", steps=6, checkpoint_every=2)
+@pytest.mark.parametrize(("stop", "optimizer"), [(1, "adamw"), (4, "adamw"), (5, "adamw"), (4, "muon"), (5, "muon")])
+def test_a_killed_run_resumes_to_identical_weights(smoke_config: Config, tmp_path: Path, stop: int, optimizer: str):
+    config = dataclasses.replace(smoke_config, optimizer=dataclasses.replace(smoke_config.optimizer, type=optimizer))
+    whole = with_training(config, tmp_path / "whole", steps=6, checkpoint_every=2)
+    broken = with_training(config, tmp_path / "broken", steps=6, checkpoint_every=2)
     straight = Log()
     run(whole, straight)
     with pytest.raises(Killed):
