@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -68,9 +70,14 @@ def _as_config_error(source: str) -> Iterator[None]:
 
 def _composed(overrides: Sequence[str]) -> Any:
     GlobalHydra.instance().clear()
-    words = [f"++{word}" if is_free(word.partition("=")[0]) else word for word in overrides]
     with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
-        return compose(PRIMARY, overrides=words)
+        return compose(PRIMARY, overrides=list(overrides))
+
+
+@cache
+def _composed_groups(groups: tuple[str, ...]) -> Any:
+    """The recipe under a choice of `scale`, `data` and `model`: reading its files takes most of Hydra's time."""
+    return _composed(groups)
 
 
 def is_free(key: str) -> bool:
@@ -79,8 +86,13 @@ def is_free(key: str) -> bool:
 
 
 def _compose(overrides: tuple[str, ...], source: str, complete: bool) -> dict[str, Any]:
+    groups = tuple(word for word in overrides if word.partition("=")[0] in GROUPS)
     with _as_config_error(source):
-        values: Any = OmegaConf.to_container(_composed(overrides), resolve=True)
+        config = copy.deepcopy(_composed_groups(groups))
+        for override in _parsed([word for word in overrides if word not in groups]):
+            # Hydra's own way with values, on what it has composed; a mapping is merged, a list replaced.
+            OmegaConf.update(config, override.key_or_group, override.value(), force_add=is_free(override.key_or_group))
+        values: Any = OmegaConf.to_container(config, resolve=True)
     missing = [key for key, value in _leaves(values) if value == REQUIRED]
     if missing and complete:
         raise ConfigError(f"{source}: no default here for {', '.join(missing)}; give {missing[0]}=...")
@@ -90,8 +102,17 @@ def _compose(overrides: tuple[str, ...], source: str, complete: bool) -> dict[st
 @cache
 def _known_keys(groups: tuple[str, ...]) -> Mapping[str, Any]:
     with _as_config_error("experiments"):
-        values: Any = OmegaConf.to_container(_composed(groups), resolve=False)
+        values: Any = OmegaConf.to_container(_composed_groups(groups), resolve=False)
     return values
+
+
+def _parsed(words: Sequence[str]) -> list[Override]:
+    return list(_parser().parse_overrides(list(words)))
+
+
+@cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
 
 
 def _check_options(overrides: Sequence[str], source: str) -> None:
@@ -107,7 +128,7 @@ def _check_keys(overrides: Sequence[str], source: str) -> None:
     groups = tuple(word for word in overrides if word.partition("=")[0] in GROUPS)
     known = _known_keys(groups)
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = _parsed(overrides)
     except HydraException as error:
         raise ConfigError(f"{source}: {' '.join(str(error).split())[:300]}") from None
     for override in parsed:
@@ -121,10 +142,10 @@ def _check_keys(overrides: Sequence[str], source: str) -> None:
 
 def check_key(key: str, known: Mapping[str, Any] | None = None, source: str = "command line") -> None:
     """Raises ConfigError where dotted `key` is no setting of the recipe, naming the nearest that is."""
-    if is_free(key):
-        key = key[: key.index(f".{FREE}.")] + f".{FREE}"  # which must exist
     node: Any = _known_keys(()) if known is None else known
     for depth, part in enumerate(key.split(".")):
+        if is_free(key) and part == FREE and part in node:
+            return
         if not isinstance(node, Mapping) or part not in node:
             leaves = [leaf for leaf, _ in _leaves(_known_keys(()) if known is None else known)]
             parents = ".".join(key.split(".")[:depth])

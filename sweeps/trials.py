@@ -72,7 +72,7 @@ def plan_trials(study: Study, overrides: Sequence[str], complete: bool = True) -
         for arm in ranked:
             config = dataclasses.replace(configs[arm], seed=seed, name=f"{arm}/seed{seed}")
             flat = flatten(stable_mapping(config))
-            params = {name: flat[name] for name in varying}
+            params = {name: flat.get(name) for name in varying}  # a free key may be some arms' alone
             trials.append(Trial(study.name, study.scale, arm, seed, config, trial_key(config), params))
     return trials
 

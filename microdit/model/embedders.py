@@ -69,13 +69,14 @@ def sincos_positions(width: int, side: int, interp_scale: float) -> Tensor:
 
     Coordinates are divided by `interp_scale`, so that a grid twice as fine spans the range seen at the base grid.
     """
-    coordinate = torch.arange(side, dtype=torch.float64) / interp_scale
+    # On the CPU wherever the network is made: on the meta device, arange alone loads seconds of Python.
+    coordinate = torch.arange(side, dtype=torch.float64, device="cpu") / interp_scale
     rows, columns = torch.meshgrid(coordinate, coordinate, indexing="ij")
     halves = [_sincos(width // 2, axis.flatten()) for axis in (columns, rows)]
-    return torch.cat(halves, dim=1).float().unsqueeze(0)
+    return torch.cat(halves, dim=1).float().unsqueeze(0).to(torch.get_default_device())
 
 
 def _sincos(width: int, position: Tensor) -> Tensor:  # (T,) -> (T, width)
-    omega = MAX_PERIOD ** (-torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+    omega = MAX_PERIOD ** (-torch.arange(width // 2, dtype=torch.float64, device="cpu") / (width / 2))
     angles = position.unsqueeze(1) * omega
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -30,7 +30,8 @@ class OptimizerConfig:
     type: str = "adamw"  # adamw | muon | dotted path of a callable (net, OptimizerConfig) -> Optimizer
     lr: float = 1.6e-4
     weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
+    beta1: float = 0.9
+    beta2: float = 0.999
     eps: float = 1e-8
     no_decay: tuple[Literal["embedders", "norms", "biases"], ...] = ()  # parameter groups that weight decay spares
     muon: MuonConfig = MuonConfig()
@@ -40,8 +41,9 @@ class OptimizerConfig:
             raise ConfigError(f"'optimizer.lr' is {self.lr}; it must be above 0")
         if self.weight_decay < 0:
             raise ConfigError(f"'optimizer.weight_decay' is {self.weight_decay}; it must be at least 0")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"'optimizer.betas' is {list(self.betas)}; both must lie in [0, 1)")
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ConfigError(f"'optimizer.{key}' is {getattr(self, key)}; it must lie in [0, 1)")
 
 
 @dataclass(frozen=True)

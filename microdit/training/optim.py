@@ -158,7 +158,9 @@ def _adamw_over(groups: Mapping[str, Sequence[Tensor]], net: nn.Module, config: 
     """AdamW, its fused kernel where the device has one."""
     device = next(net.parameters()).device.type
     fused = device in ("cuda", "cpu")
-    return torch.optim.AdamW(_with_decay(groups, config), lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.AdamW(
+        _with_decay(groups, config), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused
+    )
 
 
 def _with_decay(groups: Mapping[str, Sequence[Tensor]], config: OptimizerConfig) -> list[dict[str, Any]]:
