@@ -106,13 +106,16 @@ def muon(net: nn.Module, config: OptimizerConfig) -> Joined:
     """
     if not hasattr(torch.optim, "Muon"):
         raise ConfigError(f"'optimizer.type' is muon, which needs torch 2.9 or newer; this is {torch.__version__}")
+    from microdit.training.muon import CpuMuon
+
     hidden = hidden_matrices(net)
     assert hidden, f"no linear under any of {STACKS}: Muon would have nothing to update"
     taken = {id(parameter) for parameter in hidden}
     groups = parameter_groups(net)
     assert taken <= {id(parameter) for parameter in groups["matrices"]}, "a hidden matrix is in another group"
     rest = {name: [p for p in members if id(p) not in taken] for name, members in groups.items()}
-    first = torch.optim.Muon(
+    kind = CpuMuon if hidden[0].device.type == "cpu" else torch.optim.Muon
+    first = kind(
         _with_decay({"hidden": hidden}, config),
         lr=config.lr,
         momentum=config.muon.momentum,

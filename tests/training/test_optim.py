@@ -21,6 +21,7 @@ from microdit.model.mixer import MixerConfig
 from microdit.model.moe import ExpertsConfig
 from microdit.training import optim
 from microdit.training.config import EmaConfig, MuonConfig, OptimizerConfig, ScheduleConfig
+from microdit.training.muon import CpuMuon
 from microdit.training.optim import build_optimizer, learning_rate, parameter_groups
 
 
@@ -158,7 +159,7 @@ def test_one_rate_drives_both_and_the_parts_work_as_they_do_alone():
         parts["muon" if name in hidden else "norms" if name in norms else "decayed"].append(parameter)
     settings = {"momentum": 0.95, "nesterov": True, "ns_steps": 5, "adjust_lr_fn": "match_rms_adamw"}
     apart = [
-        torch.optim.Muon(parts["muon"], lr=1e-2, weight_decay=0.1, **settings),
+        CpuMuon(parts["muon"], lr=1e-2, weight_decay=0.1, **settings),
         torch.optim.AdamW(parts["decayed"], lr=1e-2, weight_decay=0.1, eps=MUON.eps, fused=True),
         torch.optim.AdamW(parts["norms"], lr=1e-2, weight_decay=0.0, eps=MUON.eps, fused=True),
     ]
@@ -172,6 +173,27 @@ def test_one_rate_drives_both_and_the_parts_work_as_they_do_alone():
                 optimizer.zero_grad()
             assert all(parameter.grad is None for parameter in net.parameters())
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_of_cpus_is_torchs_but_for_its_precision(nesterov: bool):
+    shapes = ((24, 64), (64, 24), (32, 32))
+    ours, theirs = ([nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
+    settings = {"lr": 0.1, "weight_decay": 0.5, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
+    optimizers = CpuMuon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for step in range(4):
+        draw = torch.Generator().manual_seed(step)
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=draw)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        if step == 1:  # each goes on from the other's state
+            first, second = (optimizer.state_dict() for optimizer in optimizers)
+            optimizers[0].load_state_dict(second)
+            optimizers[1].load_state_dict(first)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() < 0.02 * b.norm()
 
 
 def test_a_stored_state_goes_on_in_a_fresh_optimizer(tmp_path: Path):
