@@ -56,6 +56,10 @@ class MaskPlan:
         """The plan on another device."""
         return MaskPlan(self.ids_keep.to(device), self.ids_restore.to(device), self.mask.to(device))
 
+    def keep(self, x: Tensor) -> Tensor:
+        """Of each image's patches (B, T, V) the kept ones (B, K, V)."""
+        return x.gather(1, self.ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
 
 def plan_from_keep(ids_keep: Tensor, patches: int) -> MaskPlan:
     """The plan that keeps `ids_keep` (B, K), in that order, of `patches` patches."""
@@ -125,9 +129,7 @@ class Masking(nn.Module):
 
     def drop(self, x: Tensor, plan: MaskPlan | None) -> Tensor:
         """(B, T, D) -> (B, K, D)."""
-        if plan is None:
-            return x
-        return x.gather(1, plan.ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        return x if plan is None else plan.keep(x)
 
     def decode(self, x: Tensor, c: Tensor, y: Tensor, plan: MaskPlan | None) -> Tensor:
         """What happens to tokens between backbone and head, given the condition (B, D) and the caption (B, S, D)."""
