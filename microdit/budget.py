@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import torch
+
+from microdit.alignment.config import AlignmentConfig
+from microdit.alignment.loss import Alignment, build_alignment
 from microdit.config import Config
 from microdit.encoders.text import text_length
-from microdit.model import cost
+from microdit.model import DiTConfig, cost
 from microdit.training.recorder import Fact
 
 
@@ -14,17 +20,39 @@ def text_tokens(config: Config) -> int:
 
 
 def forward_flops(config: Config) -> int:
-    """FLOPs of one image's forward pass as in training."""
-    return cost.forward_flops(config.model, text_tokens(config))
+    """FLOPs of one image's forward pass as in training, through the network and the alignment's projector.
+
+    The alignment's encoder is not counted: it sees each image once, before training, as the autoencoder does.
+    """
+    beside = _alignment(config.alignment, config.model).flops(cost.skeleton(config.model).masking.kept)
+    return cost.forward_flops(config.model, text_tokens(config)) + beside
+
+
+def image_flops(config: Config) -> int:
+    """FLOPs that one image costs in a training step: the backward pass is two forward ones."""
+    return 3 * forward_flops(config)
 
 
 def training_flops(config: Config) -> int:
     """FLOPs of the whole training."""
-    return cost.training_flops(config.model, text_tokens(config)) * config.training.steps * config.training.batch_size
+    return image_flops(config) * config.training.steps * config.training.batch_size
+
+
+def trained_parameters(config: Config) -> int:
+    """Parameters that the optimiser updates: the network's, and those that are trained beside it."""
+    beside = _alignment(config.alignment, config.model).parameters()
+    return cost.parameters(config.model) + sum(parameter.numel() for parameter in beside)
+
+
+@lru_cache(maxsize=256)
+def _alignment(config: AlignmentConfig, model: DiTConfig) -> Alignment:
+    """The alignment without storage, to be counted."""
+    with torch.device("meta"):
+        return build_alignment(config, model, seed=None)
 
 
 def cost_facts(config: Config) -> dict[str, Fact]:
-    """Parameters and FLOPs, as a run reports them before its first step."""
+    """Parameters of the network that is sampled from, and FLOPs, as a run reports them before its first step."""
     return {
         "params": cost.parameters(config.model),
         "active_params": cost.active_parameters(config.model),
