@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import torch
+
+from microdit.alignment.config import AlignmentConfig
+from microdit.alignment.loss import Alignment, build_alignment
 from microdit.config import Config
 from microdit.encoders.text import text_length
-from microdit.model import cost
+from microdit.model import DiTConfig, cost
 from microdit.training.recorder import Fact
 
 COSTS = ("params", "active_params", "train_flops", "mixer_params_ratio", "mixer_flops_ratio")  # kept as metrics
@@ -15,22 +21,45 @@ def text_tokens(config: Config) -> int:
     return text_length(config.text) or cost.TEXT_TOKENS
 
 
-def forward_flops(config: Config) -> int:
-    """FLOPs of one image's forward pass as in training."""
-    return cost.forward_flops(config.model, text_tokens(config))
+def forward_flops(config: Config, masked: bool = True) -> int:
+    """FLOPs of one image's forward pass in training, through the network and the alignment's projector.
+
+    The alignment's encoder is not counted: it sees each image once, before training, as the autoencoder does.
+    """
+    block = config.alignment.block_of(config.model.depth) - 1
+    tokens = cost.skeleton(config.model).masking.seen_by(block, masked)
+    beside = _alignment(config.alignment, config.model).flops(tokens)
+    return cost.forward_flops(config.model, text_tokens(config), masked) + beside
+
+
+def image_flops(config: Config, masked: bool = True) -> int:
+    """FLOPs that one image costs in a training step: the backward pass is two forward ones."""
+    return 3 * forward_flops(config, masked)
 
 
 def training_flops(config: Config) -> int:
     """FLOPs of the whole training, its unmasked tail included."""
-    settings, tokens = config.training, text_tokens(config)
-    masked = settings.masked_steps * cost.training_flops(config.model, tokens)
+    settings = config.training
     tail = settings.steps - settings.masked_steps
-    unmasked = tail * cost.training_flops(config.model, tokens, masked=False) if tail else 0
-    return (masked + unmasked) * settings.batch_size
+    flops = settings.masked_steps * image_flops(config) + (tail * image_flops(config, masked=False) if tail else 0)
+    return flops * settings.batch_size
+
+
+def trained_parameters(config: Config) -> int:
+    """Parameters that the optimiser updates: the network's, and those that are trained beside it."""
+    beside = _alignment(config.alignment, config.model).parameters()
+    return cost.parameters(config.model) + sum(parameter.numel() for parameter in beside)
+
+
+@lru_cache(maxsize=256)
+def _alignment(config: AlignmentConfig, model: DiTConfig) -> Alignment:
+    """The alignment without storage, to be counted."""
+    with torch.device("meta"):
+        return build_alignment(config, model, seed=None)
 
 
 def cost_facts(config: Config) -> dict[str, Fact]:
-    """Parameters and FLOPs, as a run reports them before its first step."""
+    """Parameters of the network that is sampled from, and FLOPs, as a run reports them before its first step."""
     return {
         "params": cost.parameters(config.model),
         "active_params": cost.active_parameters(config.model),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
+from microdit.alignment.targets import build_targets
 from microdit.config import Config
 from microdit.data.base import DATASETS, CaptionedImages, DataConfig, build_dataset
 from microdit.data.encoded import EncodedDataset, encode_dataset
@@ -55,14 +56,16 @@ def build_components(config: Config, device: torch.device | str = "cpu") -> Comp
     autoencoder = _autoencoder(config.autoencoder, device, stamp(config.autoencoder.path))
     text_encoder = _text_encoder(config.text, device, stamp(config.text.path))
     check_sizes(config, autoencoder, text_encoder)
-    cache = Path(config.cache_dir).expanduser() / "encoded"
+    cache = Path(config.cache_dir).expanduser()
+    train = encode_dataset(train_images, autoencoder, text_encoder, cache / "encoded")
+    targets = build_targets(config.alignment, config.model.side, train_images, device, cache / "patches")
     return Components(
         train_images,
         val_images,
         autoencoder,
         text_encoder,
-        encode_dataset(train_images, autoencoder, text_encoder, cache),
-        encode_dataset(val_images, autoencoder, text_encoder, cache),
+        replace(train, targets=targets),
+        encode_dataset(val_images, autoencoder, text_encoder, cache / "encoded"),
     )
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from microdit.alignment.config import AlignmentConfig
 from microdit.config_io import parse, read_yaml, to_mapping
 from microdit.data.base import DataConfig
 from microdit.diffusion.edm import DiffusionConfig
@@ -70,10 +71,12 @@ class Config:
     sampler: SamplerConfig
     evaluation: EvalConfig
     cost: CostConfig
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
 
     def __post_init__(self) -> None:
         allow_plugins(self.plugins)
         resolve(self.optimizer.type, OPTIMIZERS, "optimizer.type")  # a wrong name costs nothing here
+        self.alignment.block_of(self.model.depth)
         if self.schedule.warmup_steps > self.training.steps:
             raise ConfigError(
                 f"'schedule.warmup_steps' is {self.schedule.warmup_steps}, more than 'training.steps' "

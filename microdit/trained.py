@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from microdit.alignment.config import AlignmentConfig
 from microdit.components import build_components, choose_device, load_plugins
 from microdit.config import Config, load_config
 from microdit.data.base import build_dataset
@@ -79,7 +80,8 @@ def evaluate_run(folder: Path | str, config: Config) -> dict[str, float]:
     """Scores (named as by `score`) and `val_loss` of the finished run in `folder`, measured as `config` says."""
     accelerator = build_accelerator(config)
     denoiser = load_denoiser(config, Path(folder) / "model.safetensors").to(accelerator.device)
-    components = build_components(config, accelerator.device)
+    untrained = dataclasses.replace(config, alignment=AlignmentConfig())  # only training reads patch features
+    components = build_components(untrained, accelerator.device)
     check_counts(config, components)
     values = evaluate(config, components, denoiser, accelerator)
     loss = validate(denoiser, components.val, config)["val/loss"]

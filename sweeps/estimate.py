@@ -128,7 +128,7 @@ def _speed(config: Config, known: dict[object, float | None]) -> float | None:
     """Seconds per image of `config`, measured where `known` has no network of the same cost."""
     training = config.training
     where = (training.device, training.threads, training.precision)
-    key = (config.model, text_tokens(config), training.batch_size, training.accumulation, *where)
+    key = (config.model, config.alignment, text_tokens(config), training.batch_size, training.accumulation, *where)
     if key not in known:
         known[key] = measure_seconds_per_image(config)
     return known[key]

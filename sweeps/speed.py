@@ -9,13 +9,12 @@ import time
 import psutil
 import torch
 
-from microdit.budget import text_tokens
+from microdit.budget import image_flops, text_tokens, trained_parameters
 from microdit.components import choose_device
 from microdit.config import Config
 from microdit.diffusion import Denoiser, draw_sigma
-from microdit.model import cost
 from microdit.rng import generator
-from microdit.training.loop import initial_state
+from microdit.training.loop import TrainingLoss, initial_state
 
 BUDGET = 3.0  # seconds of measuring a network
 REPEATS = 5  # timed steps at the largest micro-batch
@@ -34,7 +33,7 @@ def measure_seconds_per_image(config: Config) -> float | None:
     device = choose_device(config)
     before = torch.get_num_threads()
     if device.type == "cpu":
-        if TRAIN_BYTES * cost.parameters(config.model) > psutil.virtual_memory().available:
+        if TRAIN_BYTES * trained_parameters(config) > psutil.virtual_memory().available:
             return None
         torch.set_num_threads(config.training.threads)
     try:
@@ -52,11 +51,14 @@ def _from_one_block(config: Config, device: torch.device) -> tuple[float, float]
     """About how long one image's forward and backward pass takes, and one update, in seconds."""
     model = config.model
     mixer = dataclasses.replace(model.mixer, depth=min(model.mixer.depth, 1))
-    shallow = dataclasses.replace(model, depth=1, mixer=mixer)
-    passes, update = _Probe(dataclasses.replace(config, model=shallow), device).one_image()
-    tokens = text_tokens(config)
-    flops = cost.training_flops(model, tokens) / cost.training_flops(shallow, tokens)
-    return passes * flops, update * cost.parameters(model) / cost.parameters(shallow)
+    shallow = dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, depth=1, mixer=mixer),
+        alignment=dataclasses.replace(config.alignment, block=None),
+    )
+    passes, update = _Probe(shallow, device).one_image()
+    flops = image_flops(config) / image_flops(shallow)
+    return passes * flops, update * trained_parameters(config) / trained_parameters(shallow)
 
 
 class _Probe:
@@ -65,7 +67,8 @@ class _Probe:
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config, self._device = config, device
         self._state = initial_state(config, device)
-        self._denoiser = Denoiser(self._state.net, config.diffusion.sigma_data or 0.5)
+        denoiser = Denoiser(self._state.net, config.diffusion.sigma_data or 0.5)
+        self._objective = TrainingLoss(denoiser, self._state.alignment)
         self._tokens = text_tokens(config)
         self._step = 0
 
@@ -118,12 +121,13 @@ class _Probe:
         sigma = draw_sigma(batch, self._config.diffusion, draw).to(device)
         plan = self._state.net.mask_plan(batch, draw)
         plan = plan.to(device) if plan is not None else None
+        target = torch.randn((batch, model.patches, self._state.alignment.features), generator=draw).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._config.training.precision == "bf16"):
-            return self._denoiser.loss(x, y, sigma, noise, plan).mean()
+            return self._objective(x, y, sigma, noise, target, plan)[0]
 
     def _update(self) -> None:
         settings, state = self._config.training, self._state
-        torch.nn.utils.clip_grad_norm_(state.net.parameters(), settings.clip or float("inf"))
+        torch.nn.utils.clip_grad_norm_(state.parameters(), settings.clip or float("inf"))
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         if settings.ema.decay:

@@ -107,7 +107,7 @@ def prepare_trials(trials: Sequence[Trial], root: Path, suffix: str = "") -> lis
         config = trial.config
         model = config.model
         sizes = (model.in_channels, model.input_size, model.caption_channels, config.evaluation.samples)
-        shared = (config.data, config.autoencoder, config.text, *sizes)
+        shared = (config.data, config.autoencoder, config.text, config.alignment, model.side, *sizes)
         if shared not in fingerprints:
             fingerprints[shared] = prepare(config).train.fingerprint
         data = fingerprints[shared]

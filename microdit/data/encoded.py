@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from microdit.alignment.targets import NoTargets, PatchTargets
 from microdit.data.base import CaptionedImages
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.encoders.text import TextEncoder
@@ -37,6 +38,7 @@ class EncodedDataset:
     labels: np.ndarray  # (N,) int64, -1 where unknown
     sigma_data: float  # standard deviation over all latent values
     fingerprint: str
+    targets: PatchTargets | NoTargets = field(default_factory=NoTargets)  # what hidden tokens are aligned with
 
     def __len__(self) -> int:
         return len(self.latents)

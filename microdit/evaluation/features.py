@@ -14,17 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from microdit.encoders.scoring import ScoringClip
-from microdit.evaluation.lite0 import build_lite0, fold_batch_norm
+from microdit.evaluation.lite0 import CPU_CHUNK, build_lite0, fold_batch_norm, lite0_pixels
 from microdit.evaluation.networks import SCORE_CLIP
-
-LITE0_SIDE = 224  # pixels; the size that EfficientNet-Lite0 was trained at
-CPU_CHUNK = 2  # pictures at once on a CPU: activations of more leave its caches (53 pictures/s at 2, 40 at 8)
 
 
 class _SingleLayer(FeatureExtractorBase):
@@ -68,11 +64,7 @@ class EfficientNetLite0Features(_SingleLayer):
         return (torch.cat([self._pooled(part) for part in images.split(chunk)]).double(),)
 
     def _pooled(self, images: Tensor) -> Tensor:
-        x = images.float().contiguous(memory_format=torch.channels_last)  # (B, 3, H, W)
-        x = functional.interpolate(
-            x, size=(LITE0_SIDE, LITE0_SIDE), mode="bilinear", align_corners=False, antialias=True
-        )
-        return self.network((x - 127.5) / 127.5)  # (B, 1280)
+        return self.network(lite0_pixels(images))  # (B, 1280)
 
 
 class ScoreClipFeatures(_SingleLayer):

@@ -69,7 +69,10 @@ def flops_by_part(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: boo
         "caption_block": net.caption_block.flops(text_tokens),
         "mixer": net.mixer.flops(patches, net.masking.entering(masked), text_tokens),
         "masking": net.masking.own_flops(masked, text_tokens),
-        "backbone": net.masking.backbone_flops(net.blocks, masked, text_tokens),
+        "backbone": sum(
+            block.flops(net.masking.seen_by(i, masked), text_tokens)  # type: ignore[operator]
+            for i, block in enumerate(net.blocks)
+        ),
         "head": net.final_layer.flops(net.masking.leaving(masked)),
     }
 

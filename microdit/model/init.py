@@ -39,13 +39,17 @@ def initialise(net: DiT, seed: int) -> None:
         rule(parameters[name], generator(seed, f"init/{name}"))
 
 
+@torch.no_grad()
+def initialise_beside(part: nn.Module, seed: int, name: str) -> None:
+    """Sets every parameter of a part that is trained beside the network, by the general rules, in streams of `name`."""
+    parameters = dict(part.named_parameters())
+    for path, rule in _general_rules(part).items():
+        rule(parameters[path], generator(seed, f"init/{name}.{path}"))
+
+
 def _rules(net: DiT) -> dict[str, Rule]:
     """One rule for each parameter: a general one, then the exceptions of the parts."""
-    rules = {
-        f"{path}.{name}".lstrip("."): _general(module, parameter)
-        for path, module in net.named_modules()
-        for name, parameter in module.named_parameters(recurse=False)
-    }
+    rules = _general_rules(net)
     for path in ("t_embedder", "y_embedder", "pooled_embedder"):
         rules |= {f"{name}.weight": _normal for name, _ in _linears(path, net.get_submodule(path))}
     for path, block in net.named_modules():
@@ -57,6 +61,14 @@ def _rules(net: DiT) -> dict[str, Rule]:
         elif isinstance(block, FinalLayer):
             rules[f"{path}.linear.weight"] = rules[f"{path}.adaLN_modulation.1.weight"] = _zero
     return rules
+
+
+def _general_rules(part: nn.Module) -> dict[str, Rule]:
+    return {
+        f"{path}.{name}".lstrip("."): _general(module, parameter)
+        for path, module in part.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    }
 
 
 def _depth_for_output(net: DiT, path: str) -> int:

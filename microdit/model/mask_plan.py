@@ -30,6 +30,10 @@ class MaskPlan:
         """The plan on another device."""
         return MaskPlan(self.ids_keep.to(device), self.ids_restore.to(device), self.mask.to(device))
 
+    def keep(self, x: Tensor) -> Tensor:
+        """Of each image's patches (B, T, V) the kept ones (B, K, V)."""
+        return x.gather(1, self.ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
 
 def plan_from_keep(ids_keep: Tensor, patches: int) -> MaskPlan:
     """The plan that keeps `ids_keep` (B, K), in that order, of `patches` patches."""

@@ -92,7 +92,7 @@ class Masking(nn.Module):
     """The role: drops patches before the backbone, fills their place with zeros after the head; the loss skips them.
 
     A method with parts of its own (say a decoder) makes them in its constructor, `DiTConfig` in hand. One that shows
-    its blocks other patches overrides `backbone` and its twin `backbone_flops`.
+    its blocks other patches overrides `backbone` and, for the count of FLOPs, `seen_by`.
     """
 
     uses_mixer = False
@@ -150,9 +150,9 @@ class Masking(nn.Module):
         visible = 1 - plan.mask
         return (seen.error * visible).sum(1) / visible.sum(1)
 
-    def backbone_flops(self, blocks: nn.ModuleList, masked: bool, text_tokens: int) -> int:
-        """FLOPs of the backbone's blocks on one image."""
-        return sum(block.flops(self.entering(masked), text_tokens) for block in blocks)  # type: ignore[operator]
+    def seen_by(self, index: int, masked: bool) -> int:
+        """Tokens that backbone block `index` (from 0) sees."""
+        return self.entering(masked)
 
     def own_flops(self, masked: bool, text_tokens: int) -> int:
         """FLOPs of the method's own parts on one image."""
@@ -161,9 +161,7 @@ class Masking(nn.Module):
 
 def keep(x: Tensor, plan: MaskPlan | None) -> Tensor:
     """The kept ones of all tokens: (B, T, D) -> (B, K, D)."""
-    if plan is None:
-        return x
-    return x.gather(1, plan.ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    return x if plan is None else plan.keep(x)
 
 
 def spread(kept: Tensor, dropped: Tensor, plan: MaskPlan) -> Tensor:

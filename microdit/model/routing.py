@@ -71,11 +71,8 @@ class TokenRouting(Masking):
     def loss(self, seen: Denoised, plan: MaskPlan | None) -> Tensor:
         return seen.error.mean(1)
 
-    def backbone_flops(self, blocks: nn.ModuleList, masked: bool, text_tokens: int) -> int:
-        along = self.kept if masked else self.side**2
-        tokens = [along if self.start <= i < self.stop else self.side**2 for i in range(len(blocks))]
-        each = zip(blocks, tokens, strict=True)
-        return sum(block.flops(count, text_tokens) for block, count in each)  # type: ignore[operator]
+    def seen_by(self, index: int, masked: bool) -> int:
+        return self.kept if masked and self.start <= index < self.stop else self.side**2
 
 
 class SparseDenseFusion(TokenRouting):

@@ -1,6 +1,6 @@
 """Checkpoints: a folder a step, renamed into place whole, from which training goes on bit for bit.
 
-    checkpoints/step_00000500/{weights.safetensors, ema.safetensors, optimizer.pt, state.json}
+    checkpoints/step_00000500/{weights,ema,alignment}.safetensors, optimizer.pt, state.json
 
 Random streams need no state: they are functions of (seed, stream, step).
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from microdit.alignment.loss import Alignment
 from microdit.errors import CheckpointError
 from microdit.files import atomic_path
 from microdit.model import DiT
@@ -25,13 +27,19 @@ from microdit.model import DiT
 
 @dataclass
 class TrainState:
-    """What training changes: the raw network, its average, the optimiser, finished steps and seconds spent."""
+    """What training changes: the raw network, what is trained beside it, its average, the optimiser, steps, seconds."""
 
     net: DiT
+    alignment: Alignment
     ema: AveragedModel
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All that the optimiser updates."""
+        yield from self.net.parameters()
+        yield from self.alignment.parameters()
 
     @property
     def averaged(self) -> DiT:
@@ -55,6 +63,7 @@ def save_checkpoint(root: Path, state: TrainState, key: str, keep: int) -> Path:
         folder.mkdir()
         save_file(_tensors(state.net), folder / "weights.safetensors")
         save_file(_tensors(state.ema.module), folder / "ema.safetensors")
+        save_file(_tensors(state.alignment), folder / "alignment.safetensors")
         torch.save(state.optimizer.state_dict(), folder / "optimizer.pt")
         facts = {
             "step": state.step,
@@ -79,6 +88,7 @@ def load_checkpoint(folder: Path, state: TrainState, key: str) -> None:
             )
         state.net.load_state_dict(load_file(folder / "weights.safetensors"))
         state.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
+        state.alignment.load_state_dict(load_file(folder / "alignment.safetensors"))
         state.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]

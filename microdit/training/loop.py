@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from microdit.alignment.loss import Alignment, build_alignment
 from microdit.config import Config, trial_key
 from microdit.data.encoded import DataOrder, EncodedDataset
 from microdit.diffusion import Denoiser, draw_sigma
@@ -30,22 +31,34 @@ from microdit.training.validation import validate
 Sampling = Callable[[int, TrainState], object]  # (finished steps, state)
 
 
-class DenoisingLoss(nn.Module):
-    """The loss as a module's forward, so that DistributedDataParallel sees every backward pass."""
+class TrainingLoss(nn.Module):
+    """The loss as a module's forward, so that DistributedDataParallel sees every backward pass.
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    Make it once a network: it hooks into the block that is aligned.
+    """
+
+    def __init__(self, denoiser: Denoiser, alignment: Alignment) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self.alignment = alignment
+        alignment.attach(denoiser.net)
 
-    def forward(self, x: Tensor, y: Tensor, sigma: Tensor, noise: Tensor, plan: MaskPlan | None) -> Tensor:
-        return self.denoiser.loss(x, y, sigma, noise, plan).mean()
+    def forward(
+        self, x: Tensor, y: Tensor, sigma: Tensor, noise: Tensor, target: Tensor, plan: MaskPlan | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What to minimise, and what to log: the denoising loss alone, comparable between arms, and the term's own."""
+        denoising = self.denoiser.loss(x, y, sigma, noise, plan).mean()
+        loss, readings = self.alignment(denoising, target, plan)
+        return loss, {"train/loss": denoising.detach(), **readings}
 
 
 def initial_state(config: Config, device: torch.device) -> TrainState:
     """Fresh weights from the seed, on `device`."""
     net = DiT(config.model, seed=config.seed).to(device)
     ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema.decay))
-    return TrainState(net, ema, build_optimizer(net, config.optimizer))
+    alignment = build_alignment(config.alignment, config.model, config.seed).to(device)
+    optimizer = build_optimizer(nn.ModuleList([net, alignment]), config.optimizer)
+    return TrainState(net, alignment, ema, optimizer)
 
 
 def train(
@@ -71,7 +84,7 @@ def train(
     for newest in checkpoints(folder)[-1:]:
         load_checkpoint(newest, state, key)
     denoiser = Denoiser(state.net, config.diffusion.sigma_data or data.sigma_data)
-    loss_module: nn.Module = DenoisingLoss(denoiser)
+    loss_module: nn.Module = TrainingLoss(denoiser, state.alignment)
     if settings.compile:
         loss_module = torch.compile(loss_module)  # type: ignore[assignment]
     loss_module = accelerator.prepare_model(loss_module)
@@ -86,11 +99,11 @@ def train(
     with asked.watched():
         for step in range(state.step, settings.steps):
             rate = learning_rate(step, settings.steps, config.optimizer.lr, config.schedule)
-            loss, norm = optimiser_step(config, step, rate, data, order, loss_module, state, accelerator)
+            readings = optimiser_step(config, step, rate, data, order, loss_module, state, accelerator)
             if settings.ema.decay and step >= settings.ema.first_step(settings.steps):
                 state.ema.update_parameters(state.net)
             state.step = done = step + 1
-            meter.add(done, loss, norm)
+            meter.add(done, readings)
 
             last = done == settings.steps
             if last or done % settings.log_every == 0:
@@ -123,44 +136,48 @@ def optimiser_step(
     loss_module: nn.Module,
     state: TrainState,
     accelerator: Accelerator,
-) -> tuple[Tensor, Tensor]:
-    """One update of `state.net` at 0-based `step`; returns this process' mean loss and the gradient norm."""
+) -> dict[str, Tensor]:
+    """One update of `state` at 0-based `step`; returns this process' means of the loss' readings, and `grad_norm`."""
     settings, device = config.training, accelerator.device
-    x, y, sigma, noise, plan = draw_batch(config, step, data, order, state.net)
+    *batch, plan = draw_batch(config, step, data, order, state.net)
     parts = accelerator.num_processes * settings.accumulation
     share = settings.batch_size // parts
-    total = torch.zeros((), device=device)
+    means: dict[str, Tensor] = {}
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     for micro in range(settings.accumulation):
         part = accelerator.process_index * settings.accumulation + micro
         chunk = slice(part * share, (part + 1) * share)
         own_plan = plan[chunk].to(device) if plan is not None else None
-        inputs = [tensor[chunk].to(device, non_blocking=True) for tensor in (x, y, sigma, noise)]
+        inputs = [tensor[chunk].to(device, non_blocking=True) for tensor in batch]
         final = micro == settings.accumulation - 1
         with accelerator.no_sync(loss_module) if not final else torch.enable_grad():
             with accelerator.autocast():
-                loss = loss_module(*inputs, own_plan)
+                loss, readings = loss_module(*inputs, own_plan)
             accelerator.backward(loss / settings.accumulation)
-        total += loss.detach() / settings.accumulation
-    norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), settings.clip or float("inf"))
+        for name, value in readings.items():
+            means[name] = means.get(name, torch.zeros((), device=device)) + value / settings.accumulation
+    norm = torch.nn.utils.clip_grad_norm_(state.parameters(), settings.clip or float("inf"))
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    return total, norm
+    return means | {"grad_norm": norm}
 
 
 def draw_batch(
     config: Config, step: int, data: EncodedDataset, order: DataOrder, net: DiT
-) -> tuple[Tensor, Tensor, Tensor, Tensor, MaskPlan | None]:
-    """All that is random in `step`: images (B, C, H, W), captions (B, S, Y), sigma (B,), noise (B, C, H, W), mask."""
-    seed, batch = config.seed, config.training.batch_size
-    x, y = data.batch(order(step))
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, MaskPlan | None]:
+    """All that `step` decides: images (B, C, H, W), captions (B, S, Y), sigma (B,), noise (B, C, H, W), patch features
+    to align with (B, T, E), mask.
+    """
+    seed, batch, rows = config.seed, config.training.batch_size, order(step)
+    x, y = data.batch(rows)
     sigma = draw_sigma(batch, config.diffusion, generator(seed, "sigma", step))
     noise = torch.randn(x.shape, generator=generator(seed, "noise", step))
     dropped = torch.rand(batch, generator=generator(seed, "caption dropout", step)) < config.training.caption_dropout
     y = torch.where(dropped.view(-1, 1, 1), torch.zeros(()), y)
     masked = step < config.training.masked_steps
-    return x, y, sigma, noise, net.mask_plan(batch, generator(seed, "mask", step)) if masked else None
+    plan = net.mask_plan(batch, generator(seed, "mask", step)) if masked else None
+    return x, y, sigma, noise, data.targets.batch(rows), plan
 
 
 def _due(done: int, every: int) -> bool:

@@ -1,9 +1,9 @@
-"""What the loop measures while it goes: loss, gradient norm, speed, and the first step that was not finite."""
+"""What the loop measures while it goes: its readings, its speed, and the first step that was not finite."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from microdit.training.checkpoint import TrainState, checkpoints
 
 
 class Meter:
-    """Loss, gradient norm and speed since the last reading; remembers the first step that was not finite.
+    """Means of what the steps give, and speed, since the last reading; remembers the first step that was not finite.
 
     Readings stay on the device until asked for, so a GPU is not made to wait at every step.
     """
@@ -25,13 +25,16 @@ class Meter:
         self._batch_size = batch_size
         self._first_step, self._base = state.step, state.seconds
         self._begin = self._since = time.monotonic()
-        self._sums = torch.zeros(2, device=device)  # loss, gradient norm
+        self._names: tuple[str, ...] = ()
+        self._sums = torch.zeros((), device=device)  # then one of each name
         self._bad = torch.zeros((), dtype=torch.long, device=device)
         self._count = self._done = 0
 
-    def add(self, done: int, loss: Tensor, norm: Tensor) -> None:
-        values = torch.stack([loss, norm])
-        self._sums += values
+    def add(self, done: int, readings: Mapping[str, Tensor]) -> None:
+        """The scalars of step `done`, counted from 1; every step has the same names."""
+        self._names = tuple(readings)
+        values = torch.stack([*readings.values()])
+        self._sums = self._sums + values
         bad = ~values.isfinite().all()
         self._bad = torch.where(bad & (self._bad == 0), done, self._bad)
         self._count += 1
@@ -40,12 +43,12 @@ class Meter:
     def read(self, accelerator: Accelerator, folder: Path) -> dict[str, float]:
         """Means since the last reading, over all processes."""
         self.check(folder)
-        loss, norm = (accelerator.reduce(self._sums, "mean") / self._count).tolist()
+        means = (accelerator.reduce(self._sums, "mean") / self._count).tolist()
         now = time.monotonic()
         speed = self._count * self._batch_size / max(now - self._since, 1e-9)
-        self._sums.zero_()
+        self._sums = torch.zeros_like(self._sums)
         self._since, self._count = now, 0
-        return {"train/loss": loss, "grad_norm": norm, "images_per_second": speed}
+        return dict(zip(self._names, means, strict=True)) | {"images_per_second": speed}
 
     def check(self, folder: Path) -> None:
         """Raises DivergenceError if any step since the start was not finite."""

@@ -1,0 +1,37 @@
+"""Settings of the alignment of hidden tokens with a frozen network's patch features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from microdit.alignment.encoders import ENCODERS
+from microdit.errors import ConfigError
+from microdit.roles import check_name
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """REPA (arXiv 2410.06940): what is aligned with what, and how much it counts."""
+
+    encoder: str = "none"  # none | efficientnet-lite0 | dotted path of a PatchEncoder class
+    block: int | None = None  # backbone block, from 1, whose output is aligned; null: a third of the depth
+    weight: float = 0.5  # lambda; 0: off
+    hidden: int | None = None  # width of the projector; null: the model's
+
+    def __post_init__(self) -> None:
+        check_name(self.encoder, ENCODERS, "alignment.encoder")
+        if not 0 <= self.weight < float("inf"):
+            raise ConfigError(f"'alignment.weight' is {self.weight}; it must be a number of at least 0")
+        if self.hidden is not None and self.hidden < 1:
+            raise ConfigError(f"'alignment.hidden' is {self.hidden}; it must be at least 1, or null")
+
+    def block_of(self, depth: int) -> int:
+        """The block (from 1) of a backbone of `depth` blocks that is aligned; raises ConfigError where it has none."""
+        block = max(depth // 3, 1) if self.block is None else self.block
+        nearest = min(max(block, 1), depth)
+        if block != nearest:
+            raise ConfigError(
+                f"'alignment.block' is {block}, but the backbone's blocks are 1 to {depth} ('model.depth'); the "
+                f"nearest is {nearest}"
+            )
+        return block

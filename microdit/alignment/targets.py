@@ -1,0 +1,92 @@
+"""What hidden tokens are aligned with: patch features of the clean images, computed once and memory-mapped.
+
+N images, B batch, T patches, E features of a patch. A cache folder is named by data, encoder and grid, is written under
+a lock and renamed into place whole, and is then only read; it takes 2 N T E bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from microdit.alignment.config import AlignmentConfig
+from microdit.alignment.encoders import PatchEncoder, build_encoder
+from microdit.data.base import CaptionedImages
+from microdit.errors import ConfigError
+from microdit.files import atomic_path
+
+FORMAT = "patches-1"
+BATCH = 64  # images encoded at once
+
+
+class NoTargets:
+    """Nothing to align with."""
+
+    def batch(self, indices: np.ndarray) -> Tensor:
+        """(B, 0, 0)."""
+        return torch.zeros(len(indices), 0, 0)
+
+
+@dataclass(frozen=True)
+class PatchTargets:
+    """Features of each patch of each training image."""
+
+    features: np.ndarray  # (N, T, E) float16, memory-mapped
+
+    def batch(self, indices: np.ndarray) -> Tensor:
+        """(B, T, E) float16."""
+        return torch.from_numpy(self.features[indices])
+
+
+def build_targets(
+    config: AlignmentConfig, side: int, images: CaptionedImages, device: torch.device | str, cache_dir: Path
+) -> PatchTargets | NoTargets:
+    """What `config` aligns with, for a grid of `side` x `side` patches of `images`."""
+    encoder = build_encoder(config, side, device)
+    return encode_targets(images, encoder, cache_dir) if encoder.width else NoTargets()
+
+
+def encode_targets(images: CaptionedImages, encoder: PatchEncoder, cache_dir: Path) -> PatchTargets:
+    """Encodes `images`, or opens what an earlier call with the same content left in `cache_dir`.
+
+    Raises ConfigError where the encoder gives another shape than it says, or what half precision can't hold.
+    """
+    identity = {"data": images.fingerprint, "encoder": encoder.fingerprint, "side": encoder.side}
+    key = hashlib.sha256("/".join([FORMAT, *map(str, identity.values())]).encode()).hexdigest()[:16]
+    folder = cache_dir / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            with atomic_path(folder) as temporary:
+                temporary.mkdir()
+                _write(images, encoder, temporary / "features.npy")
+                (temporary / "header.json").write_text(json.dumps(identity), encoding="utf-8")
+    return PatchTargets(np.load(folder / "features.npy", mmap_mode="r"))
+
+
+def _write(images: CaptionedImages, encoder: PatchEncoder, path: Path) -> None:
+    shape = (encoder.side**2, encoder.width)
+    features = np.lib.format.open_memmap(path, "w+", np.float16, (len(images), *shape))
+    for start in range(0, len(images), BATCH):
+        rows = range(start, min(start + BATCH, len(images)))
+        pictures = torch.from_numpy(np.stack([images[i].image for i in rows]))
+        found = encoder.encode(pictures).half().cpu()
+        if found.shape != (len(rows), *shape):
+            raise _refused(
+                encoder, f"gives features {tuple(found.shape)} for {len(rows)} images, not (B, T, E) {shape}"
+            )
+        if not found.isfinite().all():
+            raise _refused(encoder, "gives features that are not finite in half precision")
+        features[start : rows.stop] = found.numpy()
+    features.flush()
+
+
+def _refused(encoder: PatchEncoder, why: str) -> ConfigError:
+    return ConfigError(f"'alignment.encoder': {type(encoder).__name__} {why}")
