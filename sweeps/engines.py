@@ -27,6 +27,7 @@ from omegaconf import DictConfig, open_dict
 
 from microdit.errors import ConfigError, nearest
 from sweeps.compose import EXPERIMENTS
+from sweeps.uris import masked
 
 GRACE = 30.0  # seconds that a trial has to keep a checkpoint and close its run when it must stop
 LOCAL = "local"
@@ -146,12 +147,13 @@ class HydraEngine:
         self.share_gpus = bool(self._config.share_gpus)
 
     def run(self, queue_uri: str, queue_name: str, count: int, tick: Tick) -> None:
+        shown = masked(queue_uri)  # a job's overrides lie in files
         Plugins.instance()
         HydraConfig.instance().set_config(self._config)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self._context, task_function=pull, config=self._config
         )
-        jobs = [[f"queue.uri='{queue_uri}'", f"queue.name='{queue_name}'", f"queue.worker={i}"] for i in range(count)]
+        jobs = [[f"queue.uri='{shown}'", f"queue.name='{queue_name}'", f"queue.worker={i}"] for i in range(count)]
         ended = threading.Event()
         show = threading.Thread(target=_ticking, args=(tick, ended), daemon=True)
         show.start()

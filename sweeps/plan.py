@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from sweeps.estimate import EstimateOptions, plan_estimates
 from sweeps.launch import Options
 from sweeps.queue import open_queue
-from sweeps.store import Store, is_there
+from sweeps.store import Store
 from sweeps.study import Study
 from sweeps.summary import estimate_table, plan_table, shared_note
 from sweeps.trials import Trial, plan_trials
+from sweeps.uris import is_there
 
 
 def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Options, reckoning: EstimateOptions) -> int:

@@ -8,7 +8,6 @@ after `GRACE` seconds without a heartbeat elsewhere. The heartbeat is Optuna's o
 
 from __future__ import annotations
 
-import os
 import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from microdit.errors import ConfigError
 from sweeps.patience import patiently
-from sweeps.store import absolute_uri, created_once
+from sweeps.uris import created_once, masked
 
 ORDER = "order"  # the trial's place in the plan; its tries share it
 WORKER = "worker"  # host/pid/start of who claimed it
@@ -47,11 +46,6 @@ def quiet_optuna() -> None:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def default_queue_uri(root: Path) -> str:
-    """OPTUNA_STORAGE, or a sqlite file under `root`."""
-    return absolute_uri(os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{root / 'optuna.db'}")
-
-
 def open_storage(uri: str) -> RDBStorage:
     """Opens (and once creates) the database; raises ConfigError where it can't be."""
     quiet_optuna()
@@ -69,8 +63,8 @@ def open_storage(uri: str) -> RDBStorage:
                 _lock_before_reading(storage.engine)
             return storage
     except Exception as error:
-        words = " ".join(str(error).split())[:200]
-        raise ConfigError(f"queue_uri={uri}: can't be opened ({words})") from None
+        words = masked(" ".join(str(error).split()))[:200]
+        raise ConfigError(f"queue_uri={masked(uri)}: can't be opened ({words})") from None
 
 
 def _lock_before_reading(engine: Any) -> None:

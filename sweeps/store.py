@@ -8,15 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
 from microdit.errors import ConfigError
 from microdit.files import write_text
@@ -24,9 +22,9 @@ from sweeps.patience import patiently
 from sweeps.provenance import provenance, user
 from sweeps.study import Study
 from sweeps.trials import Trial
+from sweeps.uris import created_once, masked
 
 STATUS_DONE = "FINISHED"
-SQLITE = "sqlite:///"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # training, not a language model's traces
 
 
@@ -38,35 +36,6 @@ def quiet() -> None:
 
     for name in (mlflow.__name__, "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def default_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI, or a sqlite file under `root`; absolute either way."""
-    return absolute_uri(os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{root / 'mlflow.db'}")
-
-
-def absolute_uri(uri: str) -> str:
-    """A sqlite URI of a relative path, made absolute: a worker elsewhere must mean the same file."""
-    path = uri.removeprefix(SQLITE)
-    return f"{SQLITE}{Path(path).absolute()}" if uri.startswith(SQLITE) and not path.startswith("file:") else uri
-
-
-def is_there(uri: str) -> bool:
-    """Whether there is a store to ask; asking would make a sqlite file that isn't there."""
-    path = uri.removeprefix(SQLITE)
-    return not uri.startswith(SQLITE) or path.startswith("file:") or Path(path).is_file()
-
-
-@contextmanager
-def created_once(uri: str) -> Iterator[None]:
-    """One process at a time opens a sqlite file: several that create its tables together kill each other."""
-    if not uri.startswith(SQLITE) or uri.startswith(f"{SQLITE}file:"):
-        yield
-        return
-    path = Path(uri.removeprefix(SQLITE))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        yield
 
 
 @dataclass(frozen=True)
@@ -92,7 +61,8 @@ class Store:
                 self.client = mlflow.MlflowClient(uri)
                 self.client.search_experiments(max_results=1)  # creates a fresh store's tables
         except Exception as error:
-            raise ConfigError(f"tracking_uri={uri}: can't be opened ({' '.join(str(error).split())[:200]})") from None
+            words = masked(" ".join(str(error).split()))[:200]
+            raise ConfigError(f"tracking_uri={masked(uri)}: can't be opened ({words})") from None
 
     def experiment(self, name: str, tags: Mapping[str, str] | None = None) -> str:
         """Id of the experiment called `name`, made if it isn't there."""

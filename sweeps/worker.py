@@ -27,6 +27,7 @@ from sweeps.queue import HALT, LAUNCH, Queue
 from sweeps.search import build_pruner, build_sampler, suggest
 from sweeps.store import STATUS_DONE, Launch, Store
 from sweeps.trials import Trial, prepare_trials
+from sweeps.uris import QUEUE, TRACKING, masked, revealed
 
 TOLD = ("step", "train/loss", "images_per_second")
 
@@ -37,8 +38,8 @@ class Worker:
     def __init__(self, queue: Queue, stop: StopRequest) -> None:
         self.queue, self.stop = queue, stop
         self.order = WorkOrder.of(queue.about()[LAUNCH])
-        self.store = Store(self.order.tracking_uri, Path(self.order.root))
-        self.launch = Launch(self.order.tracking_uri, self.order.experiment_id, self.order.parent_id)
+        self.store = Store(revealed(self.order.tracking_uri, TRACKING), Path(self.order.root))
+        self.launch = Launch(self.store.uri, self.order.experiment_id, self.order.parent_id)
         if self.order.search:
             queue.study.pruner = build_pruner(self.order.pruner, self.order.source)
 
@@ -127,7 +128,7 @@ class Worker:
                     recorder.finish("KILLED")
                 raise
             except Exception as error:
-                log.write(traceback.format_exc())
+                log.write(masked(traceback.format_exc()))
                 self._failed(claimed, error, recorder, heart)
         return None
 
@@ -140,10 +141,10 @@ class Worker:
         """Records it on run and trial, and queues it again where another try can help."""
         heart.rest()
         known = isinstance(error, MicroditError)
-        words = " ".join(str(error).split()) if known else f"{type(error).__name__}: {error}"
+        words = masked(" ".join(str(error).split()) if known else f"{type(error).__name__}: {error}")
         if recorder is not None:
             with contextlib.suppress(Exception):  # the store itself may be what failed
-                recorder.fail(words, traceback.format_exc())
+                recorder.fail(words, masked(traceback.format_exc()))
         helpless = isinstance(error, (DivergenceError, ConfigError))  # the same seed diverges again
         tried = claimed.user_attrs.get("failures", 0)
         retry = not helpless and tried < self.order.max_retries and not self.order.fail_fast
@@ -177,7 +178,7 @@ class Worker:
 
         order = self.order
         spec = RunSpec(order.experiment_id, trial.name, tags, {"seed": trial.seed, **trial.params}, order.command)
-        return MlflowRecorder(order.tracking_uri, spec, run_id, told)
+        return MlflowRecorder(self.store.uri, spec, run_id, told)
 
 
 def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
@@ -187,7 +188,7 @@ def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
         # SIGUSR2 is what submitit sends before a SLURM job's time is up.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, lambda _signal, _frame: stop.ask())
-    queue = Queue(queue_uri, queue_name)
+    queue = Queue(revealed(queue_uri, QUEUE), queue_name)
     choose_gpu(WorkOrder.of(queue.about()[LAUNCH]), index)
     try:
         Worker(queue, stop).work()
