@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +23,16 @@ from microdit.files import atomic_path
 from microdit.model import DiT
 
 
+@dataclass(frozen=True)
+class Interval:
+    """Sums over the steps since the last reading of the loss, so that a stop in between leaves no mark on the curve."""
+
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    steps: int = 0
+    seconds: float = 0.0
+
+
 @dataclass
 class TrainState:
     """What training changes: the raw network, its average, the optimiser, finished steps and seconds spent."""
@@ -32,6 +42,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
+    interval: Interval = Interval()
 
     @property
     def averaged(self) -> DiT:
@@ -60,6 +71,7 @@ def save_checkpoint(root: Path, state: TrainState, key: str, keep: int) -> Path:
             "step": state.step,
             "seconds": state.seconds,
             "averaged": int(state.ema.n_averaged),
+            "interval": asdict(state.interval),
             "trial_key": key,
         }
         (folder / "state.json").write_text(json.dumps(facts))
@@ -85,6 +97,7 @@ def load_checkpoint(folder: Path, state: TrainState, key: str) -> None:
         raise CheckpointError(f"{folder}: can't be resumed ({reason}); remove it to go on from an older one") from None
     state.ema.n_averaged.fill_(facts["averaged"])
     state.step, state.seconds = facts["step"], facts["seconds"]
+    state.interval = Interval(**facts.get("interval", {}))  # older checkpoints have none
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:

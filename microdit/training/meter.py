@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from microdit.errors import DivergenceError
-from microdit.training.checkpoint import TrainState, checkpoints
+from microdit.training.checkpoint import Interval, TrainState, checkpoints
 
 
 class Meter:
@@ -24,10 +24,12 @@ class Meter:
     def __init__(self, batch_size: int, state: TrainState, device: torch.device) -> None:
         self._batch_size = batch_size
         self._first_step, self._base = state.step, state.seconds
-        self._begin = self._since = time.monotonic()
-        self._sums = torch.zeros(2, device=device)  # loss, gradient norm
+        self._begin = time.monotonic()
+        before = state.interval
+        self._since, self._count = self._begin - before.seconds, before.steps
+        self._sums = torch.tensor([before.loss, before.grad_norm], device=device)
         self._bad = torch.zeros((), dtype=torch.long, device=device)
-        self._count = self._done = 0
+        self._done = 0
 
     def add(self, done: int, loss: Tensor, norm: Tensor) -> None:
         values = torch.stack([loss, norm])
@@ -46,6 +48,11 @@ class Meter:
         self._sums.zero_()
         self._since, self._count = now, 0
         return {"train/loss": loss, "grad_norm": norm, "images_per_second": speed}
+
+    def interval(self, accelerator: Accelerator) -> Interval:
+        """What the next reading will be made of, over all processes."""
+        loss, norm = accelerator.reduce(self._sums, "mean").tolist()
+        return Interval(loss, norm, self._count, time.monotonic() - self._since)
 
     def check(self, folder: Path) -> None:
         """Raises DivergenceError if any step since the start was not finite."""
