@@ -23,6 +23,7 @@ FLUSH_SECONDS = 5.0  # one by one, sqlite takes 25 ms a metric; in batches, a hu
 BATCH = 1000  # metrics that MLflow takes at once
 SYSTEM_SECONDS = 10.0  # between two readings of the machine's load
 ERROR_TAGS = ("microdit.error", "microdit.traceback")
+CURVES = ("train/loss", "val/loss")  # one of each report that a run may make twice
 ONCE = ("final/", "cost/")  # a value a run: at step 0 MLflow draws bars, elsewhere a curve of one point
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class MlflowRecorder:
         self._buffer: list[Any] = []
         self._flushed = time.monotonic()
         self._monitor: Any = None
-        self._seen = 0  # metrics up to this step are there already, from before an interruption
+        self._seen: dict[str, int] = {}  # last step of each curve that is there from before an interruption
         self._open = False
         self.run_id = run_id or ""
 
@@ -72,7 +73,7 @@ class MlflowRecorder:
         """Makes the run, or wakes the one to go on with; returns its id."""
         tags = dict(self._spec.tags) | self._provenance.tags
         if self.run_id:
-            self._seen = max((point.step for point in self._history("train/loss")), default=0)
+            self._seen = {name: max((p.step for p in self._history(name)), default=0) for name in CURVES}
             patiently(lambda: self._client.update_run(self.run_id, status="RUNNING"))
             self._log_batch(tags=tags)
             present = self._client.get_run(self.run_id).data.tags
@@ -109,7 +110,7 @@ class MlflowRecorder:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         # The steps between the last checkpoint and the interruption are done again, with the same result.
-        again = 0 < step <= self._seen and "train/loss" in values
+        again = any(0 < step <= self._seen.get(name, 0) for name in CURVES if name in values)
         if not again:
             self._keep(step, values)
         if self._on_metrics is not None:
@@ -178,7 +179,7 @@ class MlflowRecorder:
                 self.run_id,
                 sampling_interval=SYSTEM_SECONDS,
                 samples_before_logging=1,
-                resume_logging=self._seen > 0,
+                resume_logging=any(self._seen.values()),
                 tracking_uri=self._uri,
             )
             self._monitor.start()

@@ -102,6 +102,8 @@ def train(
                     recorder.metrics(done, validate(Denoiser(state.averaged, denoiser.sigma_data), val, config))
             if last or asked.requested or _due(done, settings.checkpoint_every):
                 meter.check(folder)
+                with meter.paused():
+                    recorder.flush()
                 state.seconds, state.interval = meter.seconds(), meter.interval(accelerator)
                 if accelerator.is_main_process:
                     save_checkpoint(folder, state, key, settings.keep_checkpoints)

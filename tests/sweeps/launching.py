@@ -6,10 +6,13 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 from mlflow import MlflowClient
+
+from sweeps.queue import Queue, open_queue
 
 STUDY = """
 question: Does anything get lost?
@@ -48,17 +51,36 @@ def workers(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return []
 
 
+def opened(folder: Path) -> Queue:
+    queue = open_queue(f"sqlite:///{folder / 'runs' / 'optuna.db'}", "mine/smoke/")
+    assert queue is not None
+    return queue
+
+
+def wait_for_checkpoints(folder: Path, count: int, after: int = 0) -> None:
+    """Returns when `count` trials have a checkpoint of a step behind `after`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = folder.glob("runs/mine/smoke/*/checkpoints/step_*/state.json")
+        if len({path.parents[2] for path in found if int(path.parent.name.removeprefix("step_")) > after}) >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint in two minutes")
+
+
 def table(folder: Path) -> dict[str, dict[str, float]]:
-    """Final metrics of each trial; each has exactly one run, finished, with no step of a curve twice."""
+    """Final metrics and the loss curve of each trial: one run each, finished, no step of the curve twice."""
     client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("microdit/mine")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.`microdit.role` = 'trial'")
     assert [run.info.status for run in runs] == ["FINISHED"] * len(runs)
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for run in runs:
-        steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
+        curve = client.get_metric_history(run.info.run_id, "train/loss")
+        steps = [point.step for point in curve]
         assert len(steps) == len(set(steps))
         assert run.info.run_name not in found
-        found[run.info.run_name] = {k: v for k, v in run.data.metrics.items() if k.startswith("final/")}
+        finals = {k: v for k, v in run.data.metrics.items() if k.startswith("final/")}
+        found[run.info.run_name] = finals | {f"loss at {point.step}": point.value for point in curve}
     return found

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
-from launching import UNSCORED, start, table
+from launching import UNSCORED, opened, start, table, wait_for_checkpoints, workers
+from optuna.trial import TrialState
 
-from sweeps.queue import WORKER, Queue, open_queue
-
-
-def opened(folder: Path) -> Queue:
-    queue = open_queue(f"sqlite:///{folder / 'runs' / 'optuna.db'}", "mine/smoke/")
-    assert queue is not None
-    return queue
+from sweeps.queue import BEAT, GRACE, WORKER
 
 
 def result_lines(text: str) -> list[str]:
@@ -40,3 +36,33 @@ def test_the_same_command_twice_at_once_runs_each_trial_once(tmp_path: Path) -> 
     }
     assert result_lines(said[0]) == result_lines(said[1])
     assert [line.split()[-1] for line in result_lines(said[0])[2:]] == ["2", "2"], "two seeds of each arm"
+
+
+@pytest.mark.slow
+def test_trials_of_a_machine_that_vanished_are_finished_elsewhere(tmp_path: Path, cache_dir: Path) -> None:
+    """Its processes are killed, their signatures changed to another host's: only silence tells that they are gone."""
+    struck, calm = tmp_path / "struck", tmp_path / "calm"
+    for folder in (struck, calm):
+        folder.mkdir()
+    settings = f"{UNSCORED} seeds=[0]"
+    vanishing = start(struck, cache_dir, settings)
+    wait_for_checkpoints(struck, 2)
+    for process in [vanishing, *workers(vanishing)]:
+        process.kill()
+    vanishing.wait()
+    silent = time.monotonic()
+    queue = opened(struck)
+    held = queue.tries(TrialState.RUNNING)
+    assert len(held) == 2
+    for attempt in held:
+        queue.note(attempt._trial_id, **{WORKER: f"elsewhere/{attempt.user_attrs[WORKER].partition('/')[2]}"})
+
+    assert start(struck, cache_dir, settings, said="again.txt").wait(timeout=300) == 0
+    said = (struck / "again.txt").read_text()
+    assert "0 to run, 2 in other workers" in said
+    assert time.monotonic() - silent > GRACE - BEAT, "not before they had been silent for long enough"
+    assert [t.user_attrs["tries"] for t in opened(struck).latest().values()] == [2, 2]
+
+    assert start(calm, cache_dir, settings).wait(timeout=300) == 0
+    assert table(struck) == table(calm)
+    assert len(table(calm)) == 2

@@ -96,6 +96,23 @@ def test_a_trial_that_another_worker_took_is_lost_to_the_first(queue: Queue) -> 
     assert not queue.beat(trial._trial_id)
 
 
+def test_a_trial_of_another_machine_is_freed_after_a_minute_of_silence(queue: Queue) -> None:
+    queue.fill(plan(1))
+    trial = queue.claim()
+    assert trial is not None
+    queue.note(trial._trial_id, **{WORKER: "elsewhere/1/0"})
+    for minutes, waiting in ((0, 0), (2, 1)):
+        with queue.storage._backend.engine.begin() as connection:
+            words = f"UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-{minutes} minutes')"
+            connection.exec_driver_sql(words)
+        queue.free_the_dead()
+        assert queue.count().waiting == waiting
+    again = queue.claim()
+    assert again is not None
+    assert again.user_attrs["tries"] == 2
+    assert not queue.beat(trial._trial_id), "the first worker, should it live after all, lets go"
+
+
 def test_finished_trials_need_not_run(queue: Queue) -> None:
     queue.fill(plan(2))
     queue.settle(1, {"arm": "arm1", "seed": 0}, [0.5], {"name": "arm1/seed0", "steps": 10, "key": "1"})

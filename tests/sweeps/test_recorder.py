@@ -94,6 +94,7 @@ def test_a_resumed_run_has_every_step_once_and_no_old_error(store: Store, config
     first.start(config, FACTS)
     for step in range(1, 6):
         first.metrics(step, {"train/loss": float(step)})
+    first.metrics(4, {"val/loss": 4.0})
     first.fail("boom", "Traceback ... boom")
     failed = store.client.get_run(first.run_id)
     assert failed.info.status == "FAILED"
@@ -105,8 +106,11 @@ def test_a_resumed_run_has_every_step_once_and_no_old_error(store: Store, config
     again.start(config, FACTS)
     for step in range(4, 9):  # from the checkpoint of step 3
         again.metrics(step, {"train/loss": float(step)})
+    again.metrics(4, {"val/loss": 4.0})
+    again.metrics(8, {"val/loss": 8.0})
     again.finish("FINISHED")
     assert history(store, first.run_id, "train/loss") == [(step, float(step)) for step in range(1, 9)]
+    assert history(store, first.run_id, "val/loss") == [(4, 4.0), (8, 8.0)]
     assert "microdit.error" not in store.client.get_run(first.run_id).data.tags
 
 

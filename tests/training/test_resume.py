@@ -120,6 +120,31 @@ def test_a_stop_within_a_log_interval_leaves_no_mark_on_the_curve(
     assert first.norms | again.norms == straight.norms
 
 
+class Buffered(Log):
+    """Keeps what it was told only when flushed, as one does that writes to a database in batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, float] = {}
+
+    def metrics(self, step: int, values: dict) -> None:
+        super().metrics(step, values)
+        if step == 6:
+            raise Killed
+
+    def flush(self) -> None:
+        self.kept = dict(self.losses)
+
+
+def test_a_kill_tears_no_hole_between_the_recorded_curve_and_the_checkpoint(smoke_config: Config, tmp_path: Path):
+    config = with_training(smoke_config, tmp_path / "run", steps=7, checkpoint_every=4)
+    first, again = Buffered(), Log()
+    with pytest.raises(Killed):
+        run(config, first)
+    run(config, again)
+    assert sorted(first.kept | again.losses) == [1, 2, 3, 4, 5, 6, 7]
+
+
 def test_a_checkpoint_without_sums_of_its_interval_still_loads(smoke_config: Config, tmp_path: Path):
     config = with_training(smoke_config, tmp_path / "run", steps=4, checkpoint_every=2, keep_checkpoints=9)
     run(config)
