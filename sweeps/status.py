@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from microdit.errors import ConfigError
 from sweeps.progress import status_table
 from sweeps.queue import open_queue
@@ -15,14 +17,7 @@ def status(study: str, scale: str, queue_uri: str) -> int:
     if queue is None:
         raise ConfigError(f"study '{name}' was never launched at scale '{scale}' with queue_uri={masked(queue_uri)}")
     latest = queue.latest()
-    count = queue.count(latest)
     print(status_table(latest))
-    states = {
-        "done": count.done,
-        "pruned": count.pruned,
-        "running": count.running,
-        "waiting": count.waiting,
-        "failed": count.failed,
-    }
+    states = asdict(queue.count(latest))
     print(f"\n{', '.join(f'{n} {state}' for state, n in states.items() if n)} of {len(latest)} trials ({queue.name})")
     return 0

@@ -9,7 +9,8 @@ import pytest
 from launching import UNSCORED, opened, start, table, wait_for_checkpoints, workers
 from optuna.trial import TrialState
 
-from sweeps.queue import BEAT, GRACE, WORKER
+from sweeps.queue import WORKER
+from sweeps.storage import BEAT, GRACE
 
 
 def result_lines(text: str) -> list[str]:

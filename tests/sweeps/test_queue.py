@@ -14,6 +14,7 @@ from optuna.trial import Trial, TrialState
 
 from sweeps import queue as module
 from sweeps.queue import HOPELESS_AT, WORKER, Queue
+from sweeps.storage import open_storage
 
 GONE = f"{module.platform.node()}/1/0"  # process 1 of this machine began at another time
 
@@ -31,7 +32,7 @@ def plan(arms: int, seeds: int = 1) -> dict[int, tuple[dict[str, Any], dict[str,
 def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage with its tables, made once."""
     path = tmp_path_factory.mktemp("blank") / "optuna.db"
-    module.open_storage(f"sqlite:///{path}").remove_session()
+    open_storage(f"sqlite:///{path}").remove_session()
     return path
 
 
