@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from microdit.errors import ConfigError, DivergenceError, MicroditError, nearest
+from sweeps.patience import is_of_a_store, store_trouble
 from sweeps.uris import masked
 
 HELP = """\
@@ -108,6 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MicroditError as error:
         print(f"microdit-sweep: {masked(str(error))}", file=sys.stderr)
         return 1 if isinstance(error, DivergenceError) else 2
+    except Exception as error:
+        if not is_of_a_store(error):
+            raise
+        print(f"microdit-sweep: {masked(store_trouble(error))}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("microdit-sweep: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

@@ -180,7 +180,7 @@ class Queue:
 
     def prune(self, trial: Trial) -> None:
         """Ends it as PRUNED, its value the last that it reported."""
-        reported = self.storage.get_trial(trial._trial_id).intermediate_values
+        reported = patiently(self.storage.get_trial, trial._trial_id).intermediate_values
         last = [reported[max(reported)]] if reported and len(self.study.directions) == 1 else None
         self._end(trial._trial_id, TrialState.PRUNED, last)
 
@@ -188,14 +188,14 @@ class Queue:
         """Ends it as failed; where `retry`, it is queued again."""
         self.note(trial._trial_id, error=words, **{FINAL: not retry})
         if self._end(trial._trial_id, TrialState.FAIL) and retry:
-            frozen = self.storage.get_trial(trial._trial_id)
+            frozen = patiently(self.storage.get_trial, trial._trial_id)
             _queue_again(self.study, frozen, {"failures": frozen.user_attrs.get("failures", 0) + 1})
 
     def release(self, trial: Trial, words: str) -> None:
         """Gives a claimed trial back to the queue: it goes on from its checkpoint in whoever claims it next."""
         self.note(trial._trial_id, error=words)
         if self._end(trial._trial_id, TrialState.FAIL):
-            _queue_again(self.study, self.storage.get_trial(trial._trial_id), {})
+            _queue_again(self.study, patiently(self.storage.get_trial, trial._trial_id), {})
 
     def free_the_dead(self) -> list[tuple[FrozenTrial, bool]]:
         """Queues trials again whose workers are gone; returns those that this call found on this machine, each with

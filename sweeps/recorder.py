@@ -16,7 +16,7 @@ import numpy as np
 
 from microdit.config import Config
 from microdit.training.recorder import Fact
-from sweeps.patience import patiently
+from sweeps.patience import Patient
 from sweeps.provenance import provenance, user
 
 FLUSH_SECONDS = 5.0  # one by one, sqlite takes 25 ms a metric; in batches, a hundredth of that
@@ -58,7 +58,7 @@ class MlflowRecorder:
         import mlflow
 
         self._uri = uri
-        self._client = mlflow.MlflowClient(uri)
+        self._client: Any = Patient(mlflow.MlflowClient(uri))
         self._spec = spec
         self._provenance = provenance(spec.command)
         self._on_metrics = on_metrics
@@ -74,7 +74,7 @@ class MlflowRecorder:
         tags = dict(self._spec.tags) | self._provenance.tags
         if self.run_id:
             self._seen = {name: max((p.step for p in self._history(name)), default=0) for name in CURVES}
-            patiently(lambda: self._client.update_run(self.run_id, status="RUNNING"))
+            self._client.update_run(self.run_id, status="RUNNING")
             self._log_batch(tags=tags)
             present = self._client.get_run(self.run_id).data.tags
             for name in set(ERROR_TAGS) & set(present):  # of the attempt before
@@ -82,7 +82,7 @@ class MlflowRecorder:
         else:
             source = {"mlflow.source.name": "microdit-sweep", "mlflow.source.type": "LOCAL", "mlflow.user": user()}
             spec = self._spec
-            run = patiently(lambda: self._client.create_run(spec.experiment_id, tags=source | tags, run_name=spec.name))
+            run = self._client.create_run(spec.experiment_id, tags=source | tags, run_name=spec.name)
             self.run_id = run.info.run_id
         self._open = True
         return self.run_id
@@ -98,7 +98,7 @@ class MlflowRecorder:
         self._log_batch(tags=tags, params=self._spec.params)
         source = json.dumps({"name": config.data.name, "path": config.data.path})
         data = Dataset(config.data.name, str(facts["data_fingerprint"]), "local", source)
-        patiently(lambda: self._client.log_inputs(self.run_id, datasets=[DatasetInput(data, [])]))
+        self._client.log_inputs(self.run_id, datasets=[DatasetInput(data, [])])
         self.artifact(Path(config.output_dir) / "config.yaml")
         if self._provenance.diff:
             with tempfile.TemporaryDirectory() as folder:
@@ -127,10 +127,10 @@ class MlflowRecorder:
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         picture = near_square(image)
-        patiently(lambda: self._client.log_image(self.run_id, picture, key=name, step=step, synchronous=True))
+        self._client.log_image(self.run_id, picture, key=name, step=step, synchronous=True)
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        patiently(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
+        self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def finish(self, status: str) -> None:
         if not self._open:
@@ -139,7 +139,7 @@ class MlflowRecorder:
         if self._monitor is not None:
             self._monitor.finish()
         self.flush()
-        patiently(lambda: self._client.set_terminated(self.run_id, status))
+        self._client.set_terminated(self.run_id, status)
 
     def outcome(self, words: str) -> None:
         """A tag for ends that MLflow has no status for, such as 'pruned' (its status is KILLED)."""
@@ -158,18 +158,17 @@ class MlflowRecorder:
         batch, self._buffer = self._buffer, []
         self._flushed = time.monotonic()
         for start in range(0, len(batch), BATCH):
-            part = batch[start : start + BATCH]
-            patiently(lambda part=part: self._client.log_batch(self.run_id, metrics=part))  # type: ignore[misc]
+            self._client.log_batch(self.run_id, metrics=batch[start : start + BATCH])
 
     def _log_batch(self, tags: Mapping[str, str] | None = None, params: Mapping[str, Any] | None = None) -> None:
         from mlflow.entities import Param, RunTag
 
         own_tags = [RunTag(name, value) for name, value in (tags or {}).items()]
         own_params = [Param(name, str(value)) for name, value in (params or {}).items()]
-        patiently(lambda: self._client.log_batch(self.run_id, tags=own_tags, params=own_params))
+        self._client.log_batch(self.run_id, tags=own_tags, params=own_params)
 
     def _history(self, name: str) -> list[Any]:
-        return list(patiently(lambda: self._client.get_metric_history(self.run_id, name)))
+        return list(self._client.get_metric_history(self.run_id, name))
 
     def _start_monitor(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

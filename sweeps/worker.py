@@ -23,6 +23,7 @@ from microdit.errors import ConfigError, DivergenceError, MicroditError, StopTra
 from microdit.training.stop import StopRequest
 from sweeps.heart import Heart
 from sweeps.order import VALIDATION, WorkOrder, searched, shown_metrics, trial_of
+from sweeps.patience import StoreError, is_of_a_store, patiently, store_trouble
 from sweeps.queue import HALT, LAUNCH, Queue
 from sweeps.search import build_pruner, build_sampler, suggest
 from sweeps.store import STATUS_DONE, Launch, Store
@@ -79,9 +80,9 @@ class Worker:
         trial = trial_of(claimed.user_attrs, self.order)
         if not self.order.search:
             for name, choices in self.queue.about()["choices"].items():
-                claimed.suggest_categorical(name, choices)
+                patiently(claimed.suggest_categorical, name, choices)
             return trial
-        trial = searched(trial, suggest(claimed, self.order.search, self.order.source), self.order)
+        trial = searched(trial, patiently(suggest, claimed, self.order.search, self.order.source), self.order)
         [trial] = prepare_trials([trial], Path(self.order.root), self.order.suffix)
         self.queue.note(claimed._trial_id, key=trial.key, folder=trial.config.output_dir)
         return trial
@@ -128,7 +129,8 @@ class Worker:
                     recorder.finish("KILLED")
                 raise
             except Exception as error:
-                log.write(masked(traceback.format_exc()))
+                with contextlib.suppress(OSError):  # the disk may be full
+                    log.write(masked(traceback.format_exc()))
                 self._failed(claimed, error, recorder, heart)
         return None
 
@@ -172,8 +174,8 @@ class Worker:
             if "train/loss" in values:
                 heart.progress = {name: value for name, value in {"step": step, **values}.items() if name in TOLD}
             if VALIDATION in values and self.order.search and len(self.order.objectives) == 1:
-                claimed.report(values[VALIDATION], step)
-                if step < trial.config.training.steps and claimed.should_prune():
+                patiently(claimed.report, values[VALIDATION], step)
+                if step < trial.config.training.steps and patiently(claimed.should_prune):
                     raise StopTraining(f"pruned at step {step}")
 
         order = self.order
@@ -182,18 +184,25 @@ class Worker:
 
 
 def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
-    """A worker process' main function: its exit code is 0 when no trial waits, 130 when it was stopped."""
+    """A worker process' main function: its exit code is 0 when no trial waits, 130 when it was stopped.
+
+    Raises StoreError where the queue stays away: its trial is then freed like a dead worker's.
+    """
     stop = StopRequest()
     if threading.current_thread() is threading.main_thread():
         # SIGUSR2 is what submitit sends before a SLURM job's time is up.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, lambda _signal, _frame: stop.ask())
-    queue = Queue(revealed(queue_uri, QUEUE), queue_name)
-    choose_gpu(WorkOrder.of(queue.about()[LAUNCH]), index)
     try:
+        queue = Queue(revealed(queue_uri, QUEUE), queue_name)
+        choose_gpu(WorkOrder.of(queue.about()[LAUNCH]), index)
         Worker(queue, stop).work()
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if isinstance(error, MicroditError) or not is_of_a_store(error):
+            raise
+        raise StoreError(store_trouble(error)) from error
     return 0
 
 

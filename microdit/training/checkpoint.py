@@ -60,24 +60,35 @@ def checkpoints(root: Path) -> list[Path]:
 
 
 def save_checkpoint(root: Path, state: TrainState, key: str, keep: int) -> Path:
-    """Writes the checkpoint of `state.step`, then removes all but the newest `keep`."""
+    """Writes the checkpoint of `state.step`, then removes all but the newest `keep`.
+
+    Raises CheckpointError where it can't be written (a full disk); the older ones stay.
+    """
     target = checkpoint_folder(root, state.step)
-    with atomic_path(target) as folder:
-        folder.mkdir()
-        save_file(_tensors(state.net), folder / "weights.safetensors")
-        save_file(_tensors(state.ema.module), folder / "ema.safetensors")
-        torch.save(state.optimizer.state_dict(), folder / "optimizer.pt")
-        facts = {
-            "step": state.step,
-            "seconds": state.seconds,
-            "averaged": int(state.ema.n_averaged),
-            "interval": asdict(state.interval),
-            "trial_key": key,
-        }
-        (folder / "state.json").write_text(json.dumps(facts))
+    try:
+        with atomic_path(target) as folder:
+            folder.mkdir()
+            _write(folder, state, key)
+    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{target}: can't be written ({reason}); is the disk full?") from None
     for old in checkpoints(root)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+def _write(folder: Path, state: TrainState, key: str) -> None:
+    save_file(_tensors(state.net), folder / "weights.safetensors")
+    save_file(_tensors(state.ema.module), folder / "ema.safetensors")
+    torch.save(state.optimizer.state_dict(), folder / "optimizer.pt")
+    facts = {
+        "step": state.step,
+        "seconds": state.seconds,
+        "averaged": int(state.ema.n_averaged),
+        "interval": asdict(state.interval),
+        "trial_key": key,
+    }
+    (folder / "state.json").write_text(json.dumps(facts))
 
 
 def load_checkpoint(folder: Path, state: TrainState, key: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -143,6 +144,29 @@ def test_a_kill_tears_no_hole_between_the_recorded_curve_and_the_checkpoint(smok
         run(config, first)
     run(config, again)
     assert sorted(first.kept | again.losses) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_checkpoint_that_has_no_room_is_named_and_the_run_goes_on_from_the_one_before(
+    smoke_config: Config, tmp_path: Path
+):
+    whole = with_training(smoke_config, tmp_path / "whole", steps=6, checkpoint_every=2)
+    broken = with_training(smoke_config, tmp_path / "broken", steps=6, checkpoint_every=2)
+    run(whole)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def no_room(step: int) -> None:
+        if step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+
+    try:
+        with pytest.raises(CheckpointError, match=r"step_00000004: can't be written \(.*\); is the disk full\?"):
+            run(broken, Eventful(no_room))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()] == ["step_00000002"]
+    run(broken)
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
 def test_a_checkpoint_without_sums_of_its_interval_still_loads(smoke_config: Config, tmp_path: Path):
