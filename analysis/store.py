@@ -6,12 +6,19 @@ import contextlib
 import io
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from analysis.errors import ReportError
 
 MAKE_ONE = "microdit-sweep study=masking_ratio scale=demo makes one"
+PASSWORD = re.compile(r"(://[^:/@\s]*):[^@\s]*(?:@[^@/\s]*)*@")
+
+
+def masked(text: str) -> str:
+    """`text` with `***` for the passwords of URIs in it."""
+    return PASSWORD.sub(r"\1:***@", text)
 
 
 def quiet() -> None:
@@ -57,5 +64,6 @@ def open_store(uri: str) -> Any:
             client = mlflow.MlflowClient(uri)
             client.search_experiments(max_results=1)
     except Exception as error:
-        raise ReportError(f"tracking_uri={uri} can't be opened: {' '.join(str(error).split())[:200]}") from None
+        words = masked(" ".join(str(error).split()))[:200]
+        raise ReportError(f"tracking_uri={masked(uri)} can't be opened: {words}") from None
     return client

@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 
 from microdit.errors import ConfigError, DivergenceError, MicroditError, nearest
+from sweeps.patience import is_of_a_store, store_trouble
+from sweeps.uris import masked
 
 HELP = """\
 microdit-sweep study=NAME [scale=demo] [key=value ...]   run a study, every trial recorded in MLflow
@@ -72,14 +74,13 @@ class Words:
         return str(self.own.get("scale") or "demo")
 
     def uri(self) -> str:
-        from sweeps.store import absolute_uri, default_uri
+        from sweeps.uris import absolute_uri, default_uri
 
         given = self.own.get("tracking_uri")
         return absolute_uri(str(given)) if given else default_uri(self.root)
 
     def queue_uri(self) -> str:
-        from sweeps.queue import default_queue_uri
-        from sweeps.store import absolute_uri
+        from sweeps.uris import absolute_uri, default_queue_uri
 
         given = self.own.get("queue_uri")
         return absolute_uri(str(given)) if given else default_queue_uri(self.root)
@@ -104,12 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP)
         return 0
     try:
-        return _dispatch(_sort(words), "microdit-sweep " + shlex.join(words))
-    except DivergenceError as error:
-        print(f"microdit-sweep: {error}", file=sys.stderr)
-        return 1
+        return _dispatch(_sort(words), "microdit-sweep " + shlex.join(masked(word) for word in words))
     except MicroditError as error:
-        print(f"microdit-sweep: {error}", file=sys.stderr)
+        print(f"microdit-sweep: {masked(str(error))}", file=sys.stderr)
+        return 1 if isinstance(error, DivergenceError) else 2
+    except Exception as error:
+        if not is_of_a_store(error):
+            raise
+        print(f"microdit-sweep: {masked(store_trouble(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("microdit-sweep: interrupted; the same command goes on where it stopped", file=sys.stderr)

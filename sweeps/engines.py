@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,9 +28,12 @@ from omegaconf import DictConfig, open_dict
 
 from microdit.errors import ConfigError, nearest
 from sweeps.compose import EXPERIMENTS
+from sweeps.patience import StoreError
+from sweeps.uris import masked
 
 GRACE = 30.0  # seconds that a trial has to keep a checkpoint and close its run when it must stop
 LOCAL = "local"
+STORE_AWAY = 3  # exit code of a worker that could not reach its queue
 LOOK = 2.0  # seconds between two looks at the queue; the end of a worker wakes the launcher at once
 EXTRA = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 Tick = Callable[[], bool]  # called now and then; False: stop
@@ -109,7 +113,11 @@ def _live(queue_uri: str, queue_name: str, index: int) -> None:
     from sweeps.worker import work
 
     threading.Thread(target=_end_with_the_launcher, daemon=True).start()
-    raise SystemExit(work(queue_uri, queue_name, index))
+    try:
+        code = work(queue_uri, queue_name, index)
+    except StoreError:  # the launcher meets it too, and tells it once for all
+        code = STORE_AWAY
+    raise SystemExit(code)
 
 
 def _end_with_the_launcher() -> None:
@@ -146,12 +154,13 @@ class HydraEngine:
         self.share_gpus = bool(self._config.share_gpus)
 
     def run(self, queue_uri: str, queue_name: str, count: int, tick: Tick) -> None:
+        shown = masked(queue_uri)  # a job's overrides lie in files
         Plugins.instance()
         HydraConfig.instance().set_config(self._config)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self._context, task_function=pull, config=self._config
         )
-        jobs = [[f"queue.uri='{queue_uri}'", f"queue.name='{queue_name}'", f"queue.worker={i}"] for i in range(count)]
+        jobs = [[f"queue.uri='{shown}'", f"queue.name='{queue_name}'", f"queue.worker={i}"] for i in range(count)]
         ended = threading.Event()
         show = threading.Thread(target=_ticking, args=(tick, ended), daemon=True)
         show.start()
@@ -199,4 +208,8 @@ def pull(config: DictConfig) -> int:
     """A Hydra job: one worker."""
     from sweeps.worker import work
 
-    return work(str(config.queue.uri), str(config.queue.name), int(config.queue.worker))
+    try:
+        return work(str(config.queue.uri), str(config.queue.name), int(config.queue.worker))
+    except StoreError as error:  # the others may reach it, so this is not the launch's end
+        print(f"microdit-sweep: worker {config.queue.worker} stops: {masked(str(error))}", file=sys.stderr)
+        return STORE_AWAY

@@ -10,7 +10,8 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from sweeps.queue import BEAT, Queue
+from sweeps.queue import Queue
+from sweeps.storage import BEAT
 
 TELL = 2.0  # seconds between two reports of progress
 

@@ -22,10 +22,11 @@ from sweeps.engines import Engine, build_engine
 from sweeps.order import WorkOrder, final_name, shown_metrics, trial_attributes
 from sweeps.progress import Board
 from sweeps.queue import DEAD, HALT, LAUNCH, Queue
-from sweeps.store import STATUS_DONE, Launch, Store, default_uri
+from sweeps.store import STATUS_DONE, Launch, Store
 from sweeps.study import Study
 from sweeps.summary import result_table, time_note
 from sweeps.trials import VALIDATION, Trial, plan_trials, prepare_trials
+from sweeps.uris import default_uri, lent, masked
 
 ELSEWHERE_SECONDS = 2.0  # between two looks at trials that run in workers of another launch
 
@@ -100,7 +101,7 @@ def _begin(study: Study, overrides: Sequence[str], options: Options, engine: Eng
         objectives = objectives_of(study)
         queue = Queue(options.queue_uri, queue_name(study, trials, suffix), list(objectives.values()))
         order = WorkOrder(
-            tracking_uri=options.uri,
+            tracking_uri=masked(options.uri),
             experiment_id=launch.experiment_id,
             parent_id=launch.parent_id,
             study=study.name,
@@ -168,7 +169,8 @@ def _fill(sweep: Sweep, order: WorkOrder, options: Options) -> None:
     done = queue.count()
     beside = f", {done.running} in other workers" if joins else ""
     finished = done.done + done.pruned
-    _tell(f"{finished} finished before, {done.waiting} to run{beside}, {options.workers} at a time ({queue.uri})")
+    where = masked(queue.uri)
+    _tell(f"{finished} finished before, {done.waiting} to run{beside}, {options.workers} at a time ({where})")
 
 
 def _finished(sweep: Sweep, trial: Trial, options: Options) -> Any | None:
@@ -199,7 +201,8 @@ def _work(sweep: Sweep, engine: Engine, board: Board, options: Options) -> None:
     while tick():
         count = sweep.queue.count()
         if count.waiting:
-            engine.run(sweep.queue.uri, sweep.queue.name, min(options.workers, count.waiting), tick)
+            with lent(options.queue_uri, options.uri):
+                engine.run(sweep.queue.uri, sweep.queue.name, min(options.workers, count.waiting), tick)
             tick()
             after = sweep.queue.count()
             if after.waiting >= count.waiting and not after.running:
@@ -259,9 +262,10 @@ def _arms(study: Study, results: Sequence[tuple[str, int, Mapping[str, float]]])
 
 
 def _where(study: Study, options: Options, seconds: float) -> None:
-    elsewhere = "" if options.uri == default_uri(Path("runs")) else f" tracking_uri={options.uri}"
+    uri = masked(options.uri)
+    elsewhere = "" if options.uri == default_uri(Path("runs")) else f" tracking_uri={uri}"
     print(f"took      {format_seconds(seconds)}")
-    print(f"runs      {options.uri}")
+    print(f"runs      {uri}")
     print(f"outputs   {options.root / study.name / study.scale}")
     print(f"report    microdit-report {study.name} scale={study.scale}{elsewhere}")
     print(f"browse    microdit-sweep ui{elsewhere}", flush=True)

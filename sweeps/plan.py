@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from sweeps.estimate import EstimateOptions, plan_estimates
 from sweeps.launch import Options
-from sweeps.queue import open_queue
-from sweeps.store import Store, is_there
+from sweeps.queue import STATES, open_queue
+from sweeps.store import Store
 from sweeps.study import Study
 from sweeps.summary import estimate_table, plan_table, shared_note
 from sweeps.trials import Trial, plan_trials
+from sweeps.uris import is_there
 
 
 def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Options, reckoning: EstimateOptions) -> int:
@@ -48,7 +49,7 @@ def _states(study: Study, trials: Sequence[Trial], store: Store | None, options:
     queue = open_queue(options.queue_uri, f"{study.name}/{study.scale}/")
     for attempt in queue.latest().values() if queue is not None else []:
         key = attempt.user_attrs["key"]
-        state = {"COMPLETE": "done", "PRUNED": "done", "FAIL": "failed", "RUNNING": "running"}.get(attempt.state.name)
-        if states.get(key) == "pending" and state:
-            states[key] = state
+        state = STATES[attempt.state]
+        if states.get(key) == "pending" and state != "waiting":
+            states[key] = "done" if state == "pruned" else state
     return states

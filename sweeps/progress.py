@@ -12,13 +12,12 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from microdit.training.progress import format_seconds
-from sweeps.queue import ENDED, WORKER
+from sweeps.queue import ENDED, STATES, WORKER
 from sweeps.summary import SHOWN, align, digits
 
 PLAIN_SECONDS = 10.0  # between two lines of a log file
 ENOUGH = 0.02  # share of the work after which the time left can be judged
 FEW = 4  # scores in one line
-STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 
 
 class Board:
@@ -144,7 +143,7 @@ def status_table(latest: Mapping[int, FrozenTrial]) -> str:
     """One row a trial: its state, how far it is, who works on it, and how it ended."""
     rows = [["trial", "state", "step", "tries", "worker", "note"]]
     for _, attempt in sorted(latest.items()):
-        facts, state = attempt.user_attrs, STATES[attempt.state.name]
+        facts, state = attempt.user_attrs, STATES[attempt.state]
         step = f"{facts.get('progress', {}).get('step', 0):.0f}/{facts['steps']}" if state == "running" else ""
         worker = "/".join(str(facts.get(WORKER, "")).split("/")[:2]) if state == "running" else ""
         note = "" if state in ("running", "waiting") or "outcome" in facts else ending(attempt).partition(": ")[2]

@@ -3,14 +3,12 @@
 A trial of Optuna carries all that a worker needs as user attributes (`ORDER`: its place in the plan, its resolved
 configuration, ...), so that a worker on another machine needs the two storage URLs and nothing else. A claim that dies
 with its worker is failed and queued again: at once where the worker's process is known to be gone from this machine,
-after `GRACE` seconds without a heartbeat elsewhere. The heartbeat is Optuna's own (`RDBStorage`).
+after a minute without a heartbeat elsewhere. The heartbeat is Optuna's own (`sweeps.storage`).
 """
 
 from __future__ import annotations
 
-import os
 import platform
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +16,12 @@ from typing import Any
 
 import optuna
 import psutil
-import sqlalchemy
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from microdit.errors import ConfigError
 from sweeps.patience import patiently
-from sweeps.store import absolute_uri, created_once
+from sweeps.storage import open_storage
 
 ORDER = "order"  # the trial's place in the plan; its tries share it
 WORKER = "worker"  # host/pid/start of who claimed it
@@ -33,62 +29,16 @@ HALT = "halt"  # of the study: no more trials are handed out, and why
 FINAL = "given_up"  # a failure that is not tried again by this launch
 LAUNCH = "launch"  # of the study: what workers must know besides
 DEAD = "its worker died (killed, or out of memory?)"
-BEAT = 10  # seconds between two heartbeats
-GRACE = 60  # seconds without one after which a worker elsewhere counts as gone
 HOPELESS_AT = 5  # interruptions in a row without a step of progress after which a trial has failed
 LIVE = (TrialState.WAITING, TrialState.RUNNING)
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def quiet_optuna() -> None:
-    """Its experimental features are used on purpose; a user's terminal is for the sweep."""
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
-
-def default_queue_uri(root: Path) -> str:
-    """OPTUNA_STORAGE, or a sqlite file under `root`."""
-    return absolute_uri(os.environ.get("OPTUNA_STORAGE") or f"sqlite:///{root / 'optuna.db'}")
-
-
-def open_storage(uri: str) -> RDBStorage:
-    """Opens (and once creates) the database; raises ConfigError where it can't be."""
-    quiet_optuna()
-    options = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite:") else {"pool_pre_ping": True}
-    try:
-        with created_once(uri):
-            storage = RDBStorage(
-                uri,
-                options,
-                heartbeat_interval=BEAT,
-                grace_period=GRACE,
-                heartbeat_stale_trial_callback=lambda study, attempt: _queue_again(study, attempt, {}),
-            )
-            if uri.startswith("sqlite:"):
-                _lock_before_reading(storage.engine)
-            return storage
-    except Exception as error:
-        words = " ".join(str(error).split())[:200]
-        raise ConfigError(f"queue_uri={uri}: can't be opened ({words})") from None
-
-
-def _lock_before_reading(engine: Any) -> None:
-    """Makes every transaction of a sqlite engine take the write lock at its beginning.
-
-    sqlite's own default takes it at the first write: of two workers that both read "waiting", both then write "running"
-    (measured: four processes on 100 trials, one claimed twice, two processes dead). SQLAlchemy's recipe for pysqlite.
-    """
-
-    @sqlalchemy.event.listens_for(engine, "connect")
-    def connected(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # else the driver begins transactions by itself
-
-    @sqlalchemy.event.listens_for(engine, "begin")
-    def begun(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    engine.dispose()  # connections from before know nothing of this
+STATES = {  # what a user reads
+    TrialState.COMPLETE: "done",
+    TrialState.PRUNED: "pruned",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+    TrialState.FAIL: "failed",
+}
 
 
 def myself() -> str:
@@ -111,7 +61,7 @@ def is_gone(worker: str) -> bool:
 
 @dataclass(frozen=True)
 class Count:
-    """How far a plan is, by trials of the plan (not tries)."""
+    """How far a plan is, by trials of the plan (not tries); named as in `STATES`."""
 
     done: int = 0
     pruned: int = 0
@@ -127,7 +77,7 @@ class Queue:
         self.uri, self.name = uri, name
         self.study = patiently(
             optuna.create_study,
-            storage=open_storage(uri),
+            storage=open_storage(uri, lambda study, attempt: _queue_again(study, attempt, {})),
             study_name=name,
             directions=list(directions),
             load_if_exists=True,
@@ -162,14 +112,8 @@ class Queue:
 
     def count(self, latest: Mapping[int, FrozenTrial] | None = None) -> Count:
         tries = (self.latest() if latest is None else latest).values()
-        number = {state: sum(t.state == state for t in tries) for state in TrialState}
-        return Count(
-            number[TrialState.COMPLETE],
-            number[TrialState.PRUNED],
-            number[TrialState.RUNNING],
-            number[TrialState.WAITING],
-            number[TrialState.FAIL],
-        )
+        number = {STATES[state]: sum(t.state == state for t in tries) for state in STATES}
+        return Count(**number)
 
     def fill(self, planned: Mapping[int, tuple[Mapping[str, Any], Mapping[str, Any]]], again: bool = True) -> None:
         """Queues each planned trial (order -> fixed parameters, user attributes) that is not there.
@@ -236,7 +180,7 @@ class Queue:
 
     def prune(self, trial: Trial) -> None:
         """Ends it as PRUNED, its value the last that it reported."""
-        reported = self.storage.get_trial(trial._trial_id).intermediate_values
+        reported = patiently(self.storage.get_trial, trial._trial_id).intermediate_values
         last = [reported[max(reported)]] if reported and len(self.study.directions) == 1 else None
         self._end(trial._trial_id, TrialState.PRUNED, last)
 
@@ -244,14 +188,14 @@ class Queue:
         """Ends it as failed; where `retry`, it is queued again."""
         self.note(trial._trial_id, error=words, **{FINAL: not retry})
         if self._end(trial._trial_id, TrialState.FAIL) and retry:
-            frozen = self.storage.get_trial(trial._trial_id)
+            frozen = patiently(self.storage.get_trial, trial._trial_id)
             _queue_again(self.study, frozen, {"failures": frozen.user_attrs.get("failures", 0) + 1})
 
     def release(self, trial: Trial, words: str) -> None:
         """Gives a claimed trial back to the queue: it goes on from its checkpoint in whoever claims it next."""
         self.note(trial._trial_id, error=words)
         if self._end(trial._trial_id, TrialState.FAIL):
-            _queue_again(self.study, self.storage.get_trial(trial._trial_id), {})
+            _queue_again(self.study, patiently(self.storage.get_trial, trial._trial_id), {})
 
     def free_the_dead(self) -> list[tuple[FrozenTrial, bool]]:
         """Queues trials again whose workers are gone; returns those that this call found on this machine, each with
@@ -306,5 +250,5 @@ def open_queue(uri: str, prefix: str) -> Queue | None:
     """The newest queue whose name begins with `prefix`; None where there is none."""
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         return None
-    found = [s for s in open_storage(uri).get_all_studies() if s.study_name.startswith(prefix)]
+    found = [s for s in patiently(open_storage(uri).get_all_studies) if s.study_name.startswith(prefix)]
     return Queue(uri, max(found, key=lambda s: s._study_id).study_name) if found else None

@@ -16,13 +16,14 @@ import numpy as np
 
 from microdit.config import Config
 from microdit.training.recorder import Fact
-from sweeps.patience import patiently
+from sweeps.patience import Patient
 from sweeps.provenance import provenance, user
 
 FLUSH_SECONDS = 5.0  # one by one, sqlite takes 25 ms a metric; in batches, a hundredth of that
 BATCH = 1000  # metrics that MLflow takes at once
 SYSTEM_SECONDS = 10.0  # between two readings of the machine's load
 ERROR_TAGS = ("microdit.error", "microdit.traceback")
+CURVES = ("train/loss", "val/loss")  # one of each report that a run may make twice
 ONCE = ("final/", "cost/")  # a value a run: at step 0 MLflow draws bars, elsewhere a curve of one point
 
 log = logging.getLogger(__name__)
@@ -57,14 +58,14 @@ class MlflowRecorder:
         import mlflow
 
         self._uri = uri
-        self._client = mlflow.MlflowClient(uri)
+        self._client: Any = Patient(mlflow.MlflowClient(uri))
         self._spec = spec
         self._provenance = provenance(spec.command)
         self._on_metrics = on_metrics
         self._buffer: list[Any] = []
         self._flushed = time.monotonic()
         self._monitor: Any = None
-        self._seen = 0  # metrics up to this step are there already, from before an interruption
+        self._seen: dict[str, int] = {}  # last step of each curve that is there from before an interruption
         self._open = False
         self.run_id = run_id or ""
 
@@ -72,8 +73,8 @@ class MlflowRecorder:
         """Makes the run, or wakes the one to go on with; returns its id."""
         tags = dict(self._spec.tags) | self._provenance.tags
         if self.run_id:
-            self._seen = max((point.step for point in self._history("train/loss")), default=0)
-            patiently(lambda: self._client.update_run(self.run_id, status="RUNNING"))
+            self._seen = {name: max((p.step for p in self._history(name)), default=0) for name in CURVES}
+            self._client.update_run(self.run_id, status="RUNNING")
             self._log_batch(tags=tags)
             present = self._client.get_run(self.run_id).data.tags
             for name in set(ERROR_TAGS) & set(present):  # of the attempt before
@@ -81,7 +82,7 @@ class MlflowRecorder:
         else:
             source = {"mlflow.source.name": "microdit-sweep", "mlflow.source.type": "LOCAL", "mlflow.user": user()}
             spec = self._spec
-            run = patiently(lambda: self._client.create_run(spec.experiment_id, tags=source | tags, run_name=spec.name))
+            run = self._client.create_run(spec.experiment_id, tags=source | tags, run_name=spec.name)
             self.run_id = run.info.run_id
         self._open = True
         return self.run_id
@@ -97,7 +98,7 @@ class MlflowRecorder:
         self._log_batch(tags=tags, params=self._spec.params)
         source = json.dumps({"name": config.data.name, "path": config.data.path})
         data = Dataset(config.data.name, str(facts["data_fingerprint"]), "local", source)
-        patiently(lambda: self._client.log_inputs(self.run_id, datasets=[DatasetInput(data, [])]))
+        self._client.log_inputs(self.run_id, datasets=[DatasetInput(data, [])])
         self.artifact(Path(config.output_dir) / "config.yaml")
         if self._provenance.diff:
             with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +110,7 @@ class MlflowRecorder:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         # The steps between the last checkpoint and the interruption are done again, with the same result.
-        again = 0 < step <= self._seen and "train/loss" in values
+        again = any(0 < step <= self._seen.get(name, 0) for name in CURVES if name in values)
         if not again:
             self._keep(step, values)
         if self._on_metrics is not None:
@@ -126,10 +127,10 @@ class MlflowRecorder:
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         picture = near_square(image)
-        patiently(lambda: self._client.log_image(self.run_id, picture, key=name, step=step, synchronous=True))
+        self._client.log_image(self.run_id, picture, key=name, step=step, synchronous=True)
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        patiently(lambda: self._client.log_artifact(self.run_id, str(path), folder or None))
+        self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def finish(self, status: str) -> None:
         if not self._open:
@@ -138,7 +139,7 @@ class MlflowRecorder:
         if self._monitor is not None:
             self._monitor.finish()
         self.flush()
-        patiently(lambda: self._client.set_terminated(self.run_id, status))
+        self._client.set_terminated(self.run_id, status)
 
     def outcome(self, words: str) -> None:
         """A tag for ends that MLflow has no status for, such as 'pruned' (its status is KILLED)."""
@@ -157,18 +158,17 @@ class MlflowRecorder:
         batch, self._buffer = self._buffer, []
         self._flushed = time.monotonic()
         for start in range(0, len(batch), BATCH):
-            part = batch[start : start + BATCH]
-            patiently(lambda part=part: self._client.log_batch(self.run_id, metrics=part))  # type: ignore[misc]
+            self._client.log_batch(self.run_id, metrics=batch[start : start + BATCH])
 
     def _log_batch(self, tags: Mapping[str, str] | None = None, params: Mapping[str, Any] | None = None) -> None:
         from mlflow.entities import Param, RunTag
 
         own_tags = [RunTag(name, value) for name, value in (tags or {}).items()]
         own_params = [Param(name, str(value)) for name, value in (params or {}).items()]
-        patiently(lambda: self._client.log_batch(self.run_id, tags=own_tags, params=own_params))
+        self._client.log_batch(self.run_id, tags=own_tags, params=own_params)
 
     def _history(self, name: str) -> list[Any]:
-        return list(patiently(lambda: self._client.get_metric_history(self.run_id, name)))
+        return list(self._client.get_metric_history(self.run_id, name))
 
     def _start_monitor(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -178,7 +178,7 @@ class MlflowRecorder:
                 self.run_id,
                 sampling_interval=SYSTEM_SECONDS,
                 samples_before_logging=1,
-                resume_logging=self._seen > 0,
+                resume_logging=any(self._seen.values()),
                 tracking_uri=self._uri,
             )
             self._monitor.start()

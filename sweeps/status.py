@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from microdit.errors import ConfigError
 from sweeps.progress import status_table
 from sweeps.queue import open_queue
+from sweeps.uris import masked
 
 
 def status(study: str, scale: str, queue_uri: str) -> int:
@@ -12,16 +15,9 @@ def status(study: str, scale: str, queue_uri: str) -> int:
     name = study.removesuffix(".yaml").removesuffix(".yml").rpartition("/")[2]
     queue = open_queue(queue_uri, f"{name}/{scale}/")
     if queue is None:
-        raise ConfigError(f"study '{name}' was never launched at scale '{scale}' with queue_uri={queue_uri}")
+        raise ConfigError(f"study '{name}' was never launched at scale '{scale}' with queue_uri={masked(queue_uri)}")
     latest = queue.latest()
-    count = queue.count(latest)
     print(status_table(latest))
-    states = {
-        "done": count.done,
-        "pruned": count.pruned,
-        "running": count.running,
-        "waiting": count.waiting,
-        "failed": count.failed,
-    }
+    states = asdict(queue.count(latest))
     print(f"\n{', '.join(f'{n} {state}' for state, n in states.items() if n)} of {len(latest)} trials ({queue.name})")
     return 0

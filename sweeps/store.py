@@ -8,25 +8,23 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
 from microdit.errors import ConfigError
 from microdit.files import write_text
-from sweeps.patience import patiently
+from sweeps.patience import Patient
 from sweeps.provenance import provenance, user
 from sweeps.study import Study
 from sweeps.trials import Trial
+from sweeps.uris import created_once, masked
 
 STATUS_DONE = "FINISHED"
-SQLITE = "sqlite:///"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # training, not a language model's traces
 
 
@@ -38,35 +36,6 @@ def quiet() -> None:
 
     for name in (mlflow.__name__, "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def default_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI, or a sqlite file under `root`; absolute either way."""
-    return absolute_uri(os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{root / 'mlflow.db'}")
-
-
-def absolute_uri(uri: str) -> str:
-    """A sqlite URI of a relative path, made absolute: a worker elsewhere must mean the same file."""
-    path = uri.removeprefix(SQLITE)
-    return f"{SQLITE}{Path(path).absolute()}" if uri.startswith(SQLITE) and not path.startswith("file:") else uri
-
-
-def is_there(uri: str) -> bool:
-    """Whether there is a store to ask; asking would make a sqlite file that isn't there."""
-    path = uri.removeprefix(SQLITE)
-    return not uri.startswith(SQLITE) or path.startswith("file:") or Path(path).is_file()
-
-
-@contextmanager
-def created_once(uri: str) -> Iterator[None]:
-    """One process at a time opens a sqlite file: several that create its tables together kill each other."""
-    if not uri.startswith(SQLITE) or uri.startswith(f"{SQLITE}file:"):
-        yield
-        return
-    path = Path(uri.removeprefix(SQLITE))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        yield
 
 
 @dataclass(frozen=True)
@@ -89,10 +58,12 @@ class Store:
         self.root = root
         try:
             with created_once(uri):
-                self.client = mlflow.MlflowClient(uri)
-                self.client.search_experiments(max_results=1)  # creates a fresh store's tables
+                client = mlflow.MlflowClient(uri)
+                client.search_experiments(max_results=1)  # creates a fresh store's tables
         except Exception as error:
-            raise ConfigError(f"tracking_uri={uri}: can't be opened ({' '.join(str(error).split())[:200]})") from None
+            words = masked(" ".join(str(error).split()))[:200]
+            raise ConfigError(f"tracking_uri={masked(uri)}: can't be opened ({words})") from None
+        self.client: Any = Patient(client)
 
     def experiment(self, name: str, tags: Mapping[str, str] | None = None) -> str:
         """Id of the experiment called `name`, made if it isn't there."""
@@ -149,12 +120,12 @@ class Store:
 
     def finished(self, identity: Mapping[str, str]) -> Any | None:
         """The newest finished run with these tags in any study, None if there is none; an original before a copy."""
-        ours = patiently(self.client.search_experiments, filter_string="name LIKE 'microdit/%'")
+        ours = self.client.search_experiments(filter_string="name LIKE 'microdit/%'")
         experiments = [e.experiment_id for e in ours]
         words = [f"tags.`{name}` = '{value}'" for name, value in identity.items()]
         words.append(f"attributes.status = '{STATUS_DONE}'")
         order = ["attributes.end_time DESC"]
-        found = patiently(self.client.search_runs, experiments, " and ".join(words), order_by=order, max_results=50)
+        found = self.client.search_runs(experiments, " and ".join(words), order_by=order, max_results=50)
         originals = [run for run in found if "microdit.reused_from" not in run.data.tags]
         return next(iter([*originals, *found]), None)
 
@@ -162,7 +133,7 @@ class Store:
         """The newest run of trial `key` under this launch; half a copy of a reused run is swept away."""
         words = f"tags.`microdit.trial_key` = '{key}' and tags.`mlflow.parentRunId` = '{launch.parent_id}'"
         order = ["attributes.start_time DESC"]
-        for run in patiently(self.client.search_runs, [launch.experiment_id], words, order_by=order, max_results=9):
+        for run in self.client.search_runs([launch.experiment_id], words, order_by=order, max_results=9):
             if "microdit.reused_from" not in run.data.tags or run.info.status == STATUS_DONE:
                 return run
             self.client.delete_run(run.info.run_id)
@@ -207,7 +178,7 @@ class Store:
 
     def finish_launch(self, launch: Launch, status: str) -> None:
         """Ends the parent run, and what children no worker is left to end."""
-        patiently(self.client.set_terminated, launch.parent_id, status)
+        self.client.set_terminated(launch.parent_id, status)
         words = f"tags.`mlflow.parentRunId` = '{launch.parent_id}' and attributes.status = 'RUNNING'"
         for run in self.client.search_runs([launch.experiment_id], words, max_results=5000):
             self.client.set_terminated(run.info.run_id, "KILLED")

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from microdit.errors import ConfigError
+from sweeps.uris import masked
 
 HOST = "127.0.0.1"
 # MLflow opens on its pages for language-model traces, and folds the trials of a launch away while runs are sorted by
@@ -29,11 +30,12 @@ def serve(uri: str, root: Path, port: int) -> int:
         if probe.connect_ex((HOST, port)) == 0:
             raise ConfigError(f"port {port} is taken (another microdit-sweep ui?); give another, as port={port + 1}")
     print("\n".join(links(Store(uri, root), f"http://{HOST}:{port}")), flush=True)
-    print(f"shows {uri} until Ctrl-C", flush=True)
-    server = [sys.executable, "-W", "ignore", "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", HOST]
-    server += ["--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    print(f"shows {masked(uri)} until Ctrl-C", flush=True)
+    server = [sys.executable, "-W", "ignore", "-m", "mlflow", "ui", "--host", HOST, "--port", str(port)]
+    server += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
     quieter = {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}  # or the links scroll away
-    os.execve(sys.executable, server, os.environ | quieter)
+    store = {"MLFLOW_BACKEND_STORE_URI": uri}  # not on its command line, which every user of the machine can read
+    os.execve(sys.executable, server, os.environ | quieter | store)
 
 
 def links(store: Any, address: str) -> list[str]:

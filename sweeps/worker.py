@@ -23,10 +23,12 @@ from microdit.errors import ConfigError, DivergenceError, MicroditError, StopTra
 from microdit.training.stop import StopRequest
 from sweeps.heart import Heart
 from sweeps.order import VALIDATION, WorkOrder, searched, shown_metrics, trial_of
+from sweeps.patience import StoreError, is_of_a_store, patiently, store_trouble
 from sweeps.queue import HALT, LAUNCH, Queue
 from sweeps.search import build_pruner, build_sampler, suggest
 from sweeps.store import STATUS_DONE, Launch, Store
 from sweeps.trials import Trial, prepare_trials
+from sweeps.uris import QUEUE, TRACKING, masked, revealed
 
 DIVERGED = "diverged"
 TOLD = ("step", "train/loss", "images_per_second")
@@ -38,8 +40,8 @@ class Worker:
     def __init__(self, queue: Queue, stop: StopRequest) -> None:
         self.queue, self.stop = queue, stop
         self.order = WorkOrder.of(queue.about()[LAUNCH])
-        self.store = Store(self.order.tracking_uri, Path(self.order.root))
-        self.launch = Launch(self.order.tracking_uri, self.order.experiment_id, self.order.parent_id)
+        self.store = Store(revealed(self.order.tracking_uri, TRACKING), Path(self.order.root))
+        self.launch = Launch(self.store.uri, self.order.experiment_id, self.order.parent_id)
         if self.order.search:
             queue.study.pruner = build_pruner(self.order.pruner, self.order.source)
 
@@ -79,9 +81,9 @@ class Worker:
         trial = trial_of(claimed.user_attrs, self.order)
         if not self.order.search:
             for name, choices in self.queue.about()["choices"].items():
-                claimed.suggest_categorical(name, choices)
+                patiently(claimed.suggest_categorical, name, choices)
             return trial
-        trial = searched(trial, suggest(claimed, self.order.search, self.order.source), self.order)
+        trial = searched(trial, patiently(suggest, claimed, self.order.search, self.order.source), self.order)
         [trial] = prepare_trials([trial], Path(self.order.root), self.order.suffix)
         self.queue.note(claimed._trial_id, key=trial.key, folder=trial.config.output_dir)
         return trial
@@ -128,7 +130,8 @@ class Worker:
                     recorder.finish("KILLED")
                 raise
             except Exception as error:
-                log.write(traceback.format_exc())
+                with contextlib.suppress(OSError):  # the disk may be full
+                    log.write(masked(traceback.format_exc()))
                 if isinstance(error, DivergenceError) and self.order.divergence == "data":
                     self._diverged(claimed, error, recorder, heart)
                 else:
@@ -152,10 +155,10 @@ class Worker:
         """Records it on run and trial, and queues it again where another try can help."""
         heart.rest()
         known = isinstance(error, MicroditError)
-        words = " ".join(str(error).split()) if known else f"{type(error).__name__}: {error}"
+        words = masked(" ".join(str(error).split()) if known else f"{type(error).__name__}: {error}")
         if recorder is not None:
             with contextlib.suppress(Exception):  # the store itself may be what failed
-                recorder.fail(words, traceback.format_exc())
+                recorder.fail(words, masked(traceback.format_exc()))
         helpless = isinstance(error, (DivergenceError, ConfigError))  # the same seed diverges again
         tried = claimed.user_attrs.get("failures", 0)
         retry = not helpless and tried < self.order.max_retries and not self.order.fail_fast
@@ -183,28 +186,35 @@ class Worker:
             if "train/loss" in values:
                 heart.progress = {name: value for name, value in {"step": step, **values}.items() if name in TOLD}
             if VALIDATION in values and self.order.search and len(self.order.objectives) == 1:
-                claimed.report(values[VALIDATION], step)
-                if step < trial.config.training.steps and claimed.should_prune():
+                patiently(claimed.report, values[VALIDATION], step)
+                if step < trial.config.training.steps and patiently(claimed.should_prune):
                     raise StopTraining(f"pruned at step {step}")
 
         order = self.order
         spec = RunSpec(order.experiment_id, trial.name, tags, {"seed": trial.seed, **trial.params}, order.command)
-        return MlflowRecorder(order.tracking_uri, spec, run_id, told)
+        return MlflowRecorder(self.store.uri, spec, run_id, told)
 
 
 def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
-    """A worker process' main function: its exit code is 0 when no trial waits, 130 when it was stopped."""
+    """A worker process' main function: its exit code is 0 when no trial waits, 130 when it was stopped.
+
+    Raises StoreError where the queue stays away: its trial is then freed like a dead worker's.
+    """
     stop = StopRequest()
     if threading.current_thread() is threading.main_thread():
         # SIGUSR2 is what submitit sends before a SLURM job's time is up.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, lambda _signal, _frame: stop.ask())
-    queue = Queue(queue_uri, queue_name)
-    choose_gpu(WorkOrder.of(queue.about()[LAUNCH]), index)
     try:
+        queue = Queue(revealed(queue_uri, QUEUE), queue_name)
+        choose_gpu(WorkOrder.of(queue.about()[LAUNCH]), index)
         Worker(queue, stop).work()
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if isinstance(error, MicroditError) or not is_of_a_store(error):
+            raise
+        raise StoreError(store_trouble(error)) from error
     return 0
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,6 +25,15 @@ from microdit.files import atomic_path
 from microdit.model import DiT
 
 
+@dataclass(frozen=True)
+class Interval:
+    """Sums over the steps since the last reading of the loss, so that a stop in between leaves no mark on the curve."""
+
+    sums: Mapping[str, float] = field(default_factory=dict)  # of each reading, by its name
+    steps: int = 0
+    seconds: float = 0.0
+
+
 @dataclass
 class TrainState:
     """What training changes: the raw network, what is trained beside it, its average, the optimiser, steps, seconds."""
@@ -35,6 +44,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
+    interval: Interval = field(default_factory=Interval)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All that the optimiser updates."""
@@ -57,24 +67,36 @@ def checkpoints(root: Path) -> list[Path]:
 
 
 def save_checkpoint(root: Path, state: TrainState, key: str, keep: int) -> Path:
-    """Writes the checkpoint of `state.step`, then removes all but the newest `keep`."""
+    """Writes the checkpoint of `state.step`, then removes all but the newest `keep`.
+
+    Raises CheckpointError where it can't be written (a full disk); the older ones stay.
+    """
     target = checkpoint_folder(root, state.step)
-    with atomic_path(target) as folder:
-        folder.mkdir()
-        save_file(_tensors(state.net), folder / "weights.safetensors")
-        save_file(_tensors(state.ema.module), folder / "ema.safetensors")
-        save_file(_tensors(state.alignment), folder / "alignment.safetensors")
-        torch.save(state.optimizer.state_dict(), folder / "optimizer.pt")
-        facts = {
-            "step": state.step,
-            "seconds": state.seconds,
-            "averaged": int(state.ema.n_averaged),
-            "trial_key": key,
-        }
-        (folder / "state.json").write_text(json.dumps(facts))
+    try:
+        with atomic_path(target) as folder:
+            folder.mkdir()
+            _write(folder, state, key)
+    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{target}: can't be written ({reason}); is the disk full?") from None
     for old in checkpoints(root)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+def _write(folder: Path, state: TrainState, key: str) -> None:
+    save_file(_tensors(state.net), folder / "weights.safetensors")
+    save_file(_tensors(state.ema.module), folder / "ema.safetensors")
+    save_file(_tensors(state.alignment), folder / "alignment.safetensors")
+    torch.save(state.optimizer.state_dict(), folder / "optimizer.pt")
+    facts = {
+        "step": state.step,
+        "seconds": state.seconds,
+        "averaged": int(state.ema.n_averaged),
+        "interval": asdict(state.interval),
+        "trial_key": key,
+    }
+    (folder / "state.json").write_text(json.dumps(facts))
 
 
 def load_checkpoint(folder: Path, state: TrainState, key: str) -> None:
@@ -95,6 +117,7 @@ def load_checkpoint(folder: Path, state: TrainState, key: str) -> None:
         raise CheckpointError(f"{folder}: can't be resumed ({reason}); remove it to go on from an older one") from None
     state.ema.n_averaged.fill_(facts["averaged"])
     state.step, state.seconds = facts["step"], facts["seconds"]
+    state.interval = Interval(**facts.get("interval", {}))  # older checkpoints have none
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:

@@ -115,7 +115,9 @@ def train(
                     recorder.metrics(done, validate(Denoiser(state.averaged, denoiser.sigma_data), val, config))
             if last or asked.requested or _due(done, settings.checkpoint_every):
                 meter.check(folder)
-                state.seconds = meter.seconds()
+                with meter.paused():
+                    recorder.flush()
+                state.seconds, state.interval = meter.seconds(), meter.interval(accelerator)
                 if accelerator.is_main_process:
                     save_checkpoint(folder, state, key, settings.keep_checkpoints)
             if on_step is not None and not last and _due(done, settings.sample_every):

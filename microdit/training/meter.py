@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from microdit.errors import DivergenceError
-from microdit.training.checkpoint import TrainState, checkpoints
+from microdit.training.checkpoint import Interval, TrainState, checkpoints
 
 
 class Meter:
@@ -24,11 +24,14 @@ class Meter:
     def __init__(self, batch_size: int, state: TrainState, device: torch.device) -> None:
         self._batch_size = batch_size
         self._first_step, self._base = state.step, state.seconds
-        self._begin = self._since = time.monotonic()
-        self._names: tuple[str, ...] = ()
-        self._sums = torch.zeros((), device=device)  # then one of each name
+        self._begin = time.monotonic()
+        before = state.interval
+        self._since, self._count = self._begin - before.seconds, before.steps
+        self._names = tuple(before.sums)
+        # A scalar until the first step tells how many readings there are.
+        self._sums = torch.tensor([*before.sums.values()] if before.sums else 0.0, device=device)
         self._bad = torch.zeros((), dtype=torch.long, device=device)
-        self._count = self._done = 0
+        self._done = 0
 
     def add(self, done: int, readings: Mapping[str, Tensor]) -> None:
         """The scalars of step `done`, counted from 1; every step has the same names."""
@@ -49,6 +52,11 @@ class Meter:
         self._sums = torch.zeros_like(self._sums)
         self._since, self._count = now, 0
         return dict(zip(self._names, means, strict=True)) | {"images_per_second": speed}
+
+    def interval(self, accelerator: Accelerator) -> Interval:
+        """What the next reading will be made of, over all processes."""
+        sums = accelerator.reduce(self._sums, "mean").tolist() if self._count else []
+        return Interval(dict(zip(self._names, sums, strict=bool(sums))), self._count, time.monotonic() - self._since)
 
     def check(self, folder: Path) -> None:
         """Raises DivergenceError if any step since the start was not finite."""

@@ -29,6 +29,9 @@ class Recorder(Protocol):
     def artifact(self, path: Path, folder: str = "") -> None:
         """A finished file to keep."""
 
+    def flush(self) -> None:
+        """What was told is kept, whatever happens after: called before each checkpoint, which may outlive a kill."""
+
     def finish(self, status: str) -> None:
         """Called once at the end with 'FINISHED' or 'FAILED'."""
 
@@ -43,5 +46,7 @@ class NullRecorder:
     def image(self, step: int, name: str, image: np.ndarray) -> None: ...
 
     def artifact(self, path: Path, folder: str = "") -> None: ...
+
+    def flush(self) -> None: ...
 
     def finish(self, status: str) -> None: ...

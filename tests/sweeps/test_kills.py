@@ -3,51 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from mlflow import MlflowClient
-
-STUDY = """
-question: Does anything get lost?
-arms: {a: {optimizer.lr: 1.0e-3}, b: {optimizer.lr: 2.0e-3}}
-baseline: a
-seeds: [0, 1]
-metrics: {primary: clip_fd}
-"""
-SETTINGS = (
-    "training.steps=150 training.checkpoint_every=10 training.log_every=5 training.sample_every=0 "
-    "data.train_size=64 evaluation.samples=8"
-)
-
-
-def start(folder: Path, cache: Path) -> subprocess.Popen[bytes]:
-    (folder / "mine.yaml").write_text(STUDY)
-    words = ["study=mine.yaml", "scale=smoke", "workers=2", f"cache_dir={cache}", *SETTINGS.split()]
-    surroundings = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE")}
-    with open(folder / "said.txt", "ab") as said:
-        return subprocess.Popen(
-            [sys.executable, "-m", "sweeps", *words],
-            cwd=folder,
-            env=surroundings | {"OMP_NUM_THREADS": "1"},
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-        )
-
-
-def workers(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(launcher.pid).children(recursive=True)
-        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-    return []
+from launching import start, table, workers
 
 
 def strike(launcher: subprocess.Popen[bytes], draw: random.Random) -> str:
@@ -64,22 +28,6 @@ def strike(launcher: subprocess.Popen[bytes], draw: random.Random) -> str:
             for worker in crew if kind == "all" else []:
                 worker.kill()
     return kind
-
-
-def table(folder: Path) -> dict[str, dict[str, float]]:
-    """Final metrics of each trial; each has exactly one run, finished, with no step of a curve twice."""
-    client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("microdit/mine")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], "tags.`microdit.role` = 'trial'")
-    assert [run.info.status for run in runs] == ["FINISHED"] * len(runs)
-    found = {}
-    for run in runs:
-        steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
-        assert len(steps) == len(set(steps))
-        assert run.info.run_name not in found
-        found[run.info.run_name] = {k: v for k, v in run.data.metrics.items() if k.startswith("final/")}
-    return found
 
 
 def survive(folder: Path, cache: Path, kills: int, seed: int) -> list[str]:

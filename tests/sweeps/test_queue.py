@@ -14,6 +14,7 @@ from optuna.trial import Trial, TrialState
 
 from sweeps import queue as module
 from sweeps.queue import HOPELESS_AT, WORKER, Queue
+from sweeps.storage import open_storage
 
 GONE = f"{module.platform.node()}/1/0"  # process 1 of this machine began at another time
 
@@ -31,7 +32,7 @@ def plan(arms: int, seeds: int = 1) -> dict[int, tuple[dict[str, Any], dict[str,
 def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage with its tables, made once."""
     path = tmp_path_factory.mktemp("blank") / "optuna.db"
-    module.open_storage(f"sqlite:///{path}").remove_session()
+    open_storage(f"sqlite:///{path}").remove_session()
     return path
 
 
@@ -94,6 +95,23 @@ def test_a_trial_that_another_worker_took_is_lost_to_the_first(queue: Queue) -> 
     assert queue.beat(trial._trial_id)
     queue.note(trial._trial_id, **{WORKER: "elsewhere/1/0"})
     assert not queue.beat(trial._trial_id)
+
+
+def test_a_trial_of_another_machine_is_freed_after_a_minute_of_silence(queue: Queue) -> None:
+    queue.fill(plan(1))
+    trial = queue.claim()
+    assert trial is not None
+    queue.note(trial._trial_id, **{WORKER: "elsewhere/1/0"})
+    for minutes, waiting in ((0, 0), (2, 1)):
+        with queue.storage._backend.engine.begin() as connection:
+            words = f"UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-{minutes} minutes')"
+            connection.exec_driver_sql(words)
+        queue.free_the_dead()
+        assert queue.count().waiting == waiting
+    again = queue.claim()
+    assert again is not None
+    assert again.user_attrs["tries"] == 2
+    assert not queue.beat(trial._trial_id), "the first worker, should it live after all, lets go"
 
 
 def test_finished_trials_need_not_run(queue: Queue) -> None:

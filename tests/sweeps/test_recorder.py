@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 from pathlib import Path
 
 import mlflow
@@ -11,6 +12,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from microdit.config import Config, load_config, save_config, trial_key
+from sweeps.patience import StoreError
 from sweeps.recorder import MlflowRecorder, RunSpec, near_square
 from sweeps.store import Launch, Store
 from sweeps.study import load_study
@@ -94,6 +96,7 @@ def test_a_resumed_run_has_every_step_once_and_no_old_error(store: Store, config
     first.start(config, FACTS)
     for step in range(1, 6):
         first.metrics(step, {"train/loss": float(step)})
+    first.metrics(4, {"val/loss": 4.0})
     first.fail("boom", "Traceback ... boom")
     failed = store.client.get_run(first.run_id)
     assert failed.info.status == "FAILED"
@@ -105,8 +108,11 @@ def test_a_resumed_run_has_every_step_once_and_no_old_error(store: Store, config
     again.start(config, FACTS)
     for step in range(4, 9):  # from the checkpoint of step 3
         again.metrics(step, {"train/loss": float(step)})
+    again.metrics(4, {"val/loss": 4.0})
+    again.metrics(8, {"val/loss": 8.0})
     again.finish("FINISHED")
     assert history(store, first.run_id, "train/loss") == [(step, float(step)) for step in range(1, 9)]
+    assert history(store, first.run_id, "val/loss") == [(4, 4.0), (8, 8.0)]
     assert "microdit.error" not in store.client.get_run(first.run_id).data.tags
 
 
@@ -122,7 +128,7 @@ def test_metrics_wait_for_a_batch_and_are_all_there_at_the_end(store: Store, con
 def test_a_store_that_is_away_for_a_moment_loses_nothing(
     store: Store, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sweeps.recorder.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("sweeps.patience.time.sleep", lambda seconds: None)
     record = recorder(store)
     record.start(config, FACTS)
     real, calls = mlflow.MlflowClient.log_batch, []
@@ -137,6 +143,24 @@ def test_a_store_that_is_away_for_a_moment_loses_nothing(
     record.metrics(1, {"train/loss": 1.0})
     record.finish("FINISHED")
     assert history(store, record.run_id, "train/loss") == [(1, 1.0)]
+
+
+def test_a_full_disk_is_not_waited_for_and_is_one_sentence(
+    store: Store, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        try:
+            raise sqlite3.OperationalError("database or disk is full")
+        except sqlite3.OperationalError as error:
+            raise MlflowException("(sqlite3.OperationalError) [SQL: INSERT ...]") from error
+
+    record = recorder(store)
+    record.start(config, FACTS)
+    monkeypatch.setattr("sweeps.patience.time.sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", full)
+    record.metrics(1, {"train/loss": 1.0})
+    with pytest.raises(StoreError, match=r"^[^\n]*\(database or disk is full\); make room[^\n]*$"):
+        record.flush()
 
 
 @pytest.fixture

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from microdit.config import Config
 from microdit.errors import CheckpointError, DivergenceError
 from microdit.run import run
 from microdit.training.recorder import NullRecorder
+from microdit.training.stop import StopRequest
 
 
 class Killed(BaseException):
@@ -36,11 +41,13 @@ class Log(NullRecorder):
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
         self.validation: dict[int, float] = {}
+        self.norms: dict[int, float] = {}
         self.status = ""
 
     def metrics(self, step: int, values: dict) -> None:
         if "train/loss" in values:
             self.losses[step] = values["train/loss"]
+            self.norms[step] = values["grad_norm"]
         if "val/loss" in values:
             self.validation[step] = values["val/loss"]
 
@@ -75,6 +82,105 @@ def test_a_killed_run_resumes_to_identical_weights(smoke_config: Config, tmp_pat
     expected, got = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+class Eventful(Log):
+    """Tells the steps of its metrics to `act`; validation at every step makes each step one."""
+
+    def __init__(self, act: Callable[[int], None]) -> None:
+        super().__init__()
+        self.act = act
+
+    def metrics(self, step: int, values: dict) -> None:
+        super().metrics(step, values)
+        self.act(step)
+
+
+@pytest.mark.parametrize(("ending", "at"), [("asked", 3), ("asked", 7), ("killed", 8)])
+def test_a_stop_within_a_log_interval_leaves_no_mark_on_the_curve(
+    smoke_config: Config, tmp_path: Path, ending: str, at: int
+):
+    changes: dict[str, Any] = {"steps": 10, "val_every": 1, "checkpoint_every": 0 if ending == "asked" else 7}
+    whole, broken = (with_training(smoke_config, tmp_path / name, **changes) for name in ("whole", "broken"))
+    whole, broken = (replace(c, training=replace(c.training, log_every=5)) for c in (whole, broken))
+    straight = Log()
+    run(whole, straight)
+    stop = StopRequest()
+
+    def end(step: int) -> None:
+        if step == at and ending == "killed":
+            raise Killed
+        if step == at:
+            stop.ask()
+
+    first, again = Eventful(end), Log()
+    with pytest.raises((KeyboardInterrupt, Killed)):
+        run(broken, first, stop=stop)
+    run(broken, again)
+    assert list(straight.losses) == [5, 10]
+    assert first.losses | again.losses == straight.losses
+    assert first.norms | again.norms == straight.norms
+
+
+class Buffered(Log):
+    """Keeps what it was told only when flushed, as one does that writes to a database in batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, float] = {}
+
+    def metrics(self, step: int, values: dict) -> None:
+        super().metrics(step, values)
+        if step == 6:
+            raise Killed
+
+    def flush(self) -> None:
+        self.kept = dict(self.losses)
+
+
+def test_a_kill_tears_no_hole_between_the_recorded_curve_and_the_checkpoint(smoke_config: Config, tmp_path: Path):
+    config = with_training(smoke_config, tmp_path / "run", steps=7, checkpoint_every=4)
+    first, again = Buffered(), Log()
+    with pytest.raises(Killed):
+        run(config, first)
+    run(config, again)
+    assert sorted(first.kept | again.losses) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_checkpoint_that_has_no_room_is_named_and_the_run_goes_on_from_the_one_before(
+    smoke_config: Config, tmp_path: Path
+):
+    whole = with_training(smoke_config, tmp_path / "whole", steps=6, checkpoint_every=2)
+    broken = with_training(smoke_config, tmp_path / "broken", steps=6, checkpoint_every=2)
+    run(whole)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def no_room(step: int) -> None:
+        if step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+
+    try:
+        with pytest.raises(CheckpointError, match=r"step_00000004: can't be written \(.*\); is the disk full\?"):
+            run(broken, Eventful(no_room))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()] == ["step_00000002"]
+    run(broken)
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_checkpoint_without_sums_of_its_interval_still_loads(smoke_config: Config, tmp_path: Path):
+    config = with_training(smoke_config, tmp_path / "run", steps=4, checkpoint_every=2, keep_checkpoints=9)
+    run(config)
+    (tmp_path / "run" / "checkpoints" / "step_00000004" / "state.json").unlink()
+    path = tmp_path / "run" / "checkpoints" / "step_00000002" / "state.json"
+    facts = json.loads(path.read_text())
+    del facts["interval"]
+    path.write_text(json.dumps(facts))
+    again = Log()
+    run(config, again)
+    assert list(again.losses) == [3, 4]
 
 
 def test_the_last_validation_is_a_final_metric_also_where_training_was_complete(smoke_config: Config, tmp_path: Path):

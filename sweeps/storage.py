@@ -1,0 +1,67 @@
+"""Optuna's storage as the queue needs it: opened by one process at a time, with heartbeats and sqlite's write lock."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
+
+from microdit.errors import ConfigError
+from sweeps.uris import created_once, masked
+
+BEAT = 10  # seconds between two heartbeats
+GRACE = 60  # seconds without one after which a worker elsewhere counts as gone
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def quiet_optuna() -> None:
+    """Its experimental features are used on purpose; a user's terminal is for the sweep."""
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def open_storage(uri: str, stale: Callable[[optuna.Study, FrozenTrial], None] | None = None) -> RDBStorage:
+    """Opens (and once creates) the database; raises ConfigError where it can't be.
+
+    `stale` is told of each trial that was failed for want of heartbeats.
+    """
+    quiet_optuna()
+    options = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite:") else {"pool_pre_ping": True}
+    try:
+        with created_once(uri):
+            storage = RDBStorage(
+                uri,
+                options,
+                heartbeat_interval=BEAT,
+                grace_period=GRACE,
+                heartbeat_stale_trial_callback=stale,
+            )
+            if uri.startswith("sqlite:"):
+                _lock_before_reading(storage.engine)
+            return storage
+    except Exception as error:
+        words = masked(" ".join(str(error).split()))[:200]
+        raise ConfigError(f"queue_uri={masked(uri)}: can't be opened ({words})") from None
+
+
+def _lock_before_reading(engine: Any) -> None:
+    """Makes every transaction of a sqlite engine take the write lock at its beginning.
+
+    sqlite's own default takes it at the first write: of two workers that both read "waiting", both then write "running"
+    (measured: four processes on 100 trials, one claimed twice, two processes dead). SQLAlchemy's recipe for pysqlite.
+    """
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # else the driver begins transactions by itself
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def begun(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections from before know nothing of this

@@ -1,0 +1,86 @@
+"""A small study launched in processes of its own, and what it leaves in the store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from mlflow import MlflowClient
+
+from sweeps.queue import Queue, open_queue
+
+STUDY = """
+question: Does anything get lost?
+arms: {a: {optimizer.lr: 1.0e-3}, b: {optimizer.lr: 2.0e-3}}
+baseline: a
+seeds: [0, 1]
+metrics: {primary: clip_fd}
+"""
+LONG = "training.steps=150 training.checkpoint_every=10 training.log_every=5 training.sample_every=0 data.train_size=64"
+SCORED = f"{LONG} evaluation.samples=8"
+UNSCORED = f"{LONG} evaluation.samples=0"
+
+
+def start(
+    folder: Path, cache: Path, settings: str = SCORED, workers: int = 2, said: str = "said.txt"
+) -> subprocess.Popen[bytes]:
+    """The command in `folder`; what it says is added to file `said` there."""
+    (folder / "mine.yaml").write_text(STUDY)
+    words = ["study=mine.yaml", "scale=smoke", f"workers={workers}", f"cache_dir={cache}", *settings.split()]
+    surroundings = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE")}
+    with open(folder / said, "ab") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "sweeps", *words],
+            cwd=folder,
+            env=surroundings | {"OMP_NUM_THREADS": "1"},
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+
+
+def workers(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(launcher.pid).children(recursive=True)
+        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return []
+
+
+def opened(folder: Path) -> Queue:
+    queue = open_queue(f"sqlite:///{folder / 'runs' / 'optuna.db'}", "mine/smoke/")
+    assert queue is not None
+    return queue
+
+
+def wait_for_checkpoints(folder: Path, count: int, after: int = 0) -> None:
+    """Returns when `count` trials have a checkpoint of a step behind `after`."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = folder.glob("runs/mine/smoke/*/checkpoints/step_*/state.json")
+        if len({path.parents[2] for path in found if int(path.parent.name.removeprefix("step_")) > after}) >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint in two minutes")
+
+
+def table(folder: Path) -> dict[str, dict[str, float]]:
+    """Final metrics and the loss curve of each trial: one run each, finished, no step of the curve twice."""
+    client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("microdit/mine")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`microdit.role` = 'trial'")
+    assert [run.info.status for run in runs] == ["FINISHED"] * len(runs)
+    found: dict[str, dict[str, float]] = {}
+    for run in runs:
+        curve = client.get_metric_history(run.info.run_id, "train/loss")
+        steps = [point.step for point in curve]
+        assert len(steps) == len(set(steps))
+        assert run.info.run_name not in found
+        finals = {k: v for k, v in run.data.metrics.items() if k.startswith("final/")}
+        found[run.info.run_name] = finals | {f"loss at {point.step}": point.value for point in curve}
+    return found
