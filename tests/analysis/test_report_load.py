@@ -7,7 +7,7 @@ from report_store import StudyWriter, arm, final, study_file
 
 from analysis.errors import MixtureError, ReportError
 from analysis.load import Results, load
-from analysis.tables import notes
+from analysis.notes import notes
 from analysis.sets import Choice
 from analysis.store import open_store
 
