@@ -38,8 +38,9 @@ class Paired:
 
 def differences(frame: pd.DataFrame, column: str, arm: str, against: str) -> np.ndarray:
     """`arm` minus `against` at each seed that both have finite values for, by seed."""
-    columns = {name: frame[frame["arm"] == name].set_index("seed")[column] for name in (arm, against)}
-    values = (columns[arm] - columns[against]).sort_index().to_numpy(dtype=float)
+    arms, seeds, scores = (frame[name].to_numpy() for name in ("arm", "seed", column))
+    first, second = (dict(zip(seeds[arms == name], scores[arms == name], strict=True)) for name in (arm, against))
+    values = np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())], dtype=float)
     return values[np.isfinite(values)]
 
 

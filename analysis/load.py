@@ -72,7 +72,7 @@ class Results:
 
     def settings(self, arm: str) -> dict[str, Any]:
         """An arm's dotted config keys to values: its first run's config.yaml, or what launch and parameters tell."""
-        row = self.frame[self.frame["arm"] == arm].iloc[0]
+        row = self.frame.iloc[list(self.frame["arm"]).index(arm)]
         params = {str(k).removeprefix("param."): v for k, v in row.items() if str(k).startswith("param.")}
         known = {key: value for key, value in params.items() if not pd.isna(value)}
         return dict(self.study.arms.get(arm, {})) | known | dict(self.configs.get(row["run_id"], {}))

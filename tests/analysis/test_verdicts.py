@@ -143,7 +143,7 @@ def test_seeds_needed_are_enough() -> None:
         planted = results("ffn_activation", PLANTED[3][1], score, seeds, rng=rng, metrics=["clip_fd"])
         return verdicts(planted)[0]
 
-    assert np.mean([found(rng, 10).word == REPRODUCED for rng in range(150)]) == pytest.approx(0.8, abs=0.1)
+    assert np.mean([found(rng, 10).word == REPRODUCED for rng in range(120)]) == pytest.approx(0.8, abs=0.11)
     few = [one for one in (found(rng, 4) for rng in range(100)) if one.word == INCONCLUSIVE]
     assert 30 < len(few) < 95
     assert 6 <= np.median([101 if (n := one.checks[0].needed) is None else n for one in few]) <= 30
