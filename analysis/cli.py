@@ -6,8 +6,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.errors import ReportError, nearest
+
+if TYPE_CHECKING:
+    from analysis.sets import Choice
 
 HELP = """\
 microdit-report STUDY [scale=NAME] [tracking_uri=URI] [out=results]
@@ -15,6 +19,8 @@ microdit-report STUDY [scale=NAME] [tracking_uri=URI] [out=results]
 Reads the newest launch of STUDY (at that scale, else at any) from MLflow and writes results/STUDY/SCALE/:
   table.md table.csv table.tex   means with 95% intervals, differences from the baseline, costs, the paper's values
   runs.csv                       a row per run
+  comparisons.csv                each metric against the baseline: differences, p, effect sizes, medians
+  verdicts.csv                   the paper's claims, each check with its numbers
   figure.png .pdf                scores over the study's axis
   curves.png .pdf                training and validation loss
   samples.png                    the same prompts drawn by every arm
@@ -24,10 +30,13 @@ It logs them onto the launch too, where microdit-sweep ui shows them.
   tracking_uri=URI   MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)
   out=FOLDER         where the results go (default: results)
   publish=false      leave the store as it is
+  set=N              runs that can't be compared (other data, scoring, budget or code) are apart: 1, the newest set, is
+                     shown; 2 is the next; only refuses a mixture
+  code=any           different code versions may stand in one table
 
 e.g. microdit-report masking_ratio scale=demo"""
 
-KEYS = ("study", "scale", "tracking_uri", "out", "publish")
+KEYS = ("study", "scale", "tracking_uri", "out", "publish", "set", "code")
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class Words:
     uri: str
     out: Path
     publish: bool
+    choice: Choice
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,17 +84,30 @@ def _sort(words: Sequence[str]) -> Words:
     publish = found.get("publish", "true").lower()
     if publish not in ("true", "false"):
         raise ReportError(f"publish={publish}: it must be true or false")
+    choice = _choice(found.get("set", "1"), found.get("code", "same"))
     uri = found.get("tracking_uri") or default_uri()
-    return Words(found["study"], found.get("scale"), uri, Path(found.get("out", "results")), publish == "true")
+    return Words(found["study"], found.get("scale"), uri, Path(found.get("out", "results")), publish == "true", choice)
+
+
+def _choice(which: str, code: str) -> Choice:
+    from analysis.sets import Choice
+
+    if code not in ("same", "any"):
+        raise ReportError(f"code={code}: it must be same or any")
+    if which != "only" and not (which.isdigit() and int(which)):
+        raise ReportError(f"set={which}: it must be a number from 1, or only")
+    return Choice(None if which == "only" else int(which), code == "any")
 
 
 def _report(words: Words) -> int:
     from analysis.load import load
+    from analysis.notes import notes
+    from analysis.prose import claims, sentences
     from analysis.report import publish, write
     from analysis.store import open_store
-    from analysis.tables import notes, sentences, terminal
+    from analysis.tables import terminal
 
-    results = load(open_store(words.uri), words.study, words.scale)
+    results = load(open_store(words.uri), words.study, words.scale, words.choice)
     study = results.study
     folder = words.out / study.name / study.scale
     try:
@@ -92,7 +115,8 @@ def _report(words: Words) -> int:
     except OSError as error:
         raise ReportError(f"{folder} can't be written: {error.strerror or error}") from None
     print(f"{study.question}\n\n{terminal(results)}\n")
-    for line in [*sentences(results), "", *notes(results)]:
+    blocks = (sentences(results), [text.replace("**", "") for text in claims(results)], notes(results))
+    for line in "\n\n".join("\n".join(block) for block in blocks if block).split("\n"):
         print(f"- {line}" if line else "")
     print()
     for path in paths:

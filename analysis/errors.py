@@ -1,4 +1,4 @@
-"""The one error of a report, meant for the user: a clear sentence, never a traceback."""
+"""The errors of a report, meant for the user: a clear sentence, never a traceback."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class ReportError(Exception):
     """The report can't be made; the message names the store, study or runs, and what would mend it."""
+
+
+class MixtureError(ReportError):
+    """Runs that can't share a table were asked to; the message names what differs and whose it is."""
 
 
 def nearest(name: object, choices: Iterable[object]) -> str:

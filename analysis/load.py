@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ import yaml
 from PIL import Image
 
 from analysis.errors import ReportError, nearest
+from analysis.noise import average_noises
+from analysis.sets import NOT_RECORDED, Choice, choose
+from analysis.settings import read_config
 
 PREFIX = "microdit/"
-SAME = ("data_fingerprint", "feature_net", "samples")  # runs that differ in one of these can't share a table
-NOT_RECORDED = "not recorded"
+TAGS = ("data_fingerprint", "feature_net", "samples", "device", "git_commit", "git_dirty", "trial_key", "command")
+BUDGET = ("training.steps", "training.batch_size")  # of config.yaml, as columns
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,20 @@ class Study:
 
 @dataclass(frozen=True)
 class Results:
-    """The runs of one launch.
+    """The comparable runs of one launch.
 
-    frame: a row per finished run with columns run_id, arm, seed, x, hue, `final/*` and `cost/*`, `tag.*`, `param.*`;
-    sorted by the study's order of arms, then seed. absent: why a planned or begun trial has no row, a line each.
+    frame: a row per finished run with columns run_id, arm, seed, started, x, hue, `final/*` and `cost/*`, `tag.*`,
+    `config.*`, `param.*`; sorted by the study's order of arms, then seed. absent: why a planned or begun trial has no
+    row, a line each. left_out: a line for each set of runs that these can't be compared with. configs: the whole
+    settings of a run, by its id; empty where it kept none.
     """
 
     study: Study
     frame: pd.DataFrame
     absent: tuple[str, ...]
     client: Any
+    left_out: tuple[str, ...] = ()
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def arms(self) -> list[str]:
@@ -62,6 +69,13 @@ class Results:
     def tag(self, name: str) -> str:
         """Values of tag `microdit.<name>` over all runs, joined where they differ."""
         return ", ".join(dict.fromkeys(self.frame[f"tag.{name}"]))
+
+    def settings(self, arm: str) -> dict[str, Any]:
+        """An arm's dotted config keys to values: its first run's config.yaml, or what launch and parameters tell."""
+        row = self.frame.iloc[list(self.frame["arm"]).index(arm)]
+        params = {str(k).removeprefix("param."): v for k, v in row.items() if str(k).startswith("param.")}
+        known = {key: value for key, value in params.items() if not pd.isna(value)}
+        return dict(self.study.arms.get(arm, {})) | known | dict(self.configs.get(row["run_id"], {}))
 
     def history(self, run_id: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of a metric, the last value of each step."""
@@ -83,41 +97,53 @@ class Results:
         return pictures, [str(prompt) for prompt in listing["prompts"]][: len(pictures)]
 
 
-def load(client: Any, study: str, scale: str | None = None) -> Results:
+def load(client: Any, study: str, scale: str | None = None, choice: Choice | None = None) -> Results:
     """Reads the newest launch of `study` (at `scale`, else at any); of each arm and seed the newest finished run.
 
     Only that launch's own children count: a launch lists every trial of its plan, reused ones too, while runs of other
-    launches may have had other settings. Raises ReportError for an unknown study or scale, for a launch without a
-    finished run, and for runs that differ in data, feature networks or sample count.
+    launches may have had other settings. Of runs that can't be compared with each other (see `analysis.sets`), `choice`
+    picks the set. Raises ReportError for an unknown study or scale and for a launch without a finished run.
     """
     experiment = _experiment(client, study)
     found = _study(client, _launch(client, experiment, study, scale))
     where = f"tags.`mlflow.parentRunId` = '{found.parent}'"
-    runs = search(client, experiment, where, "attributes.start_time ASC")
-    newest: dict[tuple[str, int], Any] = {}
+    finished: list[tuple[str, int, Any]] = []
     other: dict[tuple[str, int], str] = {}
-    for run in runs:
+    for run in search(client, experiment, where, "attributes.start_time ASC"):
         key = (run.data.tags.get("microdit.arm", "?"), int(run.data.params.get("seed", -1)))
         reason = _reason(run, found)
         if reason:
             other[key] = reason
         else:
-            newest[key] = run
-    planned = [(arm, seed) for arm in found.arms for seed in found.seeds]
-    absent = []
-    for arm, seed in dict.fromkeys([*planned, *other]):
-        if (arm, seed) not in newest:
-            name = arm if seed < 0 else f"{arm}, seed {seed}"
-            absent.append(f"{name}: {other.get((arm, seed), 'not begun')}")
-    if not newest:
-        detail = "; ".join(absent[:4]) or "it has no trials"
+            finished.append((*key, run))
+    if not finished:
+        detail = "; ".join(_absent(found, other, set())[:4]) or "it has no trials"
         raise ReportError(f"no run of {found.name} at {found.scale} has finished ({detail})")
-    frame = pd.DataFrame([_row(run, found, arm, seed) for (arm, seed), run in newest.items()])
+    configs = {run.info.run_id: read_config(client, run.info.run_id) for _, _, run in finished}
+    every = pd.DataFrame([_row(run, found, arm, seed, configs[run.info.run_id]) for arm, seed, run in finished])
+    chosen, left_out = choose(every, found.holds, choice or Choice())
+    frame = chosen.frame.dropna(axis=1, how="all")  # columns of other sets
+    other |= dict.fromkeys(_keys(every), "in a set that is left out")
+    absent = _absent(found, other, set(_keys(frame)))
     order = {arm: rank for rank, arm in enumerate(found.arms)}
-    frame["rank"] = [order.get(arm, len(order)) for arm in frame["arm"]]
+    frame = frame.assign(rank=[order.get(arm, len(order)) for arm in frame["arm"]])
     frame = frame.sort_values(["rank", "arm", "seed"]).drop(columns="rank").reset_index(drop=True)
-    _refuse_mixture(frame)
-    return Results(found, frame, tuple(absent), client)
+    return Results(found, average_noises(frame), tuple(absent), client, left_out, configs)
+
+
+def _keys(frame: pd.DataFrame) -> list[tuple[str, int]]:
+    return list(zip(frame["arm"], frame["seed"], strict=True))
+
+
+def _absent(study: Study, other: Mapping[tuple[str, int], str], shown: set[tuple[str, int]]) -> list[str]:
+    """Why planned or begun trials aren't shown."""
+    planned = [(arm, seed) for arm in study.arms for seed in study.seeds]
+    lines = []
+    for arm, seed in dict.fromkeys([*planned, *other]):
+        if (arm, seed) not in shown:
+            name = arm if seed < 0 else f"{arm}, seed {seed}"
+            lines.append(f"{name}: {other.get((arm, seed), 'not begun')}")
+    return lines
 
 
 def search(client: Any, experiment: str, where: str, order: str) -> list[Any]:
@@ -199,14 +225,15 @@ def _reason(run: Any, study: Study) -> str:
     return "" if np.isfinite(value) else f"finished with final/{study.primary} = {value}"
 
 
-def _row(run: Any, study: Study, arm: str, seed: int) -> dict[str, Any]:
+def _row(run: Any, study: Study, arm: str, seed: int, config: Mapping[str, Any]) -> dict[str, Any]:
     tags, params = run.data.tags, run.data.params
-    row: dict[str, Any] = {"run_id": run.info.run_id, "arm": arm, "seed": seed}
+    row: dict[str, Any] = {"run_id": run.info.run_id, "arm": arm, "seed": seed, "started": run.info.start_time}
     row["x"] = run.data.metrics.get(study.x, np.nan) if "/" in study.x else _setting(study.x, arm, params, study)
     row["hue"] = str(_setting(study.hue, arm, params, study)) if study.hue else ""
     row |= {k: v for k, v in sorted(run.data.metrics.items()) if k.startswith(("final/", "cost/"))}
-    for name in (*SAME, "device", "git_commit", "git_dirty", "trial_key", "reused_from", "command"):
+    for name in (*TAGS, "reused_from"):
         row[f"tag.{name}"] = tags.get(f"microdit.{name}", "" if name == "reused_from" else NOT_RECORDED)
+    row |= {f"config.{key}": config[key] for key in BUDGET if key in config}
     return row | {f"param.{k}": v for k, v in sorted(params.items()) if k != "seed"}
 
 
@@ -217,19 +244,3 @@ def _setting(key: str, arm: str, params: Mapping[str, str], study: Study) -> Any
         return float(value)
     except (TypeError, ValueError):
         return str(value)
-
-
-def _refuse_mixture(frame: pd.DataFrame) -> None:
-    for name in SAME:
-        groups = {str(value): _names(part) for value, part in frame.groupby(f"tag.{name}", sort=False)}
-        if len(groups) > 1:
-            values = "; ".join(f"{value} ({runs})" for value, runs in groups.items())
-            raise ReportError(
-                f"runs that differ in {name} can't be compared: {values}. "
-                "Launch the study again with the same settings, so that every arm has them"
-            )
-
-
-def _names(part: pd.DataFrame, shown: int = 4) -> str:
-    names: Sequence[str] = [f"{arm} seed {seed}" for arm, seed in zip(part["arm"], part["seed"], strict=True)]
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -36,7 +36,7 @@ def feature_width(network: str) -> int | None:
 def scores(columns: Iterable[str], primary: str) -> list[str]:
     """Names of the `final/*` columns that are scores, the primary one first, floors and counts left out."""
     names = [column.removeprefix("final/") for column in columns if column.startswith("final/")]
-    names = [n for n in names if n not in NOT_SCORES and not n.endswith(("_floor", "_real"))]
+    names = [n for n in names if n not in NOT_SCORES and "/" not in n and not n.endswith(("_floor", "_real"))]
     rank = {name: place for place, name in enumerate((primary, *ORDER))} | {primary: -1}
     return sorted(names, key=lambda name: (rank.get(name, len(rank)), name))
 
@@ -56,6 +56,11 @@ def arrow(metric: str, primary: str, direction: str) -> str:
     if metric in HIGHER:
         return "↑"
     return "↓" if metric in SHORT else ""
+
+
+def lower_is_better(metric: str, primary: str, direction: str) -> bool:
+    """Which way is better: what the study says of its primary metric, what is known of others, else down."""
+    return direction == "minimize" if metric == primary else metric not in HIGHER
 
 
 def setting(key: str) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from analysis.settings import same
+
 
 @dataclass(frozen=True)
 class PaperValue:
@@ -39,7 +41,7 @@ def paper_values(study: str) -> list[PaperValue]:
 def paper_value(study: str, settings: Mapping[str, Any]) -> PaperValue | None:
     """The value whose `match` agrees with an arm's `settings` (config keys to values), None where none does."""
     for value in paper_values(study):
-        if value.match and all(_same(settings.get(key), wanted) for key, wanted in value.match.items()):
+        if value.match and all(same(settings.get(key), wanted) for key, wanted in value.match.items()):
             return value
     return None
 
@@ -52,10 +54,3 @@ def trust_meaning(word: str) -> str:
 def citation() -> str:
     """The paper as a line of text names it."""
     return f"arXiv {facts()['paper']['arxiv']}, {facts()['paper']['venue']}"
-
-
-def _same(have: Any, wanted: Any) -> bool:
-    try:
-        return abs(float(have) - float(wanted)) < 1e-9
-    except (TypeError, ValueError):
-        return str(have).lower() == str(wanted).lower()

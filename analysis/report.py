@@ -8,17 +8,20 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from analysis import names
+from analysis.compare import against_baseline
 from analysis.figures import curve_figure, score_figure
 from analysis.load import Results
 from analysis.samples import sample_figure
 from analysis.tables import latex, markdown, runs_csv, summary
+from analysis.verdict import table, verdicts
 
-OPTIONAL = ("curves.png", "curves.pdf", "samples.png")
+OPTIONAL = ("curves.png", "curves.pdf", "samples.png", "verdicts.csv")
 NOTE_LIMIT = 8000  # characters of a tag that every MLflow store takes
 
 
 def write(results: Results, folder: Path) -> list[Path]:
-    """Writes table.md, .csv, .tex, runs.csv, figure, curves (.png, .pdf) and samples.png; returns their paths.
+    """Writes table.md, .csv, .tex, runs, comparisons and verdicts (.csv), figure, curves (.png, .pdf) and samples.png.
 
     All are made before the first is put in place, and each is put there by a rename; a file of the user's own that lies
     in `folder` stays. Curves and samples are left out, and older ones removed, where no run has logged any.
@@ -43,6 +46,12 @@ def _make(results: Results, folder: Path) -> None:
     (folder / "table.tex").write_text(latex(results), encoding="utf-8")
     summary(results).to_csv(folder / "table.csv", index=False)
     runs_csv(results).to_csv(folder / "runs.csv", index=False)
+    study, frame = results.study, results.frame
+    metrics = names.scores(frame.columns, study.primary)
+    against_baseline(frame, study.baseline, metrics).to_csv(folder / "comparisons.csv", index=False)
+    found = verdicts(results)
+    if found:
+        table(found).to_csv(folder / "verdicts.csv", index=False)
     figures = {"figure": score_figure(results), "curves": curve_figure(results)}
     stamps: Mapping[str, Mapping[str, None]] = {"png": {}, "pdf": {"CreationDate": None}}  # same runs, same bytes
     for name, figure in figures.items():

@@ -1,4 +1,4 @@
-"""Means over seeds with Student's 95% intervals, and differences from a baseline paired by seed."""
+"""Means over seeds with Student's 95% intervals."""
 
 from __future__ import annotations
 
@@ -54,29 +54,6 @@ def estimate(values: Sequence[float] | pd.Series) -> Estimate:
         return Estimate(float(data[0]), math.nan, 1)
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * float(data.std(ddof=1)) / math.sqrt(n)
     return Estimate(float(data.mean()), half, n)
-
-
-def paired(frame: pd.DataFrame, column: str, arm: str, baseline: str) -> Estimate:
-    """Mean of `arm` minus `baseline` in `column` over the seeds that both have.
-
-    Arms share data order, prompts and noise at a seed, so the difference has less spread than either.
-    """
-    columns = {name: frame[frame["arm"] == name].set_index("seed")[column] for name in (arm, baseline)}
-    return estimate((columns[arm] - columns[baseline]).dropna())
-
-
-def sentence(arm: str, baseline: str, difference: Estimate, metric: str, direction: str) -> str:
-    """What the difference says, in words: whether it is beyond the noise of the seeds, and which way."""
-    value, n = signed(difference), difference.n
-    if n == 0:
-        return f"{arm}: no seed in common with {baseline}, so no comparison."
-    if n == 1:
-        return f"{arm}: {value} {metric} against {baseline} at n=1, which no interval can tell from noise."
-    if difference.low <= 0 <= difference.high:
-        return f"{arm}: within noise of {baseline} at n={n}: {value} {metric}."
-    better = (difference.mean < 0) == (direction == "minimize")
-    word = "better" if better else "worse"
-    return f"{arm}: differs from {baseline}: {value} {metric} over n={n} seeds ({word})."
 
 
 def signed(difference: Estimate) -> str:

@@ -91,9 +91,10 @@ class StudyWriter:
         status: str = "FINISHED",
         pictures: bool = True,
         curves: Mapping[str, Sequence[float]] | None = None,
+        config: Mapping[str, Any] | None = None,
         **tags: str,
     ) -> str:
-        """A trial with these final metrics; returns its id."""
+        """A trial with these final metrics and this config.yaml; returns its id."""
         given = {"role": "trial", "study": self.name, "arm": arm_name, "scale": self.scale, "trial_key": "k" * 16}
         given |= {"data_fingerprint": "f" * 64, "feature_net": NET, "samples": "512", "device": "cpu"}
         given |= {"git_commit": "0123456789abcdef", "git_dirty": "false"} | tags
@@ -105,6 +106,11 @@ class StudyWriter:
         for name, values in (curves or {}).items():
             batch += [Metric(name, value, 0, 25 * (i + 1)) for i, value in enumerate(values)]
         self.client.log_batch(run_id, batch, [Param(key, str(value)) for key, value in params.items()])
+        if config:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "config.yaml"
+                path.write_text(yaml.safe_dump(dict(config)))
+                self.client.log_artifact(run_id, str(path))
         if pictures and status == "FINISHED":
             self._pictures(run_id, seed)
         self.client.set_terminated(run_id, status)

@@ -14,7 +14,7 @@ from analysis.load import load
 from analysis.store import open_store
 from analysis.tables import latex, markdown
 
-FILES = {"table.md", "table.csv", "table.tex", "runs.csv", "samples.png"}
+FILES = {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv", "verdicts.csv", "samples.png"}
 FIGURES = {f"{name}.{kind}" for name in ("figure", "curves") for kind in ("png", "pdf")}
 
 
@@ -53,7 +53,7 @@ def test_table_has_the_means_and_intervals_of_the_runs(written: Path) -> None:
 
 def test_table_in_print_says_what_a_reader_needs(written: Path) -> None:
     text = (written / "table.md").read_text(encoding="utf-8")
-    assert "deferred_75: differs from none: +2.92 [1.97, 3.87] CLIP-FD over n=3 seeds (worse)." in text
+    assert "deferred_75: differs from none: +2.92 [1.97, 3.87] CLIP-FD over n=3 seeds, Holm p = 0.011 (worse)." in text
     assert "deferred_50: within noise of none at n=3" in text
     assert "deferred_75: differs from naive_75: -12.08 [-12.44, -11.72] CLIP-FD" in text
     assert "5.03 (seed)" in text
@@ -65,7 +65,7 @@ def test_table_in_print_says_what_a_reader_needs(written: Path) -> None:
     assert "Hardware: cpu" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
-    assert "| validation loss ↓ | CLIP-FD − baseline |" in table[0]
+    assert "| validation loss ↓ | CLIP-FD − baseline | p (Holm) |   g_z |" in table[0]
     assert "same images, noise and noise levels in every run" in text
     assert "paper's FID" in table[0]
     assert " FID " not in table[0].replace("paper's FID", ""), "a distance on other features is not FID"
@@ -171,7 +171,7 @@ def test_any_axis_can_be_drawn(fresh: tuple[str, Path], tmp_path: Path, x: str, 
         for seed in (0, 1):
             writer.run(name, seed, final(10.0 + number + seed), pictures=False)
     made = {path.name for path in report.write(load(open_store(fresh[0]), "another"), tmp_path / "out")}
-    assert made == {"table.md", "table.csv", "table.tex", "runs.csv", "figure.png", "figure.pdf"}
+    assert made == {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv", "figure.png", "figure.pdf"}
 
 
 @pytest.mark.parametrize(

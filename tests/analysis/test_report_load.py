@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from report_store import StudyWriter, arm, final, study_file
 
-from analysis.errors import ReportError
+from analysis.errors import MixtureError, ReportError
 from analysis.load import Results, load
+from analysis.notes import notes
+from analysis.sets import Choice
 from analysis.store import open_store
-from analysis.tables import notes
 
 TWO = {"none": arm("none", 0.0), "naive_75": arm("naive", 0.75)}
 Fresh = tuple[str, Path]
@@ -75,19 +76,21 @@ def test_what_is_missing_is_named(fresh: Fresh) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tag", "values"),
-    [("samples", ("512", "64")), ("feature_net", ("Inception@aa", "DINOv2@bb")), ("data_fingerprint", ("abc", "def"))],
+    ("tag", "fact", "values"),
+    [
+        ("samples", "samples", ("512", "64")),
+        ("feature_net", "networks", ("Inception@aa", "DINOv2@bb")),
+        ("data_fingerprint", "data", ("abc", "def")),
+        ("git_commit", "code", ("aaaa", "bbbb")),
+    ],
 )
-def test_runs_that_cannot_be_compared_are_refused(fresh: Fresh, tag: str, values: tuple[str, str]) -> None:
+def test_runs_that_cannot_be_compared_are_refused(fresh: Fresh, tag: str, fact: str, values: tuple[str, str]) -> None:
     writer = launch(fresh, [0])
     writer.run("none", 0, final(10.0), **{tag: values[0]})
     writer.run("naive_75", 0, final(20.0), **{tag: values[1]})
-    with pytest.raises(ReportError) as caught:
-        read(fresh)
-    message = str(caught.value)
-    assert tag in message
-    assert f"{values[0]} (none seed 0)" in message
-    assert f"{values[1]} (naive_75 seed 0)" in message
+    with pytest.raises(MixtureError) as caught:
+        load(open_store(fresh[0]), "masking_ratio", choice=Choice(which=None))
+    assert f"{fact}: {values[1]} for 1 run (naive_75), {values[0]} for 1 run (none)" in str(caught.value)
 
 
 def test_a_reused_trial_counts_and_is_told(fresh: Fresh) -> None:

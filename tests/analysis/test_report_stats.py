@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis.stats import Estimate, estimate, number, paired, sentence, signed
+from analysis.compare import differences, paired_test, sentence
+from analysis.stats import Estimate, estimate, number, signed
 
 VALUES = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=8)
 
@@ -48,9 +49,13 @@ def runs(**arms: dict[int, float]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def paired(frame: pd.DataFrame, arm: str, against: str) -> Estimate:
+    return paired_test(differences(frame, "score", arm, against)).difference
+
+
 def test_differences_are_paired_by_seed() -> None:
     frame = runs(none={0: 100.0, 1: 200.0, 2: 300.0}, naive={2: 305.0, 0: 104.0, 1: 206.0})
-    found = paired(frame, "score", "naive", "none")
+    found = paired(frame, "naive", "none")
     low, high = stats.t.interval(0.95, 2, 5.0, stats.sem([4.0, 6.0, 5.0]))
     assert (found.low, found.high) == pytest.approx((low, high))
     unpaired = estimate(frame.loc[frame["arm"] == "naive", "score"])
@@ -59,24 +64,25 @@ def test_differences_are_paired_by_seed() -> None:
 
 def test_only_shared_seeds_are_compared() -> None:
     frame = runs(none={0: 1.0, 1: 2.0}, naive={1: 5.0, 2: 9.0})
-    found = paired(frame, "score", "naive", "none")
+    found = paired(frame, "naive", "none")
     assert (found.n, found.mean) == (1, 3.0)
-    assert paired(runs(none={0: 1.0}, naive={1: 2.0}), "score", "naive", "none").n == 0
+    assert paired(runs(none={0: 1.0}, naive={1: 2.0}), "naive", "none").n == 0
 
 
 @pytest.mark.parametrize(
-    ("difference", "direction", "words"),
+    ("difference", "p", "lower", "words"),
     [
-        (Estimate(5.0, 1.0, 3), "minimize", "differs from none: +5.0 [4.0, 6.0] FD over n=3 seeds (worse)"),
-        (Estimate(5.0, 1.0, 3), "maximize", "(better)"),
-        (Estimate(-5.0, 1.0, 3), "minimize", "-5.0 [-6.0, -4.0] FD over n=3 seeds (better)"),
-        (Estimate(5.0, 9.0, 2), "minimize", "within noise of none at n=2"),
-        (Estimate(5.0, math.nan, 1), "minimize", "n=1, which no interval can tell from noise"),
-        (Estimate(math.nan, math.nan, 0), "minimize", "no seed in common"),
+        (Estimate(5.0, 1.0, 3), 0.0123, True, "none: +5.0 [4.0, 6.0] FD over n=3 seeds, Holm p = 0.012 (worse)"),
+        (Estimate(5.0, 1.0, 3), 0.01, False, "(better)"),
+        (Estimate(-5.0, 1.0, 3), 1e-9, True, "-5.0 [-6.0, -4.0] FD over n=3 seeds, Holm p < 0.0001 (better)"),
+        (Estimate(5.0, 9.0, 2), 0.4, True, "within noise of none at n=2: +5.0 [-4.0, 14.0] FD, Holm p = 0.40"),
+        (Estimate(5.0, 4.0, 3), 0.06, True, "within noise of none"),
+        (Estimate(5.0, math.nan, 1), math.nan, True, "n=1, which no interval can tell from noise"),
+        (Estimate(math.nan, math.nan, 0), math.nan, True, "no seed in common"),
     ],
 )
-def test_sentences(difference: Estimate, direction: str, words: str) -> None:
-    assert words in sentence("naive", "none", difference, "FD", direction)
+def test_sentences(difference: Estimate, p: float, lower: bool, words: str) -> None:
+    assert words in sentence("naive", "none", difference, p, "FD", lower)
 
 
 @given(st.floats(0.001, 1e5))

@@ -1,0 +1,101 @@
+"""What a reader must know to judge a study's table: how it was measured, what it leaves out, how to read it."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis import names
+from analysis.claims import claims_of
+from analysis.load import Results
+from analysis.paper import citation, paper_values, trust_meaning
+from analysis.prose import noise
+from analysis.stats import number
+
+
+def notes(results: Results) -> list[str]:
+    """What a reader must know to judge the table."""
+    study, frame = results.study, results.frame
+    found = [
+        "Mean ± half-width of Student's 95% interval over n seeds. A difference is the mean over seeds of arm minus "
+        "baseline at the same seed, with its own 95% interval, not corrected; p is of Student's paired t test, with "
+        "Holm's correction over the arms of the study. g_z: the mean difference in standard deviations of the "
+        "differences, with Hedges' correction (there is none at two seeds). Bold: better than every other arm at "
+        "corrected p < 0.05.",
+        *_of_claims(results),
+        *noise(results),
+        *results.left_out,
+        *_measurement(results),
+    ]
+    paper = paper_values(study.name)
+    if paper:
+        listed = "; ".join(f"{value.arm} {value}" for value in paper)
+        words = ", ".join(f"{word}: {trust_meaning(word)}" for word in dict.fromkeys(v.trust for v in paper))
+        found.append(
+            f"The paper ({citation()}) reports FID on Inception features at its own scale, which compares with ours in "
+            f"order only: {listed}. Trust: {words}."
+        )
+    holds = f" The arms hold {study.holds} fixed." if study.holds else ""
+    hardware = results.tag("device")
+    found.append(f"Hardware: {hardware}; seconds are wall-clock for training, on a machine that may be shared.{holds}")
+    dirty = " with uncommitted changes" if "true" in set(frame["tag.git_dirty"]) else ""
+    commits = ", ".join(dict.fromkeys(str(commit)[:10] for commit in frame["tag.git_commit"]))
+    found.append(f"Scale {study.scale}; code {commits}{dirty}; data {results.tag('data_fingerprint')[:16]}.")
+    reused = int((frame["tag.reused_from"] != "").sum())
+    if reused:
+        found.append(f"{reused} of {len(frame)} runs were trained in an earlier launch and reused.")
+    if results.absent:
+        found.append(f"Without a result: {'; '.join(results.absent)}.")
+    return found
+
+
+def _of_claims(results: Results) -> list[str]:
+    """How to read the verdicts."""
+    found = claims_of(results.study.name)
+    if not found:
+        return []
+    trust = "; ".join(f"{word}: {trust_meaning(word)}" for word in dict.fromkeys(claim.trust for claim in found))
+    return [
+        "A claim is reproduced where each of its checks is significant at 0.05 in its direction, contradicted where "
+        "one is the other way (Holm-corrected); of several checks the one that decides is shown. Seeds needed: for 80% "
+        "power of a paired t test at the effect and spread seen, which few seeds tell only roughly. Trust of a claim: "
+        f"{trust}."
+    ]
+
+
+def _measurement(results: Results) -> list[str]:
+    """Counts, networks and floors, and the warning that too few samples call for."""
+    frame, net = results.frame, results.tag("feature_net")
+    samples = results.tag("samples")
+    reference = _mean(frame, "final/reference_images")
+    against = "" if reference is None else f" against {reference:.0f} real images"
+    networks = names.networks(net)
+    text = f"{samples} generated samples a run{against}; feature networks: {', '.join(networks)}."
+    if not networks[0].lower().startswith("inception"):
+        text += " FD (Fréchet) and KD (kernel distance) are on the first one's features and are not FID and KID."
+    found = [text]
+    floors = []
+    for metric in names.scores(frame.columns, results.study.primary):
+        floor = _mean(frame, f"final/{metric}_floor")
+        if floor is not None:
+            floors.append(f"{names.title(metric, net)} {number(floor)}")
+        real = _mean(frame, f"final/{metric}_real")
+        if real is not None:
+            found.append(f"Real images have {names.title(metric, net)} {number(real)}.")
+    if "val_loss" in names.scores(frame.columns, results.study.primary):
+        found.append(
+            "Validation loss: of the averaged weights, unmasked, on held-out images, with the same images, noise and "
+            "noise levels in every run; it compares arms of the same latents and diffusion settings."
+        )
+    if floors:
+        found.insert(1, f"Floor, between two sets of real images of these sizes: {', '.join(floors)}.")
+    width = names.feature_width(networks[0])
+    if width and samples.isdigit() and int(samples) < width:
+        found.append(
+            f"Fewer samples ({samples}) than features ({width}): the covariance of {networks[0]}'s features is "
+            "singular, so FD is biased upwards; compare it between arms and with its floor, not with other reports."
+        )
+    return found
+
+
+def _mean(frame: pd.DataFrame, column: str) -> float | None:
+    return float(frame[column].mean()) if column in frame and frame[column].notna().any() else None
