@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from microdit import budget
-from microdit.alignment import encoders
 from microdit.alignment.config import AlignmentConfig
 from microdit.alignment.encoders import LITE0, LITE0_MAPS, Lite0Patches, PatchEncoder
 from microdit.alignment.loss import NoAlignment, PatchAlignment, build_alignment
@@ -36,6 +35,8 @@ from microdit.training.recorder import NullRecorder
 from microdit.training.validation import validate
 from sweeps.cli import main
 from sweeps.speed import measure_seconds_per_image
+from sweeps.study import load_study
+from sweeps.trials import plan_trials, prepare_trials
 
 HERE = f"{__name__}.Colours"
 
@@ -452,13 +453,20 @@ def test_a_plan_measures_the_projector_too(colours: Config, monkeypatch: pytest.
     assert broad > 2 * narrow
 
 
+def test_a_launch_prepares_the_features_of_every_arm(colours: Config, tmp_path: Path):
+    config = dataclasses.replace(colours, cache_dir=str(tmp_path))
+    (trial, *_) = plan_trials(load_study("alignment", "smoke"), [])
+    arms = [dataclasses.replace(trial, config=c) for c in (aligned(config, encoder="none"), config)]
+    before = Colours.calls
+    prepare_trials(arms, tmp_path / "runs")
+    assert Colours.calls > before
+
+
 def test_the_study_runs(
     cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    made = []
-    monkeypatch.setattr(encoders, "build_lite0", lambda: made.append(1) or build_lite0())
     assert main(["study=alignment", "scale=smoke", f"cache_dir={cache_dir}", "workers=1"]) == 0
     assert "align_0.5" in capsys.readouterr().out
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
@@ -468,4 +476,3 @@ def test_the_study_runs(
     curves = {r.info.run_name: client.get_metric_history(r.info.run_id, "train/alignment") for r in trials}
     assert {name: len(points) for name, points in curves.items()} == {"none/seed0": 0, "align_0.5/seed0": 4}
     assert all(run.info.status == "FINISHED" and "final/clip_fd" in run.data.metrics for run in trials)
-    assert made == [1], "the launch encodes the images once, before workers begin"
