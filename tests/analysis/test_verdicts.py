@@ -42,7 +42,7 @@ def maskdit(settings: Mapping[str, Any]) -> float:
 
 
 DEFERRED = {METHOD: "deferred", RATIO: 0.75}
-BETAS = {f"b{i}": {"optimizer.betas": f"[0.9, {value}]"} for i, value in enumerate((0.9, 0.95, 0.99, 0.999))}
+BETAS = {f"b{i}": {"optimizer.beta2": value} for i, value in enumerate((0.9, 0.95, 0.99, 0.999))}
 SCHEDULE = "model.ffn_width.schedule"
 MEAN, STD = "diffusion.p_mean", "diffusion.p_std"
 AGAINST = {"small": {METHOD: "none", RATIO: 0.0}, "masked": DEFERRED}
@@ -73,7 +73,7 @@ PLANTED: list[tuple[str, Arms, Score, list[str]]] = [
         lambda s: -200 * s["optimizer.weight_decay"],
         [REPRODUCED],
     ),
-    ("adamw_beta2", BETAS, lambda s: -100 * yaml.safe_load(s["optimizer.betas"])[1], [REPRODUCED]),
+    ("adamw_beta2", BETAS, lambda s: -100 * s["optimizer.beta2"], [REPRODUCED]),
     (
         "learning_rate",
         axis("optimizer.lr", [1e-4, 2e-4, 4e-4, 8e-4], **{"training.steps": 100, "training.batch_size": 8}),
