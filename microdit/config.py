@@ -43,6 +43,8 @@ VOLATILE = (
     "training.keep_checkpoints",
 )
 
+AFTERWARDS = ("sampler", "evaluation")  # groups that have no say in what is learnt
+
 
 @dataclass(frozen=True)
 class CostConfig:
@@ -124,5 +126,13 @@ def stable_mapping(config: Config) -> dict[str, Any]:
 
 def trial_key(config: Config) -> str:
     """16 hex digits that name this experiment, its seed included (see `VOLATILE` for what is left out)."""
-    canonical = json.dumps(stable_mapping(config), sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return _digest(stable_mapping(config))
+
+
+def training_key(config: Config) -> str:
+    """The same of what decides the weights: how they are sampled and scored is left out."""
+    return _digest({name: value for name, value in stable_mapping(config).items() if name not in AFTERWARDS})
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

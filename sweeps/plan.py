@@ -12,6 +12,7 @@ from sweeps.store import Store
 from sweeps.study import Study
 from sweeps.summary import estimate_table, plan_table, shared_note
 from sweeps.trials import Trial, plan_trials
+from sweeps.twins import later_twins
 from sweeps.uris import is_there
 
 
@@ -25,6 +26,10 @@ def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Opti
         print(f"{study.name}: {study.file.question}\n")
         print(plan_table(study, trials, states), flush=True)
         over = {key for key, state in states.items() if state in ("done", "reused")}
+        twins = set() if study.file.search else later_twins(trials) - over
+        if twins:
+            print(f"{len(twins)} of them differ from another in evaluation alone, and take over what that one trains")
+        over |= twins
         if reckoning.measure and len(over) < len(states):
             note = "measuring a few training steps of each network on this machine (measure=false skips it)"
             print(note, file=sys.stderr, flush=True)

@@ -28,6 +28,7 @@ from sweeps.queue import HALT, LAUNCH, Queue
 from sweeps.search import build_pruner, build_sampler, suggest
 from sweeps.store import STATUS_DONE, Launch, Store
 from sweeps.trials import Trial, prepare_trials
+from sweeps.twins import trained_once
 from sweeps.uris import QUEUE, TRACKING, masked, revealed
 
 DIVERGED = "diverged"
@@ -62,11 +63,11 @@ class Worker:
         with Heart(self.queue, claimed._trial_id) as heart:
             try:
                 trial = self._trial(claimed)
-                with self._alone(trial):
-                    self._run(trial, claimed, heart)
+                with self._alone(trial), trained_once(trial, Path(self.order.root), self.order.reuse) as origin:
+                    self._run(trial, claimed, heart, origin)
             except Timeout:
                 heart.rest()
-                self.queue.release(claimed, "another process still writes to its folder")
+                self.queue.release(claimed, "another process writes to its folder, or trains the same network")
             except KeyboardInterrupt:
                 heart.rest()
                 if heart.lost:  # another worker has it: its run and its folder are no longer ours to touch
@@ -96,7 +97,7 @@ class Worker:
         with FileLock(folder / ".lock", timeout=20):
             yield
 
-    def _run(self, trial: Trial, claimed: optuna.Trial, heart: Heart) -> None:
+    def _run(self, trial: Trial, claimed: optuna.Trial, heart: Heart, trained_in: str) -> None:
         before = self.store.child(self.launch, trial.key)
         if before is not None and before.info.status == STATUS_DONE:  # ended, and killed before it could say so
             return self._done(claimed, before.data.metrics, heart)
@@ -106,7 +107,7 @@ class Worker:
             self.queue.note(claimed._trial_id, reused_from=origin.info.run_id)
             return self._done(claimed, origin.data.metrics, heart)
         run_id = before.info.run_id if before is not None else None
-        recorder = self._recorder(trial, claimed, heart, run_id)
+        recorder = self._recorder(trial, claimed, heart, run_id, trained_in)
         metrics = self._train(trial, recorder, claimed, heart)
         return None if metrics is None else self._done(claimed, metrics, heart)
 
@@ -166,7 +167,7 @@ class Worker:
         if self.order.fail_fast:
             self.queue.describe(**{HALT: words})
 
-    def _recorder(self, trial: Trial, claimed: optuna.Trial, heart: Heart, run_id: str | None) -> Any:
+    def _recorder(self, trial: Trial, claimed: optuna.Trial, heart: Heart, run_id: str | None, trained_in: str) -> Any:
         from sweeps.recorder import MlflowRecorder, RunSpec
 
         folder = Path(trial.config.output_dir).resolve()
@@ -181,6 +182,8 @@ class Worker:
             "microdit.rerun": f"microdit train {folder / 'config.yaml'}",
             "microdit.log": str(folder / "log.txt"),
         }
+        if trained_in:
+            tags["microdit.trained_in"] = trained_in  # by a trial that differs in evaluation alone
 
         def told(step: int, values: Mapping[str, float]) -> None:
             if "train/loss" in values:

@@ -94,7 +94,7 @@ def _write(folder: Path, state: TrainState, key: str) -> None:
         "seconds": state.seconds,
         "averaged": int(state.ema.n_averaged),
         "interval": asdict(state.interval),
-        "trial_key": key,
+        "training_key": key,
     }
     (folder / "state.json").write_text(json.dumps(facts))
 
@@ -103,9 +103,9 @@ def load_checkpoint(folder: Path, state: TrainState, key: str) -> None:
     """Restores `state` in place; raises CheckpointError where other settings or a damaged file stand behind it."""
     try:
         facts = json.loads((folder / "state.json").read_text())
-        if facts["trial_key"] != key:
+        if facts["training_key"] != key:
             raise CheckpointError(
-                f"{folder}: was written by a run with other settings (key {facts['trial_key']}, this one is {key}); "
+                f"{folder}: was written by a run with other settings (key {facts['training_key']}, this one is {key}); "
                 "give this run another output_dir, or remove that folder"
             )
         state.net.load_state_dict(load_file(folder / "weights.safetensors"))

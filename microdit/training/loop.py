@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from microdit.alignment.loss import Alignment, build_alignment
-from microdit.config import Config, trial_key
+from microdit.config import Config, training_key
 from microdit.data.encoded import DataOrder, EncodedDataset
 from microdit.diffusion import Denoiser, draw_sigma
 from microdit.model import DiT, MaskPlan
@@ -78,7 +78,7 @@ def train(
     Raises DivergenceError at the first non-finite loss or gradient, and KeyboardInterrupt, with a checkpoint kept,
     after the step in which `stop` was asked.
     """
-    settings, key = config.training, trial_key(config)
+    settings, key = config.training, training_key(config)
     folder = Path(config.output_dir) / "checkpoints"
     state = initial_state(config, accelerator.device)
     for newest in checkpoints(folder)[-1:]:

@@ -68,7 +68,7 @@ def hidden_matrices(net: nn.Module) -> list[Tensor]:
     return [
         module.weight
         for path, module in net.named_modules()
-        if path.partition(".")[0] in STACKS and isinstance(module, nn.Linear) and module.weight.requires_grad
+        if not {*path.split(".")}.isdisjoint(STACKS) and isinstance(module, nn.Linear) and module.weight.requires_grad
     ]
 
 
