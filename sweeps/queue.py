@@ -8,7 +8,9 @@ after a minute without a heartbeat elsewhere. The heartbeat is Optuna's own (`sw
 
 from __future__ import annotations
 
+import math
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweeps.patience import patiently
-from sweeps.storage import open_storage
+from sweeps.storage import BEAT, open_storage
 
 ORDER = "order"  # the trial's place in the plan; its tries share it
 WORKER = "worker"  # host/pid/start of who claimed it
@@ -84,6 +86,7 @@ class Queue:
         )
         self.storage: Any = self.study._storage  # Optuna's cache over it: it re-reads only what is not finished
         self._id = patiently(self.storage.get_study_id_from_name, name)
+        self._looked, self._judge_from = math.inf, 0.0  # when this process last saw the queue; see `_was_blind`
 
     def describe(self, **attributes: Any) -> None:
         """Keeps facts on the study itself."""
@@ -206,8 +209,18 @@ class Queue:
             if worker is not None and is_gone(worker):
                 hopeless = self._interrupted(attempt)
                 found += [] if hopeless is None else [(attempt, hopeless)]
-        patiently(fail_stale_trials, self.study)
+        if not self._was_blind():
+            patiently(fail_stale_trials, self.study)
         return found
+
+    def _was_blind(self) -> bool:
+        """Whether the queue was out of this process' sight until now: then others could not beat either, and have two
+        beats' time to before their silence counts."""
+        now = time.monotonic()
+        if now - self._looked > 2 * BEAT:
+            self._judge_from = now + 2 * BEAT
+        self._looked = now
+        return now < self._judge_from
 
     def _interrupted(self, attempt: FrozenTrial) -> bool | None:
         """Fails a try whose worker died and queues it again; True where it has died too often at the same step and is

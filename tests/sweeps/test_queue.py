@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from optuna.trial import Trial, TrialState
 
 from sweeps import queue as module
 from sweeps.queue import HOPELESS_AT, WORKER, Queue
-from sweeps.storage import open_storage
+from sweeps.storage import BEAT, open_storage
 
 GONE = f"{module.platform.node()}/1/0"  # process 1 of this machine began at another time
 
@@ -97,21 +98,45 @@ def test_a_trial_that_another_worker_took_is_lost_to_the_first(queue: Queue) -> 
     assert not queue.beat(trial._trial_id)
 
 
+def silence(queue: Queue, minutes: int) -> None:
+    """Makes the last heartbeats that much older."""
+    with queue.storage._backend.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-{minutes} minutes')")
+
+
 def test_a_trial_of_another_machine_is_freed_after_a_minute_of_silence(queue: Queue) -> None:
     queue.fill(plan(1))
     trial = queue.claim()
     assert trial is not None
     queue.note(trial._trial_id, **{WORKER: "elsewhere/1/0"})
     for minutes, waiting in ((0, 0), (2, 1)):
-        with queue.storage._backend.engine.begin() as connection:
-            words = f"UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-{minutes} minutes')"
-            connection.exec_driver_sql(words)
+        silence(queue, minutes)
         queue.free_the_dead()
         assert queue.count().waiting == waiting
     again = queue.claim()
     assert again is not None
     assert again.user_attrs["tries"] == 2
     assert not queue.beat(trial._trial_id), "the first worker, should it live after all, lets go"
+
+
+def test_after_an_outage_living_workers_have_time_to_beat_again(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue.fill(plan(1))
+    trial = queue.claim()
+    assert trial is not None
+    queue.free_the_dead()
+    silence(queue, minutes=2)  # the storage was away: nobody could beat, and the launcher could not look
+    clock = [time.monotonic() + 120.0]
+    monkeypatch.setattr("sweeps.queue.time.monotonic", lambda: clock[0])
+    queue.free_the_dead()
+    assert queue.count().running == 1
+    assert queue.beat(trial._trial_id)
+    for _ in range(2):
+        clock[0] += 1.5 * BEAT
+        queue.free_the_dead()
+    assert queue.count().running == 1
+    silence(queue, minutes=2)
+    queue.free_the_dead()
+    assert queue.count().waiting == 1
 
 
 def test_finished_trials_need_not_run(queue: Queue) -> None:
