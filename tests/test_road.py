@@ -17,7 +17,7 @@ from PIL import Image
 from microdit.config import load_config
 from sweeps.cli import main
 
-ARMS = ("none", "naive_75", "deferred_75")
+ARMS = ("none", "naive_75", "deferred_75", "maskdit_75")
 
 
 @dataclass(frozen=True)
@@ -140,5 +140,5 @@ def test_a_second_launch_trains_nothing(
     monkeypatch.chdir(road.folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert main(["study=masking_ratio", "scale=smoke", f"cache_dir={cache_dir}"]) == 0
-    assert "3 finished before, 0 to run" in capsys.readouterr().err
+    assert "4 finished before, 0 to run" in capsys.readouterr().err
     assert {run.info.run_id for run in road.runs("trial")} == before

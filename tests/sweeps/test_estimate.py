@@ -31,7 +31,7 @@ from sweeps.study import load_study
 from sweeps.trials import Trial, plan_trials
 
 PLAN = ["plan", "study=masking_ratio", "scale=smoke"]
-ARMS = ("none", "naive_75", "deferred_75")
+ARMS = ("none", "naive_75", "deferred_75", "maskdit_75")
 
 
 @pytest.fixture
@@ -96,7 +96,12 @@ def test_rows_count_what_is_still_to_run(trials: list[Trial]) -> None:
     options = EstimateOptions(Accelerator("x", 1e-6, 3.0), 0.5, measure=False)
     done = {trial.key for trial in trials if trial.arm == "none" or (trial.arm, trial.seed) == ("naive_75", 0)}
     rows = {row.arm: row for row in plan_estimates(trials, done, options)}
-    assert {arm: row.count for arm, row in rows.items()} == {"none": 0, "naive_75": 1, "deferred_75": 2}
+    assert {arm: row.count for arm, row in rows.items()} == {
+        "none": 0,
+        "naive_75": 1,
+        "deferred_75": 2,
+        "maskdit_75": 2,
+    }
     assert (rows["none"].seconds, rows["none"].accelerator_seconds, rows["none"].usd) == (0, 0, 0)
     flops = next(training_flops(trial.config) for trial in trials if trial.arm == "deferred_75")
     deferred = rows["deferred_75"]
@@ -104,9 +109,9 @@ def test_rows_count_what_is_still_to_run(trials: list[Trial]) -> None:
     assert deferred.accelerator_seconds == pytest.approx(2 * flops / (1e6 * 0.5))
     assert deferred.usd == pytest.approx(3.0 * deferred.accelerator_seconds / 3600)
     everything = total(list(rows.values()))
-    assert everything.count == 3
+    assert everything.count == 5
     assert everything.seconds is None
-    assert everything.usd == pytest.approx(deferred.usd + rows["naive_75"].usd)
+    assert everything.usd == pytest.approx(deferred.usd + rows["naive_75"].usd + rows["maskdit_75"].usd)
 
 
 def test_each_network_is_measured_once(trials: list[Trial], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +129,7 @@ def test_each_network_is_measured_once(trials: list[Trial], monkeypatch: pytest.
     )
     done = {trial.key for trial in trials if trial.arm == "none"}
     rows = plan_estimates([*trials, other], done, EstimateOptions(load_accelerator("l4")))
-    assert len(seen) == 2, "a finished arm and a second learning rate cost no measurement"
+    assert len(seen) == 3, "a finished arm and a second learning rate cost no measurement"
     images = trials[0].config.training.steps * trials[0].config.training.batch_size
     assert {row.arm: row.seconds for row in rows}["deferred_75"] == pytest.approx(2 * images * 0.5)
     assert total(rows).seconds == pytest.approx(sum(row.seconds or 0 for row in rows))
