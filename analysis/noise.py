@@ -1,8 +1,8 @@
 """Noise of the evaluation apart from noise of the training, where runs were scored with several evaluation noises.
 
-A run's `final/<metric>` is of evaluation noise 0 (the study's `evaluation.seed`); scores of the same weights under
-further noises are `final/noise<k>/<metric>`, k = 1, 2, ... for `evaluation.seed` + k. (MLflow takes no '@' in a name,
-and draws what stands before the last slash as a section of its own.)
+A run's `final/<metric>` is of evaluation noise 0; scores of the same weights under further noises, which
+`evaluation.noises` asks for, are `final/noise<k>/<metric>`, k = 1, 2, ... (MLflow takes no '@' in a name, and draws
+what stands before the last slash as a section of its own.)
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from microdit.config import Config
 from microdit.data.encoded import EncodedDataset
 from microdit.diffusion import Denoiser
 from microdit.evaluation import score
+from microdit.evaluation.config import METRICS
 from microdit.files import atomic_path, write_text
 from microdit.sampling import generate, save_png, strip
 from microdit.training.checkpoint import TrainState
@@ -51,12 +53,47 @@ def prompts_of(data: EncodedDataset, indices: list[int]) -> Prompts:
 
 
 def evaluate(config: Config, components: Components, denoiser: Denoiser, accelerator: Accelerator) -> dict[str, float]:
-    """Draws `evaluation.samples` held-out captions and scores them; keys 'final/...'; all processes share the work."""
+    """Draws `evaluation.samples` held-out captions and scores them; keys 'final/...'; all processes share the work.
+
+    Further noises (`evaluation.noises`) have their scores as 'final/noise1/...', 'final/noise2/...'.
+    """
     count = config.evaluation.samples
     if not count:
         return {}
     prompts = prompts_of(components.val, list(range(count)))
-    bounds = np.linspace(0, count, accelerator.num_processes + 1).astype(int)
+    real = components.train_images if config.evaluation.reference_split == "train" else components.val_images
+    cache = Path(config.cache_dir).expanduser() / "features"
+    values: dict[str, float] = {}
+    for noise in range(config.evaluation.noises):
+        pictures = _draw(config, components, denoiser, accelerator, prompts, noise_stream(noise))
+        if accelerator.is_main_process:
+            scores = score(pictures, prompts.captions, prompts.labels, real, config.evaluation, cache)
+            values |= named_scores(scores, noise)
+    return values
+
+
+def noise_stream(noise: int) -> str:
+    """Name of the random stream of evaluation noise 0, 1, ...; the first one's is that of a single evaluation."""
+    return f"evaluation/noise{noise}" if noise else "evaluation"
+
+
+def named_scores(scores: Mapping[str, float], noise: int) -> dict[str, float]:
+    """Scores under the names that a run reports; of further noises only what depends on them."""
+    if not noise:
+        return {f"final/{name}": value for name, value in scores.items()}
+    return {f"final/noise{noise}/{name}": value for name, value in scores.items() if name in METRICS}
+
+
+def _draw(
+    config: Config,
+    components: Components,
+    denoiser: Denoiser,
+    accelerator: Accelerator,
+    prompts: Prompts,
+    stream: str,
+) -> np.ndarray:
+    """A picture of each prompt (N, H, W, 3), each process drawing its part; all have them all afterwards."""
+    bounds = np.linspace(0, len(prompts.captions), accelerator.num_processes + 1).astype(int)
     first, stop = bounds[accelerator.process_index], bounds[accelerator.process_index + 1]
     own = generate(
         denoiser,
@@ -64,22 +101,11 @@ def evaluate(config: Config, components: Components, denoiser: Denoiser, acceler
         prompts.features[first:stop],
         config.sampler,
         config.evaluation.seed,
-        "evaluation",
+        stream,
         first=int(first),
         guidance=config.evaluation.guidance,
     )
-    pictures = np.concatenate(gather_object([own]))
-    if not accelerator.is_main_process:
-        return {}
-    scores = score(
-        pictures,
-        prompts.captions,
-        prompts.labels,
-        components.train_images if config.evaluation.reference_split == "train" else components.val_images,
-        config.evaluation,
-        cache_dir=Path(config.cache_dir).expanduser() / "features",
-    )
-    return {f"final/{name}": value for name, value in scores.items()}
+    return np.concatenate(gather_object([own]))
 
 
 def keep_final(

@@ -34,6 +34,9 @@ class EvalConfig:
     kid_subsets: int = 50  # KID averages over this many random subsets
     kid_subset_size: int = 128  # images per subset; clipped to the smaller of the two sets
     seed: int = 0  # draws the noise of the scored images and the subsets of KID
+    noises: int = (
+        1  # times that the pictures are drawn and scored, each from other noise; the first is `final/<metric>`
+    )
     guidance: float | None = None  # classifier-free guidance of the scored images; null: the sampler's own
     p_mean: float | None = None  # noise levels of the validation loss: ln(sigma) ~ N(p_mean, p_std^2);
     p_std: float | None = None  # null: those of training
@@ -55,7 +58,8 @@ class EvalConfig:
             raise ConfigError(f"'evaluation.reference_split' is {self.reference_split!r}; {hint}")
         if self.samples < 0 or self.samples == 1:
             raise ConfigError(f"'evaluation.samples' is {self.samples}; it must be 0 (none) or at least 2")
-        for key, least in (("batch_size", 1), ("reference_count", 2), ("kid_subsets", 1), ("kid_subset_size", 2)):
+        least_of = {"batch_size": 1, "reference_count": 2, "kid_subsets": 1, "kid_subset_size": 2, "noises": 1}
+        for key, least in least_of.items():
             if getattr(self, key) < least:
                 raise ConfigError(f"'evaluation.{key}' is {getattr(self, key)}; it must be at least {least}")
         if self.guidance is not None and self.guidance < 0:

@@ -140,6 +140,10 @@ def describe(values: Mapping[str, float], config: EvalConfig) -> str:
     for name in (name for name in MEANINGS if name in values):
         used = net if name in ("fd", "kid") else clip
         beside = [f"{w} {values[name + end]:.4g}" for end, w in BESIDE.items() if name + end in values]
+        others = [
+            f"{value:.4g}" for key, value in values.items() if key.startswith("noise") and key.endswith(f"/{name}")
+        ]
+        beside += [f"under other noises {' '.join(others)}"] if others else []
         meaning = MEANINGS[name].format(network=f"{used.title}@{used.fingerprint()[:8]}", width=used.width)
         lines.append(f"{name:16s}{values[name]:<10.4g}  {', '.join([*beside, meaning])}")
         if name in ("fd", "clip_fd") and values["samples"] <= used.width:

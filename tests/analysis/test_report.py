@@ -231,3 +231,14 @@ def test_real_images_far_off_do_not_flatten_the_arms(fresh: tuple[str, Path]) ->
     assert [text.get_text() for text in distance.texts] == ["real images: 1.000 ↓"]
     assert score.get_ylim()[1] > 22
     assert not score.texts
+
+
+def test_several_evaluation_noises_are_told_from_the_seeds(fresh: tuple[str, Path]) -> None:
+    """One arm of two runs of two scores: 2 within each run, 4 between their means (see test_noise)."""
+    writer = StudyWriter(*fresh, "masking_ratio", study_file({"none": arm("none", 0.0)}, [0, 1]))
+    for seed, (first, second) in enumerate([(10.0, 12.0), (14.0, 16.0)]):
+        writer.run("none", seed, final(first, **{"noise1/clip_fd": second}))
+    results = load(open_store(fresh[0]), "masking_ratio")
+    told = "Noise of CLIP-FD: training seed 2.65, evaluation noise 1.41 (standard deviations; "
+    assert told in report.page(results)
+    assert results.frame["final/clip_fd"].tolist() == [11.0, 15.0], "a run counts with its mean"

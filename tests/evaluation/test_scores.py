@@ -238,6 +238,7 @@ def test_class_accuracy_counts_known_labels_only(labels: list[int], seed: int) -
         ({"guidance": -1.0}, ("evaluation.guidance",)),
         ({"p_std": 0.0}, ("evaluation.p_std", "above 0")),
         ({"kid_subset_size": 1}, ("evaluation.kid_subset_size", "at least 2")),
+        ({"noises": 0}, ("evaluation.noises", "at least 1")),
     ],
 )
 def test_impossible_settings_are_named(settings_: dict, words: tuple[str, ...]) -> None:

@@ -1,0 +1,98 @@
+"""Several evaluation noises on one network: the first is that of a single evaluation, and only the noise differs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+
+from analysis.noise import NOISE
+from microdit import finish
+from microdit.components import Components, build_components
+from microdit.config import Config
+from microdit.diffusion import Denoiser
+from microdit.evaluation import describe
+from microdit.evaluation.config import METRICS
+from microdit.model import DiT
+from microdit.run import build_accelerator
+
+Parts = tuple[Config, Components, Denoiser, Accelerator]
+
+
+@pytest.fixture(scope="module")
+def parts(smoke_config: Config) -> Parts:
+    evaluation = dataclasses.replace(smoke_config.evaluation, samples=8)
+    config = dataclasses.replace(smoke_config, evaluation=evaluation)
+    accelerator = build_accelerator(config)
+    components = build_components(config, accelerator.device)
+    return config, components, Denoiser(DiT(config.model, seed=0), components.train.sigma_data).eval(), accelerator
+
+
+def evaluated(parts: Parts, noises: int, **changes: Any) -> dict[str, float]:
+    config, *rest = parts
+    evaluation = dataclasses.replace(config.evaluation, noises=noises, **changes)
+    return finish.evaluate(dataclasses.replace(config, evaluation=evaluation), *rest)
+
+
+def test_the_first_noise_is_that_of_a_single_evaluation(parts: Parts) -> None:
+    one, three = evaluated(parts, 1), evaluated(parts, 3)
+    assert not [name for name in one if "noise" in name]
+    assert {name: value for name, value in three.items() if "noise" not in name} == one
+    further = {name for name in three if "noise" in name}
+    assert further == {f"final/noise{k}/{metric}" for k in (1, 2) for metric in METRICS}
+    assert all(NOISE.fullmatch(name) for name in further), "the names that a report looks for"
+    distances = [three[f"final/{noise}clip_fd"] for noise in ("", "noise1/", "noise2/")]
+    assert len(set(distances)) == 3, "each noise its own pictures"
+    assert evaluated(parts, 2, seed=1)["final/noise1/clip_fd"] not in distances, "the seed has its say in all of them"
+    words = describe({name.removeprefix("final/"): value for name, value in three.items()}, parts[0].evaluation)
+    assert f"under other noises {distances[1]:.4g} {distances[2]:.4g}" in words
+
+
+class Process:
+    """One of two processes that draw together, as `evaluate` sees it."""
+
+    def __init__(self, index: int) -> None:
+        self.process_index, self.num_processes, self.is_main_process = index, 2, index == 0
+
+
+def test_processes_share_each_noise(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes draw the same pictures as one; only the main one scores."""
+    config, components, denoiser, alone = parts
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, noises=2))
+    scored: list[np.ndarray] = []
+
+    def keep(pictures: np.ndarray, *_: Any) -> dict[str, float]:
+        scored.append(pictures)
+        return {"fd": float(len(scored))}
+
+    monkeypatch.setattr(finish, "score", keep)
+    finish.evaluate(config, components, denoiser, alone)
+    whole, scored = list(scored), []
+    drawn: list[list[np.ndarray]] = [[], []]
+    for index in (1, 0):
+
+        def gathered(own: list[np.ndarray], index: int = index) -> list[np.ndarray]:
+            drawn[index].append(own[0])
+            return own if index else [own[0], drawn[1][len(drawn[0]) - 1]]
+
+        monkeypatch.setattr(finish, "gather_object", gathered)
+        values = finish.evaluate(config, components, denoiser, Process(index))  # type: ignore[arg-type]
+        assert bool(values) == (index == 0)
+    assert [len(part) for part in drawn[1]] == [4, 4]
+    for together, single in zip(scored, whole, strict=True):
+        assert np.abs(together.astype(int) - single).max() <= 1  # a smaller batch may round otherwise
+    assert np.abs(whole[0].astype(int) - whole[1]).max() > 1
+
+
+def test_evaluation_noise_has_streams_of_its_own() -> None:
+    assert finish.noise_stream(0) == "evaluation"
+    assert len({finish.noise_stream(noise) for noise in range(20)}) == 20
+
+
+def test_a_further_noise_repeats_nothing_that_it_does_not_change() -> None:
+    scores = {"fd": 1.0, "fd_floor": 0.5, "clip_score_real": 30.0, "samples": 8.0}
+    assert finish.named_scores(scores, 0) == {f"final/{name}": value for name, value in scores.items()}
+    assert finish.named_scores(scores, 2) == {"final/noise2/fd": 1.0}
