@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 DECADES = 20  # a range of this factor or more is drawn on a logarithmic axis
 TICKS = 9  # values that get a tick each
-CHARACTERS = 32  # that fit side by side below a panel
+CHARACTERS = 105  # that fit side by side below the panels of a page
 LONGEST = 18  # characters of a slanted name
 
 
@@ -26,15 +26,16 @@ class Across:
     values: tuple[float, ...]
     names: tuple[str, ...]
     log: bool
+    panels: int = 3  # of the page that this axis shares
 
     @classmethod
-    def of(cls, x: pd.Series) -> Across:
+    def of(cls, x: pd.Series, panels: int = 3) -> Across:
         """The axis for a column of numbers or names."""
         found = list(dict.fromkeys(x))
-        if not all(isinstance(value, float) for value in found):
-            return cls(tuple(float(i) for i in range(len(found))), tuple(str(value) for value in found), False)
+        if not found or not all(isinstance(value, float) for value in found):
+            return cls(tuple(float(i) for i in range(len(found))), tuple(str(value) for value in found), False, panels)
         values = tuple(sorted(found))
-        return cls(values, (), values[0] > 0 and values[-1] / values[0] >= DECADES)
+        return cls(values, (), values[0] > 0 and values[-1] / values[0] >= DECADES, panels)
 
     def place(self, value: Any, shift: float = 0.0) -> float:
         """Where `value` is drawn, moved to the right by `shift`, a fraction of the axis."""
@@ -52,11 +53,11 @@ class Across:
         if self.names:
             axis.set_xlim(-0.5, len(self.names) - 0.5)
         else:
-            axis.margins(x=0.08)
+            axis.margins(x=0.14)
         if not self.names and len(self.values) > TICKS:
             return
-        room = self._gap() * CHARACTERS
-        labels = [_wrap(name, int(room)) for name in self.names] or [f"{value:g}" for value in self.values]
+        room = self.gap() * CHARACTERS / max(self.panels, 1.5) * 0.75
+        labels = [_wrap(name, int(room)) for name in self.names] or self._numbers()
         if max(len(line) for label in labels for line in label.split("\n")) <= room:
             axis.set_xticks(self.values, labels)
             return
@@ -64,7 +65,15 @@ class Across:
         for text in axis.get_xticklabels():
             text.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")
 
-    def _gap(self) -> float:
+    def _numbers(self) -> list[str]:
+        """The values in as few digits as tell them apart, three at least."""
+        for digits in (3, 4, 5):
+            short = [f"{value:g}" if value >= 1000 else f"{value:.{digits}g}" for value in self.values]
+            if len(set(short)) == len(short):
+                return short
+        return [f"{value:g}" for value in self.values]
+
+    def gap(self) -> float:
         """Least distance between neighbours, as a fraction of the axis."""
         if self.names:
             return 1 / len(self.names)

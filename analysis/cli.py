@@ -21,8 +21,11 @@ Reads the newest launch of STUDY (at that scale, else at any) from MLflow and wr
   runs.csv                       a row per run
   comparisons.csv                each metric against the baseline: differences, p, effect sizes, medians
   verdicts.csv                   the paper's claims, each check with its numbers
-  figure.png .pdf                scores over the study's axis
+  figure.png .pdf                scores over the study's axis, the paper's FID beside them
   curves.png .pdf                training and validation loss
+  cost.png .pdf                  the primary metric against training FLOPs and time
+  noise.png .pdf                 validation loss against the baseline's, by noise level
+  search_*.png .pdf              of a search: history, parallel coordinates, importances
   samples.png                    the same prompts drawn by every arm
 It logs them onto the launch too, where microdit-sweep ui shows them.
 

@@ -1,152 +1,205 @@
-"""The study's figure and its training curves, for print: colours, markers and line styles that survive grey."""
+"""The study's figure: its scores over its axis, with the paper's own points where they are known."""
 
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Callable
-from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from analysis import names
+from analysis import canvas, names
 from analysis.across import Across
 from analysis.load import Results
+from analysis.palette import NEUTRAL, Palette, palette
+from analysis.paper import paper_value
 from analysis.stats import estimate, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's colours that are dark enough on white, ordered so that neighbours differ in lightness too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
-REFERENCE = "#444444"
-Drawn = TypeVar("Drawn")
 FAR = 3.0  # times the height of the arms' own range that a panel may grow to show real images
-PANELS = ("clip_score", "class_accuracy")  # beside the primary metric
-PRINT: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "savefig.dpi": 200,
-    "pdf.fonttype": 42,
-}
+PANELS = ("fd", "clip_fd", "clip_score")  # the paper's, in its order
+DODGE = 0.08  # of the axis, between hues at one place
+PAPER = "paper's FID (hollow, right axis)"
+OTHER_NETWORKS = "The paper's FID is on Inception features at its own scale: compare its order, not its values."
 
 
-def in_print(draw: Callable[[Results], Drawn]) -> Callable[[Results], Drawn]:
-    """Draws under PRINT's settings, which matplotlib reads as each element is made."""
-
-    @wraps(draw)
-    def drawn(results: Results) -> Drawn:
-        import matplotlib as mpl
-
-        with mpl.rc_context(PRINT):
-            return draw(results)
-
-    return drawn
-
-
-@in_print
+@canvas.in_print
 def score_figure(results: Results) -> Figure:
-    """A panel each for the primary metric, CLIP score and class accuracy, over the study's x, a line per hue."""
-    study = results.study
-    found = names.scores(results.frame.columns, study.primary)
-    shown = list(dict.fromkeys([study.primary, *(metric for metric in PANELS if metric in found)]))
-    figure, axes = _panels(len(shown), 2.9)
-    across = Across.of(results.frame["x"])
+    """A panel each for FD, CLIP-FD and CLIP score, and the primary metric where it is none of them, over the study's x.
+
+    A line per hue where x is a number. Runs that diverged are crosses at the top edge.
+    """
+    study, looks = results.study, palette(results)
+    found = set(names.scores(results.frame.columns, study.primary))
+    shown = [metric for metric in PANELS if metric in found]
+    shown = shown if study.primary in shown else [study.primary, *shown[-2:]]
+    figure, axes = canvas.panels(len(shown))
+    across = Across.of(_places(results), len(shown))
     for axis, metric in zip(axes, shown, strict=True):
-        _score_panel(axis, results, metric, across)
+        _panel(axis, results, metric, across, looks)
         across.mark(axis)
         axis.set_xlabel(names.setting(study.x) if study.x else "arm")
-    found_handles = [pair for axis in axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
-    on_axis = set(across.names)  # a line whose name stands below it needs no legend
-    hues = set(results.frame["hue"])
-    ordered = sorted(found_handles, key=lambda pair: pair[1] not in hues)  # the lines first, then what they cross
-    _legend(figure, {label: handle for handle, label in ordered if label and label not in on_axis})
-    _title(figure, study.question, _facts(results))
+        _crosses(axis, results, across, looks)
+    for axis, metric in zip(axes, shown, strict=True):
+        if metric == "fd":
+            _paper(axis, results, across, looks)
+    pairs = [pair for axis in figure.axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in pairs}
+    canvas.legend(figure, hue_handles(results, looks, set(across.names)) | handles)
+    canvas.title(figure, study.question, f"{_facts(results)}.{' ' + OTHER_NETWORKS if PAPER in handles else ''}")
     return figure
 
 
-@in_print
-def curve_figure(results: Results) -> Figure | None:
-    """Training and validation loss by step: a thick line for an arm's mean over seeds, thin ones for the seeds.
+def hue_handles(results: Results, looks: Palette, on_axis: set[str]) -> dict[str, Any]:
+    """An entry per hue that has a run, or per arm where x is what it costs; none where x tells all."""
+    from matplotlib.lines import Line2D
 
-    None where no run has logged either.
-    """
+    if results.study.search:
+        return {}
+    entries, column = (looks.hues, "hue") if len(looks.hues) > 1 else (looks.arms, "arm")
+    if column == "arm" and "/" not in results.study.x:
+        return {}
+    present = dict.fromkeys([*results.frame[column], *results.diverged[column]])
+    bare = bool(on_axis) or column == "arm"
+    found = {}
+    for hue, look in entries.items():
+        if hue in present and hue not in on_axis:
+            found[names.hue(results.study.hue, hue)] = Line2D(
+                [], [], color=look.colour, marker=look.marker, linestyle="none" if bare else look.line,
+                markeredgecolor="white", markeredgewidth=0.6, linewidth=1.3,
+            )  # fmt: skip
+    return found
+
+
+def _places(results: Results) -> pd.Series:
+    """The x of every run that is drawn, those that diverged too, in the study's order."""
+    order = {arm: rank for rank, arm in enumerate([*results.study.arms, *results.arms])}
+    both = [frame[["arm", "x"]] for frame in (results.frame, results.diverged) if len(frame)]
+    every = pd.concat(both)
+    places = every.assign(rank=every["arm"].map(order)).sort_values("rank", kind="stable")["x"]
+    return places[places.notna()]
+
+
+def _panel(axis: Axes, results: Results, metric: str, across: Across, looks: Palette) -> None:
+    study, column = results.study, f"final/{metric}"
+    frame = results.frame[results.frame["x"].notna()]
+    beside = _Beside.of(results, across, looks)
+    for hue, runs in frame.groupby("hue", sort=False):
+        look = looks.hues[str(hue)]
+        means = {arm: estimate(part[column]) for arm, part in runs.groupby("arm", sort=False)}
+        at = dict(zip(runs["arm"], runs["x"], strict=True))
+        order = sorted(means, key=lambda arm: across.place(at[arm]))
+        if not across.names and not study.search:  # names have no order to follow
+            where = [across.place(at[arm], beside.shift(at[arm], str(hue))) for arm in order]
+            axis.plot(where, [means[arm].mean for arm in order], color=look.colour, linestyle=look.line, linewidth=1.3)
+        for arm in order:
+            own, part = looks.arms[str(arm)], runs[runs["arm"] == arm]
+            shift = beside.shift(at[arm], str(hue))
+            if len(part) > 1:  # the seeds, to the right of their mean
+                dots = [across.place(at[arm], shift + 0.45 * beside.step)] * len(part)
+                axis.scatter(dots, part[column], s=7, marker=own.marker, color=own.colour, alpha=0.6, linewidths=0)
+            axis.errorbar(
+                [across.place(at[arm], shift)], [means[arm].mean], yerr=[means[arm].half], color=own.colour,
+                marker=own.marker, linestyle="none", markersize=5.5, markeredgecolor="white", markeredgewidth=0.6,
+                elinewidth=1.2, capsize=2.5,
+            )  # fmt: skip
+    canvas.fit(axis, frame[column])
+    _zero_lines(axis, results, column, looks)
+    _real_lines(axis, frame, column)
+    arrow = names.arrow(metric, study.primary, study.direction)
+    axis.set_title(f"{names.title(metric, results.tag('feature_net'))} {arrow}", loc="left")
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """How far hues stand beside a place of x that several have, so that they don't hide each other."""
+
+    step: float  # between two, a fraction of the axis
+    at: Mapping[Any, list[str]]  # hues by place
+
+    @classmethod
+    def of(cls, results: Results, across: Across, looks: Palette) -> _Beside:
+        at: dict[Any, list[str]] = {}
+        for hue in looks.hues:
+            for frame in (results.frame, results.diverged):
+                for x in set(frame.loc[frame["hue"] == hue, "x"]):
+                    if hue not in at.setdefault(x, []):
+                        at[x].append(hue)
+        most = max((len(hues) for hues in at.values()), default=1)
+        return cls(min(DODGE, 0.8 * across.gap() / most), at)
+
+    def shift(self, x: Any, hue: str) -> float:
+        hues = self.at[x]
+        return self.step * (hues.index(hue) - (len(hues) - 1) / 2)
+
+    def left(self, x: Any) -> float:
+        """Beside all hues at x."""
+        return -self.step * (len(self.at[x]) + 1) / 2
+
+
+def _crosses(axis: Axes, results: Results, across: Across, looks: Palette) -> None:
+    """Runs that diverged have no score: a cross at their x, at the top edge."""
+    lost = results.diverged
+    beside = _Beside.of(results, across, looks)
+    for arm, hue, x in dict.fromkeys(zip(lost["arm"], lost["hue"], lost["x"], strict=True)):
+        if isinstance(x, float) and math.isnan(x):
+            continue
+        where = [across.place(x, beside.shift(x, str(hue)))]
+        axis.plot(
+            where, [0.97], transform=axis.get_xaxis_transform(), color=looks.arms[str(arm)].colour, marker="x",
+            markersize=7, markeredgewidth=1.8, linestyle="none", clip_on=False,
+        )  # fmt: skip
+    if len(lost):
+        label = f"diverged: no score ({len(lost)} run{'s' if len(lost) > 1 else ''})"
+        axis.plot([], [], color="black", marker="x", markersize=6, markeredgewidth=1.8, linestyle="none", label=label)
+
+
+def _paper(axis: Axes, results: Results, across: Across, looks: Palette) -> None:
+    """The paper's FID beside our FD: hollow markers on an axis of their own."""
+    found = {arm: paper_value(results.study.name, results.settings(arm)) for arm in results.arms}
+    known = {arm: value.fid for arm, value in found.items() if value}
+    if not known:
+        return
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _panels(2, 3.6)
-    handles: dict[str, Any] = {}
-    styles = _arm_styles(results)
-    for axis, metric, label in zip(axes, ("train/loss", "val/loss"), ("training loss", "validation loss"), strict=True):
-        for arm in results.arms:
-            runs = results.frame.loc[results.frame["arm"] == arm, "run_id"]
-            curves = [curve for run in runs if len((curve := results.history(run, metric))[0])]
-            line = _curve(axis, curves, styles[arm])
-            if line is not None:
-                handles.setdefault(arm, line)
-        axis.set_title(label, loc="left")
-        axis.set_xlabel("training step")
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        values = np.concatenate([line.get_ydata() for line in axis.lines] or [np.array([1.0])]).astype(float)
-        values = values[np.isfinite(values)]
-        if len(values) and values.min() > 0:
-            axis.set_yscale("log")
-            _plain_log_ticks(axis, values)
-    if not handles:
-        return None
-    axes[0].set_ylabel("loss")
-    _legend(figure, handles)
-    masked = any("masking" in key for arm in results.study.arms.values() for key in arm)
-    note = "A masked arm's training loss is over the patches it keeps: compare arms on validation loss."
-    note = note if masked else "Thick: mean over seeds; thin: seeds."
-    _title(figure, f"Loss of {results.study.name}, scale {results.study.scale}, {_seeds(results)}", note)
-    return figure
+    right = axis.twinx()
+    right.grid(False)
+    right.spines["right"].set_visible(True)
+    right.spines["right"].set_color(NEUTRAL)
+    right.tick_params(axis="y", colors=NEUTRAL)
+    right.set_ylabel("paper's FID", color=NEUTRAL, labelpad=3)
+    right.yaxis.set_major_locator(MaxNLocator(4))
+    right.set_ylim(0, 1.15 * max(known.values()))
+    beside = _Beside.of(results, across, looks)
+    xs = dict(zip(results.frame["arm"], results.frame["x"], strict=True))
+    for arm, fid in known.items():
+        where = across.place(xs[arm], beside.left(xs[arm]))
+        own = looks.arms[arm]
+        right.plot(
+            [where], [fid], marker=own.marker, markersize=5.5, markerfacecolor="white", markeredgecolor=own.colour,
+            markeredgewidth=1.2, linestyle="none",
+        )  # fmt: skip
+    grey: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": NEUTRAL, "linestyle": "none"}
+    right.plot([], [], marker="o", markersize=5.5, markeredgewidth=1.2, label=PAPER, **grey)
 
 
-def _score_panel(axis: Axes, results: Results, metric: str, across: Across) -> None:
-    frame, study, net = results.frame, results.study, results.tag("feature_net")
-    column = f"final/{metric}"
-    hues = list(dict.fromkeys(frame["hue"]))
-    for rank, hue in enumerate(hues):
-        runs = frame[frame["hue"] == hue]
-        colour, marker, line = _style(rank)
-        line = "none" if across.names else line  # names have no order to follow
-        shift = 0.02 * (rank - (len(hues) - 1) / 2)
-        places = sorted(set(runs["x"]), key=across.place)
-        values = [estimate(runs.loc[runs["x"] == place, column]) for place in places]
-        xs = [across.place(place, shift) for place in places]
-        beside = shift + (0.04 if len(runs) > len(places) else 0.0)  # the seeds, to the right of their mean
-        dots = [across.place(place, beside) for place in runs["x"]]
-        axis.scatter(dots, runs[column], s=9, marker=marker, color=colour, alpha=0.6, linewidths=0)
-        style: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": line, "markersize": 6, "label": hue}
-        halves = [value.half for value in values]  # NaN at n=1: no bar
-        means = [value.mean for value in values]
-        axis.errorbar(xs, means, yerr=halves, capsize=3, linewidth=1.5, markeredgecolor="white", **style)
-    _fit(axis, frame[column])
-    _zero_lines(axis, results, column)
-    _real_lines(axis, frame, column)
-    axis.set_title(f"{names.title(metric, net)} {names.arrow(metric, study.primary, study.direction)}", loc="left")
-
-
-def _zero_lines(axis: Axes, results: Results, column: str) -> None:
+def _zero_lines(axis: Axes, results: Results, column: str, looks: Palette) -> None:
     """Horizontal lines at the means of arms at x = 0."""
     frame = results.frame
+    if results.study.search or frame["x"].nunique() < 2:
+        return
     zero = frame[frame["x"].map(lambda value: value == 0)]
+    if any(isinstance(value, float) and value < 0 for value in frame["x"]):
+        return  # 0 is a value like any other
     for arm, runs in zero.groupby("arm", sort=False):
-        if len(set(frame["x"])) > 1:
-            style: dict[str, Any] = {"color": REFERENCE, "linewidth": 0.9, "linestyle": (0, (6, 3)), "zorder": 1}
-            axis.axhline(runs[column].mean(), label=f"{arm} (at 0)", **style)
+        colour = looks.arms[str(arm)].colour
+        axis.axhline(
+            runs[column].mean(), label=f"{arm} (at 0)", color=colour, linewidth=0.8, linestyle=(0, (6, 3)), zorder=1
+        )
 
 
 def _real_lines(axis: Axes, frame: pd.DataFrame, column: str) -> None:
@@ -162,67 +215,8 @@ def _real_lines(axis: Axes, frame: pd.DataFrame, column: str) -> None:
             axis.axhline(value, color="black", linewidth=1.1, linestyle=":", label="real images", zorder=1)
             axis.set_ylim(min(bottom, value - margin), max(top, value + margin))
         else:
-            above = value > top
-            words, height = f"real images: {number(value)} {'↑' if above else '↓'}", 0.98 if above else 0.02
-            where: dict[str, Any] = {"ha": "right", "va": "top" if above else "bottom", "transform": axis.transAxes}
-            axis.text(0.99, height, words, fontsize=7.5, **where)
-
-
-def _fit(axis: Axes, values: pd.Series) -> None:
-    """Limits from the seeds' values, so that an interval of two seeds (t = 12.7) can't flatten the panel."""
-    low, high = values.min(), values.max()
-    room = 0.5 * (high - low) or 0.1 * abs(high) or 1.0
-    bottom, top = axis.get_ylim()
-    margin = 0.2 * room  # of a marker at the edge
-    axis.set_ylim(min(max(bottom, low - room), low - margin), max(min(top, high + room), high + margin))
-
-
-def _curve(axis: Axes, curves: list[tuple[np.ndarray, np.ndarray]], style: tuple[str, str, Any]) -> Any | None:
-    """Draws the seeds' curves, returns the line of their mean; None where there are none."""
-    if not curves:
-        return None
-    colour, marker, line = style
-    columns = [pd.Series(values, index=steps) for steps, values in curves]
-    table = pd.concat(columns, axis=1).sort_index()
-    window = max(1, len(table) // 25)  # a training loss is noisy: each point is a mean of its neighbours
-    smooth = table.rolling(window, center=True, min_periods=1).mean()
-    if len(curves) > 1:
-        for seed in smooth:
-            axis.plot(smooth.index, smooth[seed], color=colour, linewidth=0.6, alpha=0.35)
-    alone = marker if len(table) == 1 else None
-    (mean,) = axis.plot(smooth.index, smooth.mean(axis=1), color=colour, linestyle=line, marker=alone, linewidth=1.6)
-    return mean
-
-
-def _plain_log_ticks(axis: Axes, values: np.ndarray) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-
-    decade = values.max() / values.min() > 30
-    if decade:
-        return
-    ticks = [tick for tick in MaxNLocator(6).tick_values(values.min(), values.max()) if tick > 0]
-    axis.yaxis.set_major_locator(FixedLocator(ticks))
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _arm_styles(results: Results) -> dict[str, tuple[str, str, Any]]:
-    """Colour by hue, line by the arm's place within it; each arm its own colour where that tells more."""
-    frame = results.frame.drop_duplicates("arm")
-    hues = list(dict.fromkeys(frame["hue"]))
-    styles: dict[str, tuple[str, str, Any]] = {}
-    for hue_number, hue in enumerate(hues):
-        for place, arm in enumerate(frame.loc[frame["hue"] == hue, "arm"]):
-            colour, marker, _ = _style(hue_number)
-            shift = place if len(hues) < len(frame) else hue_number
-            styles[arm] = (colour, marker, LINES[shift % len(LINES)])
-    if len(hues) == 1:
-        styles = {arm: _style(number) for number, arm in enumerate(frame["arm"])}
-    return styles
-
-
-def _style(number: int) -> tuple[str, str, Any]:
-    return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], LINES[number % len(LINES)]
+            words = f"real: {number(value)} {'↑' if value > top else '↓'}"
+            axis.set_title(words, loc="right", fontsize=6.5, color=NEUTRAL)  # beside the title, where no point can be
 
 
 def _constant(frame: pd.DataFrame, column: str) -> float | None:
@@ -230,49 +224,15 @@ def _constant(frame: pd.DataFrame, column: str) -> float | None:
 
 
 def _facts(results: Results) -> str:
-    """What the numbers were measured with, for the line under the title."""
+    """What the numbers were measured with, for the lines under the title."""
     frame = results.frame
     reference = _constant(frame, "final/reference_images")
     against = f" against {reference:.0f} real" if reference is not None else ""
     networks = names.networks(results.tag("feature_net"))
-    several = frame.groupby("arm").size().max() > 1
-    bars = "bars: 95% interval, cut where it leaves the panel; small: seeds" if several else "no interval at n=1"
+    bars = "no interval at n=1"
+    if canvas.several(results):
+        bars = "bars: 95% interval over seeds, cut where it leaves the panel; small: seeds"
     return (
-        f"{results.study.name}, scale {results.study.scale}; {_seeds(results)}; {results.tag('samples')} samples a run"
-        f"{against}; features: {', '.join(networks)}; {bars}"
+        f"{results.study.name}, scale {results.study.scale}; {canvas.seeds(results)}; {results.tag('samples')} samples "
+        f"a run{against}; features: {', '.join(networks)}; {bars}"
     )
-
-
-def _seeds(results: Results) -> str:
-    counts = results.frame.groupby("arm").size()
-    low, high = counts.min(), counts.max()
-    return f"n={low} seed{'s' if low > 1 else ''}" if low == high else f"n={low} to {high} seeds"
-
-
-def _panels(count: int, width: float) -> tuple[Figure, list[Axes]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(width * count, 5.0), 3.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    for axis in axes:
-        axis.set_axisbelow(True)
-    return figure, list(axes)
-
-
-def _legend(figure: Figure, handles: dict[str, Any]) -> None:
-    if handles:
-        wide = 0.75 + 0.075 * max(len(label) for label in handles)  # inches of an entry
-        fit = max(1, min(6, math.floor(figure.get_figwidth() / wide)))
-        columns = math.ceil(len(handles) / math.ceil(len(handles) / fit))  # rows of equal length
-        figure.legend(
-            list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False,
-            fontsize=8, handlelength=3.2,
-        )  # fmt: skip
-
-
-def _title(figure: Figure, title: str, below: str) -> None:
-    wide = int(figure.get_figwidth() * 15)
-    lines = [textwrap.fill(title, int(wide * 0.85)), textwrap.fill(below, wide, break_on_hyphens=False)]
-    figure.suptitle("\n".join(line for line in lines if line), fontsize=8.5, x=0.01, ha="left")

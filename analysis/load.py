@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from analysis.settings import read_config
 
 PREFIX = "microdit/"
 TAGS = ("data_fingerprint", "feature_net", "samples", "device", "git_commit", "git_dirty", "trial_key", "command")
+PLACES = ("x", "hue", "outcome")
+BANDS = re.compile(r"val/loss_q\d+")  # the last validation loss, by quarter of the noise levels
+TRIAL = "trial"  # x of a search over several settings: their numbers, as it tried them
 BUDGET = ("training.steps", "training.batch_size")  # of config.yaml, as columns
 
 
@@ -42,6 +46,7 @@ class Study:
     direction: str
     x: str
     hue: str
+    search: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,9 @@ class Results:
     frame: a row per finished run with columns run_id, arm, seed, started, x, hue, `final/*` and `cost/*`, `tag.*`,
     `config.*`, `param.*`; sorted by the study's order of arms, then seed. absent: why a planned or begun trial has no
     row, a line each. left_out: a line for each set of runs that these can't be compared with. configs: the whole
-    settings of a run, by its id; empty where it kept none.
+    settings of a run, by its id; empty where it kept none. others: runs of the launch that have no score and aren't
+    made up for by one that has, with what they have of the frame's columns and `outcome`, as MLflow's status or tag
+    tells it (`diverged`, `pruned`, `failed`).
     """
 
     study: Study
@@ -60,11 +67,28 @@ class Results:
     client: Any
     left_out: tuple[str, ...] = ()
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    others: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["run_id", "arm", "seed", *PLACES]))
 
     @property
     def arms(self) -> list[str]:
         """Names of the arms that have a finished run, in the study's order."""
         return list(dict.fromkeys(self.frame["arm"]))
+
+    @property
+    def listed(self) -> list[str]:
+        """Arms with a finished run or one that diverged, in the study's order."""
+        found = dict.fromkeys([*self.frame["arm"], *self.diverged["arm"]])
+        return [arm for arm in dict.fromkeys([*self.study.arms, *found]) if arm in found]
+
+    def lost(self, arm: str) -> str:
+        """`diverged (2 of 3)`, of the runs that ended either way; '' where none diverged."""
+        diverged = int((self.diverged["arm"] == arm).sum())
+        return f"diverged ({diverged} of {diverged + int((self.frame['arm'] == arm).sum())})" if diverged else ""
+
+    @property
+    def diverged(self) -> pd.DataFrame:
+        """The runs of `others` whose training broke, in a study where that is a result."""
+        return self.others[self.others["outcome"] == "diverged"]
 
     def tag(self, name: str) -> str:
         """Values of tag `microdit.<name>` over all runs, joined where they differ."""
@@ -109,11 +133,12 @@ def load(client: Any, study: str, scale: str | None = None, choice: Choice | Non
     where = f"tags.`mlflow.parentRunId` = '{found.parent}'"
     finished: list[tuple[str, int, Any]] = []
     other: dict[tuple[str, int], str] = {}
+    unscored: dict[tuple[str, int], Any] = {}
     for run in search(client, experiment, where, "attributes.start_time ASC"):
         key = (run.data.tags.get("microdit.arm", "?"), int(run.data.params.get("seed", -1)))
         reason = _reason(run, found)
         if reason:
-            other[key] = reason
+            other[key], unscored[key] = reason, run
         else:
             finished.append((*key, run))
     if not finished:
@@ -125,10 +150,21 @@ def load(client: Any, study: str, scale: str | None = None, choice: Choice | Non
     frame = chosen.frame.dropna(axis=1, how="all")  # columns of other sets
     other |= dict.fromkeys(_keys(every), "in a set that is left out")
     absent = _absent(found, other, set(_keys(frame)))
-    order = {arm: rank for rank, arm in enumerate(found.arms)}
+    frame = average_noises(_in_order(frame, found))
+    rows = [
+        _row(run, found, *key, {}) | {"outcome": run.data.tags.get("microdit.outcome") or run.info.status.lower()}
+        for key, run in unscored.items()
+        if key not in set(_keys(every))
+    ]
+    results = Results(found, frame, tuple(absent), client, left_out, configs)
+    return replace(results, others=_in_order(pd.DataFrame(rows), found)) if rows else results
+
+
+def _in_order(frame: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """Sorted by the study's order of arms, then seed."""
+    order = {arm: rank for rank, arm in enumerate(study.arms)}
     frame = frame.assign(rank=[order.get(arm, len(order)) for arm in frame["arm"]])
-    frame = frame.sort_values(["rank", "arm", "seed"]).drop(columns="rank").reset_index(drop=True)
-    return Results(found, average_noises(frame), tuple(absent), client, left_out, configs)
+    return frame.sort_values(["rank", "arm", "seed"]).drop(columns="rank").reset_index(drop=True)
 
 
 def _keys(frame: pd.DataFrame) -> list[tuple[str, int]]:
@@ -189,7 +225,8 @@ def _study(client: Any, parent: Any) -> Study:
         except Exception as error:
             words = " ".join(str(error).split())[:200]
             raise ReportError(f"launch {parent.info.run_id}: its study.yaml can't be read: {words}") from None
-    paper, metrics, figure = (values.get(key) or {} for key in ("paper", "metrics", "figure"))
+    paper, metrics, figure, space = (values.get(key) or {} for key in ("paper", "metrics", "figure", "search"))
+    searched = (next(iter(space)) if len(space) == 1 else TRIAL) if space else ""
     return Study(
         name=parent.data.tags["microdit.study"],
         scale=parent.data.tags["microdit.scale"],
@@ -203,8 +240,9 @@ def _study(client: Any, parent: Any) -> Study:
         seeds=tuple(int(seed) for seed in values.get("seeds") or ()),
         primary=str(metrics.get("primary", "clip_fd")),
         direction=str(metrics.get("direction", "minimize")),
-        x=str(figure.get("x") or ""),
+        x=str(figure.get("x") or searched),
         hue=str(figure.get("hue") or ""),
+        search=dict(space),
     )
 
 
@@ -229,12 +267,21 @@ def _row(run: Any, study: Study, arm: str, seed: int, config: Mapping[str, Any])
     tags, params = run.data.tags, run.data.params
     row: dict[str, Any] = {"run_id": run.info.run_id, "arm": arm, "seed": seed, "started": run.info.start_time}
     row["x"] = run.data.metrics.get(study.x, np.nan) if "/" in study.x else _setting(study.x, arm, params, study)
-    row["hue"] = str(_setting(study.hue, arm, params, study)) if study.hue else ""
-    row |= {k: v for k, v in sorted(run.data.metrics.items()) if k.startswith(("final/", "cost/"))}
+    if study.x == TRIAL and (number := re.search(r"\d+$", arm)):
+        row["x"] = float(number[0])
+    row["hue"] = hue_of(study, arm, params)
+    kept = {k: v for k, v in sorted(run.data.metrics.items()) if k.startswith(("final/", "cost/"))}
+    row |= kept | {k: v for k, v in sorted(run.data.metrics.items()) if BANDS.fullmatch(k)}
     for name in (*TAGS, "reused_from"):
         row[f"tag.{name}"] = tags.get(f"microdit.{name}", "" if name == "reused_from" else NOT_RECORDED)
     row |= {f"config.{key}": config[key] for key in BUDGET if key in config}
     return row | {f"param.{k}": v for k, v in sorted(params.items()) if k != "seed"}
+
+
+def hue_of(study: Study, arm: str, params: Mapping[str, str] | None = None) -> str:
+    """Which line of the figure an arm belongs to, '' where there is one."""
+    value = _setting(study.hue, arm, params or {}, study) if study.hue else ""
+    return f"{value:g}" if isinstance(value, float) else value
 
 
 def _setting(key: str, arm: str, params: Mapping[str, str], study: Study) -> Any:

@@ -19,6 +19,13 @@ SHORT = {
     "class_accuracy": "class accuracy",
     "val_loss": "validation loss",
 }
+COSTS = {
+    "cost/params": "parameters",
+    "cost/active_params": "active parameters",
+    "cost/train_flops": "training FLOPs",
+    "cost/mixer_params_ratio": "mixer's parameters / backbone's",
+    "cost/mixer_flops_ratio": "mixer's FLOPs / backbone's",
+}
 HIGHER = ("clip_score", "class_accuracy")  # better when higher; distances and losses are better when lower
 
 
@@ -64,6 +71,13 @@ def lower_is_better(metric: str, primary: str, direction: str) -> bool:
 
 
 def setting(key: str) -> str:
-    """A config key as an axis or column names it: `model.masking.ratio` is `masking ratio`."""
+    """A config key or cost as an axis or column names it: `model.masking.ratio` is `masking ratio`."""
+    if key in COSTS:
+        return COSTS[key]
     parts = [part for part in key.split(".") if part != "model"]
     return " ".join(parts[-2:]).replace("_", " ")
+
+
+def hue(key: str, value: str) -> str:
+    """A line's name in a legend: a number says of what."""
+    return f"{setting(key)} {value}" if value[:1] in tuple("-.0123456789") else value

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis import names
 from analysis.compare import against_baseline, comparisons, p_value, sentence
-from analysis.load import Results
+from analysis.load import TRIAL, Results
 from analysis.noise import components_of
 from analysis.power import ALPHA
 from analysis.stats import Estimate, number, signed
@@ -44,6 +44,8 @@ def difference(row: Mapping[Any, Any]) -> Estimate:
 def trends(results: Results) -> list[str]:
     """The primary metric's trend along a numeric axis of three values or more, a line per hue."""
     study, frame = results.study, results.frame
+    if study.x == TRIAL:
+        return []
     numeric = frame["x"].map(lambda value: isinstance(value, float) and math.isfinite(value))
     lines = []
     for hue, part in frame[numeric].groupby("hue", sort=False):

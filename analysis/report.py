@@ -8,15 +8,20 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from analysis import names
+from analysis import canvas, names
 from analysis.compare import against_baseline
-from analysis.figures import curve_figure, score_figure
+from analysis.cost import cost_figure
+from analysis.curves import curve_figure
+from analysis.figures import score_figure
+from analysis.levels import noise_figure
 from analysis.load import Results
 from analysis.samples import sample_figure
 from analysis.tables import latex, markdown, runs_csv, summary
 from analysis.verdict import table, verdicts
 
-OPTIONAL = ("curves.png", "curves.pdf", "samples.png", "verdicts.csv")
+FIGURES = {"figure": score_figure, "curves": curve_figure, "cost": cost_figure, "noise": noise_figure}
+KINDS: Mapping[str, Mapping[str, None]] = {"png": {}, "pdf": {"CreationDate": None}}  # same runs, same bytes
+OPTIONAL = (*(f"{name}.{kind}" for name in FIGURES for kind in KINDS), "samples.png", "verdicts.csv")
 NOTE_LIMIT = 8000  # characters of a tag that every MLflow store takes
 
 
@@ -52,13 +57,11 @@ def _make(results: Results, folder: Path) -> None:
     found = verdicts(results)
     if found:
         table(found).to_csv(folder / "verdicts.csv", index=False)
-    figures = {"figure": score_figure(results), "curves": curve_figure(results)}
-    stamps: Mapping[str, Mapping[str, None]] = {"png": {}, "pdf": {"CreationDate": None}}  # same runs, same bytes
-    for name, figure in figures.items():
-        if figure is None:
-            continue
-        for kind, metadata in stamps.items():
-            figure.savefig(folder / f"{name}.{kind}", dpi=200, metadata=dict(metadata))
+    for name, draw in FIGURES.items():
+        figure = draw(results)
+        if figure is not None:
+            for kind, metadata in KINDS.items():
+                figure.savefig(folder / f"{name}.{kind}", dpi=canvas.DPI, metadata=dict(metadata))
     samples = sample_figure(results)
     if samples is not None:
         samples.savefig(folder / "samples.png", dpi=200)

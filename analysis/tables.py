@@ -13,7 +13,7 @@ from analysis import names
 from analysis.compare import against_baseline, p_number, winner
 from analysis.load import Results
 from analysis.notes import notes
-from analysis.paper import paper_value
+from analysis.paper import PaperValue, paper_value
 from analysis.prose import claims, difference, sentences
 from analysis.stats import Estimate, estimate, number, signed
 
@@ -35,8 +35,10 @@ def summary(results: Results) -> pd.DataFrame:
     """A row per arm with plain numbers: each score's mean, low, high and n, the difference from the baseline, costs."""
     rows = []
     primary, against = results.study.primary, _against(results)
-    for arm in results.arms:
-        runs, row = _runs(results, arm), {"arm": arm, "x": _runs(results, arm)["x"].iloc[0]}
+    for arm in results.listed:
+        runs, row = _runs(results, arm), {"arm": arm, "x": _place(results, arm)}
+        if len(results.diverged):
+            row["diverged"] = int((results.diverged["arm"] == arm).sum())
         for metric in _scores(results):
             row |= _spread(metric, estimate(runs[f"final/{metric}"]))
         row |= _spread(f"{primary}_minus_baseline", _difference(against, arm))
@@ -45,7 +47,7 @@ def summary(results: Results) -> pd.DataFrame:
         for column in ("params", "active_params", "gflops_per_image", "train_flops", "seconds", "usd"):
             if f"cost/{column}" in runs:
                 row[column] = runs[f"cost/{column}"].mean()
-        value = paper_value(results.study.name, results.settings(arm))
+        value = _paper(results, arm)
         row |= {"paper_fid": value.fid if value else None, "paper_trust": value.trust if value else ""}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -53,21 +55,23 @@ def summary(results: Results) -> pd.DataFrame:
 
 def columns(results: Results) -> list[Column]:
     """The table in print."""
-    study, arms = results.study, results.arms
+    study, arms = results.study, results.listed
     runs = {arm: _runs(results, arm) for arm in arms}
     found = [Column("arm", "arm", tuple(arms))]
     if study.x and study.x != "arm":
-        cells = tuple(_plain(runs[arm]["x"].iloc[0]) for arm in arms)
+        cells = tuple(_plain(_place(results, arm)) for arm in arms)
         found.append(Column(names.setting(study.x), "arm", cells))
     net = results.tag("feature_net")
     for metric in _scores(results):
         head = f"{names.title(metric, net)} {names.arrow(metric, study.primary, study.direction)}".strip()
         best = winner(results.frame, metric, names.lower_is_better(metric, study.primary, study.direction))
         cells = tuple(str(estimate(runs[arm][f"final/{metric}"])) for arm in arms)
+        if metric == study.primary:
+            cells = tuple(_with_lost(cell, results.lost(arm)) for cell, arm in zip(cells, arms, strict=True))
         found.append(Column(head, "score", cells, None if best is None else arms.index(best)))
     if study.baseline in arms:
         found += _baseline_columns(results, f"{names.title(study.primary, net)} − baseline")
-    values = {arm: paper_value(study.name, results.settings(arm)) for arm in arms}
+    values = {arm: _paper(results, arm) for arm in arms}
     if any(values.values()):
         found.append(Column("paper's FID (trust)", "score", tuple(str(values[arm] or "-") for arm in arms)))
     found.append(Column("n", "score", tuple(str(len(runs[arm])) for arm in arms)))
@@ -78,9 +82,10 @@ def _baseline_columns(results: Results, head: str) -> list[Column]:
     """Difference from the baseline, Holm's p over the arms, and the effect size."""
     against = _against(results)
     columns: dict[str, list[str]] = {head: [], "p (Holm)": [], "g_z": []}
-    for arm in results.arms:
+    for arm in results.listed:
         p, effect = (against[arm][name] if arm in against else math.nan for name in ("p_holm", "g_z"))
-        columns[head].append(signed(_difference(against, arm)) if arm in against else "baseline")
+        same = "baseline" if arm == results.study.baseline else "-"
+        columns[head].append(signed(_difference(against, arm)) if arm in against else same)
         columns["p (Holm)"].append(p_number(p))
         columns["g_z"].append(number(effect, sign=True, digits=2))
     return [Column(name, "score", tuple(cells)) for name, cells in columns.items()]
@@ -88,7 +93,7 @@ def _baseline_columns(results: Results, head: str) -> list[Column]:
 
 def _cost_columns(results: Results, runs: dict[str, pd.DataFrame]) -> list[Column]:
     def mean(column: str, scale: float = 1.0) -> tuple[str, ...]:
-        return tuple(_amount(runs[arm][column].mean() / scale) for arm in results.arms)
+        return tuple(_amount(runs[arm][column].mean() / scale) for arm in results.listed)
 
     have = results.frame.columns
     found = [Column(head, "cost", mean(column)) for column, head in COSTS.items() if column in have]
@@ -166,6 +171,22 @@ def _scores(results: Results) -> list[str]:
 
 def _runs(results: Results, arm: str) -> pd.DataFrame:
     return results.frame[results.frame["arm"] == arm]
+
+
+def _place(results: Results, arm: str) -> Any:
+    """An arm's x, of a run that diverged where none has finished."""
+    runs = _runs(results, arm)
+    return (runs if len(runs) else results.diverged[results.diverged["arm"] == arm])["x"].iloc[0]
+
+
+def _paper(results: Results, arm: str) -> PaperValue | None:
+    """The paper's value beside an arm that has a run to stand beside it."""
+    return paper_value(results.study.name, results.settings(arm)) if arm in results.arms else None
+
+
+def _with_lost(cell: str, lost: str) -> str:
+    """A score with how many runs have none: `12.3 ± 0.4, diverged (1 of 3)`."""
+    return cell if not lost else lost if cell == "-" else f"{cell}, {lost}"
 
 
 def _against(results: Results) -> dict[str, dict[Any, Any]]:

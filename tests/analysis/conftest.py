@@ -43,6 +43,7 @@ def masking_store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -
             steps = np.arange(1, 41)
             loss = 0.3 + 0.7 * np.exp(-steps / 8) + 0.03 * number + 0.02 * rng.standard_normal(40)
             curves = {"train/loss": loss.tolist(), "val/loss": (loss[9::10] + 0.02).tolist()}
+            curves |= {f"val/loss_q{band}": [(1 + 0.1 * number) * (0.1 * band + 0.01 * seed)] for band in (1, 2, 3, 4)}
             launch.run(name, seed, final(value), curves=curves)
     launch.client.set_terminated(launch.parent, "FINISHED")
     return uri

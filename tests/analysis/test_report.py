@@ -15,7 +15,7 @@ from analysis.store import open_store
 from analysis.tables import latex, markdown
 
 FILES = {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv", "verdicts.csv", "samples.png"}
-FIGURES = {f"{name}.{kind}" for name in ("figure", "curves") for kind in ("png", "pdf")}
+FIGURES = {f"{name}.{kind}" for name in ("figure", "curves", "cost", "noise") for kind in ("png", "pdf")}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_latex_table_is_balanced(masking_store: str) -> None:
     assert [line for line in lines if "rule" in line] == [r"    \toprule", r"    \midrule", r"    \bottomrule"]
 
 
-@pytest.mark.parametrize("name", ["figure.png", "curves.png", "samples.png"])
+@pytest.mark.parametrize("name", ["figure.png", "curves.png", "cost.png", "noise.png", "samples.png"])
 def test_pictures_are_large_and_not_blank(written: Path, name: str) -> None:
     picture = np.asarray(Image.open(written / name).convert("RGB"))
     assert min(picture.shape[:2]) > 500
@@ -138,7 +138,7 @@ def test_a_failing_report_leaves_the_old_one(
     def fail(*_: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(report, "score_figure", fail)
+    monkeypatch.setitem(report.FIGURES, "figure", fail)
     with pytest.raises(RuntimeError):
         report.write(load(open_store(masking_store), "masking_ratio"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
@@ -171,7 +171,8 @@ def test_any_axis_can_be_drawn(fresh: tuple[str, Path], tmp_path: Path, x: str, 
         for seed in (0, 1):
             writer.run(name, seed, final(10.0 + number + seed), pictures=False)
     made = {path.name for path in report.write(load(open_store(fresh[0]), "another"), tmp_path / "out")}
-    assert made == {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv", "figure.png", "figure.pdf"}
+    tables = {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv"}
+    assert made == tables | {f"{name}.{kind}" for name in ("figure", "cost") for kind in ("png", "pdf")}
 
 
 @pytest.mark.parametrize(
@@ -226,11 +227,11 @@ def test_real_images_far_off_do_not_flatten_the_arms(fresh: tuple[str, Path]) ->
     writer = StudyWriter(*fresh, "masking_ratio", study_file(arms, [0]))
     for number, name in enumerate(arms):
         writer.run(name, 0, final(500.0 + number, clip_fd_floor=1.0, clip_score=20.0 + number, clip_score_real=22.0))
-    distance, score, _ = figures.score_figure(load(open_store(fresh[0]), "masking_ratio")).axes
+    _, distance, score, _ = figures.score_figure(load(open_store(fresh[0]), "masking_ratio")).axes
     assert distance.get_ylim()[0] > 490
-    assert [text.get_text() for text in distance.texts] == ["real images: 1.000 ↓"]
+    assert distance.get_title("right") == "real: 1.000 ↓"
     assert score.get_ylim()[1] > 22
-    assert not score.texts
+    assert not score.get_title("right")
 
 
 def test_several_evaluation_noises_are_told_from_the_seeds(fresh: tuple[str, Path]) -> None:

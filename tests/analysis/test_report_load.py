@@ -10,6 +10,7 @@ from analysis.load import Results, load
 from analysis.notes import notes
 from analysis.sets import Choice
 from analysis.store import open_store
+from analysis.tables import columns, summary
 
 TWO = {"none": arm("none", 0.0), "naive_75": arm("naive", 0.75)}
 Fresh = tuple[str, Path]
@@ -73,6 +74,30 @@ def test_what_is_missing_is_named(fresh: Fresh) -> None:
         "naive_75, seed 2: not begun",
     )
     assert "loss is NaN at step 7" in notes(results)[-1]
+
+
+def test_diverged_runs_are_rows_of_the_table(fresh: Fresh) -> None:
+    writer = launch(fresh, [0, 1])
+    writer.run("none", 0, final(10.0))
+    for name, seed in (("none", 1), ("naive_75", 0), ("naive_75", 1)):
+        writer.run(name, seed, {}, status="FAILED", error="loss is NaN at step 7", outcome="diverged")
+    writer.run("naive_75", 1, {}, status="RUNNING")
+    results = read(fresh)
+    assert results.arms == ["none"]
+    assert results.listed == ["none", "naive_75"]
+    assert list(zip(results.others["arm"], results.others["outcome"], strict=True)) == [
+        ("none", "diverged"),
+        ("naive_75", "diverged"),
+        ("naive_75", "running"),
+    ]
+    assert results.diverged["x"].tolist() == [0.0, 0.75]
+    assert results.diverged["hue"].tolist() == ["none", "naive"]
+    cells = {column.head: column.cells for column in columns(results)}
+    assert cells["CLIP-FD ↓"] == ("10.00 (n=1), diverged (1 of 2)", "diverged (1 of 1)")
+    assert cells["FD ↓"] == ("100.0 (n=1)", "-")
+    assert cells["masking ratio"] == ("0", "0.75")
+    assert cells["n"] == ("1", "0")
+    assert summary(results)["diverged"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(

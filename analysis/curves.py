@@ -1,0 +1,110 @@
+"""Training and validation loss by step: a line for an arm's mean over seeds, a band from its lowest seed to its
+highest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import canvas
+from analysis.load import Results
+from analysis.palette import Style, palette
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SPAN = 25  # a training loss is noisy: each point is drawn as the mean of a 25th of all points, those around it
+SHOWN = {"train/loss": "training loss", "val/loss": "validation loss"}
+MARKS = 8  # markers along a line
+
+
+@canvas.in_print
+def curve_figure(results: Results) -> Figure | None:
+    """A panel each for training and validation loss; None where no run has logged either."""
+    found = {metric: _histories(results, metric) for metric in SHOWN}
+    found = {metric: curves for metric, curves in found.items() if curves}
+    if not found:
+        return None
+    figure, axes = canvas.panels(len(found))
+    styles = palette(results).arms
+    handles: dict[str, Any] = {}
+    width, tables = 1, []
+    for axis, (metric, curves) in zip(axes, found.items(), strict=True):
+        drawn = []
+        for place, (arm, runs) in enumerate(curves.items()):
+            table, points = _table(runs, metric)
+            width = max(width, points)
+            drawn.append(table)
+            handles.setdefault(arm, _draw(axis, table, styles[arm], place / len(curves)))
+        tables.append(drawn)
+        _finish(axis, SHOWN[metric], drawn)
+    if results.study.search:
+        handles = {"a trial each": next(iter(handles.values()))}
+    last = max(float(table.index[-1]) for axis_tables in tables for table in axis_tables)
+    for axis in axes:
+        axis.set_xlim(0, 1.03 * last)
+    axes[0].set_ylabel("weighted squared error")
+    canvas.legend(figure, handles)
+    canvas.title(figure, _head(results), _note(results, width))
+    return figure
+
+
+def _histories(results: Results, metric: str) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """Curves by arm, of its seeds that have one."""
+    found = {}
+    for arm in results.arms:
+        runs = results.frame.loc[results.frame["arm"] == arm, "run_id"]
+        curves = [curve for run in runs if len((curve := results.history(run, metric))[0])]
+        if curves:
+            found[arm] = curves
+    return found
+
+
+def _table(curves: list[tuple[np.ndarray, np.ndarray]], metric: str) -> tuple[pd.DataFrame, int]:
+    """Losses by step, a column per seed, and over how many points they are running means."""
+    columns = [pd.Series(values, index=steps) for steps, values in curves]
+    table = pd.concat(columns, axis=1).sort_index()
+    window = max(1, len(table) // SPAN) if metric == "train/loss" else 1
+    return table.rolling(window, center=True, min_periods=1).mean(), window
+
+
+def _draw(axis: Axes, table: pd.DataFrame, style: Style, offset: float) -> Any:
+    mean = table.mean(axis=1)
+    if len(table.columns) > 1:
+        low, high = table.min(axis=1), table.max(axis=1)
+        axis.fill_between(table.index, low, high, color=style.colour, alpha=0.22, linewidth=0)
+    every = max(1, len(table) // MARKS)
+    marks = slice(int(offset * every), None, every)  # not all lines at the same steps
+    (line,) = axis.plot(
+        table.index, mean, color=style.colour, linestyle=style.line, linewidth=1.3, marker=style.marker,
+        markevery=marks, markersize=4, markeredgecolor="white", markeredgewidth=0.4,
+    )  # fmt: skip
+    return line
+
+
+def _finish(axis: Axes, label: str, drawn: list[pd.DataFrame]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_title(label, loc="left")
+    axis.set_xlabel("training step")
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    canvas.scale_ticks(axis, "y", np.concatenate([table.mean(axis=1).to_numpy() for table in drawn]))
+
+
+def _head(results: Results) -> str:
+    study = results.study
+    return f"Loss of {study.name}, scale {study.scale}, {canvas.seeds(results)}"
+
+
+def _note(results: Results, width: int) -> str:
+    parts = []
+    if canvas.several(results):
+        parts.append("Line: mean over seeds; band: from the lowest seed to the highest.")
+    if width > 1:
+        parts.append(f"Training loss: running mean over {width} logged points.")
+    if any("masking" in key for arm in results.study.arms.values() for key in arm):
+        parts.append("A masked arm's training loss is over the patches it keeps: compare arms on validation loss.")
+    return " ".join(parts)
