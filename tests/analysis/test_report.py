@@ -14,8 +14,18 @@ from analysis.load import load
 from analysis.store import open_store
 from analysis.tables import latex, markdown
 
-FILES = {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv", "verdicts.csv", "samples.png"}
+FILES = {
+    "table.md",
+    "table.csv",
+    "table.tex",
+    "runs.csv",
+    "comparisons.csv",
+    "verdicts.csv",
+    "samples.png",
+    "report.html",
+}
 FIGURES = {f"{name}.{kind}" for name in ("figure", "curves") for kind in ("png", "pdf")}
+CURVES = {"curves.png", "curves.pdf"}
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +181,9 @@ def test_any_axis_can_be_drawn(fresh: tuple[str, Path], tmp_path: Path, x: str, 
         for seed in (0, 1):
             writer.run(name, seed, final(10.0 + number + seed), pictures=False)
     made = {path.name for path in report.write(load(open_store(fresh[0]), "another"), tmp_path / "out")}
-    assert made == {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv", "figure.png", "figure.pdf"}
+    assert (
+        made == {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv", "report.html", *FIGURES} - CURVES
+    )
 
 
 @pytest.mark.parametrize(
