@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 microdit-report STUDY [scale=NAME] [tracking_uri=URI] [out=results]
+microdit-report all [scale=NAME] [tracking_uri=URI] [out=results]
 
 Reads the newest launch of STUDY (at that scale, else at any) from MLflow and writes results/STUDY/SCALE/:
   table.md table.csv table.tex   means with 95% intervals, differences from the baseline, costs, the paper's values
@@ -27,7 +28,9 @@ Reads the newest launch of STUDY (at that scale, else at any) from MLflow and wr
   noise.png .pdf                 validation loss against the baseline's, by noise level
   search_*.png .pdf              of a search: history, parallel coordinates, importances
   samples.png                    the same prompts drawn by every arm
-It logs them onto the launch too, where microdit-sweep ui shows them.
+  report.html                    all of it on one page that needs nothing beside it
+It logs them onto the launch too, where microdit-sweep ui shows them. "all" does so for every study of the store, and
+writes results/report.html over them all; a study without a finished run is listed there with the reason.
 
   scale=NAME         smoke | demo | gpu | paper
   tracking_uri=URI   MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)
@@ -37,7 +40,10 @@ It logs them onto the launch too, where microdit-sweep ui shows them.
                      shown; 2 is the next; only refuses a mixture
   code=any           different code versions may stand in one table
 
+Exit status: 0; 1 where "all" has no study to show, or one whose report failed; 2 for an error that you can mend.
+
 e.g. microdit-report masking_ratio scale=demo"""
+ALL = "all"
 
 KEYS = ("study", "scale", "tracking_uri", "out", "publish", "set", "code")
 
@@ -55,13 +61,14 @@ class Words:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 2 for an error that the user can mend."""
+    """Returns 0; 1 where a report of all studies is not whole; 2 for an error that the user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or any(word in ("-h", "--help", "help") for word in words):
         print(HELP)
         return 0
     try:
-        return _report(_sort(words))
+        wanted = _sort(words)
+        return _report_all(wanted) if wanted.study == ALL else _report(wanted)
     except ReportError as error:
         print(f"microdit-report: {error}", file=sys.stderr)
         return 2
@@ -106,15 +113,15 @@ def _report(words: Words) -> int:
     from analysis.load import load
     from analysis.notes import notes
     from analysis.prose import claims, sentences
-    from analysis.report import publish, write
+    from analysis.report import publish, study_folder, write
     from analysis.store import open_store
     from analysis.tables import terminal
 
     results = load(open_store(words.uri), words.study, words.scale, words.choice)
     study = results.study
-    folder = words.out / study.name / study.scale
+    folder = study_folder(words.out, study)
     try:
-        paths = write(results, folder)
+        paths = write(results, folder, words.uri)
     except OSError as error:
         raise ReportError(f"{folder} can't be written: {error.strerror or error}") from None
     print(f"{study.question}\n\n{terminal(results)}\n")
@@ -129,3 +136,18 @@ def _report(words: Words) -> int:
         place = f"report/ of run {study.parent}"
         print(f"the store would not take the report ({refusal})" if refusal else f"{place} in the store has them too")
     return 0
+
+
+def _report_all(words: Words) -> int:
+    from analysis.every import report_all
+    from analysis.report import Store
+    from analysis.sections import PAGE
+    from analysis.store import open_store
+
+    store = Store(open_store(words.uri), words.uri)
+    made = report_all(store, words.out, words.scale, words.choice, words.publish, print)
+    page = words.out / PAGE
+    print(f"\n{page} ({page.stat().st_size / 1e6:.1f} MB): {len(made.sections)} shown, {len(made.missing)} missing")
+    if made.refusal:
+        print(f"the store would not take the reports ({made.refusal})")
+    return 0 if made.whole else 1

@@ -24,16 +24,9 @@ def notes(results: Results) -> list[str]:
         *_of_claims(results),
         *noise(results),
         *results.left_out,
-        *_measurement(results),
+        *measurement(results),
+        *of_paper(results),
     ]
-    paper = paper_values(study.name)
-    if paper:
-        listed = "; ".join(f"{value.arm} {value}" for value in paper)
-        words = ", ".join(f"{word}: {trust_meaning(word)}" for word in dict.fromkeys(v.trust for v in paper))
-        found.append(
-            f"The paper ({citation()}) reports FID on Inception features at its own scale, which compares with ours in "
-            f"order only: {listed}. Trust: {words}."
-        )
     holds = f" The arms hold {study.holds} fixed." if study.holds else ""
     hardware = results.tag("device")
     found.append(f"Hardware: {hardware}; seconds are wall-clock for training, on a machine that may be shared.{holds}")
@@ -62,7 +55,20 @@ def _of_claims(results: Results) -> list[str]:
     ]
 
 
-def _measurement(results: Results) -> list[str]:
+def of_paper(results: Results) -> list[str]:
+    """The paper's own values, with how far each can be trusted."""
+    paper = paper_values(results.study.name)
+    if not paper:
+        return []
+    listed = "; ".join(f"{value.arm} {value}" for value in paper)
+    words = ", ".join(f"{word}: {trust_meaning(word)}" for word in dict.fromkeys(v.trust for v in paper))
+    return [
+        f"The paper ({citation()}) reports FID on Inception features at its own scale, which compares with ours in "
+        f"order only: {listed}. Trust: {words}."
+    ]
+
+
+def measurement(results: Results) -> list[str]:
     """Counts, networks and floors, and the warning that too few samples call for."""
     frame, net = results.frame, results.tag("feature_net")
     samples = results.tag("samples")

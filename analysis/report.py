@@ -6,18 +6,24 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from analysis import canvas, names
 from analysis.compare import against_baseline
 from analysis.cost import cost_figure
 from analysis.curves import curve_figure
+from analysis.errors import ReportError
 from analysis.figures import score_figure
 from analysis.levels import noise_figure
-from analysis.load import Results
+from analysis.load import Results, Study
 from analysis.samples import sample_figure
+from analysis.sections import PAGE
+from analysis.store import masked
 from analysis.tables import latex, markdown, runs_csv, summary
 from analysis.verdict import table, verdicts
+from analysis.webpage import study_page
 
 FIGURES = {"figure": score_figure, "curves": curve_figure, "cost": cost_figure, "noise": noise_figure}
 KINDS: Mapping[str, Mapping[str, None]] = {"png": {}, "pdf": {"CreationDate": None}}  # same runs, same bytes
@@ -25,8 +31,25 @@ OPTIONAL = (*(f"{name}.{kind}" for name in FIGURES for kind in KINDS), "samples.
 NOTE_LIMIT = 8000  # characters of a tag that every MLflow store takes
 
 
-def write(results: Results, folder: Path) -> list[Path]:
-    """Writes table.md, .csv, .tex, runs, comparisons and verdicts (.csv), figure, curves (.png, .pdf) and samples.png.
+@dataclass(frozen=True)
+class Store:
+    """An open MLflow store and what it is called."""
+
+    client: Any
+    uri: str
+
+
+def study_folder(out: Path, study: Study) -> Path:
+    """`out`/STUDY/SCALE; raises ReportError for names that would lead elsewhere, which a store may hold."""
+    for name in (study.name, study.scale):
+        if name in ("", ".", "..") or set(name) & set("/\\\0"):
+            raise ReportError(f"'{name}' can't name a folder")
+    return out / study.name / study.scale
+
+
+def write(results: Results, folder: Path, store: str = "") -> list[Path]:
+    """Writes table.md, .csv, .tex, runs, comparisons and verdicts (.csv), figure, curves (.png, .pdf), samples.png and
+    report.html, which names `store` as its source.
 
     All are made before the first is put in place, and each is put there by a rename; a file of the user's own that lies
     in `folder` stays. Curves and samples are left out, and older ones removed, where no run has logged any.
@@ -35,6 +58,8 @@ def write(results: Results, folder: Path) -> list[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=".report.", dir=folder))
     try:
         _make(results, scratch)
+        page_html = study_page(results, sorted(scratch.iterdir()), store)
+        (scratch / PAGE).write_text(page_html, encoding="utf-8")
         made = sorted(path.name for path in scratch.iterdir())
         for name in made:
             os.replace(scratch / name, folder / name)
@@ -76,14 +101,18 @@ def page(results: Results) -> str:
 
 
 def publish(results: Results, paths: list[Path]) -> str:
-    """Logs the files under `report/` of the launch and describes it; returns '' or why the store refused."""
+    """Describes the launch and logs the files under its `report/`; returns '' or why the store refused.
+
+    The description goes first: a store that takes no tag gets no files either.
+    """
     try:
-        for path in paths:
-            results.client.log_artifact(results.study.parent, str(path), "report")
         text = page(results)
         if len(text) > NOTE_LIMIT:
             text = text[: NOTE_LIMIT - 40].rsplit("\n", 1)[0] + "\n\nThe rest is in report/table.md."
         results.client.set_tag(results.study.parent, "mlflow.note.content", text)
+        for path in paths:
+            results.client.log_artifact(results.study.parent, str(path), "report")
     except Exception as error:  # a read-only file, a server that refuses: the report itself is written
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        words = masked(" ".join(str(error).split()).partition(" [SQL:")[0])  # what follows is the whole report again
+        return words[:200] or type(error).__name__
     return ""

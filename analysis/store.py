@@ -22,12 +22,13 @@ def masked(text: str) -> str:
 
 
 def quiet() -> None:
-    """MLflow and its database layer log every migration they look at; a user's terminal is for the report."""
+    """MLflow and its database layer log every migration they look at, and with a traceback what they then raise; a
+    user's terminal is for the report."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 make a dead server a wait of 4 minutes
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def default_uri() -> str:

@@ -22,7 +22,7 @@ COSTS = {"cost/params": "params", "cost/active_params": "active", "cost/gflops_p
 
 @dataclass(frozen=True)
 class Column:
-    """A column in print: `kind` is arm, score or cost; one cell an arm. `bold`: the cell of an arm that beats all
+    """A column in print: `kind` is arm, score, test or cost; one cell an arm. `bold`: the cell of an arm that beats all
     others beyond noise."""
 
     head: str
@@ -88,7 +88,7 @@ def _baseline_columns(results: Results, head: str) -> list[Column]:
         columns[head].append(signed(_difference(against, arm)) if arm in against else same)
         columns["p (Holm)"].append(p_number(p))
         columns["g_z"].append(number(effect, sign=True, digits=2))
-    return [Column(name, "score", tuple(cells)) for name, cells in columns.items()]
+    return [Column(name, "test", tuple(cells)) for name, cells in columns.items()]
 
 
 def _cost_columns(results: Results, runs: dict[str, pd.DataFrame]) -> list[Column]:
@@ -123,8 +123,8 @@ def terminal(results: Results) -> str:
     """Two narrow tables, scores and costs, for a terminal."""
     found = columns(results)
     blocks = []
-    for kind in ("score", "cost"):
-        part = [column for column in found if column.kind in (kind, "arm")]
+    for kinds in (("arm", "score", "test"), ("arm", "cost")):
+        part = [column for column in found if column.kind in kinds]
         rows = [[c.head for c in part], *(list(cells) for cells in zip(*(c.cells for c in part), strict=True))]
         widths = [max(len(row[i]) for row in rows) for i in range(len(part))]
         lines = ["  ".join(_pad(cell, widths[i], i == 0) for i, cell in enumerate(row)).rstrip() for row in rows]

@@ -82,19 +82,27 @@ def judge(results: Results, claim: Claim) -> Verdict:
 
 def line(results: Results, verdict: Verdict) -> str:
     """A verdict with the numbers that say so, in a line of text."""
-    claim, checks = verdict.claim, verdict.checks
-    origin = ", ".join(part for part in (claim.source, f"trust: {claim.trust}") if part)
-    head = f"{claim.text} ({origin}): **{verdict.word}**"
+    head = f"{verdict.claim.text} ({origin(verdict.claim)}): **{verdict.word}**"
     if verdict.word == NOT_TESTED:
         return f"{head}: {verdict.why}."
     if verdict.word == INCONCLUSIVE:
         head += f" ({verdict.why})"
+    return f"{head}: {numbers(results, verdict)}"
+
+
+def origin(claim: Claim) -> str:
+    """Who makes a claim, where that isn't the paper, and how far that can be trusted."""
+    return ", ".join(part for part in (claim.source, f"trust: {claim.trust}") if part)
+
+
+def numbers(results: Results, verdict: Verdict) -> str:
+    """How many checks hold, the one that decides, and what could not be checked; of a verdict that has checks."""
+    claim, checks = verdict.claim, verdict.checks
     missing = [metric for metric in claim.metrics if metric not in {check.metric for check in checks}]
     untested = f" Not tested: {', '.join(missing)}." if missing else ""
     holding = sum(check.holds for check in checks)
     count = f"holds in {holding} of {len(checks)} checks; " if len(checks) > 1 else ""
-    shown = _telling(verdict)
-    return f"{head}: {count}{_numbers(results, shown)}.{untested}"
+    return f"{count}{_numbers(results, _telling(verdict))}.{untested}"
 
 
 def table(found: Sequence[Verdict]) -> pd.DataFrame:

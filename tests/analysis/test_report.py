@@ -14,7 +14,16 @@ from analysis.load import load
 from analysis.store import open_store
 from analysis.tables import latex, markdown
 
-FILES = {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv", "verdicts.csv", "samples.png"}
+FILES = {
+    "table.md",
+    "table.csv",
+    "table.tex",
+    "runs.csv",
+    "comparisons.csv",
+    "verdicts.csv",
+    "samples.png",
+    "report.html",
+}
 FIGURES = {f"{name}.{kind}" for name in ("figure", "curves", "cost", "noise") for kind in ("png", "pdf")}
 
 
@@ -171,7 +180,7 @@ def test_any_axis_can_be_drawn(fresh: tuple[str, Path], tmp_path: Path, x: str, 
         for seed in (0, 1):
             writer.run(name, seed, final(10.0 + number + seed), pictures=False)
     made = {path.name for path in report.write(load(open_store(fresh[0]), "another"), tmp_path / "out")}
-    tables = {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv"}
+    tables = {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv", "report.html"}
     assert made == tables | {f"{name}.{kind}" for name in ("figure", "cost") for kind in ("png", "pdf")}
 
 
