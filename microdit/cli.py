@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from microdit.data.cli import add_data_commands, with_show
 from microdit.errors import ConfigError, MicroditError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for an error of the user's, 130 when interrupted."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(with_show(sys.argv[1:] if argv is None else argv))
     try:
         arguments.command(arguments)
     except MicroditError as error:
@@ -65,12 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="numbers only, as JSON")
     evaluate.set_defaults(command=_evaluate)
 
-    data = commands.add_parser("data", help="look at a dataset: a contact sheet and its captions")
-    data.add_argument("config", type=Path, help="a complete configuration")
-    data.add_argument("--split", default="train", choices=("train", "val", "composition"))
-    data.add_argument("--count", type=int, default=24)
-    data.add_argument("--out", type=Path, default=Path("data.png"))
-    data.set_defaults(command=_data)
+    add_data_commands(commands)
 
     load = commands.add_parser("import", help="convert a checkpoint of the paper's released model")
     load.add_argument("checkpoint", type=Path, help=".safetensors or .pt, plain or nested under 'dit.'")
@@ -137,23 +133,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     else:
         values = evaluate_run(arguments.run, config)
     print(json.dumps(values, indent=1) if arguments.json else describe(values, config.evaluation))
-
-
-def _data(arguments: argparse.Namespace) -> None:
-    import numpy as np
-
-    from microdit.config import load_config
-    from microdit.data.base import build_dataset
-    from microdit.sampling import grid, save_png
-
-    dataset = build_dataset(load_config(arguments.config).data, arguments.split)
-    items = [dataset[i] for i in range(min(arguments.count, len(dataset)))]
-    save_png(grid(np.stack([item.image for item in items]), columns=6), arguments.out)
-    for number, item in enumerate(items):
-        print(f"{number:3d}  {item.caption}")
-    print(
-        f"{len(dataset)} images in split '{arguments.split}', fingerprint {dataset.fingerprint[:16]}: {arguments.out}"
-    )
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """`folder`: the user's own captioned images.
 
 Captions come from `metadata.jsonl` or `metadata.csv` at the top of the folder, in the Hugging Face `imagefolder`
-convention (`file_name`, `text` or `caption`, optionally `label`), or else from a `.txt` file beside each image.
+convention (`file_name`, `text` or `caption`, optionally `label` and `split`), or else from a `.txt` file beside each
+image.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ FOLDER_VERSION = 1
 class ImageFolder:
     """Captioned images below one folder, centre-cropped to a square and resized.
 
-    A file is held out for val where the hash of its name and the seed falls below `val_fraction`: the same image stays
-    on its side when others are added. Images of one split come in the order of their hashes.
+    A file is held out for val where the metadata's `split` says so. Without one, where the hash of its name and the
+    seed falls below `val_fraction`: the same image stays on its side when others are added. Images of one split come in
+    the order of their hashes.
 
     Raises:
         ConfigError: no path, or the split "composition", which photographs have not.
@@ -44,11 +46,12 @@ class ImageFolder:
         _check_images(self._root, sorted({entry.file for entry in entries}))
         self.classes = _classes(self._root, entries)
         limit = config.train_size if split == "train" else config.val_size
-        self._entries = _split(entries, split, config.seed, config.val_fraction)[:limit]
+        by_metadata = _held_out_by_metadata(self._root, entries)
+        self._entries = _split(entries, split, config.seed, config.val_fraction, by_metadata)[:limit]
         if not self._entries:
+            why = f"'data.val_fraction' is {config.val_fraction:g}" if by_metadata is None else "its metadata says so"
             raise DataError(
-                f"{self._root}: no image is left for the split '{split}': the folder has {len(entries)} and "
-                f"'data.val_fraction' is {config.val_fraction:g}"
+                f"{self._root}: no image is left for the split '{split}': the folder has {len(entries)} and {why}"
             )
 
     @cached_property
@@ -126,13 +129,33 @@ def _classes(root: Path, entries: list[Captioned]) -> tuple[str, ...]:
     raise DataError(f"{root}: some labels are numbers and some are names: {some(sorted(map(repr, labels)))}")
 
 
-def _split(entries: list[Captioned], split: str, seed: int, val_fraction: float) -> list[Captioned]:
+def _held_out_by_metadata(root: Path, entries: list[Captioned]) -> set[str] | None:
+    """The files that the metadata holds out; None where it leaves that to the hash."""
+    sides: dict[str, set[str | None]] = {}
+    for entry in entries:
+        sides.setdefault(entry.file, set()).add(entry.split)
+    if all(found == {None} for found in sides.values()):
+        return None
+    missing = [file for file, found in sides.items() if None in found]
+    if missing:
+        raise DataError(f"{root}: only some images have a 'split': it is missing for {some(missing)}")
+    both = [file for file, found in sides.items() if len(found) > 1]
+    if both:
+        raise DataError(f"{root}: {len(both)} images are in two splits: {some(both)}")
+    return {file for file, found in sides.items() if found == {"val"}}
+
+
+def _split(
+    entries: list[Captioned], split: str, seed: int, val_fraction: float, by_metadata: set[str] | None
+) -> list[Captioned]:
     rank = {
         file: int.from_bytes(hashlib.sha256(f"{seed}/{file}".encode()).digest()[:8], "big") / 2**64
         for file in {entry.file for entry in entries}
     }
-    held_out = {file for file, place in rank.items() if place < val_fraction}
-    if not held_out and len(rank) > 1:
+    held_out = by_metadata
+    if held_out is None:
+        held_out = {file for file, place in rank.items() if place < val_fraction}
+    if not held_out and by_metadata is None and len(rank) > 1:
         # A small folder may have no hash below the fraction; an empty val split would serve nobody.
         held_out = {min(rank, key=lambda file: rank[file])}
     chosen = [entry for entry in entries if (entry.file in held_out) == (split == "val")]

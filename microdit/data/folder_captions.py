@@ -15,6 +15,7 @@ from microdit.errors import DataError, nearest
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 CAPTION_COLUMNS = ("text", "caption")
 FILE_COLUMN = "file_name"
+SPLIT_NAMES = ("train", "val")
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
@@ -25,6 +26,8 @@ class Captioned:
     file: str
     caption: str
     label: int | str | None
+    split: str | None = None
+    """The side that the metadata puts it on, None where it says nothing."""
 
 
 def some(names: Sequence[str], most: int = 3) -> str:
@@ -78,7 +81,8 @@ def _from_metadata(root: Path, metadata: Path, images: list[str]) -> list[Captio
         if not isinstance(caption, str):
             raise DataError(f"{metadata}, line {line}: the caption must be text, got {caption!r}")
         if _tidy(caption):
-            entries.append(Captioned(file, _tidy(caption), _label(row.get("label"), metadata, line)))
+            label, split = _label(row.get("label"), metadata, line), _split(row.get("split"), metadata, line)
+            entries.append(Captioned(file, _tidy(caption), label, split))
         else:
             missing.append(f"{file} (line {line})")
     if missing:
@@ -122,7 +126,7 @@ def _require_columns(columns: list[str], where: str) -> None:
     if FILE_COLUMN not in columns:
         raise DataError(f"{where}: '{FILE_COLUMN}' is missing{_hint(FILE_COLUMN, columns)}")
     if not set(CAPTION_COLUMNS) & set(columns):
-        others = [column for column in columns if column not in (FILE_COLUMN, "label")]
+        others = [column for column in columns if column not in (FILE_COLUMN, "label", "split")]
         raise DataError(f"{where}: neither 'text' nor 'caption' is there{_hint('text', others)}")
 
 
@@ -151,6 +155,14 @@ def _label(value: Any, metadata: Path, line: int) -> int | str | None:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     raise DataError(f"{metadata}, line {line}: 'label' must be a name or a number from 0 up, got {value!r}")
+
+
+def _split(value: Any, metadata: Path, line: int) -> str | None:
+    if value is None or value == "":
+        return None
+    if value not in SPLIT_NAMES:
+        raise DataError(f"{metadata}, line {line}: 'split' is {value!r}; {nearest(value, SPLIT_NAMES)}")
+    return str(value)
 
 
 def _read_utf8(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -323,3 +324,38 @@ def test_a_split_without_images_says_so(tmp_path: Path) -> None:
     assert len(load(root)) == 1
     with pytest.raises(DataError, match=r"no image is left for the split 'val': the folder has 1 "):
         load(root, "val")
+
+
+# ---- splits that the metadata decides ----
+
+
+def test_the_metadata_may_decide_the_split(tmp_path: Path) -> None:
+    rows = [{"file_name": f"{k}.png", "text": f"picture {k}", "split": "val" if k < 4 else "train"} for k in range(12)]
+    root = json_folder(tmp_path, rows)
+    for fraction in (0.1, 0.9):
+        assert sorted(captions(load(root, "val", val_fraction=fraction))) == [f"picture {k}" for k in range(4)]
+        assert len(load(root, val_fraction=fraction)) == 8
+    (tmp_path / "metadata.jsonl").unlink()
+    lines = "".join(f"{k}.png,picture {k},{'val' if k == 7 else 'train'}\n" for k in range(12))
+    (tmp_path / "metadata.csv").write_text("file_name,text,split\n" + lines)
+    assert captions(load(root, "val")) == ["picture 7"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        (["train", "vall"], "line 2: 'split' is 'vall'; did you mean 'val'?"),
+        (["val", None], "only some images have a 'split': it is missing for 1.png"),
+        (["train", "train"], "no image is left for the split 'val': the folder has 2 and its metadata says so"),
+    ],
+)
+def test_a_wrong_split_is_said(tmp_path: Path, splits: list[str | None], message: str) -> None:
+    rows = [{"file_name": f"{k}.png", "text": "one", "split": split} for k, split in enumerate(splits)]
+    with pytest.raises(DataError, match=re.escape(message)):
+        load(json_folder(tmp_path, rows), "val")
+
+
+def test_two_captions_of_one_image_in_two_splits_are_refused(tmp_path: Path) -> None:
+    rows = [{"file_name": "0.png", "text": "one", "split": split} for split in ("train", "val")]
+    with pytest.raises(DataError, match=r"1 images are in two splits: 0\.png"):
+        load(json_folder(tmp_path, rows))

@@ -1,0 +1,181 @@
+"""Downloads images with img2dataset, which lives in an environment of its own.
+
+It asks for pandas below 3, albumentations and wandb, none of which this project's environment can or should hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from microdit.data.cifar.settings import Fetch
+from microdit.errors import DataError
+from microdit.files import write_text
+
+REQUIREMENT = "img2dataset>=1.45,<2"
+LOG, PROCESS = "img2dataset.log", "process.json"
+READY = ".ready"
+POLL_SECONDS, REPORT_SECONDS, GRACE_SECONDS = 0.2, 15.0, 5.0
+VERSION = "from importlib.metadata import version; import img2dataset; print(version('img2dataset'))"
+
+
+def find_python(given: Path | None, cache: Path) -> tuple[Path, str]:
+    """A Python that has img2dataset, and its version: the given one, or one of an environment made once in `cache`.
+
+    Raises DataError where the given Python lacks it or it can't be installed.
+    """
+    if given is not None:
+        # Not resolved: a virtual environment's python is a link, and only by its own name does it find its packages.
+        python = given.expanduser().absolute()
+        found = _version(python)
+        if found is None:
+            raise DataError(
+                f"--img2dataset {given}: that Python can't import img2dataset; install it there "
+                f"('{given} -m pip install img2dataset'), or leave the option out to have an environment made"
+            )
+        return python, found
+    home = cache.expanduser().absolute() / "img2dataset"
+    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not ((home / READY).is_file() and _version(python)):
+        _install(home, python)
+    found = _version(python)
+    if found is None:
+        raise DataError(f"img2dataset was installed in {home} but can't be imported there; remove that folder")
+    return python, found
+
+
+def run(python: Path, urls: Path, folder: Path, fetch: Fetch) -> None:
+    """Fetches what is not there yet: complete shards below `folder` stay. Raises DataError if img2dataset fails."""
+    shards, log, noted = folder / "shards", folder / LOG, folder / PROCESS
+    shards.mkdir(parents=True, exist_ok=True)
+    _end_left_over(noted)
+    # Shards of urls that a killed process left; the tool would read them with its own.
+    shutil.rmtree(shards / "_tmp", ignore_errors=True)
+    line = [str(python), "-m", "img2dataset.main", *_options(urls, shards, fetch)]
+    with log.open("ab") as stream:
+        # A session of its own, so that an interruption ends its worker processes too and not just the first.
+        process = subprocess.Popen(
+            line, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            write_text(noted, json.dumps(_who(process.pid)))
+            _watch(process, shards)
+        finally:
+            _end(process.pid)
+            process.wait()
+            noted.unlink(missing_ok=True)
+    if process.returncode != 0:
+        raise DataError(f"img2dataset ended with code {process.returncode}: {_last_line(log)} (all of it: {log})")
+
+
+def _options(urls: Path, shards: Path, fetch: Fetch) -> list[str]:
+    options = {
+        "url_list": urls,
+        "input_format": "parquet",
+        "url_col": "url",
+        "output_folder": shards,
+        "output_format": "files",
+        "resize_mode": "center_crop",
+        "image_size": fetch.image_size,
+        "min_image_size": fetch.min_size,
+        "timeout": fetch.timeout,
+        "retries": fetch.retries,
+        "processes_count": fetch.processes,
+        "thread_count": fetch.threads,
+        "number_sample_per_shard": fetch.shard_size,
+        "incremental_mode": "incremental",
+        "extract_exif": False,
+        "enable_wandb": False,
+    }
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def _watch(process: subprocess.Popen[bytes], shards: Path) -> None:
+    reported = time.monotonic()
+    while process.poll() is None:
+        time.sleep(POLL_SECONDS)
+        if time.monotonic() - reported >= REPORT_SECONDS:
+            reported = time.monotonic()
+            tried, got = progress(shards)
+            print(f"{tried:,} urls tried, {got:,} images", file=sys.stderr)
+
+
+def progress(shards: Path) -> tuple[int, int]:
+    """Urls tried and images got in the complete shards."""
+    stats = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(shards.glob("*_stats.json"))]
+    return sum(one["count"] for one in stats), sum(one["successes"] for one in stats)
+
+
+def _who(pid: int) -> dict[str, float]:
+    """A process so that a later one of the same number is told from it."""
+    try:
+        return {"pid": pid, "created": psutil.Process(pid).create_time()}
+    except psutil.Error:
+        return {"pid": pid, "created": 0.0}
+
+
+def _end_left_over(noted: Path) -> None:
+    """Ends the img2dataset of an earlier call that was killed itself: two of them would write the same files."""
+    if not noted.is_file():
+        return
+    there = json.loads(noted.read_text(encoding="utf-8"))
+    if psutil.pid_exists(there["pid"]) and _who(there["pid"]) == there:
+        _end(there["pid"])
+    noted.unlink()
+
+
+def _end(pid: int) -> None:
+    """Ends a process and all that it started, if they still run."""
+    try:
+        first = psutil.Process(pid)
+        family = [first, *first.children(recursive=True)]
+    except psutil.Error:
+        return
+    for process in family:
+        with suppress(psutil.Error):
+            process.terminate()
+    _, alive = psutil.wait_procs(family, GRACE_SECONDS)
+    for process in alive:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, GRACE_SECONDS)
+
+
+def _install(home: Path, python: Path) -> None:
+    print(f"installing img2dataset into an environment of its own, once: {home}", file=sys.stderr)
+    shutil.rmtree(home, ignore_errors=True)
+    _must([sys.executable, "-m", "venv", str(home)], home)
+    _must([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", REQUIREMENT], home)
+    write_text(home / READY, REQUIREMENT + "\n")
+
+
+def _must(line: Sequence[str], home: Path) -> None:
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().split("\n")[-1]
+        raise DataError(
+            f"img2dataset can't be installed into {home}: {said}. Give a Python that has it with --img2dataset PATH, "
+            "or stop at the selection with --select-only"
+        )
+
+
+def _version(python: Path) -> str | None:
+    try:
+        done = subprocess.run([str(python), "-c", VERSION], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")
+    return lines[-1] or "it said nothing"
