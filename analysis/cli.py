@@ -26,7 +26,7 @@ Reads the newest launch of STUDY (at that scale, else at any) from MLflow and wr
   cost.png .pdf                  the primary metric against training FLOPs and time
   noise.png .pdf                 validation loss against the baseline's, by noise level
   search_*.png .pdf              of a search: history, parallel coordinates, importances
-  samples.png                    the same prompts drawn by every arm
+  samples.png .pdf               the same prompts drawn by every arm
 It logs them onto the launch too, where microdit-sweep ui shows them.
 
   scale=NAME         smoke | demo | gpu | paper
