@@ -57,7 +57,7 @@ class Across:
         if not self.names and len(self.values) > TICKS:
             return
         room = self.gap() * CHARACTERS / max(self.panels, 1.5) * 0.75
-        labels = [_wrap(name, int(room)) for name in self.names] or self._numbers()
+        labels = [wrap(name, int(room)) for name in self.names] or self._numbers()
         if max(len(line) for label in labels for line in label.split("\n")) <= room:
             axis.set_xticks(self.values, labels)
             return
@@ -81,7 +81,7 @@ class Across:
         return min(((b - a) / (at[-1] - at[0]) for a, b in itertools.pairwise(at)), default=1.0)
 
 
-def _wrap(name: str, width: int) -> str:
+def wrap(name: str, width: int) -> str:
     """Broken into lines after its underscores."""
     lines = [""]
     for part in re.findall(r"[^_]+_?|_", name):

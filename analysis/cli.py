@@ -27,7 +27,7 @@ Reads the newest launch of STUDY (at that scale, else at any) from MLflow and wr
   cost.png .pdf                  the primary metric against training FLOPs and time
   noise.png .pdf                 validation loss against the baseline's, by noise level
   search_*.png .pdf              of a search: history, parallel coordinates, importances
-  samples.png                    the same prompts drawn by every arm
+  samples.png .pdf               the same prompts drawn by every arm
   report.html                    all of it on one page that needs nothing beside it
 It logs them onto the launch too, where microdit-sweep ui shows them. "all" does so for every study of the store, and
 writes results/report.html over them all; a study without a finished run is listed there with the reason.

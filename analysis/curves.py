@@ -75,7 +75,7 @@ def _draw(axis: Axes, table: pd.DataFrame, style: Style, offset: float) -> Any:
     mean = table.mean(axis=1)
     if len(table.columns) > 1:
         low, high = table.min(axis=1), table.max(axis=1)
-        axis.fill_between(table.index, low, high, color=style.colour, alpha=0.22, linewidth=0)
+        axis.fill_between(table.index, low, high, color=style.colour, alpha=0.18, linewidth=0)
     every = max(1, len(table) // MARKS)
     marks = slice(int(offset * every), None, every)  # not all lines at the same steps
     (line,) = axis.plot(

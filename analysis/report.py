@@ -19,6 +19,7 @@ from analysis.figures import score_figure
 from analysis.levels import noise_figure
 from analysis.load import Results, Study
 from analysis.samples import sample_figure
+from analysis.search import search_figures
 from analysis.sections import PAGE
 from analysis.store import masked
 from analysis.tables import latex, markdown, runs_csv, summary
@@ -27,7 +28,14 @@ from analysis.webpage import study_page
 
 FIGURES = {"figure": score_figure, "curves": curve_figure, "cost": cost_figure, "noise": noise_figure}
 KINDS: Mapping[str, Mapping[str, None]] = {"png": {}, "pdf": {"CreationDate": None}}  # same runs, same bytes
-OPTIONAL = (*(f"{name}.{kind}" for name in FIGURES for kind in KINDS), "samples.png", "verdicts.csv")
+SEARCHES = ("search_history", "search_parallel", "search_importances")
+OPTIONAL = (
+    *(f"{name}.{kind}" for name in (*FIGURES, *SEARCHES) for kind in KINDS),
+    "samples.png",
+    "samples.pdf",
+    "verdicts.csv",
+)
+LARGE = 3_000_000  # bytes: above that the pictures are left out of a PDF
 NOTE_LIMIT = 8000  # characters of a tag that every MLflow store takes
 
 
@@ -48,11 +56,11 @@ def study_folder(out: Path, study: Study) -> Path:
 
 
 def write(results: Results, folder: Path, store: str = "") -> list[Path]:
-    """Writes table.md, .csv, .tex, runs, comparisons and verdicts (.csv), figure, curves (.png, .pdf), samples.png and
-    report.html, which names `store` as its source.
+    """Writes table.md, .csv, .tex, runs, comparisons and verdicts (.csv), the figures (.png, .pdf) and report.html, which
+    names `store` as its source.
 
     All are made before the first is put in place, and each is put there by a rename; a file of the user's own that lies
-    in `folder` stays. Curves and samples are left out, and older ones removed, where no run has logged any.
+    in `folder` stays. A figure is left out, and an older one removed, where no run has what it shows.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".report.", dir=folder))
@@ -82,14 +90,17 @@ def _make(results: Results, folder: Path) -> None:
     found = verdicts(results)
     if found:
         table(found).to_csv(folder / "verdicts.csv", index=False)
-    for name, draw in FIGURES.items():
-        figure = draw(results)
+    figures = {name: draw(results) for name, draw in FIGURES.items()}
+    for name, figure in (figures | search_figures(results)).items():
         if figure is not None:
             for kind, metadata in KINDS.items():
                 figure.savefig(folder / f"{name}.{kind}", dpi=canvas.DPI, metadata=dict(metadata))
     samples = sample_figure(results)
     if samples is not None:
-        samples.savefig(folder / "samples.png", dpi=200)
+        samples.savefig(folder / "samples.png", dpi=canvas.DPI)
+        samples.savefig(folder / "samples.pdf", dpi=canvas.DPI, metadata=dict(KINDS["pdf"]))
+        if (folder / "samples.pdf").stat().st_size > LARGE:
+            (folder / "samples.pdf").unlink()
 
 
 def page(results: Results) -> str:

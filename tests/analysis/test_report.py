@@ -14,17 +14,8 @@ from analysis.load import load
 from analysis.store import open_store
 from analysis.tables import latex, markdown
 
-FILES = {
-    "table.md",
-    "table.csv",
-    "table.tex",
-    "runs.csv",
-    "comparisons.csv",
-    "verdicts.csv",
-    "samples.png",
-    "report.html",
-}
-FIGURES = {f"{name}.{kind}" for name in ("figure", "curves", "cost", "noise") for kind in ("png", "pdf")}
+FILES = {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv", "verdicts.csv", "report.html"}
+FIGURES = {f"{name}.{kind}" for name in ("figure", "curves", "cost", "noise", "samples") for kind in ("png", "pdf")}
 
 
 @pytest.fixture(scope="module")
