@@ -77,19 +77,24 @@ def caption(results: Results, name: str) -> str:
     return text.format(x=names.setting(axis) if axis else "the arms", rest=rest or "its trials")
 
 
-@lru_cache(maxsize=256)
 def inline(path: Path, width: int) -> str:
     """A PNG file as a data: URI: drawings as PNG of few colours, samples as WebP."""
-    with Image.open(path) as opened:
+    return _encoded(path.read_bytes(), width, path.stem == SAMPLES)
+
+
+@lru_cache(maxsize=64)
+def _encoded(data: bytes, width: int, photograph: bool) -> str:
+    """By contents: a study's own page and the page of all studies show the same pictures from different places."""
+    with Image.open(io.BytesIO(data)) as opened:
         picture = opened.convert("RGB").resize(_fit(opened.size, width), Image.Resampling.LANCZOS)
-    stream, kind = io.BytesIO(), "png"
-    if path.stem == SAMPLES:
-        kind = "webp"
+    stream = io.BytesIO()
+    if photograph:
         picture.save(stream, "WEBP", quality=QUALITY, method=5)
     else:
         # Median cut gives a page of white most of the colours, and thin lines whatever is left: another colour.
         few = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
         few.save(stream, "PNG", optimize=True)
+    kind = "webp" if photograph else "png"
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
 

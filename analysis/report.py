@@ -21,7 +21,7 @@ from analysis.load import Results, Study
 from analysis.samples import sample_figure
 from analysis.search import search_figures
 from analysis.sections import PAGE
-from analysis.store import masked
+from analysis.store import brief
 from analysis.tables import latex, markdown, runs_csv, summary
 from analysis.verdict import table, verdicts
 from analysis.webpage import study_page
@@ -124,6 +124,5 @@ def publish(results: Results, paths: list[Path]) -> str:
         for path in paths:
             results.client.log_artifact(results.study.parent, str(path), "report")
     except Exception as error:  # a read-only file, a server that refuses: the report itself is written
-        words = masked(" ".join(str(error).split()).partition(" [SQL:")[0])  # what follows is the whole report again
-        return words[:200] or type(error).__name__
+        return brief(error)
     return ""

@@ -21,6 +21,12 @@ def masked(text: str) -> str:
     return PASSWORD.sub(r"\1:***@", text)
 
 
+def brief(error: Exception) -> str:
+    """What an error of a store says, in a line without passwords, SQL and what a statement was to write."""
+    words = masked(" ".join(str(error).split()).partition(" [SQL:")[0])
+    return words[:200] or type(error).__name__
+
+
 def quiet() -> None:
     """MLflow and its database layer log every migration they look at, and with a traceback what they then raise; a
     user's terminal is for the report."""
@@ -65,6 +71,7 @@ def open_store(uri: str) -> Any:
             client = mlflow.MlflowClient(uri)
             client.search_experiments(max_results=1)
     except Exception as error:
-        words = masked(" ".join(str(error).split()))[:200]
-        raise ReportError(f"tracking_uri={masked(uri)} can't be opened: {words}") from None
+        # Of sqlite's journals one, WAL, needs a file beside the store even to read.
+        hint = "; a copy of it in a folder that can be written will do" if file and "readonly" in str(error) else ""
+        raise ReportError(f"tracking_uri={masked(uri)} can't be opened: {brief(error)}{hint}") from None
     return client
