@@ -17,6 +17,7 @@ def add_data_commands(commands: Any) -> None:
     kinds = data.add_subparsers(required=True, metavar="CONFIG | cifar-captions | cifar10")
     _add_show(kinds)
     _add_cifar_captions(kinds)
+    _add_cifar10(kinds)
 
 
 def with_show(argv: Sequence[str]) -> list[str]:
@@ -69,6 +70,15 @@ def _add_cifar_captions(kinds: Any) -> None:
     for field in dataclasses.fields(Fetch):
         _add_setting(fetch, field, int)
     made.set_defaults(command=_cifar_captions)
+
+
+def _add_cifar10(kinds: Any) -> None:
+    made = kinds.add_parser("cifar10", help="CIFAR-10 as a folder of images with captions from templates")
+    made.add_argument("--root", type=Path, required=True, help="folder of cifar-10-batches-py, as torchvision keeps it")
+    made.add_argument("--download", action="store_true", help="fetch or unpack it there first, by torchvision")
+    made.add_argument("--out", type=Path, required=True, help="new folder for images and metadata.jsonl")
+    made.add_argument("--seed", type=int, default=0, help="draws the captions (default 0)")
+    made.set_defaults(command=_cifar10)
 
 
 def _add_setting(group: Any, field: dataclasses.Field[Any], kind: Callable[[str], Any]) -> None:
@@ -125,3 +135,11 @@ def _cifar_captions(arguments: argparse.Namespace) -> None:
         print(f"{count:12,d}  failed: {why}")
     print(f"{report['succeeded']:12,d}  images of {report['urls']:,} urls: {arguments.out / IMAGES}")
     print(f"train on them with: microdit-sweep train data=folder data.path={arguments.out / IMAGES}")
+
+
+def _cifar10(arguments: argparse.Namespace) -> None:
+    from microdit.data.cifar10 import write_cifar10
+
+    counts = write_cifar10(arguments.root, arguments.out, arguments.seed, arguments.download)
+    print(f"{counts['train']:,} images for train, {counts['val']:,} for val: {arguments.out}")
+    print(f"train on them with: microdit-sweep train data=folder data.path={arguments.out} data.resolution=32")
