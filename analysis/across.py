@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DECADES = 20  # a range of this factor or more is drawn on a logarithmic axis
 TICKS = 9  # values that get a tick each
 CHARACTERS = 105  # that fit side by side below the panels of a page
+NEAR = 0.06  # of the axis between two values: less leaves no room for their numbers, even slanted
 LONGEST = 18  # characters of a slanted name
 
 
@@ -49,13 +50,13 @@ class Across:
         """Ticks at the values, with their names or numbers, slanted and shortened where they would touch."""
         if self.log:
             axis.set_xscale("log")
-            axis.minorticks_off()
         if self.names:
             axis.set_xlim(-0.5, len(self.names) - 0.5)
         else:
             axis.margins(x=0.14)
-        if not self.names and len(self.values) > TICKS:
+        if not self.names and (len(self.values) > TICKS or self.gap() < NEAR):
             return
+        axis.minorticks_off()
         room = self.gap() * CHARACTERS / max(self.panels, 1.5) * 0.75
         labels = [wrap(name, int(room)) for name in self.names] or self._numbers()
         if max(len(line) for label in labels for line in label.split("\n")) <= room:

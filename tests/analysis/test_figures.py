@@ -276,6 +276,20 @@ def test_no_words_of_a_figure_cover_each_other(count: int) -> None:
     assert all(words.y0 >= axis.title.get_window_extent().y1 for axis in figure.axes)
 
 
+@pytest.mark.parametrize("values", [(0.0033, 0.0034, 0.0042, 0.137, 0.976), (1.0, 1.01, 2.0), (0.0, 0.5, 0.51)])
+def test_numbers_of_values_close_together_cover_nothing(values: tuple[float, ...]) -> None:
+    arms: dict[str, dict[str, Any]] = {f"a{i}": {"k": value} for i, value in enumerate(values)}
+    found = results("another", arms, lambda s: s["k"], seeds=1, x="k", metrics=["clip_fd"])
+    found = dataclasses.replace(found, frame=found.frame.assign(**{"tag.samples": "64"}))
+    figure = score_figure(dataclasses.replace(found, study=dataclasses.replace(found.study, x="k")))
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    inside = [t for t in axis.get_xticklabels() if t.get_text() and axis.bbox.x0 <= t.get_window_extent().x1]
+    boxes = [text.get_window_extent() for text in inside]
+    assert len(boxes) > 1
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 @given(st.floats(1e-3, 1e3), st.floats(1.6, 300))
 def test_log_ticks_are_few_and_within_bounds(low: float, factor: float) -> None:
     ticks = canvas.log_ticks(low, low * factor)
