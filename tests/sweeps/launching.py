@@ -59,13 +59,13 @@ def opened(folder: Path) -> Queue:
 
 def wait_for_checkpoints(folder: Path, count: int, after: int = 0) -> None:
     """Returns when `count` trials have a checkpoint of a step behind `after`."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         found = folder.glob("runs/mine/smoke/*/checkpoints/step_*/state.json")
         if len({path.parents[2] for path in found if int(path.parent.name.removeprefix("step_")) > after}) >= count:
             return
         time.sleep(0.05)
-    raise AssertionError("no checkpoint in two minutes")
+    raise AssertionError("no checkpoint in ten minutes")
 
 
 def table(folder: Path) -> dict[str, dict[str, float]]:

@@ -78,7 +78,7 @@ def later(act: Callable[[], None], after: int = 0) -> threading.Thread:
     """Acts once a checkpoint of a step behind `after` lies there."""
 
     def watch() -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             if any(int(path.parent.name.removeprefix("step_")) > after for path in checkpoints()):
                 act()

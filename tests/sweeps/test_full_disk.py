@@ -51,7 +51,7 @@ def test_a_full_disk_is_told_in_a_sentence_and_loses_nothing(small_disk: Path, t
     launcher = start(struck, cache_dir, settings)
     wait_for_checkpoints(struck, 1)
     filler = fill(small_disk)
-    code = launcher.wait(timeout=300)
+    code = launcher.wait(timeout=600)
     said = (struck / "said.txt").read_text()
     print(said)
     assert code in (1, 2)
@@ -63,11 +63,11 @@ def test_a_full_disk_is_told_in_a_sentence_and_loses_nothing(small_disk: Path, t
         load_file(path)
 
     second = start(struck, cache_dir, settings, said="still_full.txt")
-    assert second.wait(timeout=300) in (1, 2)
+    assert second.wait(timeout=600) in (1, 2)
     assert "Traceback" not in (struck / "still_full.txt").read_text()
 
     filler.unlink()
-    assert start(struck, cache_dir, settings, said="room.txt").wait(timeout=300) == 0, (struck / "room.txt").read_text()
-    assert start(calm, cache_dir, settings).wait(timeout=300) == 0
+    assert start(struck, cache_dir, settings, said="room.txt").wait(timeout=600) == 0, (struck / "room.txt").read_text()
+    assert start(calm, cache_dir, settings).wait(timeout=600) == 0
     assert table(struck) == table(calm)
     assert len(table(calm)) == 2

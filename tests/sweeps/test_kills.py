@@ -34,7 +34,7 @@ def survive(folder: Path, cache: Path, kills: int, seed: int) -> list[str]:
     """Launches again and again until all is done; `kills` strikes fall while trials run. Returns what struck."""
     draw = random.Random(seed)
     struck: list[str] = []
-    deadline = time.monotonic() + 120 + 60 * kills
+    deadline = time.monotonic() + 600 + 60 * kills
     while time.monotonic() < deadline:
         launcher = start(folder, cache)
         while launcher.poll() is None and len(struck) < kills:
@@ -44,7 +44,7 @@ def survive(folder: Path, cache: Path, kills: int, seed: int) -> list[str]:
             time.sleep(draw.uniform(2.0, 9.0))  # a worker takes some seconds to import torch
             if launcher.poll() is None:
                 struck.append(strike(launcher, draw))
-        code = launcher.wait(timeout=240)
+        code = launcher.wait(timeout=600)
         if code == 0:
             return struck
     raise AssertionError((folder / "said.txt").read_text()[-3000:])

@@ -24,7 +24,7 @@ def test_the_same_command_twice_at_once_runs_each_trial_once(tmp_path: Path) -> 
     """Nothing is there before: the two also race for the cache, both databases, the experiment and the queue."""
     names = ("one", "two")
     launches = [start(tmp_path, tmp_path / "cache", UNSCORED, workers=1, said=f"{name}.txt") for name in names]
-    codes = [launch.wait(timeout=300) for launch in launches]
+    codes = [launch.wait(timeout=600) for launch in launches]
     said = [(tmp_path / f"{name}.txt").read_text() for name in names]
     assert codes == [0, 0], "\n".join(said)
     tries = opened(tmp_path).tries()
@@ -58,12 +58,12 @@ def test_trials_of_a_machine_that_vanished_are_finished_elsewhere(tmp_path: Path
     for attempt in held:
         queue.note(attempt._trial_id, **{WORKER: f"elsewhere/{attempt.user_attrs[WORKER].partition('/')[2]}"})
 
-    assert start(struck, cache_dir, settings, said="again.txt").wait(timeout=300) == 0
+    assert start(struck, cache_dir, settings, said="again.txt").wait(timeout=600) == 0
     said = (struck / "again.txt").read_text()
     assert "0 to run, 2 in other workers" in said
     assert time.monotonic() - silent > GRACE - BEAT, "not before they had been silent for long enough"
     assert [t.user_attrs["tries"] for t in opened(struck).latest().values()] == [2, 2]
 
-    assert start(calm, cache_dir, settings).wait(timeout=300) == 0
+    assert start(calm, cache_dir, settings).wait(timeout=600) == 0
     assert table(struck) == table(calm)
     assert len(table(calm)) == 2

@@ -21,7 +21,7 @@ def test_a_queue_that_is_locked_for_over_a_minute_costs_no_trial(tmp_path: Path,
         other.execute("BEGIN EXCLUSIVE")
         time.sleep(GRACE + 10)
         other.execute("ROLLBACK")
-    code, said = launcher.wait(timeout=300), (tmp_path / "said.txt").read_text()
+    code, said = launcher.wait(timeout=600), (tmp_path / "said.txt").read_text()
     assert code == 0, said
     assert "Traceback" not in said
     tries = opened(tmp_path).tries()

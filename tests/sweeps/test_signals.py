@@ -18,7 +18,7 @@ LONGER = UNSCORED.replace("steps=150", "steps=600").replace("checkpoint_every=10
 
 def ask_one_to_leave(folder: Path, number: int) -> str:
     """Signals a worker in the middle of a trial, and returns the trial's name once that process has ended."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         if any(folder.glob("runs/mine/smoke/*/log.txt")):
             for attempt in opened(folder).tries(TrialState.RUNNING):
@@ -28,7 +28,7 @@ def ask_one_to_leave(folder: Path, number: int) -> str:
                     worker.wait(timeout=30)
                     return str(attempt.user_attrs["name"])
         time.sleep(0.5)
-    raise AssertionError("no trial has begun in two minutes")
+    raise AssertionError("no trial has begun in ten minutes")
 
 
 @pytest.mark.slow
@@ -47,11 +47,11 @@ def test_a_worker_that_is_asked_to_leave_keeps_a_checkpoint_and_the_sweep_goes_o
         assert kept, "no checkpoint is due on the way, so the stop has kept it"
         assert 0 < kept[-1] < 600
         assert launcher.poll() is None
-    assert launcher.wait(timeout=300) == 0, (struck / "said.txt").read_text()
+    assert launcher.wait(timeout=600) == 0, (struck / "said.txt").read_text()
     ended = opened(struck).tries(TrialState.FAIL)
     assert sorted(t.user_attrs["name"] for t in ended) == sorted(left)
     assert {t.user_attrs["error"] for t in ended} == {"interrupted"}
 
-    assert start(calm, cache_dir, f"{LONGER} seeds=[0]").wait(timeout=300) == 0
+    assert start(calm, cache_dir, f"{LONGER} seeds=[0]").wait(timeout=600) == 0
     assert table(struck) == table(calm)
     assert len(table(calm)["a/seed0"]) > 600 / 5, "the whole curve is compared"
