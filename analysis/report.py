@@ -56,8 +56,8 @@ def study_folder(out: Path, study: Study) -> Path:
 
 
 def write(results: Results, folder: Path, store: str = "") -> list[Path]:
-    """Writes table.md, .csv, .tex, runs, comparisons and verdicts (.csv), the figures (.png, .pdf) and report.html, which
-    names `store` as its source.
+    """Writes table.md, .csv, .tex, runs, comparisons and verdicts (.csv), the figures (.png, .pdf) and report.html,
+    which names `store` as its source.
 
     All are made before the first is put in place, and each is put there by a rename; a file of the user's own that lies
     in `folder` stays. A figure is left out, and an older one removed, where no run has what it shows.

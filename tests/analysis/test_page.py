@@ -166,7 +166,7 @@ def test_a_study_has_all_that_a_reader_needs(page: Page) -> None:
     ):
         assert words in study, words
     alts = [image["alt"] for image in page.of("img")]
-    assert len(alts) == 4, "a figure each, and the samples of one"
+    assert len(alts) == 7, "scores and costs of each, and the samples of one"
     assert all(len(alt) > 40 for alt in alts)
     assert "deferred_75 14.1 ± 2.5" in alts[0]
 
