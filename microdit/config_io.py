@@ -152,6 +152,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def assign(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets dotted `key` of a nested mapping in place; everything above its leaf must exist."""
+    *parents, leaf = key.split(".")
+    node = values
+    for parent in parents:
+        node = node[parent]
+    node[leaf] = value
+
+
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """Reads one YAML mapping; raises ConfigError for a missing file, bad YAML or a duplicate key, naming the line."""
     path = Path(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 from microdit.budget import training_flops
 from microdit.config import Config, config_from_mapping
+from microdit.config_io import assign
 from microdit.errors import ConfigError
 from microdit.model import cost
 from sweeps.pace import training_seconds
@@ -53,7 +54,7 @@ def solve(
     def at(number: int) -> dict[str, Any]:
         values = copy.deepcopy(dict(mapping))
         for key in keys:
-            _set(values, key, number if whole else number / STEP)
+            assign(values, key, number if whole else number / STEP)
         return values
 
     def amount(number: int) -> float:
@@ -89,11 +90,3 @@ def _get(mapping: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         node = node[part]
     return node
-
-
-def _set(mapping: dict[str, Any], key: str, value: Any) -> None:
-    *parents, leaf = key.split(".")
-    node: Any = mapping
-    for part in parents:
-        node = node[part]
-    node[leaf] = value

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from microdit.config import Config, config_from_mapping, trial_key
-from microdit.config_io import to_mapping
+from microdit.config_io import assign, to_mapping
 from microdit.errors import ConfigError
 from sweeps.trials import Trial
 
@@ -109,10 +109,6 @@ def searched(trial: Trial, values: Mapping[str, Any], order: WorkOrder) -> Trial
     """A trial of a search: its base configuration with the suggested values laid over it, checked like any other."""
     mapping = to_mapping(trial.config)
     for key, value in values.items():
-        *parents, leaf = key.split(".")
-        node = mapping
-        for parent in parents:
-            node = node[parent]
-        node[leaf] = value
+        assign(mapping, key, value)
     config: Config = config_from_mapping(mapping, f"{order.source}, {trial.name} with {dict(values)}")
     return dataclasses.replace(trial, config=config, key=trial_key(config), params=dict(values))

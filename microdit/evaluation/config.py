@@ -34,9 +34,7 @@ class EvalConfig:
     kid_subsets: int = 50  # KID averages over this many random subsets
     kid_subset_size: int = 128  # images per subset; clipped to the smaller of the two sets
     seed: int = 0  # draws the noise of the scored images and the subsets of KID
-    noises: int = (
-        1  # times that the pictures are drawn and scored, each from other noise; the first is `final/<metric>`
-    )
+    noises: int = 1  # times that the pictures are drawn and scored, from other noise each; the first is `final/...`
     guidance: float | None = None  # classifier-free guidance of the scored images; null: the sampler's own
     p_mean: float | None = None  # noise levels of the validation loss: ln(sigma) ~ N(p_mean, p_std^2);
     p_std: float | None = None  # null: those of training
