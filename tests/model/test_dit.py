@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from small import inputs, randomise
 
 from microdit.model import DiT, DiTConfig, MaskingConfig, plan_from_keep
 from microdit.model.feed_forward import FeedForwardConfig
@@ -27,20 +28,7 @@ METHODS = {
 def build(method: str, trained: bool = True, **changes) -> DiT:
     """A small network; `trained` replaces the zeros it starts from, so that every part has a say."""
     net = DiT(dataclasses.replace(BASE, masking=METHODS[method], **changes), seed=3)
-    if trained:
-        for name, parameter in net.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator(0, name))
-            parameter.data = 1 + 0.1 * noise if "norm" in name else 0.1 * noise
-    return net.eval()
-
-
-def inputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    draw = generator(0, "inputs")
-    return (
-        torch.randn(batch, 4, 8, 8, generator=draw),
-        torch.randn(batch, generator=draw),
-        torch.randn(batch, 5, 12, generator=draw),
-    )
+    return (randomise(net) if trained else net).eval()
 
 
 def patches(x: torch.Tensor) -> torch.Tensor:
@@ -52,7 +40,7 @@ def patches(x: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def test_output_has_the_shape_of_the_latents(method):
     net = build(method)
-    x, t, y = inputs()
+    x, t, y = inputs(2)
     plan = net.mask_plan(2, generator(0, "mask"))
     assert (plan is None) == (method == "none")
     assert net(x, t, y, plan).shape == x.shape
@@ -63,7 +51,7 @@ def test_output_has_the_shape_of_the_latents(method):
 def test_dropped_patches_come_back_as_zeros_and_kept_ones_do_not(method):
     net = build(method)
     plan = net.mask_plan(2, generator(0, "mask"))
-    out = patches(net(*inputs(), plan))
+    out = patches(net(*inputs(2), plan))
     assert torch.equal(out.abs().amax(-1) == 0, plan.mask == 1)
 
 
@@ -71,7 +59,7 @@ def test_dropped_patches_come_back_as_zeros_and_kept_ones_do_not(method):
 @torch.no_grad()
 def test_only_deferred_masking_tells_kept_patches_of_dropped_ones(method, knows):
     net = build(method)
-    x, t, y = inputs()
+    x, t, y = inputs(2)
     plan = plan_from_keep(torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]), 16)  # the upper row of patches
     changed = x.clone()
     changed[:, :, 2:] += 1.0
@@ -83,22 +71,22 @@ def test_only_deferred_masking_tells_kept_patches_of_dropped_ones(method, knows)
 def test_a_plan_that_keeps_all_is_no_plan():
     net = build("deferred")
     everything = plan_from_keep(torch.arange(16).expand(2, -1), 16)
-    torch.testing.assert_close(net(*inputs(), everything), net(*inputs()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(net(*inputs(2), everything), net(*inputs(2)), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
 def test_order_of_kept_patches_does_not_matter():
     net = build("naive")
     kept = torch.tensor([[3, 7, 9], [0, 14, 5]])
-    ours = net(*inputs(), plan_from_keep(kept, 16))
-    torch.testing.assert_close(ours, net(*inputs(), plan_from_keep(kept.flip(1), 16)), rtol=1e-4, atol=1e-5)
+    ours = net(*inputs(2), plan_from_keep(kept, 16))
+    torch.testing.assert_close(ours, net(*inputs(2), plan_from_keep(kept.flip(1), 16)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("part", ["x", "t", "y"])
 @torch.no_grad()
 def test_every_input_has_a_say(part):
     net = build("none")
-    values = dict(zip("xty", inputs(), strict=True))
+    values = dict(zip("xty", inputs(2), strict=True))
     before = net(*values.values())
     values[part] = values[part] + 0.5
     assert not torch.allclose(before, net(*values.values()), atol=1e-4)
@@ -117,14 +105,14 @@ def test_images_of_a_batch_do_not_touch_each_other():
 def test_every_parameter_learns(changes):
     net = build("deferred", **changes)
     plan = net.mask_plan(2, generator(0, "mask"))
-    net(*inputs(), plan).square().sum().backward()
+    net(*inputs(2), plan).square().sum().backward()
     idle = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert idle == []
 
 
 def test_a_fresh_network_predicts_zero_and_its_blocks_ignore_the_condition():
     net = build("deferred", trained=False)
-    assert net(*inputs()).abs().max() == 0
+    assert net(*inputs(2)).abs().max() == 0
     x, _, y = torch.randn(2, 16, 64), None, torch.randn(2, 5, 64)
     block = net.blocks[0]
     assert torch.equal(block(x, torch.zeros(2, 64), y), block(x, torch.ones(2, 64), y))
@@ -188,7 +176,7 @@ def test_a_finer_grid_spans_the_positions_of_the_coarse_one():
 
 def test_any_caption_length_is_taken():
     net = build("deferred")
-    x, t, _ = inputs()
+    x, t, _ = inputs(2)
     assert net(x, t, torch.randn(2, 1, 12)).shape == net(x, t, torch.randn(2, 77, 12)).shape == x.shape
 
 
@@ -198,15 +186,15 @@ def test_the_whole_network_traces_into_one_graph(experts):
     plan = net.mask_plan(2, generator(0, "mask"))
     traced = torch.compile(net, backend="eager", fullgraph=True)
     with torch.no_grad():
-        torch.testing.assert_close(traced(*inputs(), plan), net(*inputs(), plan))
+        torch.testing.assert_close(traced(*inputs(2), plan), net(*inputs(2), plan))
 
 
 def test_half_precision_training_stays_close():
     net = build("deferred", experts=ExpertsConfig(4, 2.0, 2))
     plan = net.mask_plan(2, generator(0, "mask"))
-    full = net(*inputs(), plan)
+    full = net(*inputs(2), plan)
     with torch.autocast("cpu", torch.bfloat16):
-        half = net(*inputs(), plan)
+        half = net(*inputs(2), plan)
     half.float().square().sum().backward()
     assert (half.float() - full).norm() < 0.1 * full.norm()
     assert all(torch.isfinite(parameter.grad).all() for parameter in net.parameters())

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from small import inputs, randomise
 
 from microdit.diffusion import Denoiser
 from microdit.errors import ConfigError
@@ -21,20 +22,7 @@ SIGMA_DATA = 0.7
 
 def build(masking: MaskingConfig, **changes) -> DiT:
     """A small network with every weight random, so that every part has a say."""
-    net = DiT(dataclasses.replace(BASE, masking=masking, **changes), seed=3)
-    for name, parameter in net.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator(0, name))
-        parameter.data = 1 + 0.1 * noise if "norm" in name else 0.1 * noise
-    return net.eval()
-
-
-def inputs(batch: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    draw = generator(0, "inputs")
-    return (
-        torch.randn(batch, 4, 8, 8, generator=draw),
-        torch.randn(batch, generator=draw),
-        torch.randn(batch, 5, 12, generator=draw),
-    )
+    return randomise(DiT(dataclasses.replace(BASE, masking=masking, **changes), seed=3)).eval()
 
 
 def patch(image: torch.Tensor, number: int) -> torch.Tensor:
@@ -45,7 +33,7 @@ def patch(image: torch.Tensor, number: int) -> torch.Tensor:
 
 def one_by_one(net: DiT, plan: MaskPlan | None, middle) -> torch.Tensor:
     """The network image by image; `middle(tokens (T, D), kept numbers, c, y)` gives the head's tokens (T, D)."""
-    x, t, y = inputs()
+    x, t, y = inputs(3)
     images = []
     for i in range(len(x)):
         c, caption = net.condition(t[i : i + 1], y[i : i + 1])
@@ -80,14 +68,14 @@ def test_maskdit_encodes_the_visible_and_decodes_all(masked, width):
         full = torch.stack([seen[kept.index(n)] if n in kept else own.mask_token[0, 0] for n in range(16)])
         return run(own.blocks, full + places, c, own.map_caption(y))
 
-    torch.testing.assert_close(net(*inputs(), plan), one_by_one(net, plan, middle), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net(*inputs(3), plan), one_by_one(net, plan, middle), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_maskdits_loss_is_denoising_where_visible_and_reconstruction_elsewhere():
     net = build(MaskingConfig("maskdit", 0.5, reconstruction=0.3))
     plan = net.mask_plan(3, generator(0, "mask"))
-    x, _, y = inputs()
+    x, _, y = inputs(3)
     sigma, noise = torch.tensor([0.1, 0.8, 3.0]), torch.randn(x.shape, generator=generator(0, "noise"))
     denoiser = Denoiser(net, SIGMA_DATA)
     noisy = x + sigma.view(-1, 1, 1, 1) * noise
@@ -117,7 +105,7 @@ def test_routed_patches_skip_the_middle_and_come_back(masked):
         tokens[kept] = run(net.blocks[1:2], tokens[kept], c, y)
         return run(net.blocks[2:], tokens, c, y)
 
-    torch.testing.assert_close(net(*inputs(), plan), one_by_one(net, plan, middle), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net(*inputs(3), plan), one_by_one(net, plan, middle), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -133,7 +121,7 @@ def test_sparse_deep_features_are_fused_with_dense_shallow_ones(masked):
         fused = torch.cat([shallow, deep], 1) @ net.masking.fuse.weight.T + net.masking.fuse.bias
         return run(net.blocks[3:], fused, c, y)
 
-    torch.testing.assert_close(net(*inputs(), plan), one_by_one(net, plan, middle), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net(*inputs(3), plan), one_by_one(net, plan, middle), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["routing", "sprint"])
@@ -141,7 +129,7 @@ def test_sparse_deep_features_are_fused_with_dense_shallow_ones(masked):
 def test_methods_that_lose_no_patch_are_judged_on_all(method):
     net = build(MaskingConfig(method, 0.75, route=RouteConfig(1, 1)))
     plan = net.mask_plan(3, generator(0, "mask"))
-    x, _, y = inputs()
+    x, _, y = inputs(3)
     sigma, noise = torch.tensor([0.1, 0.8, 3.0]), torch.randn(x.shape, generator=generator(0, "noise"))
     denoiser = Denoiser(net, SIGMA_DATA)
     out = denoiser(x + sigma.view(-1, 1, 1, 1) * noise, sigma, y, plan)
@@ -155,7 +143,7 @@ def test_methods_that_lose_no_patch_are_judged_on_all(method):
 def test_at_ratio_0_a_method_is_the_unmasked_network(method):
     plain, masked = (build(MaskingConfig(name, 0.0, route=RouteConfig(1, 1))) for name in ("none", method))
     assert masked.mask_plan(3, generator(0, "mask")) is None
-    assert torch.equal(masked(*inputs(), None), plain(*inputs(), None))
+    assert torch.equal(masked(*inputs(3), None), plain(*inputs(3), None))
 
 
 @torch.no_grad()
@@ -164,7 +152,7 @@ def test_maskdit_without_a_mask_has_no_reconstruction_and_its_decoder_alone_beyo
     net, plain = build(masking), build(MaskingConfig("none", 0.0))
     extra = set(dict(net.named_parameters())) - set(dict(plain.named_parameters()))
     assert {name.split(".")[0] for name in extra} == {"masking"}
-    x, _, y = inputs()
+    x, _, y = inputs(3)
     sigma, noise = torch.full((3,), 0.8), torch.randn(x.shape, generator=generator(0, "noise"))
     without = build(dataclasses.replace(masking, reconstruction=0.0))
     losses = [Denoiser(one, SIGMA_DATA).loss(x, y, sigma, noise) for one in (net, without)]
@@ -174,7 +162,7 @@ def test_maskdit_without_a_mask_has_no_reconstruction_and_its_decoder_alone_beyo
 def test_every_part_of_a_method_learns():
     for method in ("maskdit", "sprint"):
         net = build(MaskingConfig(method, 0.75, route=RouteConfig(1, 1), decoder=DecoderConfig(1, 32)))
-        x, _, y = inputs()
+        x, _, y = inputs(3)
         loss = Denoiser(net, SIGMA_DATA).loss(x, y, torch.full((3,), 0.8), x, net.mask_plan(3, generator(0, "mask")))
         loss.sum().backward()
         still = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
