@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from microdit.config import Config
 from sweeps.compose import compose_config
 
 torch.set_num_threads(1)
+
+# No law here is about time, and whichever test comes first in a process pays half a second for torch's lazy imports.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -57,20 +57,20 @@ def test_every_class_is_found_by_its_own_name_and_plural() -> None:
     assert WORDS.classes == CLASSES
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(NAMING), ENDS, ENDS, st.randoms())
 def test_a_phrase_is_found_between_any_marks_in_any_case(phrase: str, before: str, after: str, dice) -> None:
     written = "".join(dice.choice((c.lower(), c.upper())) for c in phrase).replace(" ", dice.choice((" ", "-", "  ")))
     assert WORDS.find(before + written + after) == (WORDS.meaning[phrase],)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(SILENT), ENDS, ENDS)
 def test_a_phrase_that_means_something_else_is_never_found(phrase: str, before: str, after: str) -> None:
     assert WORDS.find(before + phrase.upper() + after) == ()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from([p for p in NAMING if " " not in p]), st.sampled_from("aqzéß7_Ж"), st.booleans())
 def test_a_word_within_a_word_is_none(word: str, letter: str, before: bool) -> None:
     longer = letter + word if before else word + letter
@@ -82,14 +82,14 @@ PIECES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(PIECES, max_size=8).map("".join))
 def test_the_quick_look_misses_nothing_that_is_found(caption: str) -> None:
     if WORDS.find(caption):
         assert WORDS.mentions(pa.array([caption]))[0].as_py()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.one_of(st.sampled_from(NAMING + SILENT), st.sampled_from(["a", "the", "with", "ü"])), max_size=7))
 def test_finding_equals_reading_from_left_to_right(parts: list[str]) -> None:
     """An independent reading: at each word the longest known phrase counts and its words are spent."""

@@ -76,14 +76,14 @@ def test_splits_share_no_picture() -> None:
     assert not seen["composition"] & (seen["train"] | seen["val"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(INDICES, st.sampled_from(["train", "val"]), st.booleans(), st.integers(1, 3))
 def test_train_and_val_never_show_a_held_out_composition(i: int, split: str, hues: bool, most: int) -> None:
     item = build_dataset(dataclasses.replace(CONFIG, hues=hues, max_objects=most, resolution=16), split)[i]
     assert not any(held_out(kind, item.attributes["background"], count) for kind, count in group_counts(item))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(INDICES, st.booleans(), st.booleans(), st.integers(1, 3))
 def test_the_composition_split_shows_only_held_out_ones(i: int, hues: bool, scenery: bool, most: int) -> None:
     config = dataclasses.replace(CONFIG, hues=hues, scenery=scenery, max_objects=most, resolution=16)
@@ -130,7 +130,7 @@ def test_dials_make_simpler_scenes() -> None:
     assert {len(two[i].attributes["objects"]) for i in range(60)} == {1, 2}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(INDICES, st.sampled_from(SPLITS))
 def test_objects_lie_inside_the_frame_apart_from_each_other_and_large_enough(i: int, split: str) -> None:
     boxes = [

@@ -44,7 +44,7 @@ def colour_shares(pixels: np.ndarray) -> dict[str, float]:
     return {name: names.count(name) / len(names) for name in set(names)}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.integers(0, 99_999),
     st.integers(0, 3),
@@ -140,7 +140,7 @@ def test_a_drawing_has_the_colour_that_its_word_says(code: str) -> None:
         assert rivals[colour] > 0.25, shares
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 99_999))
 def test_colour_words_are_true_of_the_final_pixels(i: int) -> None:
     item = build_dataset(dataclasses.replace(CONFIG, resolution=96), "train")[i]

@@ -34,7 +34,7 @@ def by_loop(layer: ExpertChoice, x: torch.Tensor) -> torch.Tensor:
     return out
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     num=st.integers(2, 5),  # of one expert all gates are 1: a tie
     share=st.floats(0.1, 1),

@@ -101,7 +101,7 @@ def test_the_network_is_built_at_the_scheduled_widths():
     assert all(block.cross_attn.proj.in_features == 128 for block in net.blocks)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     depth=st.integers(3, 8),
     width=st.sampled_from([96, 128, 256]),

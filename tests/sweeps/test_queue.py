@@ -245,7 +245,5 @@ def test_no_order_of_events_loses_or_doubles_a_trial(blank: Path, tmp_path: Path
     Life.blank, Life.folder = blank, tmp_path
     run_state_machine_as_test(
         Life,
-        settings=settings(
-            max_examples=15, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=15, stateful_step_count=15, suppress_health_check=list(HealthCheck)),
     )
