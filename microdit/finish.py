@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
-from torch import Tensor
 
 from microdit.components import Components
 from microdit.config import Config
@@ -21,6 +20,7 @@ from microdit.diffusion import Denoiser
 from microdit.evaluation import score
 from microdit.evaluation.config import METRICS
 from microdit.files import atomic_path, write_text
+from microdit.model.captions import Captions
 from microdit.sampling import generate, save_png, strip
 from microdit.training.checkpoint import TrainState
 from microdit.training.recorder import Recorder
@@ -30,7 +30,7 @@ from microdit.training.recorder import Recorder
 class Prompts:
     """Held-out captions to draw: features (N, S, Y) beside their words and classes."""
 
-    features: Tensor
+    features: Captions
     captions: tuple[str, ...]
     labels: tuple[int, ...]
 

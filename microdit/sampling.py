@@ -11,6 +11,7 @@ from torch import Tensor
 
 from microdit.diffusion import Denoiser, SamplerConfig, guided, sample
 from microdit.encoders.autoencoder import Autoencoder
+from microdit.model.captions import Captions
 from microdit.rng import generator
 
 
@@ -23,7 +24,7 @@ def initial_noise(seed: int, stream: str, indices: Sequence[int], shape: tuple[i
 def generate(
     denoiser: Denoiser,
     autoencoder: Autoencoder,
-    features: Tensor,
+    features: Captions,
     config: SamplerConfig,
     seed: int,
     stream: str = "samples",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from microdit.errors import ConfigError
 from microdit.model import Denoised, DiT, MaskPlan
+from microdit.model.captions import Captions
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Denoiser(nn.Module):
         self.net = net
         self.sigma_data = sigma_data
 
-    def forward(self, x: Tensor, sigma: Tensor, y: Tensor, plan: MaskPlan | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, y: Captions, plan: MaskPlan | None = None) -> Tensor:
         """The denoised latent.
 
         Args:
@@ -71,7 +72,7 @@ class Denoiser(nn.Module):
         c_noise = sigma.float().log() / 4
         return c_skip * x + c_out * self.net(c_in * x, c_noise, y, plan).float()
 
-    def loss(self, x: Tensor, y: Tensor, sigma: Tensor, noise: Tensor, plan: MaskPlan | None = None) -> Tensor:
+    def loss(self, x: Tensor, y: Captions, sigma: Tensor, noise: Tensor, plan: MaskPlan | None = None) -> Tensor:
         """Loss of each image (B,), as the masking method counts the weighted error of patches; EDM equations 2 and 8.
 
         Args:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from microdit.diffusion.edm import Denoiser
 from microdit.errors import ConfigError
+from microdit.model.captions import Captions, beside_null
 
 Model = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W) float32, sigma (B,)) -> denoised (B, C, H, W)
 
@@ -98,7 +99,7 @@ def sigma_steps(config: SamplerConfig) -> Tensor:
     return torch.cat([(high + ramp * (low - high)) ** config.rho, torch.zeros(1, dtype=torch.float64)])
 
 
-def guided(denoiser: Denoiser, y: Tensor, guidance: float, interval: GuidanceInterval = EVERYWHERE) -> Model:
+def guided(denoiser: Denoiser, y: Captions, guidance: float, interval: GuidanceInterval = EVERYWHERE) -> Model:
     """A model of (x, sigma) for captions `y` (B, S, Y) under classifier-free guidance (arXiv 2207.12598, equation 6).
 
     The null caption is all zeros, as in training's caption dropout. One batch of 2B serves both halves; where no level
@@ -106,7 +107,7 @@ def guided(denoiser: Denoiser, y: Tensor, guidance: float, interval: GuidanceInt
     """
     if guidance == 1:
         return lambda x, sigma: denoiser(x, sigma, y)
-    both = torch.cat([y, torch.zeros_like(y)])
+    both = beside_null(y)
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
         inside = interval.contains(sigma)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from microdit.model.captions import Captions, parts
 from microdit.model.counting import linear_flops
 
 
@@ -27,9 +28,9 @@ class SelfAttention(nn.Module):
         self.k_norm = _norm(attention_width, eps, qk_norm)
         self.proj = nn.Linear(attention_width, width, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, L, D) -> (B, L, D)
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # (B, L, D), (B, L) -> (B, L, D)
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, L, A) each
-        return self.proj(_attend(self.q_norm(q), self.k_norm(k), v, self.head_dim))
+        return self.proj(_attend(self.q_norm(q), self.k_norm(k), v, self.head_dim, mask))
 
     def flops(self, tokens: int) -> int:
         return linear_flops(self, tokens) + 4 * tokens * tokens * self.proj.in_features
@@ -47,16 +48,21 @@ class CrossAttention(nn.Module):
         self.k_norm = _norm(width, eps, qk_norm)
         self.proj = nn.Linear(width, width, bias=bias)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # (B, L, D), (B, S, D) -> (B, L, D)
-        k, v = self.kv_linear(y).chunk(2, dim=-1)
-        return self.proj(_attend(self.q_norm(self.q_linear(x)), self.k_norm(k), v, self.head_dim))
+    def forward(self, x: Tensor, y: Captions) -> Tensor:  # (B, L, D), (B, S, D) -> (B, L, D)
+        tokens, mask = parts(y)
+        k, v = self.kv_linear(tokens).chunk(2, dim=-1)
+        return self.proj(_attend(self.q_norm(self.q_linear(x)), self.k_norm(k), v, self.head_dim, mask))
 
     def flops(self, tokens: int, text_tokens: int) -> int:
         of_image = linear_flops(self.q_linear, tokens) + linear_flops(self.proj, tokens)
         return of_image + linear_flops(self.kv_linear, text_tokens) + 4 * tokens * text_tokens * self.proj.in_features
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor:
-    """softmax(q k^T / sqrt(h)) v over heads of width h; (B, L, A), (B, S, A), (B, S, A) -> (B, L, A)."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, head_dim: int, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(h)) v over heads of width h; (B, L, A), (B, S, A), (B, S, A) -> (B, L, A).
+
+    Keys where `mask` (B, S) is False get no weight.
+    """
     q, k, v = (part.unflatten(-1, (-1, head_dim)).transpose(1, 2) for part in (q, k, v))  # (B, H, L, h)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    seen = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, S)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from microdit.model.attention import CrossAttention, SelfAttention
+from microdit.model.captions import Captions
 from microdit.model.counting import linear_flops
 from microdit.model.feed_forward import FeedForward
 
@@ -59,7 +60,7 @@ class DiTBlock(nn.Module):
         self.mlp = mlp
         self.adaLN_modulation = Modulation(s, 6)
 
-    def forward(self, x: Tensor, c: Tensor, y: Tensor) -> Tensor:  # (B, L, D), (B, W), (B, S, D) -> (B, L, D)
+    def forward(self, x: Tensor, c: Tensor, y: Captions) -> Tensor:  # (B, L, D), (B, W), (B, S, D) -> (B, L, D)
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.adaLN_modulation(c)
         x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a))
         x = x + self.cross_attn(self.norm2(x), y)
@@ -81,8 +82,8 @@ class CaptionBlock(nn.Module):
         self.norm2 = s.norm()
         self.mlp = mlp
 
-    def forward(self, y: Tensor) -> Tensor:  # (B, S, D) -> (B, S, D)
-        y = y + self.attn(self.norm1(y))
+    def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:  # (B, S, D), (B, S) -> (B, S, D)
+        y = y + self.attn(self.norm1(y), mask)
         return y + self.mlp(self.norm2(y))
 
     def flops(self, text_tokens: int) -> int:

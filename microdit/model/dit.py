@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from microdit.model.blocks import BlockShape, CaptionBlock, DiTBlock, FinalLayer
+from microdit.model.captions import Captions, mean_token, settled, with_mask
 from microdit.model.config import DiTConfig
 from microdit.model.embedders import PatchEmbed, Projection, TimestepEmbedder, sincos_positions
 from microdit.model.feed_forward import FEED_FORWARDS, FeedForward, SwiGLU
@@ -58,12 +59,12 @@ class DiT(nn.Module):
         if seed is not None:
             initialise(self, seed)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, plan: MaskPlan | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Captions, plan: MaskPlan | None = None) -> Tensor:
         """Predicts from scaled noisy latents; see `microdit.diffusion.Denoiser` for the scalings.
 
         Args:
             x: (B, C, h, w). t: (B,), c_noise = ln(sigma) / 4.
-            y: caption features (B, S, Y); zeros are the null caption.
+            y: caption features (B, S, Y), with a mask where padding is not to be seen; zeros are the null caption.
             plan: the patches to keep; the others come back as zeros.
 
         Returns:
@@ -77,10 +78,11 @@ class DiT(nn.Module):
         x = self.final_layer(x, c)  # (B, K, p p C)
         return self.unpatchify(self.masking.restore(x, plan))
 
-    def condition(self, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def condition(self, t: Tensor, y: Captions) -> tuple[Tensor, Captions]:
         """Noise level and pooled caption (B, D), and the caption tokens that are attended to (B, S, D)."""
-        y = self.caption_block(self.y_embedder(y))
-        return self.t_embedder(t) + self.pooled_embedder(y.mean(1)), y
+        tokens, mask = settled(y)
+        tokens = self.caption_block(self.y_embedder(tokens), mask)
+        return self.t_embedder(t) + self.pooled_embedder(mean_token(tokens, mask)), with_mask(tokens, mask)
 
     def unpatchify(self, x: Tensor) -> Tensor:
         """(B, T, p p C), values in (row, column, channel) order, to (B, C, h, w)."""

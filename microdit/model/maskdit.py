@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from microdit.errors import ConfigError
 from microdit.model.blocks import BlockShape, DiTBlock, FinalLayer
+from microdit.model.captions import Captions, over_tokens
 from microdit.model.counting import linear_flops
 from microdit.model.embedders import sincos_positions
 from microdit.model.feed_forward import FEED_FORWARDS
@@ -75,13 +76,13 @@ class MaskDiT(Masking):
     def leaving(self, masked: bool) -> int:
         return self.side**2
 
-    def backbone(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, y: Tensor, plan: MaskPlan | None) -> Tensor:
+    def backbone(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, y: Captions, plan: MaskPlan | None) -> Tensor:
         """(B, K, W) -> (B, T, D)."""
         x = self.enter(super().backbone(blocks, x, c, y, plan), c)
         if plan is not None:
             dropped = plan.mask.shape[1] - x.shape[1]
             x = spread(x, self.mask_token.to(x.dtype).expand(len(x), dropped, -1), plan)
-        x, y = x + self.pos_embed, self.map_caption(y)
+        x, y = x + self.pos_embed, over_tokens(self.map_caption, y)
         for block in self.blocks:
             x = block(x, c, y)
         return x

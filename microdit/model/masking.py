@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from microdit.config_io import Settings
 from microdit.errors import ConfigError
+from microdit.model.captions import Captions
 from microdit.model.mask_plan import MaskPlan, kept_patches, random_plan
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Masking(nn.Module):
         """Before the backbone: (B, T, D) -> (B, K, D)."""
         return keep(x, plan)
 
-    def backbone(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, y: Tensor, plan: MaskPlan | None) -> Tensor:
+    def backbone(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, y: Captions, plan: MaskPlan | None) -> Tensor:
         """From dropped tokens (B, K, D) to what the head gets, under the condition (B, D) and the caption (B, S, D)."""
         for block in blocks:
             x = block(x, c, y)

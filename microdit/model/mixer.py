@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from microdit.errors import ConfigError
 from microdit.model.blocks import DiTBlock
+from microdit.model.captions import Captions, over_tokens
 from microdit.model.counting import linear_flops
 
 
@@ -38,7 +39,7 @@ class MixerConfig:
 class NoMixer(nn.Module):
     """Patches go to the backbone as they are."""
 
-    def forward(self, x: Tensor, c: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, y: Captions) -> Tensor:
         return x
 
     def project_out(self, x: Tensor) -> Tensor:
@@ -66,8 +67,8 @@ class PatchMixer(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.map_out = between(mixer_width, width)
 
-    def forward(self, x: Tensor, c: Tensor, y: Tensor) -> Tensor:  # (B, T, D), (B, D), (B, S, D) -> (B, T, M)
-        x, y = self.map_in(x), self.map_caption(y)
+    def forward(self, x: Tensor, c: Tensor, y: Captions) -> Tensor:  # (B, T, D), (B, D), (B, S, D) -> (B, T, M)
+        x, y = self.map_in(x), over_tokens(self.map_caption, y)
         for block in self.blocks:
             x = block(x, c, y)
         return x

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from microdit.errors import ConfigError
+from microdit.model.captions import Captions
 from microdit.model.counting import linear_flops
 from microdit.model.mask_plan import MaskPlan
 from microdit.model.masking import Denoised, Masking, keep, spread
@@ -46,7 +47,7 @@ class TokenRouting(Masking):
     def drop(self, x: Tensor, plan: MaskPlan | None) -> Tensor:
         return x
 
-    def backbone(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, y: Tensor, plan: MaskPlan | None) -> Tensor:
+    def backbone(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, y: Captions, plan: MaskPlan | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         for block in blocks[: self.start]:
             x = block(x, c, y)

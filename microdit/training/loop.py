@@ -19,6 +19,7 @@ from microdit.config import Config, training_key
 from microdit.data.encoded import DataOrder, EncodedDataset
 from microdit.diffusion import Denoiser, draw_sigma
 from microdit.model import DiT, MaskPlan
+from microdit.model.captions import Captions, dropped
 from microdit.rng import generator
 from microdit.training.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
 from microdit.training.meter import Meter
@@ -44,7 +45,7 @@ class TrainingLoss(nn.Module):
         alignment.attach(denoiser.net)
 
     def forward(
-        self, x: Tensor, y: Tensor, sigma: Tensor, noise: Tensor, target: Tensor, plan: MaskPlan | None
+        self, x: Tensor, y: Captions, sigma: Tensor, noise: Tensor, target: Tensor, plan: MaskPlan | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What to minimise, and what to log: the denoising loss alone, comparable between arms, and the term's own."""
         denoising = self.denoiser.loss(x, y, sigma, noise, plan).mean()
@@ -167,7 +168,7 @@ def optimiser_step(
 
 def draw_batch(
     config: Config, step: int, data: EncodedDataset, order: DataOrder, net: DiT
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, MaskPlan | None]:
+) -> tuple[Tensor, Captions, Tensor, Tensor, Tensor, MaskPlan | None]:
     """All that `step` decides: images (B, C, H, W), captions (B, S, Y), sigma (B,), noise (B, C, H, W), patch features
     to align with (B, T, E), mask.
     """
@@ -175,8 +176,8 @@ def draw_batch(
     x, y = data.batch(rows)
     sigma = draw_sigma(batch, config.diffusion, generator(seed, "sigma", step))
     noise = torch.randn(x.shape, generator=generator(seed, "noise", step))
-    dropped = torch.rand(batch, generator=generator(seed, "caption dropout", step)) < config.training.caption_dropout
-    y = torch.where(dropped.view(-1, 1, 1), torch.zeros(()), y)
+    nulls = torch.rand(batch, generator=generator(seed, "caption dropout", step)) < config.training.caption_dropout
+    y = dropped(y, nulls)
     masked = step < config.training.masked_steps
     plan = net.mask_plan(batch, generator(seed, "mask", step)) if masked else None
     return x, y, sigma, noise, data.targets.batch(rows), plan

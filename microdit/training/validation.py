@@ -41,8 +41,8 @@ def validate(denoiser: Denoiser, val: EncodedDataset, config: Config, batch_size
     for start in range(0, count, batch_size):
         rows = torch.arange(start, min(start + batch_size, count))
         x, y = val.batch(rows.numpy())
-        x, y, level, eps = (tensor.to(device) for tensor in (x, y, sigma[rows], noise[rows]))
-        losses.append(denoiser.loss(x, y, level, eps).cpu())
+        level, eps = sigma[rows].to(device), noise[rows].to(device)
+        losses.append(denoiser.loss(x.to(device), y.to(device), level, eps).cpu())
     loss = torch.cat(losses)
     values = {"val/loss": loss.mean().item()}
     for band in range(BANDS):

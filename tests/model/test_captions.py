@@ -1,0 +1,115 @@
+"""Captions of different lengths: padding is neither attended to nor averaged; padding alone is the null caption."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from microdit.diffusion import Denoiser, guided
+from microdit.model import DiT, DiTConfig, MaskingConfig
+from microdit.model.captions import MaskedTokens, beside_null, dropped
+from microdit.model.masking import DecoderConfig, RouteConfig
+from microdit.model.mixer import MixerConfig
+from microdit.rng import generator
+
+LENGTHS = (3, 77, 9)
+BASE = DiTConfig(input_size=8, width=64, depth=3, head_dim=16, caption_channels=12, mixer=MixerConfig(2, width=32))
+MASKINGS = {
+    "deferred": MaskingConfig("deferred", 0.75),
+    "maskdit": MaskingConfig("maskdit", 0.5, decoder=DecoderConfig(depth=1, width=32)),
+    "sprint": MaskingConfig("sprint", 0.5, route=RouteConfig(1, 1)),
+}
+
+
+def build(method: str = "deferred") -> DiT:
+    """A small network with every weight random, so that every part has a say."""
+    net = DiT(dataclasses.replace(BASE, masking=MASKINGS[method]), seed=3)
+    for name, parameter in net.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator(0, name))
+        parameter.data = 1 + 0.1 * noise if "norm" in name else 0.1 * noise
+    return net.eval()
+
+
+def images() -> tuple[Tensor, Tensor]:
+    draw = generator(0, "images")
+    return torch.randn(len(LENGTHS), 4, 8, 8, generator=draw), torch.randn(len(LENGTHS), generator=draw)
+
+
+def captions(padding: float = 0.0) -> MaskedTokens:
+    """Captions of LENGTHS tokens in 77 places, `padding` in the others."""
+    tokens = torch.randn(len(LENGTHS), 77, 12, generator=generator(0, "captions"))
+    mask = torch.arange(77) < torch.tensor(LENGTHS).view(-1, 1)
+    return MaskedTokens(tokens.masked_fill(~mask.unsqueeze(-1), padding), mask)
+
+
+@pytest.mark.parametrize("method", MASKINGS)
+@torch.no_grad()
+def test_a_padded_caption_says_what_it_says_unpadded(method: str):
+    net, (x, t), y = build(method), images(), captions()
+    plan = net.mask_plan(len(x), generator(0, "mask"))
+    assert plan is not None
+    for own_plan in (None, plan):
+        padded = net(x, t, y, own_plan)
+        for i, length in enumerate(LENGTHS):
+            rows = slice(i, i + 1)
+            alone = net(x[rows], t[rows], y.tokens[rows, :length], None if own_plan is None else own_plan[rows])
+            torch.testing.assert_close(padded[rows], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", MASKINGS)
+@torch.no_grad()
+def test_only_tokens_that_count_are_seen(method: str):
+    net, (x, t), y = build(method), images(), captions()
+    out = net(x, t, y)
+    assert torch.equal(net(x, t, captions(padding=7.0)), out)
+    tokens = y.tokens.clone()
+    tokens[0, 2] += 1  # its last token
+    changed = net(x, t, MaskedTokens(tokens, y.mask))
+    assert not torch.allclose(changed[0], out[0], atol=1e-3)
+    assert torch.equal(changed[1:], out[1:])
+    assert not torch.allclose(net(x, t, y.tokens)[0], out[0], atol=1e-3)  # without the mask padding has a say
+
+
+@torch.no_grad()
+def test_a_mask_of_all_tokens_is_none():
+    net, (x, t), y = build(), images(), captions().tokens
+    everything = MaskedTokens(y, torch.ones(y.shape[:2], dtype=torch.bool))
+    torch.testing.assert_close(net(x, t, everything), net(x, t, y), atol=1e-6, rtol=1e-5)
+
+
+def test_a_caption_of_padding_alone_is_the_null_caption():
+    net, (x, t), y = build(), images(), captions(padding=5.0)
+    mask = y.mask.clone()
+    mask[0] = False
+    out = net(x, t, MaskedTokens(y.tokens, mask))
+    out.square().mean().backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in net.parameters())
+    null = net(x[:1], t[:1], torch.zeros(1, 77, 12))
+    torch.testing.assert_close(out[:1], null, atol=1e-5, rtol=1e-5)
+
+
+def test_null_captions_are_zeros_of_which_all_count():
+    y, rows = captions(), torch.tensor([True, False, False])
+    found = dropped(y, rows)
+    assert isinstance(found, MaskedTokens)
+    assert found.tokens[0].count_nonzero() == 0
+    assert found.mask.sum(1).tolist() == [77, 77, 9]
+    assert torch.equal(found.tokens[1:], y.tokens[1:])
+    both = beside_null(y)
+    assert isinstance(both, MaskedTokens)
+    assert both.mask.sum(1).tolist() == [*LENGTHS, 77, 77, 77]
+    plain = y.tokens
+    assert torch.equal(dropped(plain, rows), torch.where(rows.view(-1, 1, 1), torch.zeros(()), plain))
+    assert torch.equal(beside_null(plain), torch.cat([plain, torch.zeros_like(plain)]))
+
+
+@torch.no_grad()
+def test_guidance_steps_away_from_the_same_null_caption():
+    denoiser, (x, _), y = Denoiser(build(), 0.5), images(), captions()
+    sigma = torch.full((len(x),), 1.3)
+    conditional, null = denoiser(x, sigma, y), denoiser(x, sigma, torch.zeros_like(y.tokens))
+    expected = null + 3 * (conditional - null)
+    torch.testing.assert_close(guided(denoiser, y, 3.0)(x, sigma), expected, atol=1e-4, rtol=1e-4)
