@@ -43,6 +43,9 @@ VOLATILE = (
     "training.keep_checkpoints",
 )
 
+# Keys that came after runs were recorded: left out where they say what those runs did, so that their keys still stand.
+ADDED = {"text.length": None}
+
 AFTERWARDS = ("sampler", "evaluation")  # groups that have no say in what is learnt
 
 
@@ -121,6 +124,10 @@ def stable_mapping(config: Config) -> dict[str, Any]:
         for parent in parents:
             node = node[parent]
         node.pop(leaf)
+    for key, default in ADDED.items():
+        group, leaf = key.split(".")
+        if values[group][leaf] == default:
+            values[group].pop(leaf)
     return values
 
 

@@ -22,9 +22,11 @@ from microdit.data.base import CaptionedImages
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.encoders.text import TextEncoder
 from microdit.files import atomic_path
+from microdit.model.captions import Captions, parts, with_mask
 from microdit.rng import generator
 
 FORMAT = "encoded-1"
+MASK = "mask.npy"  # only where the text encoder tells padding from tokens
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,17 @@ class EncodedDataset:
     sigma_data: float  # standard deviation over all latent values
     fingerprint: str
     targets: PatchTargets | NoTargets = field(default_factory=NoTargets)  # what hidden tokens are aligned with
+    mask: np.ndarray | None = None  # (M, S) bool, False where a caption is padding; None: all tokens count
 
     def __len__(self) -> int:
         return len(self.latents)
 
-    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Latents (B, C, h, w) and caption features (B, S, Y) in float32."""
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Captions]:
+        """Latents (B, C, h, w) and caption features (B, S, Y) in float32, masked if the text encoder masks them."""
         latents = torch.from_numpy(self.latents[indices].astype(np.float32))
-        features = torch.from_numpy(self.features[self.caption_ids[indices]].astype(np.float32))
-        return latents, features
+        rows = self.caption_ids[indices]
+        features = torch.from_numpy(self.features[rows].astype(np.float32))
+        return latents, with_mask(features, None if self.mask is None else torch.from_numpy(self.mask[rows]))
 
     def caption(self, index: int) -> str:
         """The caption of image `index`."""
@@ -77,6 +81,7 @@ def encode_dataset(
 def _write(
     dataset: CaptionedImages, autoencoder: Autoencoder, text_encoder: TextEncoder, folder: Path, batch_size: int
 ) -> None:
+    text_encoder.encode([""])  # weights that can't be loaded are found here, before the pictures' long work
     captions: dict[str, int] = {}
     caption_ids = np.zeros(len(dataset), np.int64)
     labels = np.zeros(len(dataset), np.int64)
@@ -112,10 +117,14 @@ def _write(
 def _write_features(captions: list[str], text_encoder: TextEncoder, folder: Path, batch_size: int) -> None:
     shape = (len(captions), text_encoder.length, text_encoder.width)
     features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, shape)
+    masks = []
     for chunk in _chunks(len(captions), 4 * batch_size):
-        encoded = text_encoder.encode(captions[chunk.start : chunk.stop])
+        encoded, mask = parts(text_encoder.encode(captions[chunk.start : chunk.stop]))
         features[chunk.start : chunk.stop] = encoded.half().cpu().numpy()
+        masks += [] if mask is None else [mask.cpu().numpy()]
     features.flush()
+    if masks:
+        np.save(folder / MASK, np.concatenate(masks))
 
 
 def _chunks(count: int, size: int) -> Iterator[range]:
@@ -133,6 +142,7 @@ def _open(folder: Path, key: str) -> EncodedDataset:
         labels=np.load(folder / "labels.npy"),
         sigma_data=header["sigma_data"],
         fingerprint=key,
+        mask=np.load(folder / MASK) if (folder / MASK).is_file() else None,
     )
 
 

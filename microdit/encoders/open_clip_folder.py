@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from microdit.encoders.loading import LOAD_ERRORS, short
 from microdit.errors import ConfigError
 from microdit.files import sha256
 
@@ -63,7 +64,7 @@ def read_settings(folder: Path, key: str) -> dict[str, Any]:
     if not folder.is_dir():
         raise ConfigError(f"{where}: no such folder; give an open_clip folder or 'builtin'")
     if not (folder / CONFIG).is_file():
-        raise ConfigError(f"{where} has no {CONFIG}; an open_clip folder holds it beside {WEIGHTS[0]}")
+        raise ConfigError(f"{where} has no {CONFIG}; an open_clip folder holds it, a transformers one a config.json")
     weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not weights:
         raise ConfigError(f"{where} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}")
@@ -89,8 +90,8 @@ def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu")
         model = open_clip.create_model(name, device=device, precision="fp32", load_weights=True)
         merges = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
         tokenize = open_clip.get_tokenizer(name, **merges)
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise ConfigError(f"'{key}': {folder}: open_clip can't load it: {' '.join(str(error).split())[:300]}") from None
+    except LOAD_ERRORS as error:
+        raise ConfigError(f"'{key}': {folder}: open_clip can't load it: {short(error)}") from None
     preprocess = settings.get("preprocess_cfg", {})
     return ClipFolder(
         model=model.eval().requires_grad_(False),

