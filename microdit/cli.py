@@ -9,19 +9,30 @@ from pathlib import Path
 
 from microdit.data.cli import add_data_commands, with_show
 from microdit.errors import ConfigError, MicroditError
+from microdit.processes import first_to_fail, is_main, leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for an error of the user's, 130 when interrupted."""
+    """Returns the exit code: 0, 2 for an error of the user's, 130 when interrupted.
+
+    Of several processes (torchrun), one says what went wrong.
+    """
     arguments = _parser().parse_args(with_show(sys.argv[1:] if argv is None else argv))
     try:
         arguments.command(arguments)
     except MicroditError as error:
-        print(f"microdit: {error}", file=sys.stderr)
+        if first_to_fail():
+            print(f"microdit: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("microdit: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        if first_to_fail():
+            print("microdit: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    except Exception:
+        if first_to_fail():
+            raise
+        return 1
+    leave()
     return 0
 
 
@@ -94,6 +105,8 @@ def _train(arguments: argparse.Namespace) -> None:
         config = dataclasses.replace(config, output_dir=str(arguments.out))
     with asked_by_signals() as stop:
         metrics = run(config, progress=True, stop=stop)
+    if not is_main():
+        return
     for name, value in metrics.items():
         print(f"{name:24s} {value:.6g}")
     print(f"weights, samples and metrics are in {config.output_dir}")

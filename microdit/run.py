@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 
 from microdit.budget import COSTS, cost_facts
 from microdit.components import Components, build_components, choose_device, load_plugins
@@ -25,6 +27,8 @@ from microdit.training.recorder import Fact, NullRecorder, Recorder
 from microdit.training.stop import StopRequest
 from microdit.training.validation import validate
 
+PATIENCE = timedelta(hours=12)  # that processes wait for one another: the main one alone scores pictures
+
 
 def run(
     config: Config, recorder: Recorder | None = None, progress: bool = False, stop: StopRequest | None = None
@@ -32,7 +36,7 @@ def run(
     """Trains `config`, draws and scores samples, and returns the final metrics.
 
     Goes on from the newest checkpoint under `config.output_dir`, and leaves there config.yaml, model.safetensors (the
-    averaged weights), checkpoints/, samples/ and metrics.json. Raises MicroditError for what the user can mend, and
+    averaged weights), checkpoints/, samples/ and metrics.json; of several processes, the main one writes. Raises MicroditError for what the user can mend, and
     KeyboardInterrupt, with a checkpoint kept, once `stop` is asked.
     """
     accelerator = build_accelerator(config)
@@ -41,7 +45,8 @@ def run(
     components = build_components(config, accelerator.device)
     check_counts(config, components)
     output = Path(config.output_dir)
-    save_config(config, output / "config.yaml")
+    if accelerator.is_main_process:
+        save_config(config, output / "config.yaml")
     report.start(config, run_facts(config, components, accelerator))
     try:
         metrics = _train_and_score(config, components, report, accelerator, progress, stop)
@@ -52,6 +57,7 @@ def run(
         report.finish("FAILED")
         raise
     report.finish("FINISHED")
+    accelerator.wait_for_everyone()
     return metrics
 
 
@@ -72,7 +78,9 @@ def build_accelerator(config: Config) -> Accelerator:
         # A worker runs many trials in one process, and the shared state would keep the first one's precision.
         AcceleratorState._reset_state(reset_partial_state=True)
     mixed = "bf16" if config.training.precision == "bf16" else "no"
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=mixed)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+    )
     parts = accelerator.num_processes * config.training.accumulation
     if config.training.batch_size % parts:
         raise ConfigError(

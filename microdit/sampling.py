@@ -47,7 +47,7 @@ def generate(
         y = features[start : start + batch_size].to(device)
         indices = range(first + start, first + start + len(y))
         noise = initial_noise(seed, stream, indices, shape).to(device)
-        churn = generator(seed, f"{stream}/churn", first + start)
+        churn = [generator(seed, f"{stream}/churn", i) for i in indices]
         latents = sample(guided(denoiser, y, scale, config.guidance_interval), noise, config, churn)
         pictures.append(autoencoder.decode(latents).cpu().numpy())
     side = net.input_size * autoencoder.downsampling

@@ -5,7 +5,7 @@ They know only `model(x, sigma)`: guidance and captions are wrapped around the d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -120,16 +120,19 @@ def guided(denoiser: Denoiser, y: Captions, guidance: float, interval: GuidanceI
 
 
 @torch.no_grad()
-def sample(model: Model, noise: Tensor, config: SamplerConfig, generator: torch.Generator | None = None) -> Tensor:
+def sample(
+    model: Model, noise: Tensor, config: SamplerConfig, generators: Sequence[torch.Generator] = ()
+) -> Tensor:
     """Integrates from `noise` (B, C, H, W), unit normal, to clean latents of the same shape, float32.
 
     The state is float64, so that only the network's precision limits the result. Heun's correction is left out of the
-    last step, where sigma reaches 0. `generator` is needed for churn only.
+    last step, where sigma reaches 0. Churn alone needs `generators`, one for each image: what it adds to an image then
+    doesn't depend on the others of its batch.
     """
     sigmas = sigma_steps(config).tolist()
     x = noise.double() * sigmas[0]
     for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
-        x, sigma = _churn(x, sigma, config, generator)
+        x, sigma = _churn(x, sigma, config, generators)
         slope = _slope(model, x, sigma)
         moved = x + (following - sigma) * slope
         if config.type == "heun" and following > 0:
@@ -144,12 +147,14 @@ def _slope(model: Model, x: Tensor, sigma: float) -> Tensor:
     return (x - model(x.float(), levels).double()) / sigma
 
 
-def _churn(x: Tensor, sigma: float, config: SamplerConfig, generator: torch.Generator | None) -> tuple[Tensor, float]:
+def _churn(
+    x: Tensor, sigma: float, config: SamplerConfig, generators: Sequence[torch.Generator]
+) -> tuple[Tensor, float]:
     churn = config.churn
     if churn.amount <= 0 or not churn.sigma_min <= sigma <= churn.sigma_max:
         return x, sigma
-    if generator is None:
-        raise ConfigError("'sampler.churn.amount' is above 0: a generator is needed")
+    if len(generators) != len(x):
+        raise ConfigError("'sampler.churn.amount' is above 0: a generator of each image is needed")
     raised = sigma * (1 + min(churn.amount / config.steps, 2**0.5 - 1))
-    fresh = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
-    return x + (raised**2 - sigma**2) ** 0.5 * churn.noise * fresh, raised
+    fresh = torch.stack([torch.randn(x.shape[1:], generator=each, dtype=torch.float64) for each in generators])
+    return x + (raised**2 - sigma**2) ** 0.5 * churn.noise * fresh.to(x.device), raised

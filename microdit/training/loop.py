@@ -1,7 +1,7 @@
 """The training loop: one flat pass over steps, each a function of (weights, seed, step) alone.
 
 B images of the global batch. Every random draw is made for the whole global batch on the CPU and then sliced, so the
-numbers don't depend on how many processes or micro-batches share it.
+numbers don't depend on how many processes or micro-batches share it. Of images and captions, each process reads its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -18,6 +19,7 @@ from microdit.alignment.loss import Alignment, build_alignment
 from microdit.config import Config, training_key
 from microdit.data.encoded import DataOrder, EncodedDataset
 from microdit.diffusion import Denoiser, draw_sigma
+from microdit.errors import CheckpointError
 from microdit.model import DiT, MaskPlan
 from microdit.model.captions import Captions, dropped
 from microdit.rng import generator
@@ -77,22 +79,27 @@ def train(
     Validates on the way; the validation at the end is the caller's, because a run that resumes there needs it too.
 
     Raises DivergenceError at the first non-finite loss or gradient, and KeyboardInterrupt, with a checkpoint kept,
-    after the step in which `stop` was asked.
+    after the step in which `stop` was asked, in any process.
     """
     settings, key = config.training, training_key(config)
     folder = Path(config.output_dir) / "checkpoints"
     state = initial_state(config, accelerator.device)
     for newest in checkpoints(folder)[-1:]:
         load_checkpoint(newest, state, key)
+    _check_same_step(state.step, accelerator, config.output_dir)
     denoiser = Denoiser(state.net, config.diffusion.sigma_data or data.sigma_data)
     loss_module: nn.Module = TrainingLoss(denoiser, state.alignment)
     if settings.compile:
         loss_module = torch.compile(loss_module)  # type: ignore[assignment]
+    accelerator.ddp_handler = DistributedDataParallelKwargs(
+        broadcast_buffers=False,  # positions are the same everywhere
+        find_unused_parameters=_leaves_parameters_out(state.net, config),
+    )
     loss_module = accelerator.prepare_model(loss_module)
     order = DataOrder(len(data), settings.batch_size, config.seed)
     meter = Meter(settings.batch_size, state, accelerator.device)
     bar = Progress(settings.steps, state.step, progress and accelerator.is_main_process)
-    asked = stop if stop is not None and accelerator.num_processes == 1 else StopRequest()  # of many, each stops alone
+    asked = stop if stop is not None else StopRequest()
 
     if on_step is not None and settings.sample_every and state.step == 0:
         with meter.paused():
@@ -114,7 +121,8 @@ def train(
             if not last and _due(done, settings.val_every):
                 with meter.paused():
                     recorder.metrics(done, validate(Denoiser(state.averaged, denoiser.sigma_data), val, config))
-            if last or asked.requested or _due(done, settings.checkpoint_every):
+            stopping = asked.agreed(accelerator, done)
+            if last or stopping or _due(done, settings.checkpoint_every):
                 meter.check(folder)
                 with meter.paused():
                     recorder.flush()
@@ -124,7 +132,7 @@ def train(
             if on_step is not None and not last and _due(done, settings.sample_every):
                 with meter.paused():
                     on_step(done, state)
-            if asked.requested and not last:
+            if stopping and not last:
                 raise KeyboardInterrupt
     bar.close()
     return state
@@ -142,15 +150,15 @@ def optimiser_step(
 ) -> dict[str, Tensor]:
     """One update of `state` at 0-based `step`; returns this process' means of the loss' readings, and `grad_norm`."""
     settings, device = config.training, accelerator.device
-    *batch, plan = draw_batch(config, step, data, order, state.net)
-    parts = accelerator.num_processes * settings.accumulation
-    share = settings.batch_size // parts
+    own = settings.batch_size // accelerator.num_processes
+    first = accelerator.process_index * own
+    *batch, plan = draw_batch(config, step, data, order, state.net, slice(first, first + own))
+    share = own // settings.accumulation
     means: dict[str, Tensor] = {}
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     for micro in range(settings.accumulation):
-        part = accelerator.process_index * settings.accumulation + micro
-        chunk = slice(part * share, (part + 1) * share)
+        chunk = slice(micro * share, (micro + 1) * share)
         own_plan = plan[chunk].to(device) if plan is not None else None
         inputs = [tensor[chunk].to(device, non_blocking=True) for tensor in batch]
         final = micro == settings.accumulation - 1
@@ -167,20 +175,36 @@ def optimiser_step(
 
 
 def draw_batch(
-    config: Config, step: int, data: EncodedDataset, order: DataOrder, net: DiT
+    config: Config, step: int, data: EncodedDataset, order: DataOrder, net: DiT, own: slice = slice(None)
 ) -> tuple[Tensor, Captions, Tensor, Tensor, Tensor, MaskPlan | None]:
     """All that `step` decides: images (B, C, H, W), captions (B, S, Y), sigma (B,), noise (B, C, H, W), patch features
-    to align with (B, T, E), mask.
+    to align with (B, T, E), mask; of the global batch the rows `own`.
     """
-    seed, batch, rows = config.seed, config.training.batch_size, order(step)
+    seed, batch, rows = config.seed, config.training.batch_size, order(step)[own]
     x, y = data.batch(rows)
     sigma = draw_sigma(batch, config.diffusion, generator(seed, "sigma", step))
-    noise = torch.randn(x.shape, generator=generator(seed, "noise", step))
+    noise = torch.randn((batch, *x.shape[1:]), generator=generator(seed, "noise", step))
     nulls = torch.rand(batch, generator=generator(seed, "caption dropout", step)) < config.training.caption_dropout
-    y = dropped(y, nulls)
+    y = dropped(y, nulls[own])
     masked = step < config.training.masked_steps
     plan = net.mask_plan(batch, generator(seed, "mask", step)) if masked else None
-    return x, y, sigma, noise, data.targets.batch(rows), plan
+    return x, y, sigma[own], noise[own], data.targets.batch(rows), plan[own] if plan is not None else None
+
+
+def _leaves_parameters_out(net: DiT, config: Config) -> bool:
+    """Whether some step may train on all patches while the masking method has weights that only masked steps use."""
+    unmasked = config.model.masking.ratio == 0 or config.training.masked_steps < config.training.steps
+    return unmasked and any(True for _ in net.masking.parameters())
+
+
+def _check_same_step(step: int, accelerator: Accelerator, output_dir: str) -> None:
+    """Raises CheckpointError where processes found different checkpoints."""
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            f"the processes of this run find different checkpoints (of steps {sorted(set(steps))}): 'output_dir' "
+            f"({output_dir}) must be a folder that all machines share"
+        )
 
 
 def _due(done: int, every: int) -> bool:

@@ -53,15 +53,20 @@ def test_error_falls_with_the_order_of_the_method(kind: str, order: int):
     assert errors[1] / errors[2] == pytest.approx(2**order, rel=0.3)
 
 
+def churn(count: int) -> list[torch.Generator]:
+    return [generator(0, "churn", i) for i in range(count)]
+
+
 def test_churn_keeps_the_distribution_and_needs_a_generator():
     config = SamplerConfig("heun", 40, churn=ChurnConfig(amount=20.0))
     noise = torch.randn(64, 4, 8, 8, generator=generator(1, "test"))
-    out = sample(gaussian_denoiser, noise, config, generator(0, "churn"))
+    out = sample(gaussian_denoiser, noise, config, churn(len(noise)))
     assert out.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert out.std().item() == pytest.approx(STD, rel=0.06)
     plain = sample(gaussian_denoiser, noise, SamplerConfig("heun", 40))
     assert (out - plain).abs().mean() > 0.1  # it really is another path
-    assert torch.equal(out, sample(gaussian_denoiser, noise, config, generator(0, "churn")))
+    assert torch.equal(out, sample(gaussian_denoiser, noise, config, churn(len(noise))))
+    assert torch.equal(out[:3], sample(gaussian_denoiser, noise[:3], config, churn(3)))  # whatever the batch
     with pytest.raises(ConfigError, match=r"sampler\.churn\.amount"):
         sample(gaussian_denoiser, noise, config)
 

@@ -1,0 +1,41 @@
+"""What torchrun starts in the tests of several processes: trains each given config.yaml, and keeps its curve.
+
+    torchrun --nproc-per-node 2 several.py A/config.yaml B/config.yaml
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from microdit.config import load_config
+from microdit.processes import leave
+from microdit.run import run
+from microdit.training.recorder import NullRecorder
+
+
+class Curve(NullRecorder):
+    """Keeps every step's metrics in `curve.json` of the run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "curve.json"
+        self.values: dict[str, dict[str, float]] = {}
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.values.setdefault(str(step), {}).update(values)
+
+    def finish(self, status: str) -> None:
+        self.path.write_text(json.dumps(self.values))
+
+
+def main() -> None:
+    for path in sys.argv[1:]:
+        config = load_config(path)
+        run(config, Curve(Path(config.output_dir)))
+    leave()
+
+
+if __name__ == "__main__":
+    main()
