@@ -17,7 +17,7 @@ def is_main() -> bool:
 
 
 def first_to_fail() -> bool:
-    """Whether this process has to say what went wrong: true once among all processes of the run, in the first that asks.
+    """Whether this process has to say what went wrong: true once among all of the run, in the first that asks.
 
     One process' error takes the others down with it, in the middle of what they exchange; theirs are consequences.
     """

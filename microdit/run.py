@@ -36,8 +36,8 @@ def run(
     """Trains `config`, draws and scores samples, and returns the final metrics.
 
     Goes on from the newest checkpoint under `config.output_dir`, and leaves there config.yaml, model.safetensors (the
-    averaged weights), checkpoints/, samples/ and metrics.json; of several processes, the main one writes. Raises MicroditError for what the user can mend, and
-    KeyboardInterrupt, with a checkpoint kept, once `stop` is asked.
+    averaged weights), checkpoints/, samples/ and metrics.json; of several processes, the main one writes. Raises
+    MicroditError for what the user can mend, and KeyboardInterrupt, with a checkpoint kept, once `stop` is asked.
     """
     accelerator = build_accelerator(config)
     report = recorder if recorder is not None and accelerator.is_main_process else NullRecorder()

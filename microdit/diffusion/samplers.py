@@ -120,9 +120,7 @@ def guided(denoiser: Denoiser, y: Captions, guidance: float, interval: GuidanceI
 
 
 @torch.no_grad()
-def sample(
-    model: Model, noise: Tensor, config: SamplerConfig, generators: Sequence[torch.Generator] = ()
-) -> Tensor:
+def sample(model: Model, noise: Tensor, config: SamplerConfig, generators: Sequence[torch.Generator] = ()) -> Tensor:
     """Integrates from `noise` (B, C, H, W), unit normal, to clean latents of the same shape, float32.
 
     The state is float64, so that only the network's precision limits the result. Heun's correction is left out of the

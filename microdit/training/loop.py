@@ -1,7 +1,7 @@
 """The training loop: one flat pass over steps, each a function of (weights, seed, step) alone.
 
 B images of the global batch. Every random draw is made for the whole global batch on the CPU and then sliced, so the
-numbers don't depend on how many processes or micro-batches share it. Of images and captions, each process reads its own.
+numbers don't depend on how many processes or micro-batches share it. A process reads its own images and captions only.
 """
 
 from __future__ import annotations
@@ -91,10 +91,8 @@ def train(
     loss_module: nn.Module = TrainingLoss(denoiser, state.alignment)
     if settings.compile:
         loss_module = torch.compile(loss_module)  # type: ignore[assignment]
-    accelerator.ddp_handler = DistributedDataParallelKwargs(
-        broadcast_buffers=False,  # positions are the same everywhere
-        find_unused_parameters=_leaves_parameters_out(state.net, config),
-    )
+    unused = _leaves_parameters_out(state.net, config)
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
     loss_module = accelerator.prepare_model(loss_module)
     order = DataOrder(len(data), settings.batch_size, config.seed)
     meter = Meter(settings.batch_size, state, accelerator.device)

@@ -1,6 +1,6 @@
 """What torchrun starts in the tests of several processes: trains each given config.yaml, and keeps its curve.
 
-    torchrun --nproc-per-node 2 several.py A/config.yaml B/config.yaml
+torchrun --nproc-per-node 2 several.py A/config.yaml B/config.yaml
 """
 
 from __future__ import annotations

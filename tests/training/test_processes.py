@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.torch import load_file
 from several import Curve
 
-from microdit.config import Config, config_from_mapping, save_config
+from microdit.config import Config, config_from_mapping, load_config, save_config
 from microdit.config_io import assign, to_mapping
 from microdit.run import run
 
@@ -51,8 +52,6 @@ def stored(base: Config, folder: Path, changes: Mapping[str, Any]) -> Path:
 
 
 def alone(path: Path) -> None:
-    from microdit.config import load_config
-
     config = load_config(path)
     run(config, Curve(Path(config.output_dir)))
 
@@ -73,23 +72,140 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
         np.testing.assert_allclose(value, weights[key], rtol=1e-3, atol=1e-5)
 
 
-ARMS: dict[str, dict[str, Any]] = {
-    "deferred": {"evaluation.samples": 9, "evaluation.metrics": ["clip_fd", "clip_score"]},
+SCORED = {"evaluation.samples": 9, "evaluation.metrics": ["clip_fd", "clip_score"], "training.keep_checkpoints": 9}
+TAIL = {"model.masking.method": "maskdit", "training.unmasked_tail": 0.5}  # its mask token has no gradient in the tail
+
+
+def begun_by(other: Path, folder: Path) -> None:
+    """Gives `folder` the checkpoint of the second of four steps of `other`, as if that run had been stopped there."""
+    shutil.copytree(other / "checkpoints" / "step_00000002", folder / "checkpoints" / "step_00000002")
+
+
+def test_two_processes_train_as_one_and_go_on_with_what_one_began(smoke_config: Config, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for side in (one, two):
+        side.mkdir()
+        for name, changes in (("deferred", SCORED), ("tail", TAIL), ("resumed", SCORED)):
+            stored(smoke_config, side / name, changes)
+    alone(one / "deferred.yaml")
+    alone(one / "tail.yaml")
+    begun_by(one / "deferred", two / "resumed")
+    finished(
+        torchrun(str(HERE / "several.py"), *(str(two / f"{name}.yaml") for name in ("deferred", "tail", "resumed")))
+    )
+    begun_by(two / "deferred", one / "resumed")
+    alone(one / "resumed.yaml")
+
+    assert_same_run(two / "deferred", one / "deferred")
+    assert_same_run(two / "tail", one / "tail")
+    for side in (one, two):
+        losses = curve(side / "resumed")
+        assert list(losses) == [3, 4]
+        np.testing.assert_allclose([*losses.values()], [curve(one / "deferred")[step] for step in losses], rtol=1e-5)
+    scores = [json.loads((side / "deferred" / "metrics.json").read_text()) for side in (one, two)]
+    for name in ("final/clip_fd", "final/clip_score", "final/samples"):
+        assert scores[0][name] == pytest.approx(scores[1][name], rel=1e-3)
+
+
+REST: dict[str, dict[str, Any]] = {
     "accumulated": {"training.accumulation": 2, "training.unmasked_tail": 0.5},
-    "maskdit_tail": {"model.masking.method": "maskdit", "training.unmasked_tail": 0.5},
-    "unmasked_sprint": {"model.masking.method": "sprint", "model.masking.ratio": 0.0},
-    "muon": {"optimizer.type": "muon"},
+    "unmasked sprint": {"model.masking.method": "sprint", "model.masking.ratio": 0.0},
+    "muon, experts": {"optimizer.type": "muon", "model.experts.every_n": 2},
+    "aligned": {"alignment.encoder": "efficientnet-lite0"},
+    "churned": {**SCORED, "sampler.churn.amount": 20.0},
+    "unaveraged": {"training.ema.decay": 0.0, "model.masking.method": "naive"},
 }
 
 
-def test_two_processes_train_as_one(smoke_config: Config, tmp_path: Path) -> None:
-    names = ("deferred", "maskdit_tail")
-    for side in ("one", "two"):
+@pytest.mark.slow
+def test_every_way_of_training_is_the_same_in_two_processes(smoke_config: Config, tmp_path: Path) -> None:
+    paths = {side: [] for side in ("one", "two")}
+    for side, found in paths.items():
         (tmp_path / side).mkdir()
-    paths = {side: [stored(smoke_config, tmp_path / side / n, ARMS[n]) for n in names] for side in ("one", "two")}
-    both = torchrun(str(HERE / "several.py"), *map(str, paths["two"]))
+        found += [stored(smoke_config, tmp_path / side / name, changes) for name, changes in REST.items()]
+    finished(torchrun(str(HERE / "several.py"), *map(str, paths["two"])))
     for path in paths["one"]:
         alone(path)
-    finished(both)
-    for name in names:
+    for name in REST:
         assert_same_run(tmp_path / "two" / name, tmp_path / "one" / name)
+
+
+LONG = {"training.steps": 4000, "training.checkpoint_every": 0, "training.sample_every": 20}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_asked_of_torchrun_keeps_a_checkpoint(smoke_config: Config, tmp_path: Path, number: int) -> None:
+    path = stored(smoke_config, tmp_path / "run", LONG)
+    process = torchrun("-m", "microdit", "train", str(path))
+    wait_for(tmp_path / "run" / "samples" / "step_00000020.png", process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    (kept,) = (tmp_path / "run" / "checkpoints").glob("step_*")
+    assert 20 <= int(kept.name.removeprefix("step_")) < 4000
+    assert said.count("microdit: interrupted; the same command goes on from the last checkpoint") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_one_process_that_is_asked_to_stop_takes_the_other_along(
+    smoke_config: Config, tmp_path: Path, number: int
+) -> None:
+    """SIGTERM: both keep the checkpoint together. SIGUSR1 kills one: torchrun ends the other at once."""
+    path = stored(smoke_config, tmp_path / "run", LONG)
+    process = torchrun("-m", "microdit", "train", str(path))
+    wait_for(tmp_path / "run" / "samples" / "step_00000020.png", process)
+    second = next(p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == "1")
+    second.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    kept = list((tmp_path / "run" / "checkpoints").glob("step_*"))
+    assert len(kept) == said.count("microdit: interrupted") == (number == signal.SIGTERM)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"{path} doesn't come"
+        time.sleep(0.1)
+
+
+FAILING = """
+import os, torch
+from microdit.errors import DataError
+from microdit.training.optim import adamw
+
+def failing(net, config):
+    optimizer = adamw(net, config)
+    def fail(*_):
+        if os.environ["RANK"] == os.environ["FAILING"]:
+            raise {error}("the cable was pulled")
+    optimizer.register_step_pre_hook(fail)
+    return optimizer
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "error"), [("0", "DataError"), ("1", "DataError"), ("1", "ValueError")])
+def test_an_error_in_one_process_ends_all_and_is_said_once(
+    smoke_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, error: str
+) -> None:
+    (tmp_path / "broken.py").write_text(FAILING.format(error=error))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FAILING", rank)
+    path = stored(smoke_config, tmp_path / "run", {"plugins": ["broken"], "optimizer.type": "broken.failing"})
+    process = torchrun("-m", "microdit", "train", str(path))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode != 0
+    beginning = "microdit" if error == "DataError" else error
+    assert said.count(f"{beginning}: the cable was pulled") == 1, said
+    assert said.count("cli.py") == (error != "DataError"), "one traceback at most"
+
+
+@pytest.mark.slow
+def test_a_mistake_that_all_processes_see_is_said_once(smoke_config: Config, tmp_path: Path) -> None:
+    path = stored(smoke_config, tmp_path / "run", {"training.batch_size": 9})
+    process = torchrun("-m", "microdit", "train", str(path))
+    _, said = process.communicate(timeout=60)
+    assert said.count("microdit: 'training.batch_size' (9) must be a multiple of processes x accumulation (2 x 1)") == 1
+    assert not (tmp_path / "run").exists()
