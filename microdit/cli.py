@@ -6,10 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from microdit.data.cli import add_data_commands, with_show
 from microdit.errors import ConfigError, MicroditError
 from microdit.processes import first_to_fail, is_main, leave
+
+if TYPE_CHECKING:
+    from microdit.config import Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", type=Path, help="a complete configuration, as every run stores one")
     train.add_argument("--out", type=Path, help="output folder instead of the configuration's output_dir")
     train.set_defaults(command=_train)
+
+    tune = commands.add_parser("finetune", help="go on from a finished run, on a folder of captioned pictures")
+    tune.add_argument("run", type=Path, help="the folder of the run to start from; it stays as it is")
+    tune.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="8 or more captioned pictures")
+    tune.add_argument("--steps", type=int, help="optimiser steps (default 300)")
+    tune.add_argument("--out", type=Path, required=True, help="folder of the new run")
+    tune.add_argument("overrides", nargs="*", metavar="key=value", help="any setting, e.g. optimizer.lr=1e-4")
+    tune.set_defaults(command=_finetune)
 
     sample = commands.add_parser("sample", help="draw captions with a trained run")
     sample.add_argument("run", type=Path, help="a run's output folder")
@@ -97,12 +109,28 @@ def _train(arguments: argparse.Namespace) -> None:
     import dataclasses
 
     from microdit.config import load_config
-    from microdit.run import run
-    from microdit.training.stop import asked_by_signals
 
     config = load_config(arguments.config)
     if arguments.out is not None:
         config = dataclasses.replace(config, output_dir=str(arguments.out))
+    _run(config)
+
+
+def _finetune(arguments: argparse.Namespace) -> None:
+    from microdit.finetune import finetune_config, words_about
+
+    config = finetune_config(arguments.run, arguments.data, arguments.out, arguments.steps, arguments.overrides)
+    if is_main():
+        print(words_about(config), file=sys.stderr)
+    _run(config)
+    if is_main():
+        print(f'microdit sample {arguments.out} "a caption" draws with it')
+
+
+def _run(config: Config) -> None:
+    from microdit.run import run
+    from microdit.training.stop import asked_by_signals
+
     with asked_by_signals() as stop:
         metrics = run(config, progress=True, stop=stop)
     if not is_main():

@@ -28,6 +28,7 @@ from microdit.files import write_text
 from microdit.model import DiTConfig
 from microdit.roles import allow_plugins, resolve
 from microdit.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from microdit.training.initial import weights_digest
 from microdit.training.optim import OPTIMIZERS
 
 # Keys that may differ between two runs that are the same experiment: where it writes, where it runs, how it reports.
@@ -44,8 +45,8 @@ VOLATILE = (
 )
 
 # Keys that came after runs were recorded: left out where they say what those runs did, so that their keys still stand.
-ADDED = {"text.length": None}
-
+ADDED = {"text.length": None, "training.init": None}
+REQUIRED = "REQUIRED"  # stands where a value must be given; a plan is made without it
 AFTERWARDS = ("sampler", "evaluation")  # groups that have no say in what is learnt
 
 
@@ -116,7 +117,10 @@ def save_config(config: Config, path: Path | str) -> None:
 
 
 def stable_mapping(config: Config) -> dict[str, Any]:
-    """The configuration without its volatile keys: what makes two runs the same experiment."""
+    """The configuration without its volatile keys: what makes two runs the same experiment.
+
+    Of initial weights the content counts, not the path. Raises ConfigError where they are missing.
+    """
     values = to_mapping(config)
     for key in VOLATILE:
         *parents, leaf = key.split(".")
@@ -128,6 +132,9 @@ def stable_mapping(config: Config) -> dict[str, Any]:
         group, leaf = key.split(".")
         if values[group][leaf] == default:
             values[group].pop(leaf)
+    init = values["training"].get("init")
+    if init not in (None, REQUIRED):
+        values["training"]["init"] = weights_digest(init)
     return values
 
 

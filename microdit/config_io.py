@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -159,6 +159,39 @@ def assign(values: dict[str, Any], key: str, value: Any) -> None:
     for parent in parents:
         node = node[parent]
     node[leaf] = value
+
+
+def override(values: dict[str, Any], words: Sequence[str], source: str = "command line") -> None:
+    """Sets `key=value` words, dotted keys and YAML values, in a nested mapping in place; a mapping keeps its other keys.
+
+    Raises ConfigError where a word is none, or its key doesn't exist, naming the nearest that does.
+    """
+    known = _leaves(values)
+    for word in words:
+        key, sep, text = word.partition("=")
+        if not sep:
+            raise ConfigError(f"{source}: '{word}' is not of the form key=value")
+        try:
+            value = yaml.load(text, Loader=_StrictLoader)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{source}: '{word}': {' '.join(str(error).split())[:200]}") from None
+        for leaf, item in _leaves(value, key).items() if isinstance(value, Mapping) and value else [(key, value)]:
+            parent = leaf.rpartition(".")[0]
+            free = any(leaf.startswith(f"{name}.") for name in known if name.endswith(".options"))
+            if leaf not in known and not free:
+                namesakes = [name for name in known if name.split(".")[-1] == leaf.split(".")[-1]]
+                siblings = [name for name in known if name.rpartition(".")[0] == parent] if parent else []
+                raise ConfigError(f"{source}: unknown key '{leaf}'; {nearest(leaf, namesakes or siblings or known)}")
+            assign(values, leaf, item)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of all that is no mapping, or an empty one."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        key = _join(prefix, str(name))
+        found |= _leaves(value, key) if isinstance(value, Mapping) and value else {key: value}
+    return found
 
 
 def read_yaml(path: Path | str) -> dict[str, Any]:

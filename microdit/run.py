@@ -22,7 +22,8 @@ from microdit.files import write_text
 from microdit.finish import evaluate, keep_final, show_prompts
 from microdit.sampling import generate, save_png, strip
 from microdit.training.checkpoint import TrainState
-from microdit.training.loop import train
+from microdit.training.initial import check_initial
+from microdit.training.loop import sigma_data, train
 from microdit.training.recorder import Fact, NullRecorder, Recorder
 from microdit.training.stop import StopRequest
 from microdit.training.validation import validate
@@ -42,6 +43,7 @@ def run(
     accelerator = build_accelerator(config)
     report = recorder if recorder is not None and accelerator.is_main_process else NullRecorder()
     load_plugins(config)
+    check_initial(config)
     components = build_components(config, accelerator.device)
     check_counts(config, components)
     output = Path(config.output_dir)
@@ -64,6 +66,7 @@ def run(
 def prepare(config: Config) -> Components:
     """Encodes the data into the cache and checks all sizes, training nothing: call once before many runs start."""
     load_plugins(config)
+    check_initial(config)
     components = build_components(config, choose_device(config))
     check_counts(config, components)
     return components
@@ -95,7 +98,7 @@ def run_facts(config: Config, components: Components, accelerator: Accelerator) 
     return {
         "data_fingerprint": components.train.fingerprint,
         "feature_net": feature_net_name(config.evaluation),
-        "sigma_data": config.diffusion.sigma_data or components.train.sigma_data,
+        "sigma_data": sigma_data(config, components.train),
         "device": device_name(accelerator.device),
         "processes": accelerator.num_processes,
         **cost_facts(config),
@@ -127,10 +130,10 @@ def _train_and_score(
 ) -> dict[str, float]:
     samples = Path(config.output_dir) / "samples"
     shown = show_prompts(components.val, config.training.sample_count)
-    sigma_data = config.diffusion.sigma_data or components.train.sigma_data
+    sigma = sigma_data(config, components.train)
 
     def draw_shown(step: int, state: TrainState) -> np.ndarray:
-        denoiser = Denoiser(state.averaged, sigma_data).eval()
+        denoiser = Denoiser(state.averaged, sigma).eval()
         pictures = generate(
             denoiser, components.autoencoder, shown.features, config.sampler, config.evaluation.seed, "shown"
         )
@@ -140,7 +143,7 @@ def _train_and_score(
         return pictures
 
     state = train(config, components.train, components.val, recorder, accelerator, draw_shown, progress, stop)
-    denoiser = Denoiser(state.averaged, sigma_data).eval()
+    denoiser = Denoiser(state.averaged, sigma).eval()
     losses = validate(denoiser, components.val, config)
     recorder.metrics(state.step, losses)
     facts = cost_facts(config)
@@ -151,7 +154,7 @@ def _train_and_score(
     metrics["final/val_loss"] = losses["val/loss"]
     pictures = draw_shown(state.step, state)
     if accelerator.is_main_process:
-        keep_final(config, state, sigma_data, pictures, shown, recorder)
+        keep_final(config, state, sigma, pictures, shown, recorder)
     metrics |= evaluate(config, components, denoiser, accelerator)
     if accelerator.is_main_process:
         recorder.metrics(state.step, metrics)

@@ -87,6 +87,7 @@ class TrainingConfig:
 
     steps: int
     batch_size: int  # images per optimiser step, over all processes and accumulation
+    init: str | None = None  # weights to start from: a run's folder, an imported one, or a .safetensors file
     accumulation: int = 1  # micro-batches per optimiser step
     precision: Literal["fp32", "bf16"] = "fp32"
     clip: float = 1.0  # maximal gradient norm; 0 turns clipping off

@@ -24,6 +24,7 @@ from microdit.model import DiT, MaskPlan
 from microdit.model.captions import Captions, dropped
 from microdit.rng import generator
 from microdit.training.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
+from microdit.training.initial import initial_sigma_data, load_initial
 from microdit.training.meter import Meter
 from microdit.training.optim import build_optimizer, learning_rate
 from microdit.training.progress import Progress
@@ -56,12 +57,23 @@ class TrainingLoss(nn.Module):
 
 
 def initial_state(config: Config, device: torch.device) -> TrainState:
-    """Fresh weights from the seed, on `device`."""
-    net = DiT(config.model, seed=config.seed).to(device)
+    """Weights from the seed, or those of `training.init`, on `device`; the optimiser's state is fresh either way."""
+    init = config.training.init
+    net = DiT(config.model, seed=config.seed if init is None else None)
+    if init is not None:
+        load_initial(net, init)
+    net = net.to(device)
     ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema.decay))
     alignment = build_alignment(config.alignment, config.model, config.seed).to(device)
     optimizer = build_optimizer(nn.ModuleList([net, alignment]), config.optimizer)
     return TrainState(net, alignment, ema, optimizer)
+
+
+def sigma_data(config: Config, data: EncodedDataset) -> float:
+    """As configured, else as the initial weights were trained with, else as measured on `data`."""
+    if config.diffusion.sigma_data is not None:
+        return config.diffusion.sigma_data
+    return data.sigma_data if config.training.init is None else initial_sigma_data(config.training.init)
 
 
 def train(
@@ -87,7 +99,7 @@ def train(
     for newest in checkpoints(folder)[-1:]:
         load_checkpoint(newest, state, key)
     _check_same_step(state.step, accelerator, config.output_dir)
-    denoiser = Denoiser(state.net, config.diffusion.sigma_data or data.sigma_data)
+    denoiser = Denoiser(state.net, sigma_data(config, data))
     loss_module: nn.Module = TrainingLoss(denoiser, state.alignment)
     if settings.compile:
         loss_module = torch.compile(loss_module)  # type: ignore[assignment]

@@ -199,7 +199,7 @@ def test_an_error_in_one_process_ends_all_and_is_said_once(
     assert process.returncode != 0
     beginning = "microdit" if error == "DataError" else error
     assert said.count(f"{beginning}: the cable was pulled") == 1, said
-    assert said.count("cli.py") == (error != "DataError"), "one traceback at most"
+    assert said.count("in _train_and_score") == (error != "DataError"), "one traceback at most"
 
 
 @pytest.mark.slow
