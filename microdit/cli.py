@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Of several processes (torchrun), one says what went wrong.
     """
-    arguments = _parser().parse_args(with_show(sys.argv[1:] if argv is None else argv))
+    arguments = _parsed(with_show(sys.argv[1:] if argv is None else argv))
     try:
         arguments.command(arguments)
     except MicroditError as error:
@@ -38,6 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     leave()
     return 0
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments; key=value words may stand anywhere among a command's options, which argparse alone refuses."""
+    parser = _parser()
+    arguments, others = parser.parse_known_args(words)
+    if others and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in others)):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if others:
+        arguments.overrides += others
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

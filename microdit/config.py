@@ -46,7 +46,9 @@ VOLATILE = (
 
 # Keys that came after runs were recorded: left out where they say what those runs did, so that their keys still stand.
 ADDED = {"text.length": None, "training.init": None}
-REQUIRED = "REQUIRED"  # stands where a value must be given; a plan is made without it
+# Stands where a value must be given; a plan is made without it. Not OmegaConf's ???, which a merge drops in silence
+# where the key has a value already.
+REQUIRED = "REQUIRED"
 AFTERWARDS = ("sampler", "evaluation")  # groups that have no say in what is learnt
 
 

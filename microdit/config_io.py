@@ -162,7 +162,7 @@ def assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def override(values: dict[str, Any], words: Sequence[str], source: str = "command line") -> None:
-    """Sets `key=value` words, dotted keys and YAML values, in a nested mapping in place; a mapping keeps its other keys.
+    """Sets `key=value` words (dotted keys, YAML values) in a nested mapping in place; a mapping keeps its other keys.
 
     Raises ConfigError where a word is none, or its key doesn't exist, naming the nearest that does.
     """

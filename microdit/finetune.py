@@ -16,7 +16,7 @@ from microdit.training.initial import WEIGHTS
 
 # How style fine-tuning differs from the run that it starts from; every value can be overridden.
 STEPS = 300
-RATE = 0.2  # of the run's peak rate
+RATE = 0.3  # of the run's peak rate
 WARMUP = 0.05  # of the steps
 BATCH = 16  # pictures a step at most: a folder of 8 is then seen twice in each
 MEMORY = 0.1  # of the steps: how far the average looks back

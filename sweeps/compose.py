@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from microdit.config import Config, config_from_mapping
+from microdit.config import REQUIRED, Config, config_from_mapping
 from microdit.errors import ConfigError, nearest
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
-GROUPS = ("data", "model", "scale")
+GROUPS = ("data", "model", "scale", "recipe")
+TIMES = "times"  # a recipe's factors on what the scale has
 PRIMARY = "base"
 FREE = "options"  # the recipe's only mapping to which keys may be added
-REQUIRED = "REQUIRED"  # not OmegaConf's ???, which a merge drops in silence where the key has a value already
 
 
 def group_options(group: str) -> list[str]:
@@ -70,13 +71,40 @@ def _as_config_error(source: str) -> Iterator[None]:
 
 def _composed(overrides: Sequence[str]) -> Any:
     GlobalHydra.instance().clear()
+    for name, resolver in RESOLVERS.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
     with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
-        return compose(PRIMARY, overrides=list(overrides))
+        config = compose(PRIMARY, overrides=list(overrides))
+    return _multiplied(config)
+
+
+# What a recipe may ask of the number of steps, whatever that is in the end.
+RESOLVERS = {
+    "share": lambda share, steps: round(float(share) * int(steps)),
+    "memory": lambda share, steps: 1 - 1 / max(float(share) * int(steps), 1),  # the decay of an average that long
+}
+
+
+def _multiplied(config: Any) -> Any:
+    """The composed recipe with the factors under `times` applied, each a number or a fraction such as 25/6.
+
+    YAML alone can't say "twice what the scale has": a value that refers to itself is a circle.
+    """
+    if TIMES not in config:
+        return config
+    OmegaConf.set_struct(config, False)
+    for key, factor in config.pop(TIMES).items():
+        value = OmegaConf.select(config, key)
+        product = Fraction(str(value)) * Fraction(str(factor))
+        whole = isinstance(value, int)
+        OmegaConf.update(config, key, max(round(product), 1) if whole else float(product))
+    OmegaConf.set_struct(config, True)
+    return config
 
 
 @cache
 def _composed_groups(groups: tuple[str, ...]) -> Any:
-    """The recipe under a choice of `scale`, `data` and `model`: reading its files takes most of Hydra's time."""
+    """The recipe under a choice of `GROUPS`: reading its files takes most of Hydra's time."""
     return _composed(groups)
 
 

@@ -40,7 +40,7 @@ def test_the_core_runs_without_hydra_optuna_and_mlflow():
     code = (
         "import sys\n"
         "for name in ('hydra', 'omegaconf', 'optuna', 'mlflow'): sys.modules[name] = None\n"
-        "import microdit.run, microdit.trained, microdit.cli, microdit.bench\n"
+        "import microdit.run, microdit.finetune, microdit.trained, microdit.cli, microdit.bench\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

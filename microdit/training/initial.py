@@ -27,12 +27,15 @@ LISTED = 4  # tensors that a message names
 
 # (tensor, dimension, setting): where a shape tells which setting differs.
 TELLING = (
-    ("x_embedder.proj.weight", 0, "model.width"),
-    ("x_embedder.proj.weight", 1, "model.in_channels"),
-    ("x_embedder.proj.weight", 2, "model.patch_size"),
-    ("y_embedder.fc1.weight", 1, "model.caption_channels"),
+    ("x_embedder.proj.weight", 0, "'model.width'"),
+    ("x_embedder.proj.weight", 1, "'model.in_channels'"),
+    ("x_embedder.proj.weight", 2, "'model.patch_size'"),
+    ("y_embedder.fc1.weight", 1, "'model.caption_channels'"),
 )
-STACKED = (("blocks.", "model.depth"), ("mixer.blocks.", "model.mixer.depth"))
+STACKED = (
+    ("blocks.", "'model.depth'"),
+    ("mixer.blocks.", "the depth of the patch-mixer ('model.mixer.depth', 'model.masking.method')"),
+)
 
 
 def weights_file(path: str) -> Path:
@@ -78,7 +81,7 @@ def initial_sigma_data(path: str) -> float:
     except (SafetensorError, OSError) as error:
         raise _unreadable(file, error) from None
     raise ConfigError(
-        f"{file} doesn't say which sigma_data it was trained with; give 'diffusion.sigma_data' (the released models': 0.9)"
+        f"{file} doesn't say which sigma_data it was trained with; give 'diffusion.sigma_data' (released models: 0.9)"
     )
 
 
@@ -137,8 +140,7 @@ def _check_shapes(weights: Shapes, own: Shapes, file: Path) -> None:
         return
     more = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
     raise CheckpointError(
-        f"'{KEY}': {file} doesn't fit this network: {_settings(weights, own)}"
-        f"({', '.join(problems[:LISTED])}{more})"
+        f"'{KEY}': {file} doesn't fit this network: {_settings(weights, own)}({', '.join(problems[:LISTED])}{more})"
     )
 
 
@@ -148,10 +150,10 @@ def _settings(weights: Shapes, own: Shapes) -> str:
     for name, dimension, key in TELLING:
         if name in weights and len(weights[name]) == len(own[name]):
             there, here = weights[name][dimension], own[name][dimension]
-            found += [f"'{key}' is {here}, the weights have {there}"] if there != here else []
+            found += [f"{key} is {there} there and {here} here"] if there != here else []
     for prefix, key in STACKED:
         there, here = (_depth(tensors, prefix) for tensors in (weights, own))
-        found += [f"'{key}' is {here}, the weights have {there}"] if there != here else []
+        found += [f"{key} is {there} there and {here} here"] if there != here else []
     return "; ".join(found or ["another 'model.masking.method', 'model.ffn', 'model.experts' or width schedule"]) + " "
 
 

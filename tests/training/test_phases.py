@@ -1,0 +1,157 @@
+"""Runs that start from another run's weights: the released recipe's four phases, and every start that doesn't fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from microdit.cli import main
+from microdit.config import Config, load_config, save_config, training_key
+from microdit.errors import CheckpointError, ConfigError
+from microdit.model.embedders import sincos_positions
+from microdit.training.initial import check_initial
+from microdit.training.loop import initial_state
+from sweeps.compose import compose_config, compose_mapping
+from sweeps.study import load_study
+from sweeps.trials import plan_trials
+
+SMALL = ("scale=smoke", "data.train_size=16", "data.val_size=8", "evaluation.samples=0", "training.batch_size=4")
+
+
+@pytest.fixture(scope="module")
+def phases(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The four phases at smoke size, each from the one before, trained through the command."""
+    root = tmp_path_factory.mktemp("phases")
+    start: list[str] = []
+    for phase in ("phase1", "phase2", "phase3", "phase4"):
+        words = [*SMALL, f"recipe={phase}", f"output_dir={root / phase}", f"cache_dir={cache_dir}", *start]
+        save_config(compose_config(words), root / f"{phase}.yaml")
+        assert main(["train", str(root / f"{phase}.yaml")]) == 0
+        start = [f"training.init={root / phase}"]
+    return root
+
+
+def test_each_phase_goes_on_from_the_one_before(phases: Path) -> None:
+    configs = [load_config(phases / f"phase{number}" / "config.yaml") for number in (1, 2, 3, 4)]
+    assert [c.training.steps for c in configs] == [17, 2, 3, 1]
+    assert [c.model.masking.ratio for c in configs] == [0.75, 0.0, 0.75, 0.0]
+    assert [c.data.resolution for c in configs] == [32, 32, 64, 64]
+    assert [(c.model.input_size, c.model.pos_interp_scale) for c in configs] == [(8, 1.0)] * 2 + [(16, 2.0)] * 2
+    for before, config in zip(configs, configs[1:], strict=False):
+        weights = load_file(Path(before.output_dir) / "model.safetensors")
+        assert float(weights.pop("sigma_data")) == 0.9
+        state = initial_state(config, torch.device("cpu"))
+        for net in (state.net, state.ema.module, state.averaged):
+            assert all(torch.equal(weights[name], value) for name, value in net.state_dict().items())
+        assert not state.optimizer.state_dict()["state"]
+
+
+def test_the_released_recipe_stands_at_the_papers_scale() -> None:
+    wanted = {  # steps, rate, warm-up, clip, EMA
+        "phase1": (250_000, 2.4e-4, 2500, 0.25, 0.995),
+        "phase2": (30_000, 8e-5, 0, 0.25, 0.995),
+        "phase3": (50_000, 8e-5, 500, 0.5, 0.99975),
+        "phase4": (5000, 8e-5, 0, 0.5, 0.9975),
+    }
+    for phase, values in wanted.items():
+        found = compose_mapping(["scale=paper", f"recipe={phase}"], complete=False)
+        training = found["training"]
+        got = (training["steps"], found["optimizer"]["lr"], found["schedule"]["warmup_steps"], training["clip"])
+        assert (*got, training["ema"]["decay"]) == pytest.approx(values, rel=1e-12)
+        assert training["batch_size"] == 2048
+        assert training["init"] == (None if phase == "phase1" else "REQUIRED")
+    with pytest.raises(ConfigError, match=r"give training\.init="):
+        compose_config(["scale=smoke", "recipe=phase2"])
+    assert compose_mapping(["scale=smoke", "recipe=phase1", "training.steps=200"])["schedule"]["warmup_steps"] == 2
+    given = compose_mapping(["scale=smoke", "recipe=phase3", "data.resolution=48"], complete=False)
+    assert given["data"]["resolution"] == 48
+
+
+def test_an_arm_may_be_a_phase(phases: Path, tmp_path: Path) -> None:
+    (tmp_path / "pay.yaml").write_text(
+        "question: Does the unmasked phase pay?\nholds: nothing\nbaseline: masked\nseeds: [0]\n"
+        f"overrides: {{training.init: {phases / 'phase1'}}}\n"
+        "arms: {masked: {recipe: phase1}, unmasked: {recipe: phase2}}\n"
+    )
+    trials = plan_trials(load_study(str(tmp_path / "pay.yaml"), "smoke"), [])
+    assert {trial.arm: trial.config.model.masking.ratio for trial in trials} == {"masked": 0.75, "unmasked": 0.0}
+
+
+def test_a_finer_grid_spans_what_the_base_grid_did() -> None:
+    base, fine = sincos_positions(16, 4, 1.0), sincos_positions(16, 8, 2.0)
+    every_second = fine.view(8, 8, 16)[::2, ::2].reshape(1, 16, 16)
+    assert torch.allclose(every_second, base)  # as DiT's descendants do: coordinates over the scale, from 0
+
+
+def started(config: Config, init: Path | str, **changes: object) -> Config:
+    training = dataclasses.replace(config.training, init=str(init))
+    return dataclasses.replace(config, training=training, **changes)
+
+
+def test_a_start_is_known_by_its_weights_and_not_by_its_path(
+    phases: Path, smoke_config: Config, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(phases / "phase1", tmp_path / "moved")
+    key = training_key(started(smoke_config, phases / "phase1"))
+    assert training_key(started(smoke_config, moved)) == key
+    assert training_key(started(smoke_config, moved / "model.safetensors")) == key
+    weights = load_file(moved / "model.safetensors")
+    weights["final_layer.linear.bias"][0] += 1
+    save_file(weights, moved / "model.safetensors")
+    assert len({key, training_key(started(smoke_config, moved)), training_key(smoke_config)}) == 3
+
+
+def test_a_start_that_does_not_fit_names_tensors_and_settings(
+    phases: Path, smoke_config: Config, tmp_path: Path
+) -> None:
+    start, model = phases / "phase1", smoke_config.model
+    for changes, words in (
+        (
+            {"in_channels": 16},
+            ["'model.in_channels' is 4 there and 16 here", "x_embedder.proj.weight is (32, 4, 2, 2)"],
+        ),
+        ({"patch_size": 4}, ["'model.patch_size' is 2 there and 4 here"]),
+        ({"caption_channels": 64}, ["'model.caption_channels' is 128 there and 64 here", "y_embedder.fc1.weight"]),
+        ({"depth": 3}, ["'model.depth' is 2 there and 3 here", "blocks.2.", "is only here"]),
+        ({"masking": dataclasses.replace(model.masking, method="naive")}, ["patch-mixer", "mixer.", "is only there"]),
+        ({"ffn": dataclasses.replace(model.ffn, type="gelu")}, ["'model.ffn'", "blocks.0.mlp"]),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            check_initial(started(smoke_config, start, model=dataclasses.replace(model, **changes)))
+        for word in ("'training.init'", "phase1/model.safetensors", *words):
+            assert word in str(caught.value)
+    (tmp_path / "broken.safetensors").write_bytes(b"half a file")
+    with pytest.raises(CheckpointError, match=r"broken\.safetensors: can't be read as weights"):
+        check_initial(started(smoke_config, tmp_path / "broken.safetensors"))
+
+
+def test_a_start_that_is_none_costs_nothing(
+    phases: Path, smoke_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"")
+    unfinished = tmp_path / "unfinished"
+    save_config(smoke_config, unfinished / "config.yaml")
+    (tmp_path / "empty").mkdir()
+    plain = load_file(phases / "phase1" / "model.safetensors")
+    del plain["sigma_data"]
+    save_file(plain, tmp_path / "plain.safetensors")
+    for init, words in (
+        (tmp_path / "nowhere", "which is not there"),
+        (tmp_path / "empty", "a folder without model.safetensors"),
+        (unfinished, "has it finished?"),
+        (tmp_path / "weights.pt", "microdit import makes one of it"),
+        (tmp_path / "plain.safetensors", "give 'diffusion.sigma_data'"),
+        (phases / "phase1", "this run's own output folder"),
+    ):
+        out = phases / "phase1" if init == phases / "phase1" else tmp_path / "run"
+        save_config(started(smoke_config, init, output_dir=str(out)), tmp_path / "config.yaml")
+        assert main(["train", str(tmp_path / "config.yaml")]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    known = dataclasses.replace(smoke_config.diffusion, sigma_data=0.9)
+    check_initial(started(smoke_config, tmp_path / "plain.safetensors", diffusion=known))
