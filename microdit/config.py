@@ -38,6 +38,7 @@ VOLATILE = (
     "cache_dir",
     "cost.usd_per_hour",
     "training.device",
+    "training.parallel",
     "training.threads",
     "training.log_every",
     "training.checkpoint_every",
@@ -85,6 +86,10 @@ class Config:
         allow_plugins(self.plugins)
         resolve(self.optimizer.type, OPTIMIZERS, "optimizer.type")  # a wrong name costs nothing here
         self.alignment.block_of(self.model.depth)
+        if self.training.parallel == "fsdp" and self.optimizer.type == "muon":
+            raise ConfigError(
+                "'optimizer.type' is muon, which needs whole matrices: 'training.parallel' must be ddp, not fsdp"
+            )
         if self.schedule.warmup_steps > self.training.steps:
             raise ConfigError(
                 f"'schedule.warmup_steps' is {self.schedule.warmup_steps}, more than 'training.steps' "

@@ -22,7 +22,6 @@ from microdit.evaluation.config import METRICS
 from microdit.files import atomic_path, write_text
 from microdit.model.captions import Captions
 from microdit.sampling import generate, save_png, strip
-from microdit.training.checkpoint import TrainState
 from microdit.training.recorder import Recorder
 
 
@@ -108,14 +107,12 @@ def _draw(
     return np.concatenate(gather_object([own]))
 
 
-def keep_final(
-    config: Config, state: TrainState, sigma_data: float, pictures: np.ndarray, shown: Prompts, recorder: Recorder
-) -> None:
+def keep_final(config: Config, denoiser: Denoiser, pictures: np.ndarray, shown: Prompts, recorder: Recorder) -> None:
     """Writes averaged weights, the strip of shown pictures and their prompts, and hands them to the recorder."""
     output = Path(config.output_dir)
     with atomic_path(output / "model.safetensors") as temporary:
-        weights = {name: tensor.detach().contiguous() for name, tensor in state.averaged.state_dict().items()}
-        exact = torch.tensor(sigma_data, dtype=torch.float64)  # float32 would change the scores' last digits
+        weights = {name: tensor.detach().contiguous() for name, tensor in denoiser.net.state_dict().items()}
+        exact = torch.tensor(denoiser.sigma_data, dtype=torch.float64)  # float32 would change the scores' last digits
         save_file(weights | {"sigma_data": exact}, temporary)
     save_png(strip(pictures), output / "samples" / "final.png")
     listing = {

@@ -20,8 +20,8 @@ from microdit.errors import ConfigError, StopTraining
 from microdit.evaluation import feature_net_name
 from microdit.files import write_text
 from microdit.finish import evaluate, keep_final, show_prompts
+from microdit.model import DiT
 from microdit.sampling import generate, save_png, strip
-from microdit.training.checkpoint import TrainState
 from microdit.training.initial import check_initial
 from microdit.training.loop import sigma_data, train
 from microdit.training.recorder import Fact, NullRecorder, Recorder
@@ -132,8 +132,8 @@ def _train_and_score(
     shown = show_prompts(components.val, config.training.sample_count)
     sigma = sigma_data(config, components.train)
 
-    def draw_shown(step: int, state: TrainState) -> np.ndarray:
-        denoiser = Denoiser(state.averaged, sigma).eval()
+    def draw_shown(step: int, net: DiT) -> np.ndarray:
+        denoiser = Denoiser(net, sigma).eval()
         pictures = generate(
             denoiser, components.autoencoder, shown.features, config.sampler, config.evaluation.seed, "shown"
         )
@@ -152,9 +152,9 @@ def _train_and_score(
         "cost/usd": state.seconds / 3600 * config.cost.usd_per_hour,
     }
     metrics["final/val_loss"] = losses["val/loss"]
-    pictures = draw_shown(state.step, state)
+    pictures = draw_shown(state.step, denoiser.net)
     if accelerator.is_main_process:
-        keep_final(config, state, sigma, pictures, shown, recorder)
+        keep_final(config, denoiser, pictures, shown, recorder)
     metrics |= evaluate(config, components, denoiser, accelerator)
     if accelerator.is_main_process:
         recorder.metrics(state.step, metrics)

@@ -12,17 +12,19 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from microdit.alignment.loss import Alignment
 from microdit.errors import CheckpointError
 from microdit.files import atomic_path
 from microdit.model import DiT
+from microdit.training.shards import load_optimizer, load_weights, whole_net, whole_optimizer, whole_weights
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,11 @@ class TrainState:
 
     @property
     def averaged(self) -> DiT:
-        """The network to evaluate: the average once it has begun, the raw weights before."""
-        return self.ema.module if int(self.ema.n_averaged) else self.net  # type: ignore[return-value]
+        """The network to evaluate, whole: the average once it has begun, the raw weights before.
+
+        Where weights are shared out, all processes must ask for it.
+        """
+        return whole_net(self.ema.module if int(self.ema.n_averaged) else self.net)  # type: ignore[arg-type]
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
@@ -66,37 +71,40 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted(path for path in root.glob("step_*") if (path / "state.json").is_file())
 
 
-def save_checkpoint(root: Path, state: TrainState, key: str, keep: int) -> Path:
+def save_checkpoint(root: Path, state: TrainState, key: str, keep: int, writes: bool = True) -> None:
     """Writes the checkpoint of `state.step`, then removes all but the newest `keep`.
 
+    All processes of a run must call it, but only one `writes`.
     Raises CheckpointError where it can't be written (a full disk); the older ones stay.
     """
     target = checkpoint_folder(root, state.step)
+    modules = {"weights": state.net, "ema": state.ema.module, "alignment": state.alignment}
+    tensors = {name: whole_weights(module) for name, module in modules.items()}
+    optimizer = whole_optimizer(state.optimizer)
+    if not writes:
+        return
     try:
         with atomic_path(target) as folder:
             folder.mkdir()
-            _write(folder, state, key)
+            for name, weights in tensors.items():
+                save_file(weights, folder / f"{name}.safetensors")
+            torch.save(optimizer, folder / "optimizer.pt")
+            (folder / "state.json").write_text(json.dumps(_facts(state, key)))
     except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{target}: can't be written ({reason}); is the disk full?") from None
     for old in checkpoints(root)[:-keep]:
         shutil.rmtree(old)
-    return target
 
 
-def _write(folder: Path, state: TrainState, key: str) -> None:
-    save_file(_tensors(state.net), folder / "weights.safetensors")
-    save_file(_tensors(state.ema.module), folder / "ema.safetensors")
-    save_file(_tensors(state.alignment), folder / "alignment.safetensors")
-    torch.save(state.optimizer.state_dict(), folder / "optimizer.pt")
-    facts = {
+def _facts(state: TrainState, key: str) -> dict[str, Any]:
+    return {
         "step": state.step,
         "seconds": state.seconds,
         "averaged": int(state.ema.n_averaged),
         "interval": asdict(state.interval),
         "training_key": key,
     }
-    (folder / "state.json").write_text(json.dumps(facts))
 
 
 def load_checkpoint(folder: Path, state: TrainState, key: str) -> None:
@@ -108,17 +116,13 @@ def load_checkpoint(folder: Path, state: TrainState, key: str) -> None:
                 f"{folder}: was written by a run with other settings (key {facts['training_key']}, this one is {key}); "
                 "give this run another output_dir, or remove that folder"
             )
-        state.net.load_state_dict(load_file(folder / "weights.safetensors"))
-        state.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
-        state.alignment.load_state_dict(load_file(folder / "alignment.safetensors"))
-        state.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        load_weights(state.net, load_file(folder / "weights.safetensors"))
+        load_weights(state.ema.module, load_file(folder / "ema.safetensors"))
+        load_weights(state.alignment, load_file(folder / "alignment.safetensors"))
+        load_optimizer(state.optimizer, torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu"))
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: can't be resumed ({reason}); remove it to go on from an older one") from None
     state.ema.n_averaged.fill_(facts["averaged"])
     state.step, state.seconds = facts["step"], facts["seconds"]
     state.interval = Interval(**facts.get("interval", {}))  # older checkpoints have none
-
-
-def _tensors(net: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in net.state_dict().items()}

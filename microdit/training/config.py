@@ -90,6 +90,7 @@ class TrainingConfig:
     init: str | None = None  # weights to start from: a run's folder, an imported one, or a .safetensors file
     accumulation: int = 1  # micro-batches per optimiser step
     precision: Literal["fp32", "bf16"] = "fp32"
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: whole networks, or weights shared out
     clip: float = 1.0  # maximal gradient norm; 0 turns clipping off
     caption_dropout: float = 0.1
     unmasked_tail: float = 0.0  # share of the steps, at the end, that train on all patches
@@ -120,6 +121,11 @@ class TrainingConfig:
         for key in ("caption_dropout", "unmasked_tail"):
             if not 0 <= getattr(self, key) <= 1:
                 raise ConfigError(f"'training.{key}' is {getattr(self, key)}; it must lie in [0, 1]")
+
+        if self.parallel == "fsdp" and self.compile:
+            raise ConfigError(
+                "'training.parallel' is fsdp, which doesn't go with 'training.compile' here; set it to false"
+            )
 
     @property
     def masked_steps(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -29,10 +30,14 @@ from microdit.training.meter import Meter
 from microdit.training.optim import build_optimizer, learning_rate
 from microdit.training.progress import Progress
 from microdit.training.recorder import Recorder
+from microdit.training.shards import mesh_of, shard, whole
 from microdit.training.stop import StopRequest
 from microdit.training.validation import validate
 
-Sampling = Callable[[int, TrainState], object]  # (finished steps, state)
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+Sampling = Callable[[int, DiT], object]  # (finished steps, the network to sample from)
 
 
 class TrainingLoss(nn.Module):
@@ -56,8 +61,11 @@ class TrainingLoss(nn.Module):
         return loss, {"train/loss": denoising.detach(), **readings}
 
 
-def initial_state(config: Config, device: torch.device) -> TrainState:
-    """Weights from the seed, or those of `training.init`, on `device`; the optimiser's state is fresh either way."""
+def initial_state(config: Config, device: torch.device, mesh: DeviceMesh | None = None) -> TrainState:
+    """Weights from the seed, or those of `training.init`, on `device`; the optimiser's state is fresh either way.
+
+    Over a `mesh` of processes, weights, average and optimiser state are shared out.
+    """
     init = config.training.init
     net = DiT(config.model, seed=config.seed if init is None else None)
     if init is not None:
@@ -65,6 +73,9 @@ def initial_state(config: Config, device: torch.device) -> TrainState:
     net = net.to(device)
     ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema.decay))
     alignment = build_alignment(config.alignment, config.model, config.seed).to(device)
+    if mesh is not None:
+        for module in (net, ema.module, alignment):
+            shard(module, mesh)
     optimizer = build_optimizer(nn.ModuleList([net, alignment]), config.optimizer)
     return TrainState(net, alignment, ema, optimizer)
 
@@ -95,7 +106,8 @@ def train(
     """
     settings, key = config.training, training_key(config)
     folder = Path(config.output_dir) / "checkpoints"
-    state = initial_state(config, accelerator.device)
+    sharded = settings.parallel == "fsdp" and accelerator.num_processes > 1
+    state = initial_state(config, accelerator.device, mesh_of(accelerator) if sharded else None)
     for newest in checkpoints(folder)[-1:]:
         load_checkpoint(newest, state, key)
     _check_same_step(state.step, accelerator, config.output_dir)
@@ -105,7 +117,8 @@ def train(
         loss_module = torch.compile(loss_module)  # type: ignore[assignment]
     unused = _leaves_parameters_out(state.net, config)
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
-    loss_module = accelerator.prepare_model(loss_module)
+    if not sharded:
+        loss_module = accelerator.prepare_model(loss_module)
     order = DataOrder(len(data), settings.batch_size, config.seed)
     meter = Meter(settings.batch_size, state, accelerator.device)
     bar = Progress(settings.steps, state.step, progress and accelerator.is_main_process)
@@ -113,7 +126,7 @@ def train(
 
     if on_step is not None and settings.sample_every and state.step == 0:
         with meter.paused():
-            on_step(0, state)  # what training starts from
+            on_step(0, state.averaged)  # what training starts from
     with asked.watched():
         for step in range(state.step, settings.steps):
             rate = learning_rate(step, settings.steps, config.optimizer.lr, config.schedule)
@@ -137,11 +150,10 @@ def train(
                 with meter.paused():
                     recorder.flush()
                 state.seconds, state.interval = meter.seconds(), meter.interval(accelerator)
-                if accelerator.is_main_process:
-                    save_checkpoint(folder, state, key, settings.keep_checkpoints)
+                save_checkpoint(folder, state, key, settings.keep_checkpoints, accelerator.is_main_process)
             if on_step is not None and not last and _due(done, settings.sample_every):
                 with meter.paused():
-                    on_step(done, state)
+                    on_step(done, state.averaged)
             if stopping and not last:
                 raise KeyboardInterrupt
     bar.close()
@@ -178,7 +190,7 @@ def optimiser_step(
             accelerator.backward(loss / settings.accumulation)
         for name, value in readings.items():
             means[name] = means.get(name, torch.zeros((), device=device)) + value / settings.accumulation
-    norm = torch.nn.utils.clip_grad_norm_(state.parameters(), settings.clip or float("inf"))
+    norm = whole(torch.nn.utils.clip_grad_norm_(state.parameters(), settings.clip or float("inf")))
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     return means | {"grad_norm": norm}

@@ -133,6 +133,36 @@ def test_every_way_of_training_is_the_same_in_two_processes(smoke_config: Config
             assert scores[0][metric] == pytest.approx(scores[1][metric], rel=1e-3)
 
 
+SHARDED: dict[str, dict[str, Any]] = {
+    "deferred": {"training.keep_checkpoints": 9, "training.accumulation": 2},
+    "maskdit tail": TAIL,
+    "aligned, experts": {"alignment.encoder": "efficientnet-lite0", "model.experts.every_n": 2},
+    "scored": SCORED,
+}
+
+
+@pytest.mark.slow
+def test_weights_may_be_shared_out(smoke_config: Config, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for side in (one, two):
+        side.mkdir()
+        for name, changes in {**SHARDED, "resumed": SHARDED["deferred"]}.items():
+            parallel = "fsdp" if side == two else "ddp"
+            stored(smoke_config, side / name, {**changes, "training.parallel": parallel})
+    for name in SHARDED:
+        alone(one / f"{name}.yaml")
+    begun_by(one / "deferred", two / "resumed")
+    finished(torchrun(str(HERE / "several.py"), *(str(two / f"{name}.yaml") for name in (*SHARDED, "resumed"))))
+    begun_by(two / "deferred", one / "resumed")
+    alone(one / "resumed.yaml")
+    for name in SHARDED:
+        assert_same_run(two / name, one / name)
+    for side in (one, two):
+        losses = curve(side / "resumed")
+        assert list(losses) == [3, 4]
+        np.testing.assert_allclose([*losses.values()], [curve(one / "deferred")[step] for step in losses], rtol=1e-5)
+
+
 LONG = {"training.steps": 4000, "training.checkpoint_every": 0, "training.sample_every": 20}
 
 
