@@ -184,7 +184,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         values = evaluate_pictures(arguments.images, config)
     else:
         values = evaluate_run(arguments.run, config)
-    print(json.dumps(values, indent=1) if arguments.json else describe(values, config.evaluation))
+    if is_main():  # of several processes, it has the scores
+        print(json.dumps(values, indent=1) if arguments.json else describe(values, config.evaluation))
 
 
 def _import(arguments: argparse.Namespace) -> None:

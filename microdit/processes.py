@@ -16,6 +16,11 @@ def is_main() -> bool:
     return int(os.environ.get(RANK, "0")) == 0
 
 
+def count() -> int:
+    """How many processes share this run."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if RANK in os.environ else 1
+
+
 def first_to_fail() -> bool:
     """Whether this process has to say what went wrong: true once among all of the run, in the first that asks.
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from microdit.errors import ConfigError, DivergenceError, MicroditError, nearest
+from microdit.processes import count, first_to_fail, leave
 from sweeps.patience import is_of_a_store, store_trouble
 from sweeps.uris import masked
 
@@ -105,18 +106,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP)
         return 0
     try:
-        return _dispatch(_sort(words), "microdit-sweep " + shlex.join(masked(word) for word in words))
+        code = _dispatch(_sort(words), "microdit-sweep " + shlex.join(masked(word) for word in words))
     except MicroditError as error:
-        print(f"microdit-sweep: {masked(str(error))}", file=sys.stderr)
+        _say(masked(str(error)))
         return 1 if isinstance(error, DivergenceError) else 2
     except Exception as error:
-        if not is_of_a_store(error):
+        if is_of_a_store(error):
+            _say(masked(store_trouble(error)))
+            return 2
+        if first_to_fail():
             raise
-        print(f"microdit-sweep: {masked(store_trouble(error))}", file=sys.stderr)
-        return 2
+        return 1
     except KeyboardInterrupt:
-        print("microdit-sweep: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        _say("interrupted; the same command goes on where it stopped")
         return 130
+    leave()
+    return code
+
+
+def _say(words: str) -> None:
+    if first_to_fail():  # of a run's processes
+        print(f"microdit-sweep: {words}", file=sys.stderr)
 
 
 def _sort(words: Sequence[str]) -> Words:
@@ -190,6 +200,11 @@ def _dispatch(words: Words, command_line: str) -> int:
         from sweeps.status import status
 
         return status(str(words.own["study"]), words.scale, words.queue_uri())
+    if count() > 1 and (words.command != "train" or words.multirun):
+        raise ConfigError(
+            "torchrun starts several processes of one run, which microdit-sweep train and microdit train can be; the "
+            "trials of a study are shared out by workers=N"
+        )
     options = _options(words, command_line)
     if words.command == "train" and not words.multirun:
         return _train(words, options)

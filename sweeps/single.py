@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from microdit.config import Config, trial_key
+from microdit.processes import count, is_main
 from microdit.training.stop import asked_by_signals
 from sweeps.launch import Options
 from sweeps.recorder import MlflowRecorder, RunSpec
@@ -18,7 +19,8 @@ EXPERIMENT = "microdit/train"
 def train_one(config: Config, scale: str, overrides: dict[str, str], options: Options) -> int:
     """Trains `config`, or shows what it gave if it is finished already; an interrupted run goes on.
 
-    `overrides` become the run's parameters beside the seed. An `output_dir` among them is kept.
+    `overrides` become the run's parameters beside the seed. An `output_dir` among them is kept. Of several processes
+    (torchrun), the main one alone deals with the store.
     """
     from microdit.run import run
 
@@ -26,13 +28,39 @@ def train_one(config: Config, scale: str, overrides: dict[str, str], options: Op
     if "output_dir" not in overrides:
         folder = options.root / "train" / f"{config.name}-seed{config.seed}-{key[:8]}"
         config = dataclasses.replace(config, output_dir=str(folder))
+    recorder = _recorder(config, key, scale, overrides, options) if is_main() else None
+    if not _agreed(config, recorder is not None):
+        return 0
+    with asked_by_signals() as stop:
+        metrics = run(config, recorder, progress=True, stop=stop)
+    if is_main():
+        _show(metrics, config)
+    return 0
+
+
+def _agreed(config: Config, trains: bool) -> bool:
+    """Whether the main process trains, as all have to know."""
+    if count() == 1:
+        return trains
+    from accelerate.utils import broadcast_object_list
+
+    from microdit.run import build_accelerator
+
+    build_accelerator(config)  # the processes meet
+    return bool(broadcast_object_list([trains])[0])
+
+
+def _recorder(
+    config: Config, key: str, scale: str, overrides: dict[str, str], options: Options
+) -> MlflowRecorder | None:
+    """The run to record in, new or resumed; None, after showing what it gave, where it is finished already."""
     store = Store(options.uri, options.root)
     experiment = store.experiment(EXPERIMENT)
     before = _newest(store, experiment, key, config) if options.reuse else None
     if before is not None and before.info.status == STATUS_DONE:
         print("finished before; reuse=false runs it again")
         _show({k: v for k, v in before.data.metrics.items() if k.startswith(("final/", "cost/"))}, config)
-        return 0
+        return None
     tags = {
         "microdit.role": "trial",
         "microdit.study": "train",
@@ -43,11 +71,7 @@ def train_one(config: Config, scale: str, overrides: dict[str, str], options: Op
     }
     params: dict[str, Any] = {name: value for name, value in overrides.items() if name not in ("name", "output_dir")}
     spec = RunSpec(experiment, config.name, tags, {"seed": config.seed, **params}, options.command)
-    recorder = MlflowRecorder(options.uri, spec, before.info.run_id if before is not None else None)
-    with asked_by_signals() as stop:
-        metrics = run(config, recorder, progress=True, stop=stop)
-    _show(metrics, config)
-    return 0
+    return MlflowRecorder(options.uri, spec, before.info.run_id if before is not None else None)
 
 
 def _newest(store: Store, experiment: str, key: str, config: Config) -> Any | None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from mlflow import MlflowClient
 from safetensors.torch import load_file
 from several import Curve
 
@@ -242,3 +243,27 @@ def test_a_mistake_that_all_processes_see_is_said_once(smoke_config: Config, tmp
     _, said = process.communicate(timeout=60)
     assert said.count("microdit: 'training.batch_size' (9) must be a multiple of processes x accumulation (2 x 1)") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_recorded_run_is_recorded_once(cache_dir: Path, tmp_path: Path) -> None:
+    words = (
+        "-m",
+        "sweeps",
+        "train",
+        "scale=smoke",
+        "evaluation.samples=0",
+        f"root={tmp_path}",
+        f"cache_dir={cache_dir}",
+    )
+    finished(torchrun(*words))
+    out, _ = finished(torchrun(*words))
+    assert out.count("finished before; reuse=false runs it again") == 1
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("microdit/train")
+    assert experiment is not None
+    (recorded,) = client.search_runs([experiment.experiment_id])
+    assert [point.step for point in client.get_metric_history(recorded.info.run_id, "train/loss")] == [1, 2, 3, 4]
+    process = torchrun("-m", "sweeps", "study=masking_ratio", "scale=smoke", f"root={tmp_path}")
+    _, said = process.communicate(timeout=60)
+    assert said.count("microdit-sweep: torchrun starts several processes of one run") == 1
