@@ -7,14 +7,20 @@ from collections.abc import Iterable
 WIDTHS = {
     "efficientnet-lite0": 1280,
     "inception": 2048,
-    "dinov2": 1024,
+    "unpublished-inception": 2048,
+    "dinov2-vit-s": 384,
+    "dinov2-vit-b": 768,
+    "dinov2-vit-l": 1024,
+    "dinov2-vit-g": 1536,
 }  # by the start of a title
-ORDER = ("clip_fd", "fd", "kid", "clip_score", "class_accuracy", "val_loss")
+ORDER = ("clip_fd", "fd", "kid", "precision", "recall", "clip_score", "class_accuracy", "val_loss")
 NOT_SCORES = ("samples", "reference_images")  # of final/*: what the scores were measured with
 SHORT = {
     "clip_fd": "CLIP-FD",
     "fd": "FD",
     "kid": "KD",
+    "precision": "precision",
+    "recall": "recall",
     "clip_score": "CLIP score",
     "class_accuracy": "class accuracy",
     "val_loss": "validation loss",
@@ -26,12 +32,16 @@ COSTS = {
     "cost/mixer_params_ratio": "mixer's parameters / backbone's",
     "cost/mixer_flops_ratio": "mixer's FLOPs / backbone's",
 }
-HIGHER = ("clip_score", "class_accuracy")  # better when higher; distances and losses are better when lower
+# better when higher; distances and losses are better when lower
+HIGHER = ("clip_score", "class_accuracy", "precision", "recall")
 
 
 def networks(feature_net: str) -> list[str]:
-    """Names of the networks in tag `microdit.feature_net` (`title@digest+title@digest`), digests left out."""
-    return [part.partition("@")[0] for part in feature_net.split("+")]
+    """Names of the networks in tag `microdit.feature_net` (`title@digest+title@digest`), digests left out.
+
+    A third part, `prompts@digest`, names no network: the run was scored on prompts from a file.
+    """
+    return [part.partition("@")[0] for part in feature_net.split("+") if not part.startswith("prompts@")]
 
 
 def feature_width(network: str) -> int | None:

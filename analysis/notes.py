@@ -78,6 +78,8 @@ def measurement(results: Results) -> list[str]:
     text = f"{samples} generated samples a run{against}; feature networks: {', '.join(networks)}."
     if not networks[0].lower().startswith("inception"):
         text += " FD (Fréchet) and KD (kernel distance) are on the first one's features and are not FID and KID."
+    if "+prompts@" in net:
+        text += " Prompts come from a file, not from the dataset's held-out captions."
     found = [text]
     floors = []
     for metric in names.scores(frame.columns, results.study.primary):
@@ -98,7 +100,8 @@ def measurement(results: Results) -> list[str]:
     if width and samples.isdigit() and int(samples) < width:
         found.append(
             f"Fewer samples ({samples}) than features ({width}): the covariance of {networks[0]}'s features is "
-            "singular, so FD is biased upwards; compare it between arms and with its floor, not with other reports."
+            f"singular, so {names.title('fd', net)} is biased upwards; compare it between arms and with its floor, not "
+            "with other reports."
         )
     return found
 

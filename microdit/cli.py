@@ -15,6 +15,17 @@ from microdit.processes import first_to_fail, is_main, leave
 if TYPE_CHECKING:
     from microdit.config import Config
 
+FOR_DRAWING = ("samples", "guidance", "prompts")  # keys of `evaluation` that `evaluate` overrides
+FOR_MEASURING = (
+    "seed",
+    "metrics",
+    "feature_net",
+    "feature_weights",
+    "clip",
+    "reference_count",
+    "reference_split",
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for an error of the user's, 130 when interrupted.
@@ -85,20 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.set_defaults(command=_sample)
 
-    evaluate = commands.add_parser("evaluate", help="score a trained run again, or any folder of captioned pictures")
-    evaluate.add_argument("run", type=Path, help="a run's output folder; with --images a complete config.yaml will do")
-    evaluate.add_argument(
-        "--images",
-        type=Path,
-        metavar="FOLDER",
-        help="score these pictures against the run's dataset; captions in prompts.json, metadata.jsonl, metadata.csv "
-        "or a .txt file beside each",
-    )
-    evaluate.add_argument("--samples", type=int, help="how many pictures to draw (default: the run's own)")
-    evaluate.add_argument("--guidance", type=float, help="guidance instead of the run's own")
-    evaluate.add_argument("--seed", type=int, help="another evaluation noise")
-    evaluate.add_argument("--json", action="store_true", help="numbers only, as JSON")
-    evaluate.set_defaults(command=_evaluate)
+    _evaluate_options(commands.add_parser("evaluate", help="score a trained run again, or any captioned pictures"))
 
     add_data_commands(commands)
 
@@ -110,10 +108,38 @@ def _parser() -> argparse.ArgumentParser:
     load.set_defaults(command=_import)
 
     bench = commands.add_parser("bench", help="training speed of masking methods, as ratios in one process")
+    bench.add_argument("--frechet", action="store_true", help="ways to a Fréchet distance on 2048 features instead")
     bench.add_argument("--config", type=Path, help="a complete configuration (default: the demo's sizes)")
     bench.add_argument("--steps", type=int, default=8)
     bench.set_defaults(command=_bench)
     return parser
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="a run's output folder; with --images a complete config.yaml will do")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="score these pictures against the run's dataset; captions in prompts.json, metadata.jsonl, metadata.csv "
+        "or a .txt file beside each",
+    )
+    parser.add_argument("--samples", type=int, help="how many pictures to draw (default: the run's own)")
+    parser.add_argument("--guidance", type=float, help="guidance instead of the run's own")
+    parser.add_argument("--seed", type=int, help="another evaluation noise")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="these instead of the run's own")
+    parser.add_argument(
+        "--feature-net", help="of fd, kid, precision, recall: efficientnet-lite0, inception-v3 or dinov2"
+    )
+    parser.add_argument("--feature-weights", metavar="FILE", help="its weights, or a URL to fetch them from")
+    parser.add_argument(
+        "--clip", help="of clip_fd, clip_score, class_accuracy: builtin, an open_clip folder, MODEL/TAG"
+    )
+    parser.add_argument("--prompts", metavar="FILE", help="draw these: COCO's captions as .json, or text, one a line")
+    parser.add_argument("--reference-count", type=int, help="real pictures to compare with")
+    parser.add_argument("--reference-split", help="whose: train or val")
+    parser.add_argument("--json", action="store_true", help="numbers only, as JSON")
+    parser.set_defaults(command=_evaluate)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -175,10 +201,16 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from microdit.evaluation import describe
     from microdit.trained import evaluate_pictures, evaluate_run, open_config
 
-    changes = {key: getattr(arguments, key) for key in ("samples", "guidance", "seed")}
+    changes = {key: getattr(arguments, key) for key in (*FOR_DRAWING, *FOR_MEASURING)}
     changes = {key: value for key, value in changes.items() if value is not None}
-    if arguments.images is not None and changes.keys() - {"seed"}:
-        raise ConfigError("--samples and --guidance are for drawing; --images scores the pictures that are there")
+    if arguments.images is not None and changes.keys() & set(FOR_DRAWING):
+        raise ConfigError(
+            "--samples, --guidance and --prompts are for drawing; --images scores the pictures that are there"
+        )
+    if "feature_net" in changes:
+        changes = {"feature_weights": None} | changes  # the run's own belong to another network
+    if "metrics" in changes:
+        changes["metrics"] = tuple(changes["metrics"])
     config = open_config(arguments.run, changes)
     if arguments.images is not None:
         values = evaluate_pictures(arguments.images, config)
@@ -196,7 +228,11 @@ def _import(arguments: argparse.Namespace) -> None:
 
 def _bench(arguments: argparse.Namespace) -> None:
     from microdit.bench import bench_masking
+    from microdit.evaluation.frechet_bench import bench_frechet
 
+    if arguments.frechet:
+        print(bench_frechet())
+        return
     print(bench_masking(arguments.config, arguments.steps))
 
 

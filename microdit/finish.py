@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,51 +14,26 @@ from safetensors.torch import save_file
 
 from microdit.components import Components
 from microdit.config import Config
-from microdit.data.encoded import EncodedDataset
 from microdit.diffusion import Denoiser
 from microdit.evaluation import score
 from microdit.evaluation.config import METRICS
+from microdit.evaluation.prompts import read_prompts
 from microdit.files import atomic_path, write_text
-from microdit.model.captions import Captions
+from microdit.prompts import Prompts, held_out_prompts, written_prompts
 from microdit.sampling import generate, save_png, strip
 from microdit.training.recorder import Recorder
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """Held-out captions to draw: features (N, S, Y) beside their words and classes."""
-
-    features: Captions
-    captions: tuple[str, ...]
-    labels: tuple[int, ...]
-
-
-def show_prompts(data: EncodedDataset, count: int) -> Prompts:
-    """`count` captions to look at, one of each class in turn, the same for every run on this data."""
-    by_class = {label: list(np.flatnonzero(data.labels == label)) for label in sorted(set(data.labels.tolist()))}
-    indices: list[int] = []
-    while len(indices) < min(count, len(data)):
-        for rows in by_class.values():
-            if rows and len(indices) < count:
-                indices.append(int(rows.pop(0)))
-    return prompts_of(data, indices)
-
-
-def prompts_of(data: EncodedDataset, indices: list[int]) -> Prompts:
-    """The captions of the given images."""
-    features = data.batch(np.array(indices, np.int64))[1]
-    return Prompts(features, tuple(data.caption(i) for i in indices), tuple(int(data.labels[i]) for i in indices))
-
-
 def evaluate(config: Config, components: Components, denoiser: Denoiser, accelerator: Accelerator) -> dict[str, float]:
-    """Draws `evaluation.samples` held-out captions and scores them; keys 'final/...'; all processes share the work.
+    """Draws `evaluation.samples` prompts and scores them; keys 'final/...'; all processes share the work.
 
+    Prompts are held-out captions, or those of the file `evaluation.prompts`, whose classes nobody knows.
     Further noises (`evaluation.noises`) have their scores as 'final/noise1/...', 'final/noise2/...'.
     """
     count = config.evaluation.samples
     if not count:
         return {}
-    prompts = prompts_of(components.val, list(range(count)))
+    prompts = asked_prompts(config, components, count)
     real = components.train_images if config.evaluation.reference_split == "train" else components.val_images
     cache = Path(config.cache_dir).expanduser() / "features"
     values: dict[str, float] = {}
@@ -69,6 +43,13 @@ def evaluate(config: Config, components: Components, denoiser: Denoiser, acceler
             scores = score(pictures, prompts.captions, prompts.labels, real, config.evaluation, cache)
             values |= named_scores(scores, noise)
     return values
+
+
+def asked_prompts(config: Config, components: Components, count: int) -> Prompts:
+    """The first `count` prompts that `evaluation.prompts` asks for."""
+    if config.evaluation.prompts is None:
+        return held_out_prompts(components.val, range(count))
+    return written_prompts(read_prompts(config.evaluation.prompts, count), components.text_encoder)
 
 
 def noise_stream(noise: int) -> str:
@@ -93,15 +74,15 @@ def _draw(
 ) -> np.ndarray:
     """A picture of each prompt (N, H, W, 3), each process drawing its part; all have them all afterwards."""
     bounds = np.linspace(0, len(prompts.captions), accelerator.num_processes + 1).astype(int)
-    first, stop = bounds[accelerator.process_index], bounds[accelerator.process_index + 1]
+    first, stop = map(int, bounds[accelerator.process_index :][:2])
     own = generate(
         denoiser,
         components.autoencoder,
-        prompts.features[first:stop],
+        prompts.features.part(first, stop),
         config.sampler,
         config.evaluation.seed,
         stream,
-        first=int(first),
+        first=first,
         guidance=config.evaluation.guidance,
     )
     return np.concatenate(gather_object([own]))

@@ -17,10 +17,11 @@ from microdit.components import Components, build_components, choose_device, loa
 from microdit.config import Config, save_config
 from microdit.diffusion import Denoiser
 from microdit.errors import ConfigError, StopTraining
-from microdit.evaluation import feature_net_name
+from microdit.evaluation import check_scoring, feature_net_name
 from microdit.files import write_text
-from microdit.finish import evaluate, keep_final, show_prompts
+from microdit.finish import evaluate, keep_final
 from microdit.model import DiT
+from microdit.prompts import shown_prompts
 from microdit.sampling import generate, save_png, strip
 from microdit.training.initial import check_initial
 from microdit.training.loop import sigma_data, train
@@ -44,6 +45,7 @@ def run(
     report = recorder if recorder is not None and accelerator.is_main_process else NullRecorder()
     load_plugins(config)
     check_initial(config)
+    check_scoring(config.evaluation)
     components = build_components(config, accelerator.device)
     check_counts(config, components)
     output = Path(config.output_dir)
@@ -67,6 +69,7 @@ def prepare(config: Config) -> Components:
     """Encodes the data into the cache and checks all sizes, training nothing: call once before many runs start."""
     load_plugins(config)
     check_initial(config)
+    check_scoring(config.evaluation)
     components = build_components(config, choose_device(config))
     check_counts(config, components)
     return components
@@ -111,12 +114,12 @@ def device_name(device: torch.device) -> str:
 
 
 def check_counts(config: Config, components: Components) -> None:
-    """Raises ConfigError where more samples are wanted than there are held-out captions."""
+    """Raises ConfigError where more samples are wanted than there are held-out captions, unless a file has prompts."""
     wanted, held_out = config.evaluation.samples, len(components.val)
-    if wanted > held_out:
+    if config.evaluation.prompts is None and wanted > held_out:
         raise ConfigError(
             f"'evaluation.samples' is {wanted}, but only {held_out} held-out captions are there to draw; "
-            f"set it to {held_out} or raise 'data.val_size'"
+            f"set it to {held_out}, raise 'data.val_size', or name a file of 'evaluation.prompts'"
         )
 
 
@@ -129,7 +132,7 @@ def _train_and_score(
     stop: StopRequest | None,
 ) -> dict[str, float]:
     samples = Path(config.output_dir) / "samples"
-    shown = show_prompts(components.val, config.training.sample_count)
+    shown = shown_prompts(components.val, config.training.sample_count)
     sigma = sigma_data(config, components.train)
 
     def draw_shown(step: int, net: DiT) -> np.ndarray:

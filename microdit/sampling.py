@@ -12,6 +12,7 @@ from torch import Tensor
 from microdit.diffusion import Denoiser, SamplerConfig, guided, sample
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.model.captions import Captions
+from microdit.prompts import Features
 from microdit.rng import generator
 
 
@@ -24,7 +25,7 @@ def initial_noise(seed: int, stream: str, indices: Sequence[int], shape: tuple[i
 def generate(
     denoiser: Denoiser,
     autoencoder: Autoencoder,
-    features: Captions,
+    features: Captions | Features,
     config: SamplerConfig,
     seed: int,
     stream: str = "samples",

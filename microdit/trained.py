@@ -20,7 +20,7 @@ from microdit.diffusion import Denoiser
 from microdit.encoders.autoencoder import Autoencoder, build_autoencoder
 from microdit.encoders.text import TextEncoder, build_text_encoder
 from microdit.errors import CheckpointError
-from microdit.evaluation import evaluate_folder
+from microdit.evaluation import check_scoring, evaluate_folder
 from microdit.finish import evaluate
 from microdit.model import DiT
 from microdit.run import build_accelerator, check_counts
@@ -78,6 +78,7 @@ def open_config(source: Path | str, changes: Mapping[str, Any]) -> Config:
 
 def evaluate_run(folder: Path | str, config: Config) -> dict[str, float]:
     """Scores (named as by `score`) and `val_loss` of the finished run in `folder`, measured as `config` says."""
+    check_scoring(config.evaluation)
     accelerator = build_accelerator(config)
     denoiser = load_denoiser(config, Path(folder) / "model.safetensors").to(accelerator.device)
     untrained = dataclasses.replace(config, alignment=AlignmentConfig())  # only training reads patch features
@@ -90,6 +91,8 @@ def evaluate_run(folder: Path | str, config: Config) -> dict[str, float]:
 
 def evaluate_pictures(folder: Path | str, config: Config) -> dict[str, float]:
     """Scores of a folder of captioned pictures against `config`'s dataset; see `evaluate_folder` for its files."""
+    evaluation = dataclasses.replace(config.evaluation, prompts=None)  # the folder brings its captions
+    check_scoring(evaluation)
     reference = build_dataset(config.data, config.evaluation.reference_split)
     cache = Path(config.cache_dir).expanduser() / "features"
-    return evaluate_folder(folder, reference, config.evaluation, cache)
+    return evaluate_folder(folder, reference, evaluation, cache)

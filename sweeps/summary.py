@@ -15,7 +15,7 @@ from sweeps.estimate import Estimate, EstimateOptions, total
 from sweeps.study import Study
 from sweeps.trials import Trial
 
-SHOWN = ("clip_fd", "fd", "kid", "clip_score", "class_accuracy", "val_loss")
+SHOWN = ("clip_fd", "fd", "kid", "precision", "recall", "clip_score", "class_accuracy", "val_loss")
 STATES = ("done", "reused", "running", "failed", "pending")
 
 

@@ -98,13 +98,14 @@ def prepare_trials(trials: Sequence[Trial], root: Path, suffix: str = "") -> lis
     The folder's name holds a digest of settings and data, so that a run never goes on from a checkpoint that was
     trained on something else. Raises MicroditError for what no trial could start with.
     """
-    from microdit.evaluation import feature_net_name
+    from microdit.evaluation import check_scoring, feature_net_name
     from microdit.run import prepare
 
     fingerprints: dict[object, str] = {}
     ready = []
     for trial in trials:
         config = trial.config
+        check_scoring(config.evaluation)
         model = config.model
         sizes = (model.in_channels, model.input_size, model.caption_channels, config.evaluation.samples)
         shared = (config.data, config.autoencoder, config.text, config.alignment, model.side, *sizes)
@@ -191,6 +192,11 @@ def _arm_config(study: Study, arm: str, overrides: Sequence[str], complete: bool
 def _check_primary(study: Study, configs: Mapping[str, Config]) -> None:
     primary = study.file.metrics.primary
     for arm, config in configs.items():
+        if primary == "class_accuracy" and config.evaluation.prompts is not None:
+            raise ConfigError(
+                f"{study.source}: 'metrics.primary' is '{primary}', which arm '{arm}' won't have: the prompts of the "
+                "file 'evaluation.prompts' have no classes"
+            )
         if primary not in (*config.evaluation.metrics, VALIDATION):
             hint = nearest(primary, (*config.evaluation.metrics, VALIDATION))
             raise ConfigError(f"{study.source}: 'metrics.primary' is '{primary}', which arm '{arm}' won't have; {hint}")

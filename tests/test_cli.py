@@ -14,6 +14,7 @@ from PIL import Image
 
 from microdit.cli import main
 from microdit.config import Config, load_config, save_config
+from microdit.data.base import build_dataset
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,43 @@ def test_the_data_can_be_looked_at(run_folder: Path, tmp_path: Path, capsys: pyt
     with Image.open(out) as sheet:
         assert sheet.size == (6 * 32, 2 * 32)
     assert len([line for line in capsys.readouterr().out.splitlines() if line[:3].strip().isdigit()]) >= 7
+
+
+def test_prompts_of_a_file_are_drawn_and_scored(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Held-out captions, written to a file, give the scores of the run; others give others, and no class accuracy."""
+    config = load_config(run_folder / "config.yaml")
+    held_out = build_dataset(config.data, "val")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(held_out[i].caption for i in range(8)))
+
+    def scored(*words: str) -> dict[str, float]:
+        capsys.readouterr()
+        assert main(["evaluate", str(run_folder), "--json", *words]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    own = json.loads((run_folder / "metrics.json").read_text())
+    found = scored("--prompts", str(prompts))
+    assert {f"final/{name}": value for name, value in found.items()}.items() <= own.items()
+    coco = tmp_path / "captions.json"
+    entries = [{"image_id": i, "caption": f"a dog {i}"} for i in range(6)]
+    coco.write_text(json.dumps({"annotations": entries}))
+    metrics = ("--metrics", "clip_score", "class_accuracy", "precision")
+    found = scored("--prompts", str(coco), "--samples", "6", "--reference-count", "12", *metrics)
+    assert found.keys() == {
+        "samples",
+        "reference_images",
+        "precision",
+        "precision_real",
+        "clip_score",
+        "clip_score_real",
+        "val_loss",
+    }
+    assert (found["samples"], found["reference_images"]) == (6, 12)
+    words = ["evaluate", str(run_folder), "--prompts", str(coco)]
+    assert "'evaluation.samples' is 8, but 'evaluation.prompts'" in failing(capsys, *words)
+    assert "ViT-B-32: no such folder" in failing(capsys, "evaluate", str(run_folder), "--clip", "ViT-B-32")
+    words = ["evaluate", str(run_folder), "--feature-net", "inception-v3", "--feature-weights", "no.pth"]
+    assert "no.pth: no such file" in failing(capsys, *words)
 
 
 def failing(capsys: pytest.CaptureFixture[str], *words: str) -> str:

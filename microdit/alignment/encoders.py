@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microdit.evaluation.lite0 import CPU_CHUNK, LITE0_SIDE, build_lite0, fold_batch_norm, lite0_pixels
-from microdit.evaluation.networks import TABLE
+from microdit.evaluation.lite0 import CPU_CHUNK, LITE0_SIDE, build_lite0, fold_batch_norm, lite0_digest, lite0_pixels
 from microdit.roles import resolve
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ class Lite0Patches(PatchEncoder):
 
     @property
     def fingerprint(self) -> str:
-        return f"{LITE0}-map{self.map}-{TABLE[LITE0].fingerprint()}"
+        return f"{LITE0}-map{self.map}-{lite0_digest()}"
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -45,15 +45,22 @@ def folder_source(folder: Path) -> ClipSource:
     return ClipSource(str(folder), settings["model_cfg"]["text_cfg"], clip_fingerprint(folder), load)
 
 
-def named_source(path: str) -> ClipSource:
-    """`MODEL/TAG` in open_clip's words; its weights are fetched by open_clip, or found in its cache, when asked for.
+def is_name(path: str) -> bool:
+    """Whether `path` has the look of open_clip's MODEL/TAG, and isn't a folder."""
+    foreign = ":" in path or path.startswith((".", "~"))
+    parts = path.split("/")
+    return not foreign and len(parts) == 2 and all(parts) and not Path(path).exists()
+
+
+def known_name(path: str, key: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What open_clip says of `MODEL/TAG`: the model's settings, and where its weights are published.
 
     Raises ConfigError with the nearest name where open_clip knows no such model or weights.
     """
     import open_clip
 
     model_name, _, tag = path.partition("/")
-    where = f"'{KEY}' is '{path}'"
+    where = f"'{key}' is '{path}'"
     settings = open_clip.get_model_config(model_name)
     if settings is None:
         raise ConfigError(f"{where}: no such folder, nor an open_clip model; {nearest(model_name, models())}")
@@ -64,14 +71,27 @@ def named_source(path: str) -> ClipSource:
     if pretrained.get("quick_gelu", False) != settings.get("quick_gelu", False):
         twin = model_name.removesuffix("-quickgelu") if settings.get("quick_gelu", False) else f"{model_name}-quickgelu"
         raise ConfigError(f"{where}, whose weights were trained with another GELU; did you mean '{twin}/{tag}'?")
+    return settings, pretrained
+
+
+def named_source(path: str) -> ClipSource:
+    """`MODEL/TAG` in open_clip's words; its weights are fetched by open_clip, or found in its cache, when asked for.
+
+    Raises ConfigError with the nearest name where open_clip knows no such model or weights.
+    """
+    import open_clip
+
+    model_name, _, tag = path.partition("/")
+    settings, pretrained = known_name(path, KEY)
 
     def load(device: torch.device) -> tuple[Any, Tokenizer]:
         try:
             model = open_clip.create_model(model_name, pretrained=tag, device=device, precision="fp32")
             return model.eval().requires_grad_(False), open_clip.get_tokenizer(model_name)
         except LOAD_ERRORS as error:
-            origin = (pretrained.get("hf_hub") or pretrained.get("url")).strip("/")
-            raise ConfigError(f"{where}: open_clip can't get it ({short(error, 160)}); {remedy(origin)}") from None
+            origin = str(pretrained.get("hf_hub") or pretrained.get("url")).strip("/")
+            problem = short(error, 160)
+            raise ConfigError(f"'{KEY}' is '{path}': open_clip can't get it ({problem}); {remedy(origin)}") from None
 
     return ClipSource(path, settings["text_cfg"], f"open_clip/{model_name}/{tag}", load)
 

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import torch
 
 from microdit.encoders import clip_text, open_clip_folder, transformers_text
-from microdit.encoders.clip_text import ClipText, folder_source, named_source
+from microdit.encoders.clip_text import ClipText, folder_source, is_name, named_source
 from microdit.encoders.hub import cached_hub_file, hub_folder
 from microdit.encoders.transformers_text import TransformersText, is_transformers_folder, token_count
 from microdit.errors import ConfigError, nearest
@@ -59,7 +59,7 @@ def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -
         folder = _hub_folder(path)
     if _is_transformers(path, folder):
         return TransformersText(folder, config.layer, config.length, device)
-    if _is_named(path, folder):
+    if is_name(path):
         return ClipText(named_source(path), config.layer, config.length, device)
     if not folder.is_dir():
         near = nearest(path, ("builtin", "minilm"))
@@ -83,7 +83,7 @@ def text_length(config: TextConfig) -> int | None:
             folder = cached.parent
         if _is_transformers(path, folder):
             return token_count(folder, config.length)
-        if _is_named(path, folder):
+        if is_name(path):
             return int(named_source(path).text.get("context_length", clip_text.LENGTH))
     except ConfigError:
         return config.length
@@ -121,10 +121,3 @@ def _is_transformers(path: str, folder: Path) -> bool:
     if path.startswith(TRANSFORMERS_HUB):
         return True
     return not (folder / open_clip_folder.CONFIG).is_file() and is_transformers_folder(folder)
-
-
-def _is_named(path: str, folder: Path) -> bool:
-    """Whether `path` has the look of open_clip's MODEL/TAG, and isn't a folder."""
-    return (
-        path.count("/") == 1 and not path.startswith(("/", ".", "~")) and all(path.split("/")) and not folder.exists()
-    )

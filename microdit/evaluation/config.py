@@ -10,8 +10,11 @@ from typing import Literal
 
 from microdit.errors import ConfigError, nearest
 
-METRICS = ("fd", "kid", "clip_fd", "clip_score", "class_accuracy")
-FEATURE_NETS = ("efficientnet-lite0",)
+METRICS = ("fd", "kid", "clip_fd", "clip_score", "class_accuracy", "precision", "recall")
+DEFAULT_METRICS = METRICS[:5]
+ON_FEATURES = ("fd", "kid", "precision", "recall")  # measured on `feature_net`; the others on `clip`
+FEATURE_NETS = ("efficientnet-lite0", "inception-v3", "dinov2")
+BUILTIN_NET = "efficientnet-lite0"  # comes with a package, the others' weights with a file
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,11 @@ class EvalConfig:
 
     samples: int = 256  # images generated and scored at the end; 0 skips the evaluation
     batch_size: int = 32  # images per forward pass of the scoring networks
-    metrics: tuple[str, ...] = METRICS  # which of METRICS to compute
-    feature_net: str = "efficientnet-lite0"  # network behind `fd` and `kid`; see microdit/evaluation/features.py
+    metrics: tuple[str, ...] = DEFAULT_METRICS  # which of METRICS to compute
+    feature_net: str = BUILTIN_NET  # network behind `fd`, `kid`, `precision`, `recall`; see evaluation/networks.py
+    feature_weights: str | None = None  # its file, or a URL to fetch it from; null: where torch hub keeps it
+    clip: str = "builtin"  # network behind `clip_fd` and `clip_score`: builtin, an open_clip folder, or MODEL/TAG
+    prompts: str | None = None  # captions to draw, a file (evaluation/prompts.py); null: held-out captions of the data
     reference_split: Literal["train", "val"] = "train"  # real images that samples are compared with; see above
     reference_count: int = 1024  # real images in the reference; clipped to leave `samples` more for the floor
     kid_subsets: int = 50  # KID averages over this many random subsets
@@ -51,6 +57,14 @@ class EvalConfig:
             raise ConfigError(
                 f"'evaluation.feature_net' is {self.feature_net!r}; {nearest(self.feature_net, FEATURE_NETS)}"
             )
+        if self.feature_weights is not None and self.feature_net == BUILTIN_NET:
+            raise ConfigError(
+                f"'evaluation.feature_weights' is {self.feature_weights!r}, but 'evaluation.feature_net' is "
+                f"{BUILTIN_NET}, whose weights come with a package; choose another network or set it to null"
+            )
+        for key in ("feature_weights", "clip", "prompts"):
+            if getattr(self, key) == "":
+                raise ConfigError(f"'evaluation.{key}' is empty; leave it out for the default")
         if self.reference_split not in ("train", "val"):
             hint = nearest(self.reference_split, ("train", "val"))
             raise ConfigError(f"'evaluation.reference_split' is {self.reference_split!r}; {hint}")

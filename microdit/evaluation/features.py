@@ -2,25 +2,33 @@
 
 Each is a subclass of torch-fidelity's `FeatureExtractorBase`, registered under a name; torch-fidelity then feeds it
 datasets of uint8 images (3, H, W), keeps the features of a named input on disk and computes the metrics from them.
-Another network (Inception-v3 and DINOv2 come with torch-fidelity) is its name in `FEATURE_NETS` (config.py), a row of
-`TABLE` (networks.py) and one of `EXTRACTORS`. Only `Distances` loads this file: torch-fidelity takes seconds to import.
+Another network is its name in `FEATURE_NETS` (config.py), a case of `feature_net` (networks.py) and a row of
+`EXTRACTORS`. Only what measures or checks loads this file: torch-fidelity takes seconds to import.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from microdit.encoders.scoring import ScoringClip
+from microdit.errors import ConfigError
+from microdit.evaluation.dinov2 import SIDE, open_dinov2
 from microdit.evaluation.lite0 import CPU_CHUNK, build_lite0, fold_batch_norm, lite0_pixels
-from microdit.evaluation.networks import SCORE_CLIP
+from microdit.evaluation.networks import SCORE_CLIP, FeatureNet
+from microdit.evaluation.weights import KEY
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class _SingleLayer(FeatureExtractorBase):
@@ -82,8 +90,74 @@ class ScoreClipFeatures(_SingleLayer):
         return (self.clip.image_features(images.permute(0, 2, 3, 1)).double(),)
 
 
+@lru_cache(maxsize=1)
+def open_inception(path: Path, digest: str) -> FeatureExtractorInceptionV3:
+    """torch-fidelity's Inception-v3 with the weights at `path`; `digest` tells a changed file apart.
+
+    Raises ConfigError where the file is in another layout. It is read as tensors alone first: torch-fidelity itself
+    would run whatever code a file brings along.
+    """
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(stored, dict) or "Mixed_7c.branch1x1.conv.weight" not in stored:
+            raise ValueError("it has no 'Mixed_7c.branch1x1.conv.weight'")
+        del stored
+        return FeatureExtractorInceptionV3("inception-v3", ["2048"], feature_extractor_weights_path=str(path))
+    except Exception as error:  # whatever a broken or foreign file makes of the unpickler
+        raise ConfigError(
+            f"'{KEY}': {path} is not torch-fidelity's Inception-v3: {' '.join(str(error).split())[:300]}"
+        ) from None
+
+
+class InceptionFeatures(_SingleLayer):
+    """Inception-v3 as FID is defined on it; input uint8 (B, 3, H, W), output (B, 2048) float32, as torch-fidelity."""
+
+    LAYER = "2048"
+
+    def __init__(self, name: str, features_list: list[str], feature_net: FeatureNet | None = None, **_unused: Any):
+        super().__init__(name, features_list)
+        path, digest = _weights(feature_net)
+        self.network = open_inception(path, digest)
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return self.network(images)
+
+
+class DinoFeatures(_SingleLayer):
+    """DINOv2's class token after the last norm, of pictures resized and normalised as torch-fidelity does it.
+
+    Input uint8 (B, 3, H, W), output (B, F) float32.
+    """
+
+    def __init__(self, name: str, features_list: list[str], feature_net: FeatureNet | None = None, **_unused: Any):
+        super().__init__(name, features_list)
+        path, digest = _weights(feature_net)
+        self.network = open_dinov2(path, digest)
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(SIDE, SIDE), align_corners=False)
+        mean, std = (255 * x.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return (self.network((x - mean) / std).float(),)
+
+
+def _weights(net: FeatureNet | None) -> tuple[Path, str]:
+    if net is None or net.weights is None:
+        raise ValueError("the extractor needs 'feature_net', with its weights, among the keywords")
+    return net.weights, net.digest
+
+
+def open_network(net: FeatureNet) -> None:
+    """Loads what `net` needs, so that a broken file is found before anything is computed."""
+    if net.name == "inception-v3":
+        open_inception(*_weights(net))
+    elif net.name == "dinov2":
+        open_dinov2(*_weights(net))
+
+
 EXTRACTORS: Mapping[str, type[FeatureExtractorBase]] = {
     "efficientnet-lite0": EfficientNetLite0Features,
+    "inception-v3": InceptionFeatures,
+    "dinov2": DinoFeatures,
     SCORE_CLIP: ScoreClipFeatures,
 }
 

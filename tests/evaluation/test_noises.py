@@ -15,7 +15,7 @@ from microdit.components import Components, build_components
 from microdit.config import Config
 from microdit.diffusion import Denoiser
 from microdit.evaluation import describe
-from microdit.evaluation.config import METRICS
+from microdit.evaluation.config import DEFAULT_METRICS
 from microdit.model import DiT
 from microdit.run import build_accelerator
 
@@ -42,7 +42,7 @@ def test_the_first_noise_is_that_of_a_single_evaluation(parts: Parts) -> None:
     assert not [name for name in one if "noise" in name]
     assert {name: value for name, value in three.items() if "noise" not in name} == one
     further = {name for name in three if "noise" in name}
-    assert further == {f"final/noise{k}/{metric}" for k in (1, 2) for metric in METRICS}
+    assert further == {f"final/noise{k}/{metric}" for k in (1, 2) for metric in DEFAULT_METRICS}
     assert all(NOISE.fullmatch(name) for name in further), "the names that a report looks for"
     distances = [three[f"final/{noise}clip_fd"] for noise in ("", "noise1/", "noise2/")]
     assert len(set(distances)) == 3, "each noise its own pictures"

@@ -20,9 +20,9 @@ from microdit.data.base import CaptionedImages, DataConfig, build_dataset
 from microdit.encoders.scoring import ScoringClip
 from microdit.errors import ConfigError, DataError
 from microdit.evaluation import EvalConfig, describe, feature_net_name, score
-from microdit.evaluation.config import FEATURE_NETS, METRICS
+from microdit.evaluation.config import FEATURE_NETS
 from microdit.evaluation.features import EXTRACTORS, EfficientNetLite0Features
-from microdit.evaluation.networks import SCORE_CLIP, TABLE
+from microdit.evaluation.networks import SCORE_CLIP
 from microdit.evaluation.reference import RealSets
 from microdit.evaluation.scores import class_accuracy
 
@@ -160,6 +160,31 @@ def test_distances_equal_independent_arithmetic(
     assert at_best["clip_fd"] == pytest.approx(frechet(*embedded), rel=1e-5)
 
 
+def test_precision_and_recall_equal_independent_arithmetic(
+    real: Drawn, reference: CaptionedImages, cache: Path
+) -> None:
+    count = 24
+    config = replace(CONFIG, reference_count=count, metrics=("precision", "recall"))
+    pictures = np.concatenate([real.images[:12], blurred(real.images[12:count], 2.0)])
+    found = score(pictures, real.captions[:count], real.labels[:count], reference, config, cache)
+    rows = RealSets(reference, count, count).reference
+    network = EfficientNetLite0Features("lite0", ["pooled"])
+    stacks = (pictures, np.stack([reference[int(row)].image for row in rows]))
+    with torch.no_grad():
+        samples, truth = (network(torch.from_numpy(stack).permute(0, 3, 1, 2))[0].numpy() for stack in stacks)
+
+    def covered(points: np.ndarray, by: np.ndarray) -> float:
+        """Share of `points` no farther from one of `by` than that one's third neighbour."""
+        radii = [sorted(np.linalg.norm(by - x, axis=1))[3] for x in by]
+        return float(np.mean([any(np.linalg.norm(p - x) <= r for x, r in zip(by, radii, strict=True)) for p in points]))
+
+    assert found["precision"] == pytest.approx(covered(samples, truth), abs=1e-6)
+    assert found["recall"] == pytest.approx(covered(truth, samples), abs=1e-6)
+    assert 0 < found["precision"] < found["precision_real"]
+    with pytest.raises(DataError, match="need more than 3 pictures"):
+        score(pictures[:3], real.captions[:3], real.labels[:3], reference, config, cache)
+
+
 def test_only_what_is_asked_is_computed(real: Drawn, reference: CaptionedImages, cache: Path) -> None:
     config = replace(CONFIG, metrics=("clip_score",))
     found = score(real.images, real.captions, real.labels, reference, config, cache)
@@ -201,7 +226,7 @@ def test_too_few_real_pictures_for_the_floor_is_said(
 def test_a_person_reads_counts_and_floor_beside_each_score(at_best: dict[str, float]) -> None:
     head, *lines, last = describe(at_best | {"val_loss": 0.25}, CONFIG).splitlines()
     assert head == "96 samples, 96 real pictures"
-    assert [line.split()[0] for line in lines] == [*METRICS, "val_loss"]
+    assert [line.split()[0] for line in lines] == ["fd", "kid", "clip_fd", "clip_score", "class_accuracy", "val_loss"]
     assert f"floor {at_best['fd_floor']:.4g}, Fréchet distance on {feature_net_name(CONFIG).split('+')[0]}" in lines[0]
     assert f"real pictures {at_best['class_accuracy_real']:.4g}" in lines[-2]
     assert last.startswith("Fewer samples than features: fd (1280), clip_fd (128).")
@@ -213,7 +238,7 @@ def test_the_name_of_the_networks_names_their_weights() -> None:
     lite, clip = feature_net_name(EvalConfig()).split("+")
     assert lite.startswith("efficientnet-lite0-imagenet@")
     assert clip == f"score-clip@{ScoringClip().fingerprint[:8]}"
-    assert set(FEATURE_NETS) == set(TABLE) == set(EXTRACTORS) - {SCORE_CLIP}
+    assert set(FEATURE_NETS) == set(EXTRACTORS) - {SCORE_CLIP}
 
 
 @given(
@@ -234,6 +259,8 @@ def test_class_accuracy_counts_known_labels_only(labels: list[int], seed: int) -
         ({"metrics": ()}, ("evaluation.metrics", "valid choices")),
         ({"metrics": ("fd", "fd")}, ("twice",)),
         ({"feature_net": "efficientnet-lite"}, ("did you mean 'efficientnet-lite0'?",)),
+        ({"feature_weights": "a.pth"}, ("evaluation.feature_weights", "whose weights come with a package")),
+        ({"clip": ""}, ("'evaluation.clip' is empty",)),
         ({"samples": 1}, ("evaluation.samples", "at least 2")),
         ({"guidance": -1.0}, ("evaluation.guidance",)),
         ({"p_std": 0.0}, ("evaluation.p_std", "above 0")),
