@@ -12,7 +12,8 @@ from microdit.alignment.targets import build_targets
 from microdit.config import Config
 from microdit.data.base import DATASETS, CaptionedImages, DataConfig, build_dataset
 from microdit.data.encoded import EncodedDataset, encode_dataset
-from microdit.encoders.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
+from microdit.data.latents import LatentImages, check_autoencoder
+from microdit.encoders.autoencoder import OF_DATA, Autoencoder, AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
 from microdit.errors import ConfigError
 from microdit.files import stamp
@@ -53,11 +54,14 @@ def build_components(config: Config, device: torch.device | str = "cpu") -> Comp
     """
     device = torch.device(device)
     train_images, val_images = _images(config.data, "train"), _images(config.data, "val")
-    autoencoder = _autoencoder(config.autoencoder, device, stamp(config.autoencoder.path))
+    autoencoder = open_autoencoder(config, device, train_images)
     text_encoder = _text_encoder(config.text, device, stamp(config.text.path))
     check_sizes(config, autoencoder, text_encoder)
+    for images in (train_images, val_images):
+        if isinstance(images, LatentImages):
+            images.decode_by(autoencoder)
     cache = Path(config.cache_dir).expanduser()
-    train = encode_dataset(train_images, autoencoder, text_encoder, cache / "encoded")
+    train = _encoded(config, train_images, autoencoder, text_encoder, cache / "encoded")
     targets = build_targets(config.alignment, config.model.side, train_images, device, cache / "patches")
     return Components(
         train_images,
@@ -65,8 +69,30 @@ def build_components(config: Config, device: torch.device | str = "cpu") -> Comp
         autoencoder,
         text_encoder,
         replace(train, targets=targets),
-        encode_dataset(val_images, autoencoder, text_encoder, cache / "encoded"),
+        _encoded(config, val_images, autoencoder, text_encoder, cache / "encoded"),
     )
+
+
+def open_autoencoder(config: Config, device: torch.device | str, images: CaptionedImages | None = None) -> Autoencoder:
+    """The configured autoencoder; of precomputed latents the one that made them, which any other is compared with."""
+    found = config.autoencoder
+    if config.data.name != "latents":
+        return _autoencoder(found, torch.device(device), stamp(found.path))
+    images = images or _images(config.data, "train")
+    assert isinstance(images, LatentImages)
+    if found.path == OF_DATA:
+        return images.decoder(device)
+    autoencoder = _autoencoder(found, torch.device(device), stamp(found.path))
+    check_autoencoder(images.root, images.index, autoencoder)
+    return autoencoder
+
+
+def _encoded(
+    config: Config, images: CaptionedImages, autoencoder: Autoencoder, text_encoder: TextEncoder, cache: Path
+) -> EncodedDataset:
+    if isinstance(images, LatentImages):
+        return images.encoded(text_encoder, cache, config.text.cache)
+    return encode_dataset(images, autoencoder, text_encoder, cache, config.text.cache)
 
 
 # A process that runs trial after trial keeps what it has opened, as long as the files' `stamp` stays the same.
@@ -100,9 +126,10 @@ def check_sizes(config: Config, autoencoder: Autoencoder, text_encoder: TextEnco
             f"'data.resolution' is {config.data.resolution}; the autoencoder needs a multiple of "
             f"{autoencoder.downsampling}"
         )
+    latents = f"in the latents of {config.data.path}" if config.data.name == "latents" else "at this data.resolution"
     expected = {
-        "in_channels": (autoencoder.channels, "the autoencoder's latent channels"),
-        "input_size": (config.data.resolution // autoencoder.downsampling, "the latent side at this data.resolution"),
+        "in_channels": (autoencoder.channels, "the autoencoder's number of latent channels"),
+        "input_size": (config.data.resolution // autoencoder.downsampling, f"the side {latents}"),
         "caption_channels": (text_encoder.width, "the text encoder's width"),
     }
     wrong = [

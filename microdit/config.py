@@ -43,13 +43,20 @@ VOLATILE = (
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "text.cache",
 )
 
 # Keys that came after runs were recorded: left out where they say what those runs did, so that their keys still stand.
-ADDED = {"text.length": None, "training.init": None}
+ADDED = {
+    "text.length": None,
+    "training.init": None,
+    "data.originals": None,
+    "autoencoder.precision": "fp32",
+}
 # Stands where a value must be given; a plan is made without it. Not OmegaConf's ???, which a merge drops in silence
 # where the key has a value already.
 REQUIRED = "REQUIRED"
+
 AFTERWARDS = ("sampler", "evaluation")  # groups that have no say in what is learnt
 
 

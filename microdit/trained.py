@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from microdit.alignment.config import AlignmentConfig
-from microdit.components import build_components, choose_device, load_plugins
+from microdit.components import build_components, choose_device, load_plugins, open_autoencoder
 from microdit.config import Config, load_config
 from microdit.data.base import build_dataset
 from microdit.diffusion import Denoiser
-from microdit.encoders.autoencoder import Autoencoder, build_autoencoder
+from microdit.encoders.autoencoder import Autoencoder
 from microdit.encoders.text import TextEncoder, build_text_encoder
 from microdit.errors import CheckpointError
 from microdit.evaluation import check_scoring, evaluate_folder
@@ -48,7 +48,7 @@ def load_run(folder: Path | str) -> Trained:
     return Trained(
         config,
         load_denoiser(config, folder / "model.safetensors").to(device),
-        build_autoencoder(config.autoencoder, device),
+        open_autoencoder(config, device),
         build_text_encoder(config.text, device),
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from microdit.errors import ConfigError, nearest
 
 SPLITS = ("train", "val", "composition")
-DATASETS = ("emoji-captions", "folder")
+DATASETS = ("emoji-captions", "folder", "latents")
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,17 @@ class DataConfig:
     """Which captioned images to train on."""
 
     name: str = "emoji-captions"
-    """`emoji-captions`, `folder`, or the dotted path of a class called with (config, split)."""
+    """`emoji-captions`, `folder`, `latents`, or the dotted path of a class called with (config, split)."""
     path: str | None = None
-    """Folder of the images; `folder` needs it, `emoji-captions` does not."""
+    """Folder of the images, or of encoded ones; `folder` and `latents` need it, `emoji-captions` does not."""
+    originals: str | None = None
+    """`latents`: folder of the pictures that were encoded, which scores are then measured against; null: decoded."""
     resolution: int = 64
     """Side of the square images, pixels."""
     train_size: int = 20_000
-    """Images of the train split; for `folder` the most that are used."""
+    """Images of the train split; for others the most that are used."""
     val_size: int = 1_000
-    """Images of the val (and composition) split; for `folder` the most that are used."""
+    """Images of the val (and composition) split; for others the most that are used."""
     seed: int = 0
     """Seed of the scenes (`emoji-captions`) or of the split (`folder`)."""
     max_objects: int = 3
@@ -116,6 +118,10 @@ def build_dataset(config: DataConfig, split: str) -> CaptionedImages:
         from microdit.data.folder import ImageFolder
 
         return ImageFolder(config, split)
+    if config.name == "latents":
+        from microdit.data.latents import LatentImages
+
+        return LatentImages(config, split)
     return _plugin(config, split)
 
 

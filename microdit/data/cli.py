@@ -8,13 +8,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from microdit.data.encode_cli import add_encode_command
+
 SHOW = "show"
+KINDS = (SHOW, "encode", "cifar-captions", "cifar10")
 CACHE = Path("~/.cache/microdit")
 
 
 def add_data_commands(commands: Any) -> None:
-    data = commands.add_parser("data", help="look at a dataset, or make cifar-captions or cifar10")
-    kinds = data.add_subparsers(required=True, metavar="CONFIG | cifar-captions | cifar10")
+    data = commands.add_parser("data", help="look at a dataset, make cifar-captions or cifar10, or encode images")
+    kinds = data.add_subparsers(required=True, metavar="CONFIG | encode | cifar-captions | cifar10")
+    add_encode_command(kinds)
     _add_show(kinds)
     _add_cifar_captions(kinds)
     _add_cifar10(kinds)
@@ -23,7 +27,7 @@ def add_data_commands(commands: Any) -> None:
 def with_show(argv: Sequence[str]) -> list[str]:
     """`microdit data CONFIG` is short for `microdit data show CONFIG`."""
     words = list(argv)
-    if words[:1] == ["data"] and words[1:2] and words[1] not in (SHOW, "cifar-captions", "cifar10", "-h", "--help"):
+    if words[:1] == ["data"] and words[1:2] and words[1] not in (*KINDS, "-h", "--help"):
         words.insert(1, SHOW)
     return words
 

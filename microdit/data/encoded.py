@@ -1,15 +1,14 @@
-"""Images and captions, encoded once: latents and caption features in memory-mapped arrays, shared by all runs.
+"""What training reads: images and captions, encoded once into memory-mapped shards and shared by all runs.
 
-A cache folder is named by what determines its content (data, autoencoder and text-encoder fingerprints), is written
-under a lock and renamed into place whole, and is then only read.
+They are precomputed (`microdit data encode`), or encoded at a run's start into its cache: the same files, where an
+interrupted start goes on too. N images, C channels, S text tokens, Y width of the text encoder.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,43 +18,61 @@ from torch import Tensor
 
 from microdit.alignment.targets import NoTargets, PatchTargets
 from microdit.data.base import CaptionedImages
+from microdit.data.caption_store import (
+    CaptionFeatures,
+    CaptionsPerBatch,
+    StoredCaptions,
+    create_store,
+    encode_captions,
+    store_name,
+    text_header,
+)
+from microdit.data.encode import EncodedPictures, Record, write_images
+from microdit.data.encode_job import Job
+from microdit.data.encoded_images import INDEX, EncodedImages, open_images
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.encoders.text import TextEncoder
-from microdit.files import atomic_path
-from microdit.model.captions import Captions, parts, with_mask
+from microdit.model.captions import Captions
 from microdit.rng import generator
 
-FORMAT = "encoded-1"
-MASK = "mask.npy"  # only where the text encoder tells padding from tokens
+FORMAT = "encoded-2"
 
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """N captioned images as the network sees them; M different captions, features stored once each."""
+    """N captioned images as the network sees them."""
 
-    latents: np.ndarray  # (N, C, h, w) float16, memory-mapped
-    features: np.ndarray  # (M, S, Y) float16, memory-mapped
-    caption_ids: np.ndarray  # (N,) int64 into features
-    captions: tuple[str, ...]  # (M,)
-    labels: np.ndarray  # (N,) int64, -1 where unknown
+    images: EncodedImages
+    features: CaptionFeatures
     sigma_data: float  # standard deviation over all latent values
     fingerprint: str
     targets: PatchTargets | NoTargets = field(default_factory=NoTargets)  # what hidden tokens are aligned with
-    mask: np.ndarray | None = None  # (M, S) bool, False where a caption is padding; None: all tokens count
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self.images)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64, -1 where unknown."""
+        return self.images.labels
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, h, w) of the latents."""
+        return self.images.shape
+
+    def with_features(self, features: CaptionFeatures) -> EncodedDataset:
+        """The same images with other features of their captions."""
+        return replace(self, features=features)
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Captions]:
         """Latents (B, C, h, w) and caption features (B, S, Y) in float32, masked if the text encoder masks them."""
-        latents = torch.from_numpy(self.latents[indices].astype(np.float32))
-        rows = self.caption_ids[indices]
-        features = torch.from_numpy(self.features[rows].astype(np.float32))
-        return latents, with_mask(features, None if self.mask is None else torch.from_numpy(self.mask[rows]))
+        latents = torch.from_numpy(self.images.take(indices).astype(np.float32))
+        return latents, self.features.take(indices)
 
     def caption(self, index: int) -> str:
         """The caption of image `index`."""
-        return self.captions[int(self.caption_ids[index])]
+        return self.images.caption(index)
 
 
 def encode_dataset(
@@ -63,87 +80,65 @@ def encode_dataset(
     autoencoder: Autoencoder,
     text_encoder: TextEncoder,
     cache_dir: Path | str,
-    batch_size: int = 64,
+    store_captions: bool = True,
+    job: Job | None = None,
 ) -> EncodedDataset:
     """Encodes `dataset`, or opens what an earlier call with the same content left in `cache_dir`."""
-    identity = "/".join([FORMAT, dataset.fingerprint, autoencoder.fingerprint, text_encoder.fingerprint])
-    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    folder = Path(cache_dir) / key
+    job = job or Job(round_trips=0)
+    folder = Path(cache_dir) / _key(dataset.fingerprint, autoencoder.fingerprint)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            with atomic_path(folder) as temporary:
-                temporary.mkdir()
-                _write(dataset, autoencoder, text_encoder, temporary, batch_size)
-    return _open(folder, key)
+        if not (folder / INDEX).is_file():
+            text_encoder.encode([""])  # weights that can't be loaded are found here, before the pictures' long work
+            pictures = EncodedPictures(autoencoder, dataset.resolution, "")
+            write_images(AsSource(dataset), pictures, folder, job)
+    images = open_images(folder)
+    return with_captions(images, None, text_encoder, Path(cache_dir), store_captions)
 
 
-def _write(
-    dataset: CaptionedImages, autoencoder: Autoencoder, text_encoder: TextEncoder, folder: Path, batch_size: int
-) -> None:
-    text_encoder.encode([""])  # weights that can't be loaded are found here, before the pictures' long work
-    captions: dict[str, int] = {}
-    caption_ids = np.zeros(len(dataset), np.int64)
-    labels = np.zeros(len(dataset), np.int64)
-    side = dataset.resolution // autoencoder.downsampling
-    shape = (len(dataset), autoencoder.channels, side, side)
-    latents = np.lib.format.open_memmap(folder / "latents.npy", "w+", np.float16, shape)
-    total, squares = 0.0, 0.0
-    for chunk in _chunks(len(dataset), batch_size):
-        items = [dataset[i] for i in chunk]
-        images = torch.from_numpy(np.stack([item.image for item in items]))
-        encoded = autoencoder.encode(images)
-        latents[chunk.start : chunk.stop] = encoded.half().cpu().numpy()
-        total += encoded.double().sum().item()
-        squares += encoded.double().square().sum().item()
-        for i, item in zip(chunk, items, strict=True):
-            caption_ids[i] = captions.setdefault(item.caption, len(captions))
-            labels[i] = item.label
-    latents.flush()
-    _write_features(list(captions), text_encoder, folder, batch_size)
-    np.save(folder / "caption_ids.npy", caption_ids)
-    np.save(folder / "labels.npy", labels)
-    count = float(np.prod(shape))
-    header = {
-        "sigma_data": float(np.sqrt(squares / count - (total / count) ** 2)),
-        "captions": list(captions),
-        "data": dataset.fingerprint,
-        "autoencoder": autoencoder.fingerprint,
-        "text": text_encoder.fingerprint,
-    }
-    (folder / "header.json").write_text(json.dumps(header, ensure_ascii=False), encoding="utf-8")
+def with_captions(
+    images: EncodedImages, split: str | None, text_encoder: TextEncoder, cache_dir: Path, store_captions: bool = True
+) -> EncodedDataset:
+    """Adds what the captions are to the network: from the cache's store, which learns what it doesn't know yet.
+
+    Without `store_captions` nothing is stored: each batch's captions are encoded when it is drawn.
+    """
+    fingerprint = _key(images.index["fingerprint"], str(split), str(len(images)), text_encoder.fingerprint)
+    features: CaptionFeatures
+    if store_captions:
+        folder = cache_dir / store_name(text_encoder.fingerprint)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            store = create_store(folder, text_header(text_encoder))
+            if not store.knows(images.digests).all():
+                encode_captions(store, (images.caption(i) for i in range(len(images))), text_encoder)
+        features = StoredCaptions(store, images.digests)
+    else:
+        features = CaptionsPerBatch(text_encoder, images.caption)
+    return EncodedDataset(images, features, images.sigma_data(split), fingerprint)
 
 
-def _write_features(captions: list[str], text_encoder: TextEncoder, folder: Path, batch_size: int) -> None:
-    shape = (len(captions), text_encoder.length, text_encoder.width)
-    features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float16, shape)
-    masks = []
-    for chunk in _chunks(len(captions), 4 * batch_size):
-        encoded, mask = parts(text_encoder.encode(captions[chunk.start : chunk.stop]))
-        features[chunk.start : chunk.stop] = encoded.half().cpu().numpy()
-        masks += [] if mask is None else [mask.cpu().numpy()]
-    features.flush()
-    if masks:
-        np.save(folder / MASK, np.concatenate(masks))
+def _key(*parts: str) -> str:
+    return hashlib.sha256("/".join([FORMAT, *parts]).encode()).hexdigest()[:16]
 
 
-def _chunks(count: int, size: int) -> Iterator[range]:
-    for start in range(0, count, size):
-        yield range(start, min(start + size, count))
+class AsSource:
+    """A dataset of one split, as something to be encoded."""
 
+    def __init__(self, dataset: CaptionedImages) -> None:
+        self.resolution, self.classes = dataset.resolution, dataset.classes
+        self.description = {"fingerprint": dataset.fingerprint}
+        self._dataset = dataset
 
-def _open(folder: Path, key: str) -> EncodedDataset:
-    header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
-    return EncodedDataset(
-        latents=np.load(folder / "latents.npy", mmap_mode="r"),
-        features=np.load(folder / "features.npy", mmap_mode="r"),
-        caption_ids=np.load(folder / "caption_ids.npy"),
-        captions=tuple(header["captions"]),
-        labels=np.load(folder / "labels.npy"),
-        sigma_data=header["sigma_data"],
-        fingerprint=key,
-        mask=np.load(folder / MASK) if (folder / MASK).is_file() else None,
-    )
+    def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
+        """Chunks of `size` images."""
+        for k, start in enumerate(range(0, len(self._dataset), size)):
+            rows = range(start, min(start + size, len(self._dataset)))
+            yield k, (self._record(i) for i in rows) if wanted(k) else None
+
+    def _record(self, i: int) -> Record:
+        item = self._dataset[i]
+        return Record(str(item.attributes.get("file", i)), item.caption, item.label, False, lambda: item.image)
 
 
 class DataOrder:

@@ -8,14 +8,17 @@ image.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from microdit.data.base import DataConfig, Item
-from microdit.data.folder_captions import IMAGE_SUFFIXES, Captioned, read_captions, some
+from microdit.data.folder_captions import IMAGE_SUFFIXES, SPLIT_NAMES, Captioned, read_captions, some
 from microdit.errors import ConfigError, DataError
 
 FOLDER_VERSION = 1
@@ -42,17 +45,14 @@ class ImageFolder:
         if not self._root.is_dir():
             raise DataError(f"'data.path' is '{config.path}', which is not a folder")
         self.resolution = config.resolution
-        entries = read_captions(self._root)
-        _check_images(self._root, sorted({entry.file for entry in entries}))
-        self.classes = _classes(self._root, entries)
+        found = split_folder(self._root, config.seed, config.val_fraction)
+        self.classes = found.classes
         limit = config.train_size if split == "train" else config.val_size
-        by_metadata = _held_out_by_metadata(self._root, entries)
-        self._entries = _split(entries, split, config.seed, config.val_fraction, by_metadata)[:limit]
+        self._entries = found.sides[split][:limit]
         if not self._entries:
-            why = f"'data.val_fraction' is {config.val_fraction:g}" if by_metadata is None else "its metadata says so"
-            raise DataError(
-                f"{self._root}: no image is left for the split '{split}': the folder has {len(entries)} and {why}"
-            )
+            why = "its metadata says so" if found.by_metadata else f"'data.val_fraction' is {config.val_fraction:g}"
+            count = sum(map(len, found.sides.values()))
+            raise DataError(f"{self._root}: no image is left for the split '{split}': the folder has {count} and {why}")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -72,11 +72,33 @@ class ImageFolder:
         if not 0 <= i < len(self._entries):
             raise IndexError(f"item {i} of {len(self._entries)}")
         entry = self._entries[i]
-        label = entry.label
-        if isinstance(label, str):
-            label = self.classes.index(label)
         image = load_square(self._root / entry.file, self.resolution)
-        return Item(image, entry.caption, -1 if label is None else label, {"file": entry.file})
+        return Item(image, entry.caption, label_number(entry, self.classes), {"file": entry.file})
+
+
+@dataclass(frozen=True)
+class Split:
+    """A folder's images by side, each in the order of their hashes."""
+
+    classes: tuple[str, ...]
+    sides: Mapping[str, list[Captioned]]  # "train" and "val"
+    by_metadata: bool
+
+
+def split_folder(root: Path, seed: int, val_fraction: float) -> Split:
+    """Reads captions and checks images; raises DataError naming what is missing or broken."""
+    entries = read_captions(root)
+    _check_images(root, sorted({entry.file for entry in entries}))
+    by_metadata = _held_out_by_metadata(root, entries)
+    sides = {split: _split(entries, split, seed, val_fraction, by_metadata) for split in SPLIT_NAMES}
+    return Split(_classes(root, entries), sides, by_metadata is not None)
+
+
+def label_number(entry: Captioned, classes: Sequence[str]) -> int:
+    """An index into `classes`, -1 where unknown."""
+    if isinstance(entry.label, str):
+        return list(classes).index(entry.label)
+    return -1 if entry.label is None else entry.label
 
 
 def load_square(path: Path, resolution: int) -> np.ndarray:
@@ -84,15 +106,20 @@ def load_square(path: Path, resolution: int) -> np.ndarray:
 
     Transparent parts become white. Raises DataError naming the file if it can't be decoded.
     """
+    return square(path, str(path), resolution)
+
+
+def square(source: Path | BinaryIO, name: str, resolution: int) -> np.ndarray:
+    """The same of a file or of its bytes; `name` is what an error calls it."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(source) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {path} can't be read: {error}") from error
+        raise DataError(f"image {name} can't be read: {error}") from error
     return np.array(ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS))
 
 

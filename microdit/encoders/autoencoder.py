@@ -1,4 +1,4 @@
-"""Images to latents and back, through any diffusers `AutoencoderKL` folder.
+"""Images to latents and back, through any diffusers `AutoencoderKL`, from a folder or the model hub.
 
 B batch, H W image height and width, C latent channels, f downsampling factor.
 """
@@ -6,24 +6,34 @@ B batch, H W image height and width, C latent channels, f downsampling factor.
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from microdit.encoders.hub import hub_folder
+from microdit.encoders.loading import LOAD_ERRORS, short
 from microdit.errors import ConfigError
 from microdit.files import sha256
 
+log = logging.getLogger(__name__)
+
+KEY = "autoencoder.path"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+OF_DATA = "data"  # the path that names the autoencoder of precomputed latents
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """What turns pictures into latents."""
 
-    path: str = "builtin"  # builtin (4 channels, f4) | pixels | a diffusers AutoencoderKL folder
+    path: str = "builtin"  # builtin (4 channels, f4) | pixels | data | an AutoencoderKL folder | OWNER/NAME[/SUBFOLDER]
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of its arithmetic; latents are kept in fp16 anyway
 
 
 class Autoencoder(Protocol):
@@ -39,16 +49,38 @@ class Autoencoder(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, H / f, W / f) -> (B, H, W, 3) uint8."""
 
+    def describe(self) -> dict[str, Any]:
+        """What encoded data says of it; two that differ in it make different latents."""
+
 
 def build_autoencoder(config: AutoencoderConfig, device: torch.device | str = "cpu") -> Autoencoder:
     """Opens what `config.path` names; raises ConfigError naming the file that is missing or of another kind."""
     if config.path == "pixels":
         return Pixels()
-    if config.path == "builtin":
+    if config.path == OF_DATA:
+        raise ConfigError(f"'{KEY}' is '{OF_DATA}', the one of precomputed latents, but 'data.name' isn't latents")
+    return KLAutoencoder(autoencoder_folder(config.path), device, config.precision)
+
+
+def autoencoder_folder(path: str) -> Path:
+    """The folder that `path` names; from the model hub (or its cache) where it is no folder but OWNER/NAME[/SUBFOLDER].
+
+    Raises ConfigError telling what to put where if it can't be had.
+    """
+    if path == "builtin":
         from microdit.assets import VAE
 
-        return KLAutoencoder(VAE, device)
-    return KLAutoencoder(Path(config.path).expanduser(), device)
+        return VAE
+    folder = Path(path).expanduser()
+    words = path.split("/")
+    if folder.exists() or path.startswith(("/", ".", "~")) or len(words) not in (2, 3) or not all(words):
+        return folder
+    repository, subfolder = "/".join(words[:2]), "/".join(words[2:])
+    remedy = (
+        f"there is no local folder '{path}' either; without a connection, put {CONFIG} and {WEIGHTS} of it (from its "
+        f"folder {subfolder or 'at the top, or vae/'}) into a folder and give that as '{KEY}'"
+    )
+    return hub_folder(repository, CONFIG, ("diffusion_pytorch_model*.safetensors",), KEY, remedy, subfolder)
 
 
 class Pixels:
@@ -64,49 +96,90 @@ class Pixels:
     def decode(self, latents: Tensor) -> Tensor:
         return _to_uint8(latents)
 
+    def describe(self) -> dict[str, Any]:
+        """Its sizes."""
+        return {"class": "pixels", "fingerprint": self.fingerprint, "channels": 3, "downsampling": 1}
+
 
 class KLAutoencoder:
-    """A diffusers AutoencoderKL; its own scaling and shift factors are applied (z' = (z - shift) scale)."""
+    """A diffusers AutoencoderKL with its own normalisation: z' = ((z - mean) / std - shift) scale.
 
-    def __init__(self, folder: Path, device: torch.device | str) -> None:
-        settings = _read_settings(folder)
-        from diffusers import AutoencoderKL
+    `scaling_factor` and `shift_factor` are as in diffusers' Stable Diffusion 3 and FLUX pipelines, `latents_mean` and
+    `latents_std` as in its SDXL one; what a configuration leaves out does nothing.
+    """
 
-        try:
-            model = AutoencoderKL.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ConfigError(f"{folder}: can't be opened as an AutoencoderKL: {_short(error)}") from None
-        self._model: Any = model.to(device).eval().requires_grad_(False)
+    def __init__(self, folder: Path, device: torch.device | str, precision: str = "fp32") -> None:
+        if precision == "fp16" and _read_settings(folder).get("force_upcast", True):  # diffusers' default
+            log.info("%s: its configuration says force_upcast, so it runs in fp32 and not in fp16", folder)
+            precision = "fp32"
+        self._precision, self._dtype = precision, PRECISIONS[precision]
+        self._model: Any = _load(folder, self._dtype).to(device).eval().requires_grad_(False)
+        settings = self._model.config  # with diffusers' defaults, such as scaling_factor 0.18215
         self._device = torch.device(device)
+        self.channels = int(settings.latent_channels)
+        self.downsampling = 2 ** (len(settings.block_out_channels) - 1)
         self._scale = float(settings.get("scaling_factor") or 1.0)
         self._shift = float(settings.get("shift_factor") or 0.0)
-        self.channels = int(settings["latent_channels"])
-        self.downsampling = 2 ** (len(settings["block_out_channels"]) - 1)
-        self.fingerprint = sha256(folder / CONFIG, *sorted(folder.glob("diffusion_pytorch_model*.safetensors")))
+        self._mean = self._per_channel(settings, "latents_mean", 0.0, folder)
+        self._std = self._per_channel(settings, "latents_std", 1.0, folder)
+        weights = sha256(folder / CONFIG, *_weights(folder))
+        self.fingerprint = weights if self._dtype == torch.float32 else f"{weights}-{precision}"
+
+    def _per_channel(self, settings: Mapping[str, Any], key: str, default: float, folder: Path) -> Tensor:
+        """(1, C, 1, 1)."""
+        values = settings.get(key) or [default] * self.channels
+        if len(values) != self.channels:
+            raise ConfigError(
+                f"{folder / CONFIG}: '{key}' has {len(values)} values for {self.channels} latent channels"
+            )
+        return torch.tensor(values, dtype=torch.float32, device=self._device).view(1, -1, 1, 1)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         x = images.to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        x = x.contiguous(memory_format=torch.channels_last)
-        return ((self._model.encode(x).latent_dist.mean - self._shift) * self._scale).contiguous()
+        x = x.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        z = self._model.encode(x).latent_dist.mean.float()
+        return (((z - self._mean) / self._std - self._shift) * self._scale).contiguous()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        z = latents.to(self._device).float() / self._scale + self._shift
-        return _to_uint8(self._model.decode(z.contiguous(memory_format=torch.channels_last)).sample)
+        z = (latents.to(self._device).float() / self._scale + self._shift) * self._std + self._mean
+        z = z.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        return _to_uint8(self._model.decode(z).sample)
+
+    def describe(self) -> dict[str, Any]:
+        """Its sizes and factors."""
+        return {
+            "class": "AutoencoderKL",
+            "fingerprint": self.fingerprint,
+            "precision": self._precision,
+            "channels": self.channels,
+            "downsampling": self.downsampling,
+            "scaling_factor": self._scale,
+            "shift_factor": self._shift,
+            "latents_mean": self._mean.flatten().tolist() if self._mean.any() else None,
+            "latents_std": self._std.flatten().tolist() if (self._std != 1).any() else None,
+        }
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    where = f"'autoencoder.path': {folder}"
+    where = f"'{KEY}': {folder}"
     if not folder.is_dir():
-        raise ConfigError(f"{where}: no such folder; give a diffusers AutoencoderKL folder, 'builtin' or 'pixels'")
-    for name in (CONFIG, WEIGHTS):
-        stem = name.split(".")[0]
-        if not (folder / name).is_file() and not list(folder.glob(f"{stem}*.safetensors")):
-            raise ConfigError(f"{where} has no {name}; an AutoencoderKL folder holds {CONFIG} and {WEIGHTS}")
+        raise ConfigError(
+            f"{where}: no such folder; give a diffusers AutoencoderKL folder, its hub name (OWNER/NAME or "
+            "OWNER/NAME/SUBFOLDER), 'builtin' or 'pixels'"
+        )
+    if not (folder / CONFIG).is_file():
+        if (folder / "vae" / CONFIG).is_file():
+            raise ConfigError(f"{where} has no {CONFIG}, but its folder vae has: give {folder / 'vae'}")
+        raise ConfigError(f"{where} has no {CONFIG}; an AutoencoderKL folder holds {CONFIG} and {WEIGHTS}")
+    if not _weights(folder):
+        pickles = [path.name for path in sorted(folder.glob("*")) if path.suffix in (".bin", ".pt", ".ckpt", ".pth")]
+        why = f" ({pickles[0]} is a pickle, which could run any code: it isn't opened)" if pickles else ""
+        raise ConfigError(f"{where} has no {WEIGHTS}{why}; an AutoencoderKL folder holds {CONFIG} and {WEIGHTS}")
     try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+        settings = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"{folder / CONFIG}: not valid JSON: {error}") from None
     kind = settings.get("_class_name")
     if kind != "AutoencoderKL":
@@ -114,9 +187,36 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
+def _weights(folder: Path) -> list[Path]:
+    """The files that are loaded: an fp16 variant only where there is no other."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    return sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
+
+
+def _load(folder: Path, dtype: torch.dtype) -> Any:
+    from diffusers import AutoencoderKL
+
+    _read_settings(folder)
+    variant = None
+    if not (folder / WEIGHTS).is_file() and not list(folder.glob("*.index.json")):
+        variant = _weights(folder)[0].name.removeprefix("diffusion_pytorch_model.").removesuffix(".safetensors")
+    try:
+        model, report = AutoencoderKL.from_pretrained(
+            folder, local_files_only=True, torch_dtype=dtype, use_safetensors=True, variant=variant or None,
+            output_loading_info=True,
+        )  # fmt: skip
+    except LOAD_ERRORS as error:
+        raise ConfigError(f"'{KEY}': {folder}: can't be opened as an AutoencoderKL: {short(error)}") from None
+    absent, wrong = sorted(report["missing_keys"]), report["mismatched_keys"]
+    if absent or wrong:  # diffusers would go on with random numbers in their place
+        first = absent[0] if absent else wrong[0][0]
+        raise ConfigError(
+            f"'{KEY}': {folder}: {len(absent) + len(wrong)} tensors are missing or of another shape than {CONFIG} "
+            f"says, such as {first}"
+        )
+    return model
+
+
 def _to_uint8(x: Tensor) -> Tensor:  # (B, 3, H, W) in [-1, 1] -> (B, H, W, 3)
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -9,19 +9,23 @@ from microdit.encoders.loading import LOAD_ERRORS, short
 from microdit.errors import ConfigError
 
 
-def hub_folder(repository: str, needed: str, weights: Sequence[str], key: str, remedy: str) -> Path:
-    """The local copy of `repository`: its small files, and the first of `weights` (patterns) that it has.
+def hub_folder(
+    repository: str, needed: str, weights: Sequence[str], key: str, remedy: str, subfolder: str = ""
+) -> Path:
+    """The local copy of `repository`, or a folder in it: its small files, and the first of `weights` (patterns) it has.
 
     Raises ConfigError naming `key` and what to do instead (`remedy`) where it can't be had, or has no file `needed`.
     """
     from huggingface_hub import snapshot_download
 
     where = f"'{key}': hub repository '{repository}'"
-    folder = None
+    where += f", folder '{subfolder}'" if subfolder else ""
+    small, inside = ["*.json", "*.txt", "*.txt.gz", "*.model"], f"{subfolder}/" if subfolder else ""
     for pattern in weights:
         try:
-            small = ["*.json", "*.txt", "*.txt.gz", "*.model"]
-            folder = Path(snapshot_download(repository, allow_patterns=[*small, pattern], ignore_patterns=["*/*"]))
+            patterns = [inside + name for name in (*small, pattern)]
+            top = snapshot_download(repository, allow_patterns=patterns, ignore_patterns=None if inside else ["*/*"])
+            folder = Path(top, subfolder)
         except LOAD_ERRORS as error:  # the client's own errors are OSErrors and ValueErrors
             raise ConfigError(f"{where} can't be reached or isn't there ({short(error, 160)}); {remedy}") from None
         if (folder / needed).is_file() and list(folder.glob(pattern)):

@@ -35,6 +35,7 @@ class TextConfig:
     path: str = "builtin"
     layer: Literal["last", "penultimate"] = "last"  # whose output conditions the network, after the final norm
     length: int | None = None  # S, for transformers' encoders; None: the encoder's own, at most 77
+    cache: bool = True  # features kept on disk; false: encoded for each batch
 
     def __post_init__(self) -> None:
         if self.length is not None and self.length < 1:

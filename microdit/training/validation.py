@@ -36,7 +36,7 @@ def validate(denoiser: Denoiser, val: EncodedDataset, config: Config, batch_size
     draw = generator(config.evaluation.seed, "validation")
     ranks = torch.randperm(count, generator=draw)
     sigma = quantile_sigma(count, validation_noise(config))[ranks]
-    noise = torch.randn((count, *val.latents.shape[1:]), generator=draw)
+    noise = torch.randn((count, *val.shape[1:]), generator=draw)
     losses = []
     for start in range(0, count, batch_size):
         rows = torch.arange(start, min(start + batch_size, count))

@@ -13,7 +13,9 @@ import torch
 
 from microdit.config import Config, stable_mapping, trial_key
 from microdit.data.base import DataConfig, build_dataset
+from microdit.data.caption_store import CaptionStore
 from microdit.data.encoded import DataOrder, EncodedDataset, encode_dataset
+from microdit.data.shards import open_shard
 from microdit.encoders.autoencoder import Pixels
 from microdit.encoders.text import TextConfig
 from microdit.errors import ConfigError
@@ -62,21 +64,21 @@ def test_batches_carry_each_captions_own_mask(tmp_path: Path):
 def test_without_a_mask_nothing_is_stored_of_one(tmp_path: Path):
     data = encode(tmp_path, masked=False)
     assert isinstance(data.batch(np.arange(3))[1], torch.Tensor)
-    assert not list(tmp_path.rglob("mask.npy"))
+    assert all("mask" not in open_shard(path).tensors for path in tmp_path.rglob("*.safetensors"))
 
 
 def test_datasets_that_share_captions_share_their_features(tmp_path: Path):
     first, second = encode(tmp_path, seed=0), encode(tmp_path, seed=1)
-    shared = set(first.captions) & set(second.captions)
+    mine, others = ([data.caption(i) for i in range(len(data))] for data in (first, second))
+    shared = set(mine) & set(others)
     assert shared
-    assert first.captions != second.captions
-    assert len(set(first.captions)) == len(first.captions)
+    assert mine != others
+    assert len(CaptionStore(next(tmp_path.glob("captions-*/")))) == len(set(mine) | set(others))
     for caption in shared:
-        i, j = first.captions.index(caption), second.captions.index(caption)
-        assert np.array_equal(first.features[i], second.features[j])
-        assert first.mask is not None
-        assert second.mask is not None
-        assert np.array_equal(first.mask[i], second.mask[j])
+        found = [data.batch(np.array([at.index(caption)]))[1] for data, at in ((first, mine), (second, others))]
+        assert all(isinstance(one, MaskedTokens) for one in found)
+        assert torch.equal(found[0].tokens, found[1].tokens)
+        assert torch.equal(found[0].mask, found[1].mask)
 
 
 def test_weights_that_fail_do_so_before_any_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,141 @@
+"""A folder of encoded images: latents, captions and labels in memory-mapped shards, and an index of them.
+
+`index.json` is written last, once all shards are there: a folder without one isn't done. N images, C channels, s side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microdit.data.shards import REMEDY, Rows, Shard, check_digest, open_shard, unpack
+from microdit.errors import DataError
+from microdit.files import write_text
+
+FORMAT = "microdit-latents-1"
+INDEX, HEADER = "index.json", "header.json"
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """The images of one split, as the network sees them."""
+
+    index: Mapping[str, Any]
+    rows: np.ndarray  # (N,) int64: the split's places in the folder
+    latents: Rows
+    labels: np.ndarray  # (N,) int64, -1 where unknown
+    digests: np.ndarray  # (N,) uint64 of the captions
+    shards: tuple[Shard, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, s, s)."""
+        return (len(self), *self.latents.shape[1:])
+
+    def take(self, images: np.ndarray) -> np.ndarray:
+        """Latents (B, C, s, s) float16."""
+        return self.latents.take(self.rows[images])
+
+    def caption(self, image: int) -> str:
+        """The caption of an image."""
+        return self._word(image, "captions")
+
+    def key(self, image: int) -> str:
+        """What its source calls an image: the file's name, say."""
+        return self._word(image, "keys")
+
+    def _word(self, image: int, what: str) -> str:
+        part, place = self.latents.place(int(self.rows[image]))
+        return unpack(self.shards[part][what], self.shards[part][f"{what}_ends"], place)
+
+    def sigma_data(self, split: str | None) -> float:
+        """Standard deviation over all latent values of a split, or of all images; measured in float64."""
+        return sigma_of(self.index["statistics"], split)
+
+
+def sigma_of(statistics: Mapping[str, Mapping[str, float]], split: str | None) -> float:
+    """From counts, sums and sums of squares of each split."""
+    chosen = [statistics[split]] if split else list(statistics.values())
+    count, total, squares = (sum(one[what] for one in chosen) for what in ("values", "sum", "squares"))
+    return float(np.sqrt(max(squares / count - (total / count) ** 2, 0.0))) if count else 1.0
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What the index says. Raises DataError telling whether encoding isn't finished or the folder is another kind."""
+    path = folder / INDEX
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    if not path.is_file():
+        begun = len(list(folder.glob("[0-9]*.safetensors")))
+        if (folder / HEADER).is_file():
+            raise DataError(
+                f"{folder} has no {INDEX}: its encoding isn't finished ({begun} shards are there); give the same "
+                "'microdit data encode' again, and it goes on"
+            )
+        raise DataError(f"{folder} has no {INDEX}; encoded images are made by 'microdit data encode SOURCE --out DIR'")
+    try:
+        index = dict(json.loads(path.read_text(encoding="utf-8")))
+        kind = index["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: can't be read ({error!r}); {REMEDY}") from None
+    if kind != FORMAT:
+        raise DataError(f"{path}: its format is {kind!r}, not '{FORMAT}'")
+    return index
+
+
+def open_images(folder: Path, split: str | None = None, limit: int | None = None) -> EncodedImages:
+    """Maps the shards of a finished folder: of all images or of a split, its first `limit` if given.
+
+    Raises DataError where the index or a shard is missing, truncated, or doesn't fit.
+    """
+    index = read_index(folder)
+    absent = [entry["file"] for entry in index["shards"] if not (folder / entry["file"]).is_file()]
+    if absent:
+        raise DataError(
+            f"{folder}: {len(absent)} of {len(index['shards'])} shards are missing, such as {absent[0]}; give the same "
+            "'microdit data encode' again, and it makes them anew"
+        )
+    shards = tuple(_opened(folder / entry["file"], entry, index) for entry in index["shards"])
+    held_out = np.concatenate([shard["held_out"] for shard in shards])
+    every = np.arange(len(held_out)) if split is None else np.flatnonzero(held_out == (split == "val"))
+    rows = every[:limit]
+    return EncodedImages(
+        index,
+        rows,
+        Rows([shard["latents"] for shard in shards]),
+        np.concatenate([shard["labels"] for shard in shards])[rows],
+        np.concatenate([shard["digests"] for shard in shards])[rows],
+        shards,
+    )
+
+
+def _opened(path: Path, entry: Mapping[str, Any], index: Mapping[str, Any]) -> Shard:
+    shard = open_shard(path)
+    found, expected = shard["latents"].shape, (entry["count"], *index["latents"]["shape"])
+    if found != expected:
+        raise DataError(f"{path}: its latents are {found}, but {path.parent / INDEX} says {expected}; {REMEDY}")
+    return shard
+
+
+def check_all(files: list[Path], memory: Path) -> None:
+    """Reads all files and compares their checksums, once: `memory` keeps what was found good as it stands.
+
+    Raises DataError naming the file that was changed.
+    """
+    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    mark = memory / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    if mark.is_file():
+        return
+    for path in files:
+        check_digest(path)
+    write_text(mark, "".join(f"{path}\n" for path, _, _ in facts))
