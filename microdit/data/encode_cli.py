@@ -5,69 +5,92 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microdit.data.encode_job import BATCH, SHARD_SIZE, Job
 from microdit.errors import ConfigError
 
+if TYPE_CHECKING:
+    from microdit.data.encode import Tally
+
 
 def add_encode_command(kinds: Any) -> None:
     made = kinds.add_parser("encode", help="precompute latents (and caption features) for data=latents; resumable")
-    made.add_argument("source", help="a folder of captioned images, as data=folder takes it")
+    made.add_argument("source", help="a folder of captioned images; one that datasets saved; hf:NAME; tars; MDS")
     made.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards and their index")
     made.add_argument("--resolution", type=int, default=256, help="side of the images, cropped and resized (256)")
-    made.add_argument("--autoencoder", default="builtin", metavar="PATH", help="as autoencoder.path (builtin)")
+    made.add_argument("--autoencoder", metavar="PATH", help="as autoencoder.path (builtin; of MDS latents SDXL's)")
     made.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the autoencoder (fp32)")
     text = made.add_argument_group("features of captions; else each run keeps those it needs in its cache")
     text.add_argument("--captions", action="store_true", help="keep them too: 2 bytes x tokens x width a caption")
-    text.add_argument("--text", default="builtin", metavar="PATH", help="as text.path (builtin)")
+    text.add_argument("--text", metavar="PATH", help="as text.path (builtin; of MDS features unknown)")
     text.add_argument("--text-layer", choices=("last", "penultimate"), default="last", help="as text.layer (last)")
     text.add_argument("--text-length", type=int, metavar="N", help="as text.length")
     sides = made.add_argument_group("held-out images, where the source doesn't say which")
     sides.add_argument("--val-fraction", type=float, default=0.1, metavar="X", help="share held out (0.1)")
     sides.add_argument("--seed", type=int, default=0, help="draws them (0)")
+    columns = made.add_argument_group("columns of datasets and tars, where they aren't called as usual")
+    for name in ("image", "text", "label"):
+        columns.add_argument(f"--{name}-column", metavar="NAME")
     work = made.add_argument_group("work")
     work.add_argument("--shard", metavar="I/N", help="this is process I of N, from 0 (under torchrun: by itself)")
     work.add_argument("--shard-size", type=int, default=SHARD_SIZE, metavar="N", help=f"images a file ({SHARD_SIZE})")
     work.add_argument("--batch-size", type=int, default=BATCH, metavar="N", help=f"images at once ({BATCH})")
     work.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     work.add_argument("--skip-broken", action="store_true", help="leave out and list images that can't be decoded")
+    mds = made.add_argument_group("MDS folders, read by mosaicml-streaming in an environment of its own")
+    mds.add_argument("--streaming", type=Path, metavar="PYTHON", help="a Python that has it (default: one is made)")
+    mds.add_argument("--cache-dir", type=Path, default=Path("~/.cache/microdit"), help="where (~/.cache/microdit)")
     made.set_defaults(command=encode)
 
 
 def encode(arguments: argparse.Namespace) -> None:
     """Runs the command."""
     from microdit.data.encode import EncodedPictures, write_images
-    from microdit.data.encoded_images import INDEX, open_images
-    from microdit.data.sources.choose import Wanted, open_source
+    from microdit.data.sources.choose import Wanted, is_mds, open_source
+    from microdit.data.sources.table import Columns
     from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
 
     part, parts = _part(arguments.shard)
     device = _device(arguments.device)
     job = Job(arguments.shard_size, arguments.batch_size, part, parts, skip_broken=arguments.skip_broken)
+    if is_mds(arguments.source):
+        from microdit.data.encode_mds import convert
+
+        done(*convert(arguments, job, device, tell), arguments.out)
+        return
     encoder = _text_encoder(arguments, device)
-    autoencoder = build_autoencoder(AutoencoderConfig(arguments.autoencoder, arguments.precision), device)
-    source = open_source(arguments.source, Wanted(arguments.resolution, arguments.seed, arguments.val_fraction))
-    pictures = EncodedPictures(autoencoder, source.resolution, _lasting(arguments.autoencoder))
-    tally = write_images(source, pictures, arguments.out, job, _tell)
+    path = arguments.autoencoder or "builtin"
+    autoencoder = build_autoencoder(AutoencoderConfig(path, arguments.precision), device)
+    columns = Columns(arguments.image_column, arguments.text_column, arguments.label_column)
+    wanted = Wanted(arguments.resolution, arguments.seed, arguments.val_fraction, columns)
+    source = open_source(arguments.source, wanted)
+    pictures = EncodedPictures(autoencoder, source.resolution, lasting(path))
+    tally = write_images(source, pictures, arguments.out, job, tell)
+    done(tally, None if encoder is None else _encode_captions(arguments, encoder, job), arguments.out)
+
+
+def done(tally: Tally, captions: int | None, out: Path) -> None:
+    """Tells what was written, and how to train on it once it is whole."""
+    from microdit.data.encoded_images import INDEX, open_images
+
     if tally.images:
         rate = f"{tally.images / tally.seconds:.1f} a second"
         print(f"{tally.images:12,d}  images encoded in {tally.shards} shards, {rate}")
-    if encoder is not None:
-        print(f"{_encode_captions(arguments, encoder, job):12,d}  captions encoded")
+    if captions is not None:
+        print(f"{captions:12,d}  captions encoded")
     if tally.missing:
-        print(f"{len(tally.missing):12,d}  shards are still to be written by other processes: {arguments.out}")
+        print(f"{len(tally.missing):12,d}  shards are still to be written by other processes: {out}")
         return
-    _describe(open_images(arguments.out), arguments.out)
-    print(f"index written: {arguments.out / INDEX}; train on them with:")
-    print(f"  microdit-sweep train data=latents data.path={arguments.out} {_sizes(arguments.out)}")
+    _describe(open_images(out).index)
+    print(f"index written: {out / INDEX}; train on them with:")
+    print(f"  microdit-sweep train data=latents data.path={out} {_sizes(out)}")
 
 
-def _describe(images: Any, out: Path) -> None:
-    index = images.index
+def _describe(index: Mapping[str, Any]) -> None:
     statistics, quality = index["statistics"], index["round_trip"]
     print(f"{statistics['train']['images']:12,d}  images for train, {statistics['val']['images']:,} for val")
     if index["skipped"]:
@@ -91,7 +114,9 @@ def _text_encoder(arguments: argparse.Namespace, device: str) -> Any:
 
     if not arguments.captions:
         return None
-    encoder = build_text_encoder(TextConfig(arguments.text, arguments.text_layer, arguments.text_length), device)
+    encoder = build_text_encoder(
+        TextConfig(arguments.text or "builtin", arguments.text_layer, arguments.text_length), device
+    )
     encoder.encode([""])
     return encoder
 
@@ -107,7 +132,7 @@ def _encode_captions(arguments: argparse.Namespace, encoder: Any, job: Any) -> i
         text, ends = shard["captions"], shard["captions_ends"]
         return (unpack(text, ends, i) for i in range(len(ends)))
 
-    header = text_header(encoder, path=_lasting(arguments.text), layer=arguments.text_layer)
+    header = text_header(encoder, path=lasting(arguments.text or "builtin"), layer=arguments.text_layer)
     store = create_store(arguments.out / store_name(encoder.fingerprint), header)
     own = [path for k, path in sorted(shards_there(arguments.out).items()) if k % job.parts == job.part]
     return encode_captions(store, chain.from_iterable(map(captions_of, own)), encoder)
@@ -133,11 +158,12 @@ def _device(word: str) -> str:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
-def _lasting(path: str) -> str:
+def lasting(path: str) -> str:
     """A path that means the same from another folder."""
     folder = Path(path).expanduser()
     return str(folder.absolute()) if folder.is_dir() and path not in ("builtin", "pixels") else path
 
 
-def _tell(message: str) -> None:
+def tell(message: str) -> None:
+    """Progress, beside what the command prints."""
     print(message, file=sys.stderr, flush=True)

@@ -6,51 +6,35 @@ It asks for pandas below 3, albumentations and wandb, none of which this project
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+from microdit.data import own_python
 from microdit.data.cifar.settings import Fetch
+from microdit.data.own_python import Tool
 from microdit.errors import DataError
 from microdit.files import write_text
 
-REQUIREMENT = "img2dataset>=1.45,<2"
+TOOL = Tool(
+    "img2dataset",
+    "img2dataset",
+    "img2dataset>=1.45,<2",
+    "--img2dataset",
+    ", or stop at the selection with --select-only",
+)
 LOG, PROCESS = "img2dataset.log", "process.json"
-READY = ".ready"
 POLL_SECONDS, REPORT_SECONDS, GRACE_SECONDS = 0.2, 15.0, 5.0
-VERSION = "from importlib.metadata import version; import img2dataset; print(version('img2dataset'))"
 
 
 def find_python(given: Path | None, cache: Path) -> tuple[Path, str]:
-    """A Python that has img2dataset, and its version: the given one, or one of an environment made once in `cache`.
-
-    Raises DataError where the given Python lacks it or it can't be installed.
-    """
-    if given is not None:
-        # Not resolved: a virtual environment's python is a link, and only by its own name does it find its packages.
-        python = given.expanduser().absolute()
-        found = _version(python)
-        if found is None:
-            raise DataError(
-                f"--img2dataset {given}: that Python can't import img2dataset; install it there "
-                f"('{given} -m pip install img2dataset'), or leave the option out to have an environment made"
-            )
-        return python, found
-    home = cache.expanduser().absolute() / "img2dataset"
-    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if not ((home / READY).is_file() and _version(python)):
-        _install(home, python)
-    found = _version(python)
-    if found is None:
-        raise DataError(f"img2dataset was installed in {home} but can't be imported there; remove that folder")
-    return python, found
+    """A Python that has img2dataset, and its version; raises DataError where there is none and none can be made."""
+    return own_python.find_python(TOOL, given, cache)
 
 
 def run(python: Path, urls: Path, folder: Path, fetch: Fetch) -> None:
@@ -148,32 +132,6 @@ def _end(pid: int) -> None:
         with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(alive, GRACE_SECONDS)
-
-
-def _install(home: Path, python: Path) -> None:
-    print(f"installing img2dataset into an environment of its own, once: {home}", file=sys.stderr)
-    shutil.rmtree(home, ignore_errors=True)
-    _must([sys.executable, "-m", "venv", str(home)], home)
-    _must([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", REQUIREMENT], home)
-    write_text(home / READY, REQUIREMENT + "\n")
-
-
-def _must(line: Sequence[str], home: Path) -> None:
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().split("\n")[-1]
-        raise DataError(
-            f"img2dataset can't be installed into {home}: {said}. Give a Python that has it with --img2dataset PATH, "
-            "or stop at the selection with --select-only"
-        )
-
-
-def _version(python: Path) -> str | None:
-    try:
-        done = subprocess.run([str(python), "-c", VERSION], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _last_line(log: Path) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from microdit.data.encode import Source
+from microdit.data.sources.table import HUB, Columns, TableSource, tars
 from microdit.errors import DataError
+
+KINDS = (
+    "a folder of captioned images, a folder that datasets' save_to_disk wrote, hf:NAME for one of the hub, a folder or "
+    "glob of webdataset tars, or an MDS folder of the paper's released code"
+)
 
 
 @dataclass(frozen=True)
@@ -16,13 +23,28 @@ class Wanted:
     resolution: int
     seed: int = 0
     val_fraction: float = 0.1
+    columns: Columns = field(default_factory=Columns)
+
+
+def is_mds(word: str) -> bool:
+    """Whether `word` is a folder in MDS format."""
+    try:
+        index = json.loads((Path(word).expanduser() / "index.json").read_text(encoding="utf-8"))
+        return all(shard["format"] == "mds" for shard in index["shards"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def open_source(word: str, wanted: Wanted) -> Source:
-    """The source that `word` names; raises DataError telling what may stand there."""
+    """The source of pictures that `word` names; raises DataError telling what may stand there."""
     path = Path(word).expanduser()
-    if path.is_dir():
+    saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+    if path.is_dir() and any(path.glob("*.tar")):
+        word = str(path / "*.tar")
+    elif path.is_dir() and not saved:
         from microdit.data.sources.folder import FolderSource
 
         return FolderSource(path, wanted.resolution, wanted.seed, wanted.val_fraction)
-    raise DataError(f"'{word}' is no folder of captioned images")
+    if word.startswith(HUB) or saved or (word.endswith(".tar") and tars(word)):
+        return TableSource(word, wanted.resolution, wanted.seed, wanted.val_fraction, wanted.columns)
+    raise DataError(f"'{word}' is not there; give {KINDS}")

@@ -1,0 +1,209 @@
+"""MDS folders of precomputed latents, as the paper's released code writes them.
+
+Columns `caption`, `latents_256`, `latents_512` (fp16 bytes, multiplied by the autoencoder's scaling_factor) and
+`caption_latents` (fp16 bytes of S tokens). Read by mosaicml-streaming, in an environment of its own; of compressed
+shards it leaves uncompressed copies beside them. C channels, s latent side, Y width of the text encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microdit.data.encode import Record
+from microdit.data.own_python import Tool, find_python
+from microdit.errors import ConfigError, DataError, nearest
+from microdit.files import sha256
+
+TOOL = Tool("mosaicml-streaming", "streaming", "mosaicml-streaming>=0.11,<1", "--streaming")
+CHILD = Path(__file__).with_name("mds_child.py")
+AUTOENCODER = "stabilityai/stable-diffusion-xl-base-1.0/vae"  # what the released code encodes with by default
+WIDTH = 1024  # of its text encoder, DFN5B's ViT-H/14
+FACTOR = 8  # pixels per latent of all its autoencoders
+CAPTIONS = "caption_latents"
+GRACE_SECONDS = 20.0
+
+
+class MdsSource:
+    """Latents of one resolution out of an MDS folder; held out where the hash of a sample's number is below a share.
+
+    Raises DataError where the folder can't be read or has no such latents.
+    """
+
+    classes: tuple[str, ...] = ()
+
+    def __init__(self, folder: Path, resolution: int, seed: int, val_fraction: float, python: Path) -> None:
+        self.resolution, self._folder = resolution, folder
+        self._seed, self._fraction = seed, val_fraction
+        self._reader = _Reader(folder, python)
+        self._column = f"latents_{resolution}"
+        kinds = [name for name in self._reader.columns if name.startswith("latents_")]
+        if self._column not in self._reader.columns:
+            known = ", ".join(kinds) or "no latents"
+            raise DataError(f"{folder} has {known}, but --resolution {resolution} would need {self._column}")
+        if "caption" not in self._reader.columns:
+            raise DataError(f"{folder} has no column 'caption'; {nearest('caption', self._reader.columns)}")
+        _, (first,) = next(self._reader.read(0, 1, self._column))
+        side = resolution // FACTOR
+        channels, rest = divmod(len(first) // 2, side * side)
+        if rest or not channels:
+            raise DataError(f"{folder}: {self._column} has {len(first)} bytes, which no {side} x {side} latents have")
+        self.shape = (channels, side, side)
+        self.description = {
+            "kind": "mds",
+            "path": str(folder.absolute()),
+            "images": self._reader.count,
+            "val_fraction": val_fraction,
+            "seed": seed,
+            "index": sha256(folder / "index.json")[:16],
+        }
+
+    def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
+        """Chunks of `size` images."""
+        for k, start in enumerate(range(0, self._reader.count, size)):
+            yield k, self._records(start, min(start + size, self._reader.count)) if wanted(k) else None
+
+    @property
+    def images(self) -> int:
+        """How many there are."""
+        return self._reader.count
+
+    def _records(self, start: int, stop: int) -> Iterator[Record]:
+        for i, (caption, (data,)) in enumerate(self._reader.read(start, stop, self._column), start):
+            yield Record(f"sample {i}", caption, -1, self._drawn(i), self._loader(data, i))
+
+    def _loader(self, data: bytes, i: int) -> Callable[[], np.ndarray]:
+        def load() -> np.ndarray:
+            if len(data) != 2 * int(np.prod(self.shape)):
+                raise DataError(
+                    f"{self._folder}, sample {i}: {self._column} has {len(data)} bytes, not those of {self.shape}"
+                )
+            return np.frombuffer(data, np.float16).reshape(self.shape)
+
+        return load
+
+    def _drawn(self, i: int) -> bool:
+        place = int.from_bytes(hashlib.sha256(f"{self._seed}/{i}".encode()).digest()[:8], "big") / 2**64
+        return place < self._fraction
+
+    def features(self, first: int, count: int, width: int) -> Iterator[tuple[str, np.ndarray]]:
+        """Captions and their features (S, Y) float16 of samples from `first` on."""
+        if CAPTIONS not in self._reader.columns:
+            raise ConfigError(f"{self._folder} has no {CAPTIONS}: leave --captions out, and runs encode what they need")
+        for caption, (data,) in self._reader.read(first, min(first + count, self._reader.count), CAPTIONS):
+            values = np.frombuffer(data, np.float16)
+            if len(values) % width:
+                raise ConfigError(
+                    f"{CAPTIONS} have {len(values)} numbers, no multiple of {width}, the width; give --text"
+                )
+            yield caption, values.reshape(-1, width)
+
+    def close(self) -> None:
+        """Ends the reading process."""
+        self._reader.close()
+
+
+class GivenLatents:
+    """Latents that are there already, beside what is known of their autoencoder."""
+
+    def __init__(self, shape: tuple[int, int, int], path: str, described: Mapping[str, Any] | None) -> None:
+        self.shape = shape
+        facts = described or {"fingerprint": None, "channels": shape[0], "downsampling": FACTOR}
+        if (facts["channels"], facts["downsampling"]) != (shape[0], FACTOR):
+            raise ConfigError(
+                f"--autoencoder {path} has {facts['channels']} channels and a factor of {facts['downsampling']}, but "
+                f"the latents are {shape[0]} x {shape[1]} x {shape[2]} with a factor of {FACTOR}"
+            )
+        if facts.get("shift_factor") or facts.get("latents_mean"):
+            raise ConfigError(
+                f"--autoencoder {path} shifts its latents, which the released code doesn't: encode the images instead"
+            )
+        self.header = {"path": path, **facts}
+
+    def encode(self, loaded: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(loaded)).float()
+
+    def error(self, loaded: list[np.ndarray], latents: Tensor) -> list[float]:
+        return []
+
+
+class _Reader:
+    """The other process."""
+
+    def __init__(self, folder: Path, python: Path) -> None:
+        # It would take torchrun's variables for an order to meet others.
+        alone = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        self._folder, self._said = folder, tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
+        self._process = subprocess.Popen(
+            [str(python), str(CHILD), str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env=alone,
+        )
+        head = self._frame()
+        self.count: int = head["count"]
+        self.columns: Mapping[str, str] = head["columns"]
+
+    def read(self, start: int, stop: int, *columns: str) -> Iterator[tuple[str, list[bytes]]]:
+        """Captions, and the bytes of the columns; to be read to its end."""
+        asked, _ = self._pipes()
+        asked.write(f"{start} {stop} {' '.join(columns)}\n".encode())
+        asked.flush()
+        for _ in range(start, stop):
+            frame = self._frame()
+            yield frame["caption"], [self._exactly(size) for size in frame["sizes"]]
+
+    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        return self._process.stdin, self._process.stdout
+
+    def _frame(self) -> dict[str, Any]:
+        line = self._pipes()[1].readline()
+        if not line.endswith(b"\n"):
+            raise self._failed()
+        return dict(json.loads(line))
+
+    def _exactly(self, size: int) -> bytes:
+        data = self._pipes()[1].read(size)
+        if len(data) != size:
+            raise self._failed()
+        return data
+
+    def _failed(self) -> DataError:
+        self._process.wait(GRACE_SECONDS)
+        self._said.seek(0)
+        words = self._said.read().decode(errors="replace").strip().split("\n")[-1]
+        return DataError(f"{self._folder}: mosaicml-streaming can't read it: {words[:300]}")
+
+    def close(self) -> None:
+        """Ends it, also amid a long answer."""
+        for pipe in self._pipes():
+            with suppress(OSError):
+                pipe.close()
+        try:
+            self._process.wait(GRACE_SECONDS)  # it ends by itself once nobody listens, and tidies up
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._said.close()
+
+
+def open_mds(
+    folder: Path, resolution: int, seed: int, val_fraction: float, given: Path | None, cache: Path
+) -> MdsSource:
+    """Opens an MDS folder by a Python that has mosaicml-streaming: `given`, or one made once in `cache`."""
+    python, _ = find_python(TOOL, given, cache)
+    return MdsSource(folder, resolution, seed, val_fraction, python)

@@ -1,0 +1,34 @@
+"""Runs in mosaicml-streaming's own environment: hands samples of an MDS folder to the process that started it.
+
+python mds_child.py FOLDER: writes a frame that tells the number of samples and the columns; then, for each line
+"START STOP COLUMN..." on standard input, a frame a sample. A frame is a JSON object on a line, and the bytes that its
+`sizes` tell of.
+"""
+
+import json
+import sys
+
+
+def main(folder: str) -> None:
+    """Serves until standard input ends."""
+    out = sys.stdout.buffer
+    sys.stdout = sys.stderr  # what the library prints is not for the frames
+    from streaming import StreamingDataset
+
+    dataset = StreamingDataset(local=folder, remote=None, shuffle=False, batch_size=1)
+    shards = dataset.shards
+    columns = dict(zip(shards[0].column_names, shards[0].column_encodings))  # noqa: B905, another Python may run it
+    out.write(json.dumps({"count": len(dataset), "columns": columns}).encode() + b"\n")
+    out.flush()
+    for line in sys.stdin:
+        start, stop, *names = line.split()
+        for i in range(int(start), int(stop)):
+            sample = dataset[i]
+            parts = [sample[name] for name in names]
+            frame = {"caption": sample.get("caption"), "sizes": [len(part) for part in parts]}
+            out.write(json.dumps(frame).encode() + b"\n" + b"".join(parts))
+        out.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
