@@ -21,6 +21,7 @@ from microdit.files import write_text
 FORMAT = "microdit-latents-1"
 INDEX, HEADER = "index.json", "header.json"
 SPLITS = ("train", "val")
+KEYS = ("resolution", "classes", "latents", "autoencoder", "statistics", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,17 @@ def read_index(folder: Path) -> dict[str, Any]:
     try:
         index = dict(json.loads(path.read_text(encoding="utf-8")))
         kind = index["format"]
+        names = [entry["file"] for entry in index["shards"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: can't be read ({error!r}); {REMEDY}") from None
     if kind != FORMAT:
         raise DataError(f"{path}: its format is {kind!r}, not '{FORMAT}'")
+    absent = [key for key in KEYS if key not in index]
+    if absent:
+        raise DataError(f"{path}: '{absent[0]}' is missing; {REMEDY}")
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise DataError(f"{path}: '{outside[0]}' leads out of the folder")
     return index
 
 

@@ -244,6 +244,10 @@ def test_without_an_index_it_is_no_data(place: Path, tmp_path: Path):
     (folder / "index.json").unlink()
     assert "has no index.json: its encoding isn't finished (3 shards" in said(on_latents(folder, tmp_path))
     assert "made by 'microdit data encode" in said(on_latents(place / "images", tmp_path))
+    index = read_index(place / "done")
+    index["shards"][0]["file"] = "../elsewhere.safetensors"
+    (folder / "index.json").write_text(json.dumps(index))
+    assert "'../elsewhere.safetensors' leads out of the folder" in said(on_latents(folder, tmp_path))
     (folder / "index.json").write_text("{")
     assert "index.json: can't be read" in said(on_latents(folder, tmp_path))
 

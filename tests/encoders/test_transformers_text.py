@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from microdit.config import Config
+from microdit.data.shards import open_shard
 from microdit.encoders.autoencoder import AutoencoderConfig
 from microdit.encoders.text import TextConfig, build_text_encoder, text_length
 from microdit.errors import ConfigError
@@ -242,7 +243,9 @@ def assert_run(config: Config, text: TextConfig, width: int, folder: Path) -> No
         cache_dir=str(folder / "cache"),
     )
     assert run(config)["final/val_loss"] > 0
-    assert len(list(folder.rglob("mask.npy"))) == 2
+    stored = list(folder.rglob("captions-*/*.safetensors"))
+    assert stored
+    assert all("mask" in open_shard(path).tensors for path in stored)
     trained = load_run(folder / "run")
     features = trained.text_encoder.encode(["anything at all, said freely", ""]).repeat_interleave(2, 0)
     pictures = generate(trained.denoiser, trained.autoencoder, features, config.sampler, 0)
