@@ -8,6 +8,7 @@ Random streams need no state: they are functions of (seed, stream, step).
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -120,7 +121,7 @@ def load_checkpoint(folder: Path, state: TrainState, key: str) -> None:
         load_weights(state.ema.module, load_file(folder / "ema.safetensors"))
         load_weights(state.alignment, load_file(folder / "alignment.safetensors"))
         load_optimizer(state.optimizer, torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu"))
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{folder}: can't be resumed ({reason}); remove it to go on from an older one") from None
     state.ema.n_averaged.fill_(facts["averaged"])

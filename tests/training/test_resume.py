@@ -249,6 +249,9 @@ def test_a_damaged_checkpoint_is_named(smoke_config: Config, tmp_path: Path):
     config = with_training(smoke_config, tmp_path / "run", steps=2)
     run(config)
     (folder,) = (tmp_path / "run" / "checkpoints").glob("step_*")
+    torch.save({"state": print}, folder / "optimizer.pt")  # a pickle of more than weights
+    with pytest.raises(CheckpointError, match=r"step_00000002: can't be resumed"):
+        run(config)
     (folder / "weights.safetensors").write_bytes(b"half a file")
     with pytest.raises(CheckpointError, match=r"step_00000002: can't be resumed"):
         run(config)
