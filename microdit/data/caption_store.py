@@ -65,6 +65,10 @@ class CaptionStore:
             raise DataError(f"{folder / HEADER}: its format is {kind!r}, not '{FORMAT}'")
         self.folder = folder
         self._shards: list[Shard] = [open_shard(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
+        sizes = (self.header.get("length"), self.header.get("width"))
+        for shard in self._shards:
+            if shard["features"].shape[1:] != sizes:
+                raise DataError(f"{shard.path}: features {shard['features'].shape}, but {folder / HEADER} says {sizes}")
         self._index()
 
     def _index(self) -> None:
