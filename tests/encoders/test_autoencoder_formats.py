@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from real_formats import FLUX, SDXL
 from safetensors.torch import load_file, save_file
 
 from microdit.encoders.autoencoder import WEIGHTS, AutoencoderConfig, build_autoencoder
@@ -19,15 +20,6 @@ SMALL: dict[str, Any] = {
     "norm_num_groups": 2,
     "down_block_types": ("DownEncoderBlock2D",) * 2,
     "up_block_types": ("UpDecoderBlock2D",) * 2,
-}
-SDXL = {"latent_channels": 4, "scaling_factor": 0.13025, "force_upcast": True}
-FLUX = {  # as Stable Diffusion 3's is, with other factors
-    "latent_channels": 16,
-    "scaling_factor": 0.3611,
-    "shift_factor": 0.1159,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-    "force_upcast": False,
 }
 MEANS = {"latent_channels": 4, "latents_mean": (-1.0, 0.5, 0.0, 2.0), "latents_std": (8.0, 1.0, 0.5, 2.0)}
 

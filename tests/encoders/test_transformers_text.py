@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from real_formats import clip_text_folder, t5_folder
 
 from microdit.config import Config
 from microdit.data.shards import open_shard
@@ -21,64 +22,11 @@ from microdit.errors import ConfigError
 from microdit.model.captions import mean_token
 
 transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
 
 CAPTIONS = ["a red car on a street", "two cats", "", "a small bird over the blue sea, drawn by hand " * 9]
-WORDS = [*CAPTIONS, "a dog", "an orange deer in front of a green meadow", "frogs and ships"] * 3
 
 
-def t5_folder(folder: Path) -> None:
-    """A T5 encoder with a unigram vocabulary, as T5's own."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    trainer = tokenizers.trainers.UnigramTrainer(
-        vocab_size=80, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(WORDS, trainer)
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    save_tokenizer(folder, tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    config = transformers.T5Config(
-        vocab_size=tokenizer.get_vocab_size(), d_model=24, d_kv=8, d_ff=32, num_layers=3, num_heads=3
-    )
-    transformers.T5EncoderModel(config).save_pretrained(folder)
-
-
-def clip_folder(folder: Path) -> None:
-    """A CLIP text encoder with 16 positions and a byte-pair vocabulary; padding looks like the end, as CLIP's does."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<|endoftext|>"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
-    special = ["<|startoftext|>", "<|endoftext|>"]
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=special,
-        show_progress=False,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(WORDS, trainer)
-    ends = list(zip(special, (0, 1), strict=True))
-    single = "<|startoftext|> $A <|endoftext|>"
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single=single, special_tokens=ends)
-    save_tokenizer(folder, tokenizer, pad_token=special[1], eos_token=special[1], bos_token=special[0])
-    config = transformers.CLIPTextConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=16,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    transformers.CLIPTextModel(config).save_pretrained(folder)
-
-
-def save_tokenizer(folder: Path, tokenizer: Any, **special: str) -> None:
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
-    fast.save_pretrained(folder)
-
-
-KINDS = {"t5": (t5_folder, 24, 77), "clip": (clip_folder, 32, 16)}  # width, tokens
+KINDS = {"t5": (t5_folder, 24, 77), "clip": (clip_text_folder, 32, 16)}  # width, tokens
 
 
 @pytest.fixture(scope="module")

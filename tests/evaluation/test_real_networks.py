@@ -10,9 +10,10 @@ import pytest
 import timm
 import torch
 import torch_fidelity
+from real_formats import inception_weights
 from scipy.linalg import svdvals
 from torch import nn
-from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
 from microdit.data.base import CaptionedImages, DataConfig, build_dataset
 from microdit.errors import ConfigError
@@ -33,25 +34,9 @@ CONFIG = EvalConfig(
 )
 
 
-class Blank(FeatureExtractorInceptionV3):
-    """Keeps its own random weights."""
-
-    def load_state_dict(self, *_: object, **__: object) -> None:  # type: ignore[override]
-        return None
-
-
 @pytest.fixture(scope="module")
 def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in exactly the layout that torch-fidelity reads, of a scale that keeps features apart."""
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save({}, path)
-    torch.manual_seed(0)
-    network = Blank("blank", ["2048"], feature_extractor_weights_path=str(path))
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-    torch.save(network.state_dict(), path)
-    return path
+    return inception_weights(tmp_path_factory.mktemp("weights") / "inception.pth")
 
 
 @pytest.fixture(scope="module")
