@@ -78,8 +78,9 @@ def _composed(overrides: Sequence[str]) -> Any:
     return _multiplied(config)
 
 
-# What a recipe may ask of the number of steps, whatever that is in the end.
+# What a YAML may ask of other values, whatever they are in the end.
 RESOLVERS = {
+    "choose": lambda value, when, then, otherwise: then if value == when else otherwise,
     "share": lambda share, steps: round(float(share) * int(steps)),
     "memory": lambda share, steps: 1 - 1 / max(float(share) * int(steps), 1),  # the decay of an average that long
 }

@@ -106,7 +106,6 @@ def test_from_metadata_to_report(
     channels = stack.autoencoder["latent_channels"]
     tiny = [
         *("scale=paper", "data=latents", "data.path=latents", f"data.originals={images}", "data.resolution=64"),
-        "autoencoder.path=data",
         *("data.train_size=24", "data.val_size=6", f"text.path={text}", "cache_dir=cache"),
         *(f"model.in_channels={channels}", "model.input_size=8", "model.width=32", "model.depth=2"),
         *("model.head_dim=16", "model.mixer.depth=1", f"model.caption_channels={stack.width}"),
