@@ -76,7 +76,9 @@ def measurement(results: Results) -> list[str]:
     against = "" if reference is None else f" against {reference:.0f} real images"
     networks = names.networks(net)
     text = f"{samples} generated samples a run{against}; feature networks: {', '.join(networks)}."
-    if not networks[0].lower().startswith("inception"):
+    if samples == "0":
+        text = "No pictures were drawn and scored."
+    elif not networks[0].lower().startswith("inception"):
         text += " FD (Fréchet) and KD (kernel distance) are on the first one's features and are not FID and KID."
     if "+prompts@" in net:
         text += " Prompts come from a file, not from the dataset's held-out captions."

@@ -19,14 +19,18 @@ MEANINGS = {
     "val_loss": "denoising loss on held-out images; lower is better",
 }
 BESIDE = {"_floor": "floor", "_real": "real pictures"}  # what stands beside a score, by its name's ending
+UNSCORED = "none"
 ON_INCEPTION = {"fd": "FID", "kid": "KID"}  # only there may they be called so
 
 
 def feature_net_name(config: EvalConfig) -> str:
     """What measures, with the first digits of digests: scores compare only where it agrees.
 
-    Networks behind distances and agreement, and where prompts come from a file those.
+    Networks behind distances and agreement, and where prompts come from a file those. Without samples nothing measures,
+    and no weights need be there.
     """
+    if not config.samples:
+        return UNSCORED
     names = [feature_net(config).tag, clip_net(config).tag]
     if config.prompts is not None:
         names.append(f"prompts@{prompts_digest(config.prompts, config.samples)[:8]}")
@@ -35,6 +39,8 @@ def feature_net_name(config: EvalConfig) -> str:
 
 def check_scoring(config: EvalConfig) -> None:
     """Raises ConfigError for whatever `config` names and isn't there, or is something else; computes nothing."""
+    if not config.samples:
+        return
     clip_net(config)
     if config.prompts is not None:
         read_prompts(config.prompts, config.samples)

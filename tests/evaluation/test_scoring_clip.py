@@ -90,3 +90,11 @@ def test_a_folder_without_weights_is_named(folder: Path) -> None:
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"'evaluation.clip': .*mine has neither open_clip_model.safetensors"):
         check_scoring(replace(CONFIG_, clip=str(folder)))
+
+
+def test_what_nobody_scores_needs_no_network(tmp_path: Path) -> None:
+    config = replace(CONFIG_, samples=0, clip=str(tmp_path / "nowhere"))
+    check_scoring(config)
+    assert feature_net_name(config) == "none"
+    with pytest.raises(ConfigError, match="nowhere: no such folder"):
+        check_scoring(replace(config, samples=8))
