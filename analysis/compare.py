@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,8 +38,19 @@ class Paired:
 
 def differences(frame: pd.DataFrame, column: str, arm: str, against: str) -> np.ndarray:
     """`arm` minus `against` at each seed that both have finite values for, by seed."""
-    arms, seeds, scores = (frame[name].to_numpy() for name in ("arm", "seed", column))
-    first, second = (dict(zip(seeds[arms == name], scores[arms == name], strict=True)) for name in (arm, against))
+    return _apart(by_seed(frame, column), arm, against)
+
+
+def by_seed(frame: pd.DataFrame, column: str) -> dict[str, dict[int, float]]:
+    """The scores of each arm by seed."""
+    found: dict[str, dict[int, float]] = {}
+    for arm, seed, score in zip(*(frame[name].tolist() for name in ("arm", "seed", column)), strict=True):
+        found.setdefault(arm, {})[seed] = score
+    return found
+
+
+def _apart(scores: Mapping[str, Mapping[int, float]], arm: str, against: str) -> np.ndarray:
+    first, second = scores.get(arm, {}), scores.get(against, {})
     values = np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())], dtype=float)
     return values[np.isfinite(values)]
 
@@ -95,15 +106,19 @@ def median_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float,
     return float(np.median(data)), float(low), float(high)
 
 
-def comparisons(frame: pd.DataFrame, pairs: Sequence[tuple[str, str]], metrics: Sequence[str]) -> pd.DataFrame:
-    """A row per metric and (arm, against); `p_holm` is corrected over the pairs of a metric.
+def comparisons(
+    frame: pd.DataFrame, pairs: Sequence[tuple[str, str]], metrics: Sequence[str], medians: bool = True
+) -> pd.DataFrame:
+    """A row per metric and (arm, against); `p_holm` is corrected over the pairs of a metric. Without `medians` those
+    are NaN: their bootstrap takes most of the time.
 
     Columns: metric, arm, against, n, difference, low, high, deviation, d_z, g_z, p, p_holm, median, median_low,
     median_high.
     """
     rows: list[dict[str, object]] = []
     for metric in metrics:
-        found = [differences(frame, f"final/{metric}", arm, against) for arm, against in pairs]
+        scores = by_seed(frame, f"final/{metric}")
+        found = [_apart(scores, arm, against) for arm, against in pairs]
         tests = [paired_test(values) for values in found]
         corrected = holm([test.p for test in tests])
         for (arm, against), values, test, p_holm in zip(pairs, found, tests, corrected, strict=True):
@@ -111,7 +126,9 @@ def comparisons(frame: pd.DataFrame, pairs: Sequence[tuple[str, str]], metrics: 
             row: dict[str, object] = {"metric": metric, "arm": arm, "against": against, "n": mean.n}
             row |= {"difference": mean.mean, "low": mean.low, "high": mean.high, "deviation": test.deviation}
             row |= {"d_z": test.d_z, "g_z": test.g_z, "p": test.p, "p_holm": p_holm}
-            row |= dict(zip(("median", "median_low", "median_high"), median_interval(values), strict=True))
+            row |= dict(
+                zip(("median", "median_low", "median_high"), median_interval(values if medians else []), strict=True)
+            )
             rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -120,11 +137,11 @@ COLUMNS = ["metric", "arm", "against", "n", "difference", "low", "high", "deviat
 COLUMNS += ["median", "median_low", "median_high"]
 
 
-def against_baseline(frame: pd.DataFrame, baseline: str, metrics: Sequence[str]) -> pd.DataFrame:
+def against_baseline(frame: pd.DataFrame, baseline: str, metrics: Sequence[str], medians: bool = True) -> pd.DataFrame:
     """`comparisons` of every other arm with the baseline: the study's family of tests, per metric."""
-    arms = [arm for arm in dict.fromkeys(frame["arm"]) if arm != baseline]
-    known = baseline in set(frame["arm"])
-    return comparisons(frame, [(arm, baseline) for arm in arms] if known else [], metrics)
+    present = list(frame["arm"].unique())
+    arms, known = [arm for arm in present if arm != baseline], baseline in present
+    return comparisons(frame, [(arm, baseline) for arm in arms] if known else [], metrics, medians)
 
 
 def winner(frame: pd.DataFrame, metric: str, lower_is_better: bool) -> str | None:
@@ -135,7 +152,8 @@ def winner(frame: pd.DataFrame, metric: str, lower_is_better: bool) -> str | Non
     if len(means) < 2:
         return None
     best = min(means, key=lambda arm: means[arm] if lower_is_better else -means[arm])
-    tests = [paired_test(differences(frame, column, best, arm)) for arm in means if arm != best]
+    scores = by_seed(frame, column)
+    tests = [paired_test(_apart(scores, best, arm)) for arm in means if arm != best]
     right = all((test.difference.mean < 0) == lower_is_better and test.n > 1 for test in tests)
     return best if right and max(holm([test.p for test in tests])) < ALPHA else None
 

@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,20 @@ import yaml
 from PIL import Image
 
 from analysis.errors import ReportError, nearest
+from analysis.histories import History, read_histories
 from analysis.noise import average_noises
+from analysis.runs import children, search
 from analysis.sets import NOT_RECORDED, Choice, choose
-from analysis.settings import read_config
+from analysis.settings import Configs
 
 PREFIX = "microdit/"
+MEASURED = ("final/", "cost/")
 TAGS = ("data_fingerprint", "feature_net", "samples", "device", "git_commit", "git_dirty", "trial_key", "command")
 PLACES = ("x", "hue", "outcome")
-BANDS = re.compile(r"val/loss_q\d+")  # the last validation loss, by quarter of the noise levels
+BAND = "val/loss_q"
+BANDS = re.compile(BAND + r"\d+")  # the last validation loss, by quarter of the noise levels
 TRIAL = "trial"  # x of a search over several settings: their numbers, as it tried them
-BUDGET = ("training.steps", "training.batch_size")  # of config.yaml, as columns
+BUDGET = ("training.steps", "training.batch_size")  # columns; a run has them as tags, else in its config.yaml
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,10 @@ class Results:
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     others: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["run_id", "arm", "seed", *PLACES]))
 
-    @property
+    @cached_property
     def arms(self) -> list[str]:
         """Names of the arms that have a finished run, in the study's order."""
-        return list(dict.fromkeys(self.frame["arm"]))
+        return list(self.frame["arm"].unique())
 
     @property
     def listed(self) -> list[str]:
@@ -92,20 +97,30 @@ class Results:
 
     def tag(self, name: str) -> str:
         """Values of tag `microdit.<name>` over all runs, joined where they differ."""
-        return ", ".join(dict.fromkeys(self.frame[f"tag.{name}"]))
+        return ", ".join(self.frame[f"tag.{name}"].unique())
 
     def settings(self, arm: str) -> dict[str, Any]:
         """An arm's dotted config keys to values: its first run's config.yaml, or what launch and parameters tell."""
-        row = self.frame.iloc[list(self.frame["arm"]).index(arm)]
-        params = {str(k).removeprefix("param."): v for k, v in row.items() if str(k).startswith("param.")}
-        known = {key: value for key, value in params.items() if not pd.isna(value)}
-        return dict(self.study.arms.get(arm, {})) | known | dict(self.configs.get(row["run_id"], {}))
+        if arm not in self._settings:
+            row = self._first[arm]
+            params = {str(k).removeprefix("param."): v for k, v in row.items() if str(k).startswith("param.")}
+            known = {key: value for key, value in params.items() if not pd.isna(value)}
+            own = dict(self.configs.get(row["run_id"], {}))
+            self._settings[arm] = dict(self.study.arms.get(arm, {})) | known | own
+        return self._settings[arm]
 
-    def history(self, run_id: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of a metric, the last value of each step."""
-        points = {m.step: m.value for m in self.client.get_metric_history(run_id, metric)}
-        steps = np.array(sorted(points))
-        return steps, np.array([points[step] for step in steps])
+    @cached_property
+    def _first(self) -> dict[str, dict[Any, Any]]:
+        """The first run's row of each arm."""
+        return {row["arm"]: row for row in self.frame.drop_duplicates("arm").to_dict("records")}
+
+    @cached_property
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def histories(self, metric: str) -> dict[str, History]:
+        """Steps and values of a metric by run, for the runs that logged it."""
+        return read_histories(self.client, list(self.frame["run_id"]), metric)
 
     def samples(self, run_id: str) -> tuple[list[np.ndarray], list[str]] | None:
         """Final pictures, each (tile, tile, 3) uint8, with their prompts; None where the run left none."""
@@ -130,11 +145,11 @@ def load(client: Any, study: str, scale: str | None = None, choice: Choice | Non
     """
     experiment = _experiment(client, study)
     found = _study(client, _launch(client, experiment, study, scale))
-    where = f"tags.`mlflow.parentRunId` = '{found.parent}'"
     finished: list[tuple[str, int, Any]] = []
     other: dict[tuple[str, int], str] = {}
     unscored: dict[tuple[str, int], Any] = {}
-    for run in search(client, experiment, where, "attributes.start_time ASC"):
+    metrics = [*MEASURED, BAND, *([found.x] if "/" in found.x else [])]
+    for run in children(client, experiment, found.parent, metrics):
         key = (run.data.tags.get("microdit.arm", "?"), int(run.data.params.get("seed", -1)))
         reason = _reason(run, found)
         if reason:
@@ -144,17 +159,18 @@ def load(client: Any, study: str, scale: str | None = None, choice: Choice | Non
     if not finished:
         detail = "; ".join(_absent(found, other, set())[:4]) or "it has no trials"
         raise ReportError(f"no run of {found.name} at {found.scale} has finished ({detail})")
-    configs = {run.info.run_id: read_config(client, run.info.run_id) for _, _, run in finished}
-    every = pd.DataFrame([_row(run, found, arm, seed, configs[run.info.run_id]) for arm, seed, run in finished])
+    configs = Configs(client, {run.info.run_id: run.info.artifact_uri for _, _, run in finished})
+    every = pd.DataFrame([_row(run, found, arm, seed, configs) for arm, seed, run in finished])
     chosen, left_out = choose(every, found.holds, choice or Choice())
     frame = chosen.frame.dropna(axis=1, how="all")  # columns of other sets
     other |= dict.fromkeys(_keys(every), "in a set that is left out")
     absent = _absent(found, other, set(_keys(frame)))
     frame = average_noises(_in_order(frame, found))
+    scored = set(_keys(every))
     rows = [
-        _row(run, found, *key, {}) | {"outcome": run.data.tags.get("microdit.outcome") or run.info.status.lower()}
+        _row(run, found, *key, None) | {"outcome": run.data.tags.get("microdit.outcome") or run.info.status.lower()}
         for key, run in unscored.items()
-        if key not in set(_keys(every))
+        if key not in scored
     ]
     results = Results(found, frame, tuple(absent), client, left_out, configs)
     return replace(results, others=_in_order(pd.DataFrame(rows), found)) if rows else results
@@ -180,18 +196,6 @@ def _absent(study: Study, other: Mapping[tuple[str, int], str], shown: set[tuple
             name = arm if seed < 0 else f"{arm}, seed {seed}"
             lines.append(f"{name}: {other.get((arm, seed), 'not begun')}")
     return lines
-
-
-def search(client: Any, experiment: str, where: str, order: str) -> list[Any]:
-    """All runs that match, over as many pages as it takes."""
-    runs: list[Any] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment], where, order_by=[order], max_results=1000, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
 
 
 def _experiment(client: Any, study: str) -> str:
@@ -263,19 +267,29 @@ def _reason(run: Any, study: Study) -> str:
     return "" if np.isfinite(value) else f"finished with final/{study.primary} = {value}"
 
 
-def _row(run: Any, study: Study, arm: str, seed: int, config: Mapping[str, Any]) -> dict[str, Any]:
+def _row(run: Any, study: Study, arm: str, seed: int, configs: Configs | None) -> dict[str, Any]:
     tags, params = run.data.tags, run.data.params
     row: dict[str, Any] = {"run_id": run.info.run_id, "arm": arm, "seed": seed, "started": run.info.start_time}
     row["x"] = run.data.metrics.get(study.x, np.nan) if "/" in study.x else _setting(study.x, arm, params, study)
     if study.x == TRIAL and (number := re.search(r"\d+$", arm)):
         row["x"] = float(number[0])
     row["hue"] = hue_of(study, arm, params)
-    kept = {k: v for k, v in sorted(run.data.metrics.items()) if k.startswith(("final/", "cost/"))}
+    kept = {k: v for k, v in sorted(run.data.metrics.items()) if k.startswith(MEASURED)}
     row |= kept | {k: v for k, v in sorted(run.data.metrics.items()) if BANDS.fullmatch(k)}
     for name in (*TAGS, "reused_from"):
         row[f"tag.{name}"] = tags.get(f"microdit.{name}", "" if name == "reused_from" else NOT_RECORDED)
-    row |= {f"config.{key}": config[key] for key in BUDGET if key in config}
+    if configs is not None:
+        row |= _budget(run, configs)
     return row | {f"param.{k}": v for k, v in sorted(params.items()) if k != "seed"}
+
+
+def _budget(run: Any, configs: Configs) -> dict[str, Any]:
+    """What a run was trained for."""
+    tags = run.data.tags
+    known: Mapping[str, Any] = {key: int(tags[f"microdit.{key}"]) for key in BUDGET if f"microdit.{key}" in tags}
+    if len(known) < len(BUDGET):  # of an older version
+        known = configs[run.info.run_id]
+    return {f"config.{key}": known[key] for key in BUDGET if key in known}
 
 
 def hue_of(study: Study, arm: str, params: Mapping[str, str] | None = None) -> str:

@@ -26,8 +26,8 @@ def sentences(results: Results) -> list[str]:
         return trends(results)
     if study.baseline not in results.arms:
         return [f"The baseline {study.baseline} has no finished run, so nothing is compared with it.", *trends(results)]
-    neighbours = comparisons(frame, _same_x(results), [study.primary])
-    found = [against_baseline(frame, study.baseline, [study.primary]), neighbours]
+    neighbours = comparisons(frame, _same_x(results), [study.primary], medians=False)
+    found = [against_baseline(frame, study.baseline, [study.primary], medians=False), neighbours]
     name, lower = names.title(study.primary, results.tag("feature_net")), _lower(results)
     lines = []
     for family in found:

@@ -137,7 +137,7 @@ def _summary(results: Results) -> str:
     """`of 4 arms against none in CLIP-FD: 1 better, 3 within noise`."""
     study = results.study
     title = names.title(study.primary, results.tag("feature_net"))
-    found = against_baseline(results.frame, study.baseline, [study.primary])
+    found = against_baseline(results.frame, study.baseline, [study.primary], medians=False)
     if found.empty:
         return f"{len(results.arms)} arm{'s' if len(results.arms) > 1 else ''}, compared with no baseline"
     lower = names.lower_is_better(study.primary, study.primary, study.direction)

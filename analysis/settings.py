@@ -4,22 +4,58 @@ from __future__ import annotations
 
 import ast
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import yaml
 
+NAME = "config.yaml"
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
 
-def read_config(client: Any, run_id: str) -> dict[str, Any]:
-    """A run's config.yaml with dotted keys; empty where the run left none."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = Path(client.download_artifacts(run_id, "config.yaml", folder))
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except Exception:  # no such artifact: each artifact store has its own exception for it
-            return {}
+
+class Configs(Mapping[str, Mapping[str, Any]]):
+    """The config.yaml of runs with dotted keys, each read when it is asked for; empty where a run left none.
+
+    Args:
+        places: run ids to the URIs of their artifacts.
+    """
+
+    def __init__(self, client: Any, places: Mapping[str, str]) -> None:
+        self._client, self._places = client, places
+        self._read: dict[str, Mapping[str, Any]] = {}
+
+    def __getitem__(self, run_id: str) -> Mapping[str, Any]:
+        place = self._places[run_id]
+        if run_id not in self._read:
+            self._read[run_id] = read_config(self._client, run_id, place)
+        return self._read[run_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def read_config(client: Any, run_id: str, place: str = "") -> dict[str, Any]:
+    """A run's config.yaml with dotted keys; empty where the run left none. `place`: URI of its artifacts."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            local = local_folder(place)
+            path = local / NAME if local else Path(client.download_artifacts(run_id, NAME, folder))
+            values = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
+    except Exception:  # no such artifact: each artifact store has its own exception for it
+        return {}
     return flatten(values) if isinstance(values, Mapping) else {}
+
+
+def local_folder(place: str) -> Path | None:
+    """The folder of a file: URI; None of any other. MLflow takes 20 ms to find a local file, opening it none."""
+    parts = urlparse(place)
+    return Path(url2pathname(parts.path)) if parts.scheme == "file" and not parts.netloc else None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -191,7 +191,7 @@ def _with_lost(cell: str, lost: str) -> str:
 
 def _against(results: Results) -> dict[str, dict[Any, Any]]:
     """The primary metric's comparisons with the baseline, by arm."""
-    found = against_baseline(results.frame, results.study.baseline, [results.study.primary])
+    found = against_baseline(results.frame, results.study.baseline, [results.study.primary], medians=False)
     return {row["arm"]: row for row in found.to_dict("records")}
 
 

@@ -39,7 +39,7 @@ class Histories:
     def get_metric_history(self, run_id: str, metric: str) -> list[Any]:
         seed = int(run_id.rpartition("-")[2])
         losses = np.exp(-np.arange(1, 11) / 5) + 0.1 * seed
-        Point = dataclasses.make_dataclass("Point", ["step", "value"])
+        Point = dataclasses.make_dataclass("Point", ["step", "value", ("timestamp", int, 0)])
         return [Point(100 * (i + 1), float(loss)) for i, loss in enumerate(losses)]
 
 
