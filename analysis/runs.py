@@ -1,11 +1,14 @@
-"""Runs of a launch, all at once: plain rows of a database where MLflow's own search makes an object of each of them."""
+"""Runs of a launch, all at once: by MLflow's client, or for a sqlite store the same from plain rows of its tables."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from analysis.store import tables
 
 PAGE = 1000
 PARENT = "mlflow.parentRunId"
@@ -52,35 +55,31 @@ def search(client: Any, experiment: str, where: str, order: str) -> list[Any]:
 
 def children(client: Any, experiment: str, parent: str, metrics: Sequence[str]) -> Sequence[Any]:
     """The runs of a launch, oldest first, with at least the metrics whose names begin with one of `metrics`."""
-    store = getattr(getattr(client, "_tracking_client", None), "store", None)
-    if hasattr(store, "ManagedSessionMaker"):
-        try:
-            return _of_database(store, experiment, parent, metrics)
-        except Exception:  # another version of MLflow: the slow way is always there
-            pass
+    try:
+        with tables(client) as database:
+            if database is not None:
+                return _of_tables(database, experiment, parent, metrics)
+    except sqlite3.Error:
+        pass
     return search(client, experiment, f"tags.`{PARENT}` = '{parent}'", "attributes.start_time ASC")
 
 
-def _of_database(store: Any, experiment: str, parent: str, metrics: Sequence[str]) -> list[Run]:
-    from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlParam, SqlRun, SqlTag
-    from sqlalchemy import or_, select
-
-    run, tag, param, latest = (table.__table__.c for table in (SqlRun, SqlTag, SqlParam, SqlLatestMetric))
-    place: Any = select(tag.run_uuid).where(tag.key == PARENT, tag.value == parent)
-    about: Any = select(run.run_uuid, run.status, run.start_time, run.artifact_uri)
-    ours = run.run_uuid.in_(place), run.experiment_id == int(experiment), run.lifecycle_stage == "active"
-    wanted = or_(*(latest.key.startswith(name, autoescape=True) for name in metrics))
-    numbers: Any = select(latest.run_uuid, latest.key, latest.value, latest.is_nan)
-    with store.ManagedSessionMaker() as session:
-        found = session.execute(about.where(*ours).order_by(run.start_time, run.run_uuid))
-        runs = {row[0]: Run(Info(*row), Data()) for row in found}
-        for column, name in ((tag, "tags"), (param, "params")):
-            values: Mapping[str, dict[str, str]] = {key: getattr(one.data, name) for key, one in runs.items()}
-            words: Any = select(column.run_uuid, column.key, column.value).where(column.run_uuid.in_(place))
-            for run_id, key, value in session.execute(words):
-                if run_id in values:
-                    values[run_id][key] = value
-        for run_id, key, number, is_nan in session.execute(numbers.where(latest.run_uuid.in_(place), wanted)):
-            if run_id in runs:
-                runs[run_id].data.metrics[key] = math.nan if is_nan else number
+def _of_tables(database: sqlite3.Connection, experiment: str, parent: str, metrics: Sequence[str]) -> list[Run]:
+    ours = (
+        "FROM tags AS place JOIN runs USING (run_uuid){} WHERE place.key = ? AND place.value = ? "
+        "AND runs.experiment_id = ? AND runs.lifecycle_stage = 'active'"
+    )
+    which = (PARENT, parent, int(experiment))
+    about = f"SELECT run_uuid, status, start_time, artifact_uri {ours.format('')} ORDER BY start_time, run_uuid"
+    runs = {row[0]: Run(Info(*row), Data()) for row in database.execute(about, which)}
+    for table, values in (("tags", "tags"), ("params", "params")):
+        words = f"SELECT run_uuid, own.key, own.value {ours.format(f' JOIN {table} AS own USING (run_uuid)')}"
+        for run_id, key, value in database.execute(words, which):
+            getattr(runs[run_id].data, values)[key] = value
+    numbers = ours.format(" JOIN latest_metrics AS own USING (run_uuid)")
+    wanted = " OR ".join("substr(own.key, 1, ?) = ?" for _ in metrics)
+    prefixes = [part for name in metrics for part in (len(name), name)]
+    words = f"SELECT run_uuid, own.key, own.value, own.is_nan {numbers} AND ({wanted})"
+    for run_id, key, number, is_nan in database.execute(words, (*which, *prefixes)):
+        runs[run_id].data.metrics[key] = math.nan if is_nan else number
     return list(runs.values())

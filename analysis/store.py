@@ -7,6 +7,8 @@ import io
 import logging
 import os
 import re
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,21 @@ def sqlite_file(uri: str) -> Path | None:
         return None
     name = uri.removeprefix("sqlite:///").partition("?")[0].removeprefix("file:")
     return Path(name) if name and name != ":memory:" else None
+
+
+@contextlib.contextmanager
+def tables(client: Any) -> Iterator[sqlite3.Connection | None]:
+    """The sqlite file behind `client`, opened to read; None for a store of another kind.
+
+    MLflow's client makes an object of every run and point, which for thousands of runs takes minutes. Whoever reads
+    the tables instead falls back to the client on sqlite3.Error: MLflow may arrange them in another way one day.
+    """
+    file = sqlite_file(str(getattr(client, "tracking_uri", "")))
+    if file is None or not file.is_file():
+        yield None
+        return
+    with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", timeout=60, uri=True)) as database:
+        yield database
 
 
 def open_store(uri: str) -> Any:
