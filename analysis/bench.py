@@ -1,10 +1,11 @@
-"""What a report of a big study costs: time and peak memory on a store that is made for it.
+"""What a report of a big store costs: time and peak memory on one that is made for it.
 
-    python -m analysis.bench [runs=10000] [points=100] [arms=100]
+    microdit-report bench [runs=10000] [points=100] [arms=100]
 
-One launch of `masking_ratio` whose runs have two curves that a report reads and one that it doesn't, of that many
-points each, beside the final scores, settings and tags that a trial leaves. It is written straight into MLflow's sqlite
-tables, in a temporary folder; the report is then made by a process of its own, whose peak memory is told.
+Two studies in one sqlite store: one of that many runs and one of 20, as a user's latest study lies among all the
+others. Each run has two curves that a report reads and one that it doesn't, of that many points each, beside the
+scores, settings and tags that a trial leaves. They are written straight into MLflow's tables, in a temporary folder;
+each report is then made by a process of its own, whose peak memory is told.
 """
 
 from __future__ import annotations
@@ -17,64 +18,72 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from analysis.errors import ReportError
+from analysis.errors import ReportError, nearest
 from analysis.store import quiet
 
 DEFAULTS = {"runs": 10_000, "points": 100, "arms": 100}
-STUDY = "masking_ratio"
+STUDY, SMALL = "masking_ratio", "mixer_size"
+FEW, FEW_ARMS = 20, 5  # runs and arms of the small study
 CURVES = ("train/loss", "val/loss", "train/grad_norm")
 SCORES = ("fd", "kid", "clip_fd", "clip_score", "class_accuracy", "val_loss", "fd_floor", "clip_fd_floor")
-COSTS = ("params", "active_params", "gflops_per_image", "train_flops", "seconds", "usd")
+COUNTS = {"final/samples": 256.0, "final/reference_images": 1024.0, "cost/params": 1e6, "cost/active_params": 1e6}
+COUNTS |= {"cost/gflops_per_image": 1.0, "cost/usd": 0.01}
 BATCH = 500  # runs written at a time
 BEGIN = 1_700_000_000_000  # milliseconds; the runs start one after the other
-INSERTS = {
-    "runs": "run_uuid, name, source_type, source_name, user_id, status, start_time, end_time, lifecycle_stage, "
-    "artifact_uri, experiment_id",
-    "tags": "run_uuid, key, value",
-    "params": "run_uuid, key, value",
-    "latest_metrics": "run_uuid, key, value, timestamp, step, is_nan",
-    "metrics": "run_uuid, key, value, timestamp, step, is_nan",
+RUN = ("run_uuid", "name", "source_type", "source_name", "user_id", "status", "start_time", "end_time")
+METRIC = ("run_uuid", "key", "value", "timestamp", "step", "is_nan")
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "runs": (*RUN, "lifecycle_stage", "artifact_uri", "experiment_id"),
+    "tags": ("run_uuid", "key", "value"),
+    "params": ("run_uuid", "key", "value"),
+    "latest_metrics": METRIC,
+    "metrics": METRIC,
 }
+Rows = dict[str, list[tuple[Any, ...]]]
 
 
-def main(argv: Sequence[str]) -> int:
-    """Makes the store, then makes its report in a fresh process and prints what that took."""
-    if argv and argv[0] == "--read":
-        print(json.dumps(_read(argv[1], Path(argv[2]))))
-        return 0
-    sizes = dict(DEFAULTS)
-    for word in argv:
-        name, _, value = word.partition("=")
-        if name not in sizes or not value.isdigit() or not int(value):
-            raise ReportError(f"'{word}': give {', '.join(f'{key}=N' for key in sizes)}")
-        sizes[name] = int(value)
+def bench(words: Sequence[str]) -> int:
+    """Makes the store, then a report of each study in a process of its own, and prints what those took."""
+    sizes = _sizes(words)
     with tempfile.TemporaryDirectory() as folder:
         begin = time.monotonic()
         uri = fill(Path(folder), **sizes)
         size = (Path(folder) / "mlflow.db").stat().st_size / 2**20
-        print(
-            f"{sizes['runs']} runs of {sizes['points']} points: {size:.0f} MiB made in {_since(begin):.1f} s",
-            flush=True,
-        )
-        line = [sys.executable, "-m", "analysis.bench", "--read", uri, str(Path(folder) / "results")]
-        found = json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    for name, seconds, peak in found:
-        print(f"{name:24s}{seconds:8.2f} s   peak {peak:6.0f} MiB")
+        print(f"{sizes['runs'] + FEW} runs, {size:.0f} MiB, made in {_since(begin):.1f} s", flush=True)
+        for study in (STUDY, SMALL):
+            line = [sys.executable, "-m", "analysis.bench", uri, study, str(Path(folder) / "results")]
+            answer = subprocess.run(line, check=True, capture_output=True, text=True).stdout
+            count, found = json.loads(answer.splitlines()[-1])
+            print(f"\n{study}: {count} runs")
+            for name, seconds, peak in found:
+                print(f"  {name:18s}{seconds:7.2f} s   peak {peak:6.0f} MiB", flush=True)
     return 0
 
 
-def _read(uri: str, out: Path) -> list[tuple[str, float, float]]:
-    """Each part of a report with its seconds and the process's peak memory after it."""
+def _sizes(words: Sequence[str]) -> dict[str, int]:
+    sizes = dict(DEFAULTS)
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in sizes:
+            raise ReportError(f"'{word}': bench has no '{name}'; {nearest(name, sizes)}")
+        if not value.isdigit() or not int(value):
+            raise ReportError(f"'{word}': it must be a whole number from 1")
+        sizes[name] = int(value)
+    return sizes
+
+
+def measure(uri: str, study: str, out: Path) -> tuple[int, list[tuple[str, float, float]]]:
+    """Runs of a study, and each part of its report with its seconds and this process's peak MiB by then."""
     quiet()
     begin = time.monotonic()
     from analysis.curves import curve_figure
-    from analysis.figures import score_figure
     from analysis.load import load
     from analysis.report import page, write
     from analysis.store import open_store
@@ -88,41 +97,49 @@ def _read(uri: str, out: Path) -> list[tuple[str, float, float]]:
         rows.append((name, _since(start), _peak()))
         return result
 
-    results = timed("load", lambda: load(client, STUDY))
-    timed("table, verdicts", lambda: page(results))
+    results = timed("load", lambda: load(client, study))
+    timed("tables, verdicts", lambda: page(results))
     timed("curves", lambda: curve_figure(results))
-    timed("score figure", lambda: score_figure(results))
-    timed("whole report, again", lambda: write(results, out))
-    return rows
+    timed("whole report", lambda: write(results, out))
+    return len(results.frame), rows
 
 
 def fill(root: Path, runs: int, points: int, arms: int) -> str:
-    """Makes a store under `root` with one launch of `runs` finished trials; returns its URI."""
+    """Makes a store under `root` with a launch of `runs` finished trials and one of a few; returns its URI."""
     from mlflow import MlflowClient
 
     quiet()
     uri = f"sqlite:///{root / 'mlflow.db'}"
     client = MlflowClient(uri)
-    experiment = client.create_experiment(f"microdit/{STUDY}", (root / "artifacts").as_uri())
-    tags = {"microdit.role": "study", "microdit.study": STUDY, "microdit.scale": "demo"}
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
+        client.search_experiments(max_results=1)
+        database.execute("PRAGMA synchronous=OFF")
+        _launch(client, database, root, STUDY, range(runs), points, min(arms, runs))
+        _launch(client, database, root, SMALL, range(runs, runs + FEW), points, FEW_ARMS)
+    return uri
+
+
+def _launch(
+    client: Any, database: sqlite3.Connection, root: Path, study: str, numbers: range, points: int, arms: int
+) -> None:
+    """A study's experiment, parent run and trials, the latter numbered through the whole store."""
+    experiment = client.create_experiment(f"microdit/{study}", (root / "artifacts").as_uri())
+    tags = {"microdit.role": "study", "microdit.study": study, "microdit.scale": "demo"}
     parent = client.create_run(experiment, tags=tags).info.run_id
-    settings = settings_of(min(arms, runs))
-    seeds = -(-runs // len(settings))
+    settings = settings_of(arms)
+    seeds = -(-len(numbers) // arms)
     (root / "study.yaml").write_text(yaml.safe_dump(_study(settings, seeds), sort_keys=False))
     client.log_artifact(parent, str(root / "study.yaml"))
-    places = [(arm, seed) for seed in range(seeds) for arm in settings][:runs]
-    with sqlite3.connect(root / "mlflow.db") as database:
-        database.execute("PRAGMA synchronous=OFF")
-        for start in range(0, runs, BATCH):
-            rows: dict[str, list[tuple[Any, ...]]] = {table: [] for table in INSERTS}
-            for number, (arm, seed) in enumerate(places[start : start + BATCH], start):
-                trial = _Trial(number, arm, seed, settings[arm], root / "artifacts", int(experiment), parent)
-                trial.write(rows, points)
-            for table, names in INSERTS.items():
-                marks = ", ".join("?" * (names.count(",") + 1))
-                database.executemany(f"INSERT INTO {table} ({names}) VALUES ({marks})", rows[table])
-    database.close()
-    return uri
+    places = [(arm, seed) for seed in range(seeds) for arm in settings]
+    for start in range(0, len(numbers), BATCH):
+        rows: Rows = {table: [] for table in COLUMNS}
+        for number, (arm, seed) in zip(numbers[start : start + BATCH], places[start : start + BATCH], strict=False):
+            trial = _Trial(study, number, arm, seed, settings[arm])
+            trial.write(rows, points, root / "artifacts", int(experiment), parent)
+        for table, names in COLUMNS.items():
+            marks = ", ".join("?" * len(names))
+            database.executemany(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})", rows[table])
+        database.commit()
 
 
 def settings_of(arms: int) -> dict[str, dict[str, Any]]:
@@ -149,19 +166,18 @@ def _study(settings: dict[str, dict[str, Any]], seeds: int) -> dict[str, Any]:
 class _Trial:
     """The rows and the config.yaml of one finished trial."""
 
-    def __init__(
-        self, number: int, arm: str, seed: int, settings: dict[str, Any], root: Path, experiment: int, parent: str
-    ) -> None:
-        self.id, self.arm, self.seed, self.settings = f"{number:032x}", arm, seed, settings
-        self.number, self.root, self.experiment, self.parent = number, root, experiment, parent
+    def __init__(self, study: str, number: int, arm: str, seed: int, settings: dict[str, Any]) -> None:
+        self.id, self.study, self.arm, self.seed = f"{number:032x}", study, arm, seed
+        self.number, self.settings = number, settings
 
-    def write(self, rows: dict[str, list[tuple[Any, ...]]], points: int) -> None:
+    def write(self, rows: Rows, points: int, root: Path, experiment: int, parent: str) -> None:
+        """Adds the rows to those of each table, and leaves config.yaml in the run's place under `root`."""
         start = BEGIN + 1000 * self.number
-        artifacts = self.root / self.id / "artifacts"
+        artifacts = root / self.id / "artifacts"
         name = f"{self.arm}/seed{self.seed}"
-        place = (start, start + 900, "active", artifacts.as_uri(), self.experiment)
+        place = (start, start + 900, "active", artifacts.as_uri(), experiment)
         rows["runs"].append((self.id, name, "LOCAL", "microdit-sweep", "bench", "FINISHED", *place))
-        rows["tags"] += [(self.id, key, value) for key, value in self._tags(name).items()]
+        rows["tags"] += [(self.id, key, value) for key, value in self._tags(name, parent).items()]
         params = {"seed": self.seed, **self.settings}
         rows["params"] += [(self.id, key, str(value)) for key, value in params.items()]
         for key, step, value in self._metrics(points):
@@ -173,32 +189,26 @@ class _Trial:
         config = {"seed": self.seed, "training": {"steps": 1400, "batch_size": 16}}
         (artifacts / "config.yaml").write_text(yaml.safe_dump(config))
 
-    def _tags(self, name: str) -> dict[str, str]:
-        own = {"role": "trial", "study": STUDY, "scale": "demo", "arm": self.arm, "trial_key": self.id[-16:]}
+    def _tags(self, name: str, parent: str) -> dict[str, str]:
+        own = {"role": "trial", "study": self.study, "scale": "demo", "arm": self.arm, "trial_key": self.id[-16:]}
         own |= {"data_fingerprint": "f" * 64, "feature_net": "efficientnet-lite0@0a1b2c3d+score-clip@4e5f6a7b"}
         own |= {"samples": "256", "device": "cpu", "git_commit": "0123456789abcdef", "git_dirty": "false"}
         own |= {"training.steps": "1400", "training.batch_size": "16"}
-        own |= {"command": "python -m analysis.bench", "host": "bench", "log": f"runs/{name}/log.txt"}
-        return {f"microdit.{key}": value for key, value in own.items()} | {
-            "mlflow.parentRunId": self.parent,
-            "mlflow.runName": name,
-            "mlflow.user": "bench",
-        }
+        own |= {"command": "microdit-report bench", "host": "bench", "log": f"runs/{name}/log.txt"}
+        tags = {f"microdit.{key}": value for key, value in own.items()}
+        return tags | {"mlflow.parentRunId": parent, "mlflow.runName": name, "mlflow.user": "bench"}
 
     def _metrics(self, points: int) -> Iterator[tuple[str, int, float]]:
         rng = random.Random(self.number)
         level = float(self.settings["model.masking.ratio"])
         for name in SCORES:
             yield f"final/{name}", 0, 100 + 10 * level + rng.gauss(0, 1) if "floor" not in name else 50.0
-        yield from self._constants()
+        yield "cost/train_flops", 0, 1e15 * (1 - level)
+        yield "cost/seconds", 0, 100 * (1 - level) + rng.random()
+        yield from ((name, 0, value) for name, value in COUNTS.items())
         for step in range(1, points + 1):
             for name in CURVES:
                 yield name, step, 0.3 + level / 10 + 1 / step + 0.02 * rng.random()
-
-    @staticmethod
-    def _constants() -> Iterable[tuple[str, int, float]]:
-        counts = {"final/samples": 256.0, "final/reference_images": 1024.0}
-        return [(name, 0, value) for name, value in (counts | {f"cost/{name}": 1e6 for name in COSTS}).items()]
 
 
 def _since(begin: float) -> float:
@@ -210,4 +220,4 @@ def _peak() -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    print(json.dumps(measure(sys.argv[1], sys.argv[2], Path(sys.argv[3]))))

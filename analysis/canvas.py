@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from analysis import names
 from analysis.load import Results
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ PRINT: dict[Any, Any] = {
     "pdf.fonttype": 42,
 }
 LEVELS = ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0))  # of a decade, ever denser
+MOST = 24  # arms that a figure tells apart by a line or row each
 Drawn = TypeVar("Drawn")
 
 
@@ -91,6 +93,18 @@ def seeds(results: Results) -> str:
     counts = results.frame.groupby("arm").size()
     low, high = counts.min(), counts.max()
     return f"n={low} seed{'s' if low > 1 else ''}" if low == high else f"n={low} to {high} seeds"
+
+
+def shown(results: Results, most: int = MOST) -> tuple[list[str], str]:
+    """The arms to draw, in the study's order, and which they are where not all: the baseline and the best by mean."""
+    study, arms = results.study, results.arms
+    if len(arms) <= most:
+        return arms, ""
+    means = results.frame.groupby("arm", sort=False)[f"final/{study.primary}"].mean()
+    best = set(means.sort_values(ascending=study.direction == "minimize").index[:most])
+    who = f" and {study.baseline}" if study.baseline in arms and study.baseline not in best else ""
+    name = names.title(study.primary, results.tag("feature_net"))
+    return [arm for arm in arms if arm in best or arm == study.baseline], f"Of {len(arms)} the {most} best in {name}{who}."
 
 
 def several(results: Results) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 HELP = """\
 microdit-report STUDY [scale=NAME] [tracking_uri=URI] [out=results]
 microdit-report all [scale=NAME] [tracking_uri=URI] [out=results]
+microdit-report bench [runs=10000] [points=100] [arms=100]   # what a report of a big store costs, on one made for it
 
 Reads the newest launch of STUDY (at that scale, else at any) from MLflow and writes results/STUDY/SCALE/:
   table.md table.csv table.tex   means with 95% intervals, differences from the baseline, costs, the paper's values
@@ -43,7 +44,7 @@ writes results/report.html over them all; a study without a finished run is list
 Exit status: 0; 1 where "all" has no study to show, or one whose report failed; 2 for an error that you can mend.
 
 e.g. microdit-report masking_ratio scale=demo"""
-ALL = "all"
+ALL, BENCH = "all", "bench"
 
 KEYS = ("study", "scale", "tracking_uri", "out", "publish", "set", "code")
 
@@ -67,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP)
         return 0
     try:
+        if words[0] == BENCH:
+            from analysis.bench import bench
+
+            return bench(words[1:])
         wanted = _sort(words)
         return _report_all(wanted) if wanted.study == ALL else _report(wanted)
     except ReportError as error:

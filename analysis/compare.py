@@ -38,7 +38,7 @@ class Paired:
 
 def differences(frame: pd.DataFrame, column: str, arm: str, against: str) -> np.ndarray:
     """`arm` minus `against` at each seed that both have finite values for, by seed."""
-    return _apart(by_seed(frame, column), arm, against)
+    return _apart(by_seed(frame[frame["arm"].isin((arm, against))], column), arm, against)
 
 
 def by_seed(frame: pd.DataFrame, column: str) -> dict[str, dict[int, float]]:

@@ -51,11 +51,12 @@ def cost_figure(results: Results) -> Figure | None:
     metric = names.title(study.primary, results.tag("feature_net"))
     axes[0].set_ylabel(f"{metric} {names.arrow(study.primary, study.primary, study.direction)}")
     canvas.legend(figure, _handles(axes[0], results, looks))
+    named = looks.grouped and len(results.arms) <= canvas.MOST
     for axis, points in zip(axes, found.values(), strict=True):
-        if looks.grouped:
+        if named:
             _name(figure, axis, points, _short_names(results, looks))
     bars = " Bars: 95% intervals over seeds, cut where they leave the panel." if canvas.several(results) else ""
-    labels = f" Beside a point: its {names.setting(study.x)}." if looks.grouped else ""
+    labels = f" Beside a point: its {names.setting(study.x)}." if named else ""
     head = f"{metric} against the cost of training: {study.name}, scale {study.scale}, {canvas.seeds(results)}"
     front = "Pareto front: no other arm's mean is as good at as little cost; it does not weigh the intervals."
     canvas.title(figure, head, f"{front}{bars}{labels} Device: {results.tag('device')}.")

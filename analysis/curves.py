@@ -18,13 +18,18 @@ if TYPE_CHECKING:
 
 SPAN = 25  # a training loss is noisy: each point is drawn as the mean of a 25th of all points, those around it
 SHOWN = {"train/loss": "training loss", "val/loss": "validation loss"}
+TRIALS = 100  # of a search, whose lines look alike
 MARKS = 8  # markers along a line
 
 
 @canvas.in_print
 def curve_figure(results: Results) -> Figure | None:
-    """A panel each for training and validation loss; None where no run has logged either."""
-    found = {metric: _histories(results, metric) for metric in SHOWN}
+    """A panel each for training and validation loss; None where no run has logged either.
+
+    Of many arms only the best are drawn, and read.
+    """
+    arms, which = canvas.shown(results, TRIALS if results.study.search else canvas.MOST)
+    found = {metric: _histories(results, metric, arms) for metric in SHOWN}
     found = {metric: curves for metric, curves in found.items() if curves}
     if not found:
         return None
@@ -48,16 +53,16 @@ def curve_figure(results: Results) -> Figure | None:
         axis.set_xlim(0, 1.03 * last)
     axes[0].set_ylabel("weighted squared error")
     canvas.legend(figure, handles)
-    canvas.title(figure, _head(results), _note(results, width))
+    canvas.title(figure, _head(results), f"{which} {_note(results, width)}".strip())
     return figure
 
 
-def _histories(results: Results, metric: str) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+def _histories(results: Results, metric: str, arms: list[str]) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """Curves by arm, of its seeds that have one."""
-    every = results.histories(metric)
+    every = results.histories(metric, arms)
     runs = results.frame.groupby("arm", sort=False)["run_id"].agg(list)
     found = {}
-    for arm in results.arms:
+    for arm in arms:
         curves = [every[run] for run in runs[arm] if run in every]
         if curves:
             found[arm] = curves

@@ -28,7 +28,8 @@ def noise_figure(results: Results) -> Figure | None:
 
     baseline = results.study.baseline
     bands = sorted(column for column in results.frame.columns if BANDS.fullmatch(column))
-    others = [arm for arm in results.arms if arm != baseline]
+    arms, which = canvas.shown(results)
+    others = [arm for arm in arms if arm != baseline]
     if not bands or not others or baseline not in results.arms or not one_distribution(results):
         return None
     found = {arm: [ratio(results, column, arm) for column in bands] for arm in others}
@@ -60,7 +61,7 @@ def noise_figure(results: Results) -> Figure | None:
     axis.set_xlabel("noise level, by quarter of the validation's levels")
     axis.set_ylabel(f"validation loss / that of {baseline}")
     canvas.legend(figure, handles)
-    _describe(figure, results, found)
+    _describe(figure, results, found, which)
     return figure
 
 
@@ -124,11 +125,11 @@ def _labels(results: Results, bands: list[str]) -> list[str]:
     return [f"{head}\n{words}" for head, words in zip(heads, below, strict=True)]
 
 
-def _describe(figure: Figure, results: Results, found: dict[str, list[Estimate]]) -> None:
+def _describe(figure: Figure, results: Results, found: dict[str, list[Estimate]], which: str) -> None:
     study = results.study
     pairs = {value.n for values in found.values() for value in values}
     n = f"n={min(pairs)}" if len(pairs) == 1 else f"n={min(pairs)} to {max(pairs)}"
     bars = "bars: 95% interval of the pairs, cut where it leaves the panel" if max(pairs) > 1 else "no interval at n=1"
     head = f"Where an arm loses: final validation loss by noise level; {study.name}, scale {study.scale}"
     told = f"Geometric mean of the ratio at the same seed, {n} pair{'s' if max(pairs) > 1 else ''}; {bars}."
-    canvas.title(figure, head, f"{told} Below 1: better.")
+    canvas.title(figure, head, f"{told} Below 1: better. {which}".strip())

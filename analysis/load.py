@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -118,9 +118,9 @@ class Results:
     def _settings(self) -> dict[str, dict[str, Any]]:
         return {}
 
-    def histories(self, metric: str) -> dict[str, History]:
-        """Steps and values of a metric by run, for the runs that logged it."""
-        return read_histories(self.client, list(self.frame["run_id"]), metric)
+    def histories(self, metric: str, arms: Collection[str]) -> dict[str, History]:
+        """Steps and values of a metric by run, for the runs of `arms` that logged it."""
+        return read_histories(self.client, list(self.frame["run_id"][self.frame["arm"].isin(arms)]), metric)
 
     def samples(self, run_id: str) -> tuple[list[np.ndarray], list[str]] | None:
         """Final pictures, each (tile, tile, 3) uint8, with their prompts; None where the run left none."""
@@ -286,7 +286,8 @@ def _row(run: Any, study: Study, arm: str, seed: int, configs: Configs | None) -
 def _budget(run: Any, configs: Configs) -> dict[str, Any]:
     """What a run was trained for."""
     tags = run.data.tags
-    known: Mapping[str, Any] = {key: int(tags[f"microdit.{key}"]) for key in BUDGET if f"microdit.{key}" in tags}
+    words = {key: tags.get(f"microdit.{key}", "") for key in BUDGET}
+    known: Mapping[str, Any] = {key: int(word) for key, word in words.items() if word.isdigit()}
     if len(known) < len(BUDGET):  # of an older version
         known = configs[run.info.run_id]
     return {f"config.{key}": known[key] for key in BUDGET if key in known}

@@ -70,14 +70,16 @@ def sample_figure(results: Results) -> Figure | None:
 def _title(results: Results) -> str:
     study = results.study
     who = f"the best trials of {study.name}" if study.search else study.name
-    return f"{who}, scale {study.scale}: same prompts and noise for every {'trial' if study.search else 'arm'}"
+    each = "trial" if study.search else "arm"
+    which = "" if study.search else canvas.shown(results)[1]
+    return f"{who}, scale {study.scale}: same prompts and noise for every {each}. {which}".removesuffix(". ")
 
 
 def _first(results: Results) -> pd.DataFrame:
-    """The run of each row: an arm's first seed; of a search the best trials, best first."""
+    """The run of each row: an arm's first seed, of many arms the best; of a search the best trials, best first."""
     first = results.frame.drop_duplicates("arm")
     if not results.study.search:
-        return first
+        return first[first["arm"].isin(canvas.shown(results)[0])]
     rising = results.study.direction == "minimize"
     return first.sort_values(f"final/{results.study.primary}", ascending=rising).head(MOST)
 

@@ -24,6 +24,7 @@ BATCH = 1000  # metrics that MLflow takes at once
 SYSTEM_SECONDS = 10.0  # between two readings of the machine's load
 ERROR_TAGS = ("microdit.error", "microdit.traceback")
 CURVES = ("train/loss", "val/loss")  # one of each report that a run may make twice
+BUDGET = ("steps", "batch_size")  # what analysis compares runs of a study by
 ONCE = ("final/", "cost/")  # a value a run: at step 0 MLflow draws bars, elsewhere a curve of one point
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,8 @@ class MlflowRecorder:
             self.open()
         tags = {f"microdit.{name}": str(facts[name]) for name in ("data_fingerprint", "feature_net", "device")}
         tags["microdit.samples"] = str(config.evaluation.samples)
+        for name in BUDGET:  # also in config.yaml, which a reader of many runs would have to fetch from each
+            tags[f"microdit.training.{name}"] = str(getattr(config.training, name))
         tags["microdit.output_dir"] = str(Path(config.output_dir).resolve())
         self._log_batch(tags=tags, params=self._spec.params)
         source = json.dumps({"name": config.data.name, "path": config.data.path})
