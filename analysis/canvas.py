@@ -104,7 +104,9 @@ def shown(results: Results, most: int = MOST) -> tuple[list[str], str]:
     best = set(means.sort_values(ascending=study.direction == "minimize").index[:most])
     who = f" and {study.baseline}" if study.baseline in arms and study.baseline not in best else ""
     name = names.title(study.primary, results.tag("feature_net"))
-    return [arm for arm in arms if arm in best or arm == study.baseline], f"Of {len(arms)} the {most} best in {name}{who}."
+    return [
+        arm for arm in arms if arm in best or arm == study.baseline
+    ], f"Of {len(arms)} the {most} best in {name}{who}."
 
 
 def several(results: Results) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -101,9 +102,15 @@ def median_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float,
         return math.nan, math.nan, math.nan
     if len(data) == 1:
         return float(data[0]), math.nan, math.nan
-    drawn = np.random.default_rng(BOOTSTRAP_SEED).integers(len(data), size=(RESAMPLES, len(data)))
-    low, high = np.quantile(np.median(data[drawn], axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    medians = np.median(data[_resamples(len(data))], axis=1)
+    low, high = np.quantile(medians, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(np.median(data)), float(low), float(high)
+
+
+@lru_cache(maxsize=1)  # the arms of a study mostly have as many seeds
+def _resamples(n: int) -> np.ndarray:
+    """(RESAMPLES, n) places of the values that each resample draws."""
+    return np.random.default_rng(BOOTSTRAP_SEED).integers(n, size=(RESAMPLES, n))
 
 
 def comparisons(
