@@ -62,8 +62,8 @@ def bench(words: Sequence[str]) -> int:
             answer = subprocess.run(line, check=True, capture_output=True, text=True).stdout
             count, found = json.loads(answer.splitlines()[-1])
             print(f"\n{study}: {count} runs")
-            for name, seconds, peak in found:
-                print(f"  {name:18s}{seconds:7.2f} s   peak {peak:6.0f} MiB", flush=True)
+            for name, seconds, cpu, peak in found:
+                print(f"  {name:18s}{seconds:7.2f} s  (CPU {cpu:6.2f} s)   peak {peak:6.0f} MiB", flush=True)
     return 0
 
 
@@ -79,8 +79,8 @@ def _sizes(words: Sequence[str]) -> dict[str, int]:
     return sizes
 
 
-def measure(uri: str, study: str, out: Path) -> tuple[int, list[tuple[str, float, float]]]:
-    """Runs of a study, and each part of its report with its seconds and this process's peak MiB by then."""
+def measure(uri: str, study: str, out: Path) -> tuple[int, list[tuple[str, float, float, float]]]:
+    """Runs of a study, and each part of its report: seconds, CPU seconds, and this process's peak MiB by then."""
     quiet()
     begin = time.monotonic()
     from analysis.curves import curve_figure
@@ -89,12 +89,12 @@ def measure(uri: str, study: str, out: Path) -> tuple[int, list[tuple[str, float
     from analysis.store import open_store
 
     client = open_store(uri)
-    rows = [("imports, opening", _since(begin), _peak())]
+    rows = [("imports, opening", _since(begin), time.process_time(), _peak())]
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
-        start = time.monotonic()
+        start, used = time.monotonic(), time.process_time()
         result = work()
-        rows.append((name, _since(start), _peak()))
+        rows.append((name, _since(start), time.process_time() - used, _peak()))
         return result
 
     results = timed("load", lambda: load(client, study))
