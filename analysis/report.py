@@ -18,11 +18,13 @@ from analysis.errors import ReportError
 from analysis.figures import score_figure
 from analysis.levels import noise_figure
 from analysis.load import Results, Study
+from analysis.notes import notes
+from analysis.prose import sentences
 from analysis.samples import sample_figure
 from analysis.search import search_figures
-from analysis.sections import PAGE
+from analysis.sections import PAGE, commands
 from analysis.store import brief
-from analysis.tables import latex, markdown, runs_csv, summary
+from analysis.tables import bullets, columns, grid, latex, markdown, runs_csv, summary, tested
 from analysis.verdict import table, verdicts
 from analysis.webpage import study_page
 
@@ -105,10 +107,41 @@ def _make(results: Results, folder: Path) -> None:
 
 def page(results: Results) -> str:
     """The question, what the paper claims, and the table with all that belongs under it."""
+    return f"{_head(results)}\n\n{markdown(results)}"
+
+
+def description(results: Results) -> str:
+    """The same for the launch's page in MLflow: verdicts first, as the page shows only the beginning until it is asked
+    for more, and tables that are narrow enough for it."""
+    study, found = results.study, columns(results)
+    tables = {
+        kind: grid([column for column in found if column.kind in ("arm", kind)])
+        for kind in ("score", "test", "cost")
+        if any(column.kind == kind for column in found)
+    }
+    parts = [
+        _head(results),
+        tested(results),
+        tables.get("score", ""),
+        tables.get("test", ""),
+        bullets(sentences(results)),
+        f"Held fixed over the arms: {study.holds}." if study.holds else "",
+        tables.get("cost", ""),
+        "Figures and the whole report, `report.html`, are under Artifacts, in `report`. Again:",
+        "\n".join(f"    {command}" for command in commands(results, "")),
+        bullets(notes(results)),
+    ]
+    text = "\n\n".join(part for part in parts if part)
+    if len(text) <= NOTE_LIMIT:
+        return text
+    return text[: NOTE_LIMIT - 40].rsplit("\n", 1)[0] + "\n\nThe rest is in report/table.md."
+
+
+def _head(results: Results) -> str:
     study = results.study
     section = f" (section {study.section})" if study.section else ""
-    claim = f"The paper{section} claims: {study.claim}.\n\n" if study.claim else ""
-    return f"**{study.question}**\n\n{claim}{markdown(results)}"
+    claim = f"\n\nThe paper{section} claims: {study.claim}." if study.claim else ""
+    return f"**{study.question}**{claim}"
 
 
 def publish(results: Results, paths: list[Path]) -> str:
@@ -117,10 +150,7 @@ def publish(results: Results, paths: list[Path]) -> str:
     The description goes first: a store that takes no tag gets no files either.
     """
     try:
-        text = page(results)
-        if len(text) > NOTE_LIMIT:
-            text = text[: NOTE_LIMIT - 40].rsplit("\n", 1)[0] + "\n\nThe rest is in report/table.md."
-        results.client.set_tag(results.study.parent, "mlflow.note.content", text)
+        results.client.set_tag(results.study.parent, "mlflow.note.content", description(results))
         for path in paths:
             results.client.log_artifact(results.study.parent, str(path), "report")
     except Exception as error:  # a read-only file, a server that refuses: the report itself is written

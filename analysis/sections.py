@@ -81,7 +81,7 @@ class Section:
 
 def section(results: Results, paths: Sequence[Path], store: str, base: str = "./", number: int = 1) -> Section:
     """The section of a study whose report is in `paths`, which lie at `base` as seen from the page."""
-    study, found = results.study, columns(results)
+    found = columns(results)
     judged = [_judged(results, verdict) for verdict in verdicts(results)]
     drawn = pictures(results, paths, base)
     return Section(
@@ -98,8 +98,7 @@ def section(results: Results, paths: Sequence[Path], store: str, base: str = "./
         held=_held(results),
         budget=_budget(results),
         notes=[*measurement(results), *noise(results), *of_paper(results)],
-        rerun=[*_commands(results), f"microdit-report {shlex.quote(study.name)} scale={shlex.quote(study.scale)} "
-               f"tracking_uri={shlex.quote(masked(store))}"],
+        rerun=commands(results, store),
         files=[(path.name, f"{base}{quote(path.name)}") for path in paths if path.name != PAGE],
     )  # fmt: skip
 
@@ -194,8 +193,14 @@ def _amount(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) and abs(value) < 1e9 else number(value)
 
 
-def _commands(results: Results) -> list[str]:
-    """The commands that trained these runs, as they were recorded."""
+def commands(results: Results, store: str) -> list[str]:
+    """What trained these runs, as it was recorded, and what makes this report from `store`."""
+    study = results.study
+    report = f"microdit-report {shlex.quote(study.name)} scale={shlex.quote(study.scale)}"
+    return [*_trained(results), f"{report} tracking_uri={shlex.quote(masked(store))}" if store else report]
+
+
+def _trained(results: Results) -> list[str]:
     frame, study = results.frame, results.study
     own = frame[frame["tag.reused_from"] == ""]
     recorded = (own if len(own) else frame)["tag.command"]

@@ -106,17 +106,24 @@ def _cost_columns(results: Results, runs: dict[str, pd.DataFrame]) -> list[Colum
 
 def markdown(results: Results) -> str:
     """The table with what it says in sentences and its notes."""
-    found = columns(results)
+    parts = [grid(columns(results)), bullets(sentences(results)), tested(results), bullets(notes(results))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def tested(results: Results) -> str:
+    """The claims on the study with their verdicts, as a Markdown list; '' where there is none."""
+    verdicts = claims(results)
+    return f"Claims, tested here:\n\n{bullets(verdicts)}" if verdicts else ""
+
+
+def grid(found: Sequence[Column]) -> str:
+    """Columns as a Markdown table, the first to the left, others to the right."""
     shown = [_emphasised(column, "**{}**") for column in found]
     rows = [[column.head for column in found], *(list(cells) for cells in zip(*shown, strict=True))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(found))]
     lines = [f"| {' | '.join(_pad(cell, widths[i], i == 0) for i, cell in enumerate(row))} |" for row in rows]
     rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    body = [lines[0], rule, *lines[1:]]
-    verdicts = claims(results)
-    tested = f"Claims, tested here:\n\n{_bullets(verdicts)}" if verdicts else ""
-    parts = ["\n".join(body), _bullets(sentences(results)), tested, _bullets(notes(results))]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def terminal(results: Results) -> str:
@@ -219,7 +226,8 @@ def _pad(text: str, width: int, left: bool) -> str:
     return text.ljust(width) if left else text.rjust(width)
 
 
-def _bullets(lines: Sequence[str]) -> str:
+def bullets(lines: Sequence[str]) -> str:
+    """Lines as a Markdown list."""
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -23,6 +23,7 @@ from sweeps.provenance import provenance, user
 from sweeps.study import Study
 from sweeps.trials import Trial
 from sweeps.uris import created_once, masked
+from sweeps.views import views
 
 STATUS_DONE = "FINISHED"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # training, not a language model's traces
@@ -89,22 +90,21 @@ class Store:
             "mlflow.note.content": study.file.question,
             "microdit.primary": study.file.metrics.primary,
             "microdit.direction": study.file.metrics.direction,
+            **_views(study, trials),
         }
         experiment = self.experiment(f"microdit/{study.name}", about)
         names = sorted("/".join(trial.identity.values()) for trial in trials)
         plan = sha256("\n".join(names).encode()).hexdigest()[:16]
-        words = f"tags.`microdit.role` = 'study' and tags.`microdit.scale` = '{study.scale}'"
-        order = ["attributes.start_time DESC"]
-        for run in self.client.search_runs([experiment], words, order_by=order, max_results=1):
-            if run.data.tags.get("microdit.plan") == plan and not fresh:
-                self.client.update_run(run.info.run_id, status="RUNNING")
-                return Launch(self.uri, experiment, run.info.run_id)
+        run = self.newest_launch(experiment, study.scale)
+        if run is not None and run.data.tags.get("microdit.plan") == plan and not fresh:
+            self.client.update_run(run.info.run_id, status="RUNNING")
+            return Launch(self.uri, experiment, run.info.run_id)
         tags = {
             "microdit.role": "study",
             "microdit.study": study.name,
             "microdit.scale": study.scale,
             "microdit.plan": plan,
-            "mlflow.note.content": f"**{study.file.question}**\n\nScale `{study.scale}`, {len(trials)} trials.",
+            "mlflow.note.content": description(study, trials, command),
             "mlflow.source.name": "microdit-sweep",
             "mlflow.source.type": "LOCAL",
             "mlflow.user": user(),
@@ -117,6 +117,12 @@ class Store:
             write_text(path, yaml.safe_dump(study.as_mapping(), sort_keys=False, allow_unicode=True))
             self.client.log_artifact(run_id, str(path))
         return Launch(self.uri, experiment, run_id)
+
+    def newest_launch(self, experiment: str, scale: str = "") -> Any | None:
+        """The parent run of an experiment's newest launch, at `scale` or at any; None where there is none."""
+        words = "tags.`microdit.role` = 'study'" + (f" and tags.`microdit.scale` = '{scale}'" if scale else "")
+        found = self.client.search_runs([experiment], words, order_by=["attributes.start_time DESC"], max_results=1)
+        return next(iter(found), None)
 
     def finished(self, identity: Mapping[str, str]) -> Any | None:
         """The newest finished run with these tags in any study, None if there is none; an original before a copy."""
@@ -191,3 +197,36 @@ class Store:
         for run in self.client.search_runs([launch.experiment_id], words, order_by=order, max_results=5000):
             rows[run.data.tags["microdit.arm"], int(run.data.params["seed"])] = run.data.metrics
         return [(arm, seed, metrics) for (arm, seed), metrics in rows.items()]
+
+
+def description(study: Study, trials: Sequence[Trial], command: str) -> str:
+    """What a launch's page says while it runs, in Markdown; the report writes verdicts and table over it."""
+    file = study.file
+    section = f" (section {file.paper.section})" if file.paper.section else ""
+    what = f"a search over {', '.join(file.search)}" if file.search else f"{len(study.arms)} arms"
+    seeds = ", ".join(str(seed) for seed in study.seeds)
+    facts = [
+        f"Scale `{study.scale}`: {len(trials)} trials, {what}, seeds {seeds}.",
+        f"Every arm is compared with `{file.baseline}`." if file.baseline else "",
+        "" if file.holds == "nothing" else f"Held fixed over the arms: {file.holds.replace('_', ' ')}.",
+        f"Judged by `final/{file.metrics.primary}` ({file.metrics.direction}).",
+    ]
+    commands = {
+        masked(command): "again: goes on with what isn't finished",
+        f"microdit-sweep status study={study.name} scale={study.scale}": "how far it is",
+        f"microdit-report {study.name} scale={study.scale}": "writes verdicts, table and figures here",
+    }
+    width = max(len(words) for words in commands)
+    parts = [
+        f"**{file.question.strip()}**",
+        f"The paper{section} claims: {file.paper.claim}." if file.paper.claim else "",
+        " ".join(fact for fact in facts if fact),
+        "\n".join(f"    {words.ljust(width)}  # {why}" for words, why in commands.items()),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _views(study: Study, trials: Sequence[Trial]) -> dict[str, str]:
+    params = dict.fromkeys(name for trial in trials for name in trial.params)
+    steps = max((trial.config.training.steps for trial in trials), default=0)
+    return views(study.file.metrics.primary, study.file.metrics.direction == "minimize", list(params), steps)

@@ -11,12 +11,12 @@ from urllib.parse import quote
 
 from microdit.errors import ConfigError
 from sweeps.uris import masked
+from sweeps.views import ARMS, TAG, TRIALS
 
 HOST = "127.0.0.1"
 # MLflow opens on its pages for language-model traces, and folds the trials of a launch away while runs are sorted by
-# date: so each link names the training pages and sorts by the study's own metric.
+# date: so each link names the training pages, sorts by the study's own metric and names the view of the study's arms.
 WORKFLOW = "workflowType=machine_learning"
-TRIALS = "tags.`microdit.role` = 'trial'"
 
 
 def serve(uri: str, root: Path, port: int) -> int:
@@ -39,17 +39,20 @@ def serve(uri: str, root: Path, port: int) -> int:
 
 
 def links(store: Any, address: str) -> list[str]:
-    """One link for all experiments, then one for each of ours."""
+    """One link for all experiments, then for each of ours one to its runs and one to its newest launch, which tells
+    what is asked and what came out."""
     found = store.client.search_experiments(filter_string="name LIKE 'microdit/%'", order_by=["name ASC"])
     width = max([len(experiment.name) for experiment in found], default=0)
     lines = [f"{'all'.ljust(width)}  {address}/#/experiments?{WORKFLOW}"]
     for experiment in found:
+        runs = f"{address}/#/experiments/{experiment.experiment_id}/runs"
         metric = experiment.tags.get("microdit.primary", "fd")
         rising = str(experiment.tags.get("microdit.direction", "minimize") == "minimize").lower()
         order = f"orderByKey={quote(f'metrics.`final/{metric}`', safe='')}&orderByAsc={rising}"
         where = f"searchFilter={quote(TRIALS, safe='')}"
-        link = (
-            f"{address}/#/experiments/{experiment.experiment_id}/runs?{WORKFLOW}&{where}&{order}&compareRunsMode=CHART"
-        )
-        lines.append(f"{experiment.name.ljust(width)}  {link}")
+        view = f"&viewStateShareKey={ARMS}" if f"{TAG}{ARMS}" in experiment.tags else ""  # MLflow balks at unknown ones
+        lines.append(f"{experiment.name.ljust(width)}  {runs}?{WORKFLOW}&{where}&{order}&compareRunsMode=CHART{view}")
+        newest = store.newest_launch(experiment.experiment_id)
+        if newest is not None:
+            lines.append(f"{'  its newest launch'.ljust(width)}  {runs}/{newest.info.run_id}?{WORKFLOW}")
     return lines

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import json
 import sqlite3
+import zlib
 from pathlib import Path
 
 import mlflow
@@ -17,6 +20,8 @@ from sweeps.recorder import MlflowRecorder, RunSpec, near_square
 from sweeps.store import Launch, Store
 from sweeps.study import load_study
 from sweeps.trials import Trial, plan_trials
+from sweeps.ui import links
+from sweeps.views import ARMS, SAMPLES, SCORES, TAG
 
 FACTS = {"data_fingerprint": "abc123", "feature_net": "net@1", "device": "cpu", "gflops_per_image": 0.5}
 STUDY = """
@@ -197,7 +202,12 @@ def test_a_launch_goes_on_or_begins_anew(store: Store, trials: list[Trial], tmp_
     assert begin(store, trials[:1], tmp_path, fresh=True).parent_id != fewer.parent_id
     run = store.client.get_run(first.parent_id)
     assert run.data.tags["microdit.role"] == "study"
-    assert "Does it?" in run.data.tags["mlflow.note.content"]
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith("**Does it?**")
+    assert "2 trials, 2 arms, seeds 0." in note
+    assert "Every arm is compared with `none`. Held fixed over the arms: steps." in note
+    for command in ("study=mine  ", "status study=mine scale=smoke  ", "microdit-report mine scale=smoke  "):
+        assert command in note
     assert [item.path for item in store.client.list_artifacts(first.parent_id)] == ["study.yaml"]
 
 
@@ -230,3 +240,27 @@ def test_a_trial_on_other_data_or_scores_is_not_reused(
     changed = dataclasses.replace(trials[0], **{change: "another"})  # type: ignore[arg-type]
     assert store.finished(changed.identity) is None
     assert begin(store, [changed, *trials[1:]], tmp_path) != begin(store, trials, tmp_path)
+
+
+def test_mlflows_pages_have_views_of_the_study(store: Store, trials: list[Trial], tmp_path: Path) -> None:
+    launch = begin(store, trials, tmp_path)
+    tags = store.client.get_experiment(launch.experiment_id).tags
+    found = {}
+    for key in (ARMS, SCORES, SAMPLES):
+        kept = json.loads(tags[f"{TAG}{key}"])
+        assert len(tags[f"{TAG}{key}"]) < 5000, "what MLflow takes"
+        found[kept["name"]] = json.loads(zlib.decompress(base64.b64decode(kept["state"].removeprefix("deflate;"))))
+    assert list(found) == ["arms", "scores", "samples"]
+    columns = found["scores"]["selectedColumns"]
+    assert columns[:3] == ["params.`seed`", "params.`model.masking.method`", "params.`model.masking.ratio`"]
+    assert "metrics.`final/clip_fd`" in columns
+    charts = [chart["metricKey"] for chart in found["arms"]["compareRunCharts"]]
+    assert charts[0] == "final/clip_fd"
+    assert charts[-2:] == ["train/loss", "val/loss"]
+    assert found["arms"]["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "microdit.arm"}]
+    assert found["samples"]["compareRunCharts"][0]["step"] == trials[0].config.training.steps
+    begin(store, trials[:1], tmp_path, fresh=True)
+    _, mine, newest = links(store, "http://here:1")
+    assert mine.endswith("&compareRunsMode=CHART&viewStateShareKey=microdit-arms")
+    assert newest.split()[-1].startswith(f"http://here:1/#/experiments/{launch.experiment_id}/runs/")
+    assert launch.parent_id not in newest
