@@ -22,7 +22,7 @@ from analysis.notes import notes
 from analysis.prose import sentences
 from analysis.samples import sample_figure
 from analysis.search import search_figures
-from analysis.sections import PAGE, commands
+from analysis.sections import PAGE, answer, commands
 from analysis.store import brief
 from analysis.tables import bullets, columns, grid, latex, markdown, runs_csv, summary, tested
 from analysis.verdict import table, verdicts
@@ -107,7 +107,8 @@ def _make(results: Results, folder: Path) -> None:
 
 def page(results: Results) -> str:
     """The question, what the paper claims, and the table with all that belongs under it."""
-    return f"{_head(results)}\n\n{markdown(results)}"
+    parts = [f"**{results.study.question}**", _claim(results), markdown(results)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def description(results: Results) -> str:
@@ -120,7 +121,9 @@ def description(results: Results) -> str:
         if any(column.kind == kind for column in found)
     }
     parts = [
-        _head(results),
+        f"**{study.question}**",
+        f"Here: {answer(results)}.",
+        _claim(results),
         tested(results),
         tables.get("score", ""),
         tables.get("test", ""),
@@ -137,11 +140,10 @@ def description(results: Results) -> str:
     return text[: NOTE_LIMIT - 40].rsplit("\n", 1)[0] + "\n\nThe rest is in report/table.md."
 
 
-def _head(results: Results) -> str:
+def _claim(results: Results) -> str:
     study = results.study
     section = f" (section {study.section})" if study.section else ""
-    claim = f"\n\nThe paper{section} claims: {study.claim}." if study.claim else ""
-    return f"**{study.question}**{claim}"
+    return f"The paper{section} claims: {study.claim}." if study.claim else ""
 
 
 def publish(results: Results, paths: list[Path]) -> str:

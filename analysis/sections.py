@@ -121,6 +121,12 @@ def _row(results: Results, check: Check) -> tuple[str, ...]:
     return f"{check.what}{detail}", metric, value, p_number(check.p), str(check.value.n), holds, needed
 
 
+def answer(results: Results) -> str:
+    """The study in a line of Markdown: each verdict and its claim."""
+    judged = [_judged(results, verdict) for verdict in verdicts(results)]
+    return "; ".join(f"**{found.word}**: {found.text}" for found in _answers(results, judged))
+
+
 def _answers(results: Results, judged: Sequence[Judged]) -> list[Judged]:
     """The study in a line or two: each claim that was tested; what the arms come to where none was."""
     tested = [Judged(found.word, found.brief) for found in judged if found.word != NOT_TESTED]

@@ -229,4 +229,5 @@ def description(study: Study, trials: Sequence[Trial], command: str) -> str:
 def _views(study: Study, trials: Sequence[Trial]) -> dict[str, str]:
     params = dict.fromkeys(name for trial in trials for name in trial.params)
     steps = max((trial.config.training.steps for trial in trials), default=0)
-    return views(study.file.metrics.primary, study.file.metrics.direction == "minimize", list(params), steps)
+    metrics, grouped = study.file.metrics, not study.file.search
+    return views(metrics.primary, metrics.direction == "minimize", list(params), steps, grouped)

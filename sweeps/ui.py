@@ -15,7 +15,7 @@ from sweeps.views import ARMS, TAG, TRIALS
 
 HOST = "127.0.0.1"
 # MLflow opens on its pages for language-model traces, and folds the trials of a launch away while runs are sorted by
-# date: so each link names the training pages, sorts by the study's own metric and names the view of the study's arms.
+# date: so each link names the training pages and the view of the study's arms, or sorts by the study's own metric.
 WORKFLOW = "workflowType=machine_learning"
 
 
@@ -46,12 +46,14 @@ def links(store: Any, address: str) -> list[str]:
     lines = [f"{'all'.ljust(width)}  {address}/#/experiments?{WORKFLOW}"]
     for experiment in found:
         runs = f"{address}/#/experiments/{experiment.experiment_id}/runs"
-        metric = experiment.tags.get("microdit.primary", "fd")
-        rising = str(experiment.tags.get("microdit.direction", "minimize") == "minimize").lower()
-        order = f"orderByKey={quote(f'metrics.`final/{metric}`', safe='')}&orderByAsc={rising}"
-        where = f"searchFilter={quote(TRIALS, safe='')}"
-        view = f"&viewStateShareKey={ARMS}" if f"{TAG}{ARMS}" in experiment.tags else ""  # MLflow balks at unknown ones
-        lines.append(f"{experiment.name.ljust(width)}  {runs}?{WORKFLOW}&{where}&{order}&compareRunsMode=CHART{view}")
+        if f"{TAG}{ARMS}" in experiment.tags:  # MLflow balks at views that aren't there
+            how = f"compareRunsMode=CHART&viewStateShareKey={ARMS}"  # and drops a view beside a filter or an order
+        else:
+            metric = experiment.tags.get("microdit.primary", "fd")
+            rising = str(experiment.tags.get("microdit.direction", "minimize") == "minimize").lower()
+            order = f"orderByKey={quote(f'metrics.`final/{metric}`', safe='')}&orderByAsc={rising}"
+            how = f"searchFilter={quote(TRIALS, safe='')}&{order}&compareRunsMode=CHART"
+        lines.append(f"{experiment.name.ljust(width)}  {runs}?{WORKFLOW}&{how}")
         newest = store.newest_launch(experiment.experiment_id)
         if newest is not None:
             lines.append(f"{'  its newest launch'.ljust(width)}  {runs}/{newest.info.run_id}?{WORKFLOW}")

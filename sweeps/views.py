@@ -23,12 +23,13 @@ LOSSES = ("train/loss", "val/loss")
 ARM = "microdit.arm"
 
 
-def views(metric: str, minimize: bool, params: Sequence[str], steps: int) -> dict[str, str]:
+def views(metric: str, minimize: bool, params: Sequence[str], steps: int, grouped: bool = True) -> dict[str, str]:
     """Experiment tags with three views of a study: its arms as charts, its runs as a table, its pictures.
 
     Args:
         metric: the study's own, which comes first and sorts the runs. params: settings that differ within it.
-        steps: the training step whose pictures are shown.
+        steps: the training step whose pictures are shown. grouped: an arm is drawn as the mean of its runs; else each
+            run is, as those of a search.
     """
     scores = list(dict.fromkeys([metric, *SHOWN]))
     listed = ["seed", *params]
@@ -37,11 +38,11 @@ def views(metric: str, minimize: bool, params: Sequence[str], steps: int) -> dic
     state = {"searchFilter": TRIALS, "orderByKey": order, "orderByAsc": minimize, "isAccordionReordered": True}
     state["selectedColumns"] = [*columns, "metrics.`cost/seconds`"]
     by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": ARM}]}
-    bars = [*(_chart("BAR", f"final/{name}", "scores") for name in scores)]
+    bars = [_chart("BAR", f"final/{name}", "scores") for name in scores]
     bars += [_chart("BAR", f"cost/{name}", "costs") for name in COSTS]
     charts = [*bars, *(_line(name) for name in LOSSES)]
-    shown = {"groupBy": by_arm, "useGroupedValuesInCharts": True, "compareRunCharts": charts}
-    shown["compareRunSections"] = [_section(name) for name in ("scores", "losses", "costs")]
+    shown = {"groupBy": by_arm if grouped else None, "useGroupedValuesInCharts": True, "compareRunCharts": charts}
+    shown["compareRunSections"] = [_section("scores", cardHeight=260), _section("losses"), _section("costs")]
     pictures = _chart("IMAGE", "samples", "pictures") | {"imageKeys": ["samples"], "step": steps}
     grid = {"compareRunCharts": [pictures], "compareRunSections": [_section("pictures", columns=1, cardHeight=800)]}
     named = {ARMS: ("arms", state | shown), SCORES: ("scores", state), SAMPLES: ("samples", state | grid)}
