@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SPAN = 25  # a training loss is noisy: each point is drawn as the mean of a 25th of all points, those around it
 SHOWN = {"train/loss": "training loss", "val/loss": "validation loss"}
 TRIALS = 100  # of a search, whose lines look alike
+INFINITE = 1e300  # MLflow keeps an infinite loss as the largest number, which no axis holds beside another
 MARKS = 8  # markers along a line
 
 
@@ -76,6 +77,7 @@ def _table(curves: list[tuple[np.ndarray, np.ndarray]], metric: str) -> tuple[pd
         table = pd.DataFrame(np.stack([values for _, values in curves], axis=1), index=steps)
     else:
         table = pd.concat([pd.Series(values, index=own) for own, values in curves], axis=1).sort_index()
+    table = table.where(table.abs() < INFINITE)
     window = max(1, len(table) // SPAN) if metric == "train/loss" else 1
     return table.rolling(window, center=True, min_periods=1).mean(), window
 

@@ -35,7 +35,8 @@ def views(metric: str, minimize: bool, params: Sequence[str], steps: int, groupe
     listed = ["seed", *params]
     columns = [f"params.`{name}`" for name in listed] + [f"metrics.`final/{name}`" for name in scores]
     order = f"metrics.`final/{metric}`"
-    state = {"searchFilter": TRIALS, "orderByKey": order, "orderByAsc": minimize, "isAccordionReordered": True}
+    state = {"searchFilter": TRIALS, "orderByKey": order, "orderByAsc": minimize, "hideEmptyCharts": True}
+    state["isAccordionReordered"] = True
     state["selectedColumns"] = [*columns, "metrics.`cost/seconds`"]
     by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": ARM}]}
     bars = [_chart("BAR", f"final/{name}", "scores") for name in scores]

@@ -167,7 +167,7 @@ def test_inception_features_are_called_fid(fresh: tuple[str, Path]) -> None:
 
 def test_other_weights_in_inceptions_layout_and_prompts_from_a_file_are_said(fresh: tuple[str, Path]) -> None:
     writer = StudyWriter(*fresh, "masking_ratio", study_file({"none": arm("none", 0.0)}, [0]))
-    found = final(10.0) | {"final/precision": 0.75, "final/precision_real": 0.875}
+    found = final(10.0, precision=0.75, precision_real=0.875)
     writer.run("none", 0, found, feature_net="unpublished-inception-v3@aa+clip-vit-b-32@bb+prompts@cc")
     text = markdown(load(open_store(fresh[0]), "masking_ratio"))
     assert " FID ↓ |" not in text
@@ -175,7 +175,7 @@ def test_other_weights_in_inceptions_layout_and_prompts_from_a_file_are_said(fre
     assert "feature networks: unpublished-inception-v3, clip-vit-b-32. " in text
     assert "Prompts come from a file" in text
     assert " precision ↑ |" in text
-    assert "Real images have precision 0.875." in text
+    assert "Real images have precision 0.8750." in text
     assert "than features (2048)" in text
 
 
