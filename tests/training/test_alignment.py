@@ -462,6 +462,7 @@ def test_a_launch_prepares_the_features_of_every_arm(colours: Config, tmp_path: 
     assert Colours.calls > before
 
 
+@pytest.mark.slow
 def test_the_study_runs(
     cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
