@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
@@ -79,7 +79,7 @@ def _composed(overrides: Sequence[str]) -> Any:
 
 
 # What a YAML may ask of other values, whatever they are in the end.
-RESOLVERS = {
+RESOLVERS: dict[str, Callable[..., Any]] = {
     "choose": lambda value, when, then, otherwise: then if value == when else otherwise,
     "share": lambda share, steps: round(float(share) * int(steps)),
     "memory": lambda share, steps: 1 - 1 / max(float(share) * int(steps), 1),  # the decay of an average that long
