@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from microdit.config import REQUIRED, Config, config_from_mapping
+from microdit.data.latents import stated_settings
 from microdit.errors import ConfigError, nearest
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
@@ -121,11 +122,21 @@ def _compose(overrides: tuple[str, ...], source: str, complete: bool) -> dict[st
         for override in _parsed([word for word in overrides if word not in groups]):
             # Hydra's own way with values, on what it has composed; a mapping is merged, a list replaced.
             OmegaConf.update(config, override.key_or_group, override.value(), force_add=is_free(override.key_or_group))
+        _follow_data(config, {word.partition("=")[0] for word in overrides})
         values: Any = OmegaConf.to_container(config, resolve=True)
     missing = [key for key, value in _leaves(values) if value == REQUIRED]
     if missing and complete:
         raise ConfigError(f"{source}: no default here for {', '.join(missing)}; give {missing[0]}=...")
     return values
+
+
+def _follow_data(config: Any, given: Collection[str]) -> None:
+    """Sizes as precomputed latents state them, where nobody asks for others: the scale's own are of pictures."""
+    if config.data.name != "latents" or config.data.path in (None, REQUIRED):
+        return
+    for key, value in stated_settings(config.data.path).items():
+        if key not in given:
+            OmegaConf.update(config, key, value)
 
 
 @cache

@@ -17,7 +17,7 @@ import torch
 from microdit.data.base import DataConfig, Item
 from microdit.data.caption_store import HEADER, PREFIX, CaptionStore, StoredCaptions, store_name
 from microdit.data.encoded import EncodedDataset, with_captions
-from microdit.data.encoded_images import check_all, open_images
+from microdit.data.encoded_images import check_all, open_images, read_index
 from microdit.data.folder import load_square
 from microdit.encoders.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextEncoder
@@ -126,6 +126,16 @@ def check_autoencoder(root: Path, index: Mapping[str, Any], autoencoder: Autoenc
             f"'autoencoder.path' names another autoencoder than the one that {root} was encoded with "
             f"('{made['path']}'): {', '.join(wrong)}; set autoencoder.path=data, or to where that one lies"
         )
+
+
+def stated_settings(path: str) -> dict[str, int]:
+    """What the header of encoded images decides, by dotted keys: resolution, latent channels, latent side.
+
+    Raises DataError where the folder isn't there, or isn't finished.
+    """
+    index = read_index(Path(path).expanduser())
+    channels, side, _ = index["latents"]["shape"]
+    return {"data.resolution": int(index["resolution"]), "model.in_channels": channels, "model.input_size": side}
 
 
 def _sizes(root: Path, index: Mapping[str, Any]) -> str:

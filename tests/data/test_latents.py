@@ -240,16 +240,31 @@ def test_a_damaged_file_of_captions_is_found(place: Path, tmp_path: Path):
 
 
 def test_without_an_index_it_is_no_data(place: Path, tmp_path: Path):
-    folder = copy_of(place, tmp_path)
+    folder, done = copy_of(place, tmp_path), on_latents(place / "done", tmp_path)
+
+    def at(path: Path) -> Config:
+        return dataclasses.replace(done, data=dataclasses.replace(done.data, path=str(path)))
+
     (folder / "index.json").unlink()
-    assert "has no index.json: its encoding isn't finished (3 shards" in said(on_latents(folder, tmp_path))
-    assert "made by 'microdit data encode" in said(on_latents(place / "images", tmp_path))
+    assert "has no index.json: its encoding isn't finished (3 shards" in said(at(folder))
+    assert "made by 'microdit data encode" in said(at(place / "images"))
+    with pytest.raises(DataError, match=r"has no index\.json: its encoding isn't finished"):
+        on_latents(folder, tmp_path)
     index = read_index(place / "done")
     index["shards"][0]["file"] = "../elsewhere.safetensors"
     (folder / "index.json").write_text(json.dumps(index))
-    assert "'../elsewhere.safetensors' leads out of the folder" in said(on_latents(folder, tmp_path))
+    assert "'../elsewhere.safetensors' leads out of the folder" in said(at(folder))
     (folder / "index.json").write_text("{")
-    assert "index.json: can't be read" in said(on_latents(folder, tmp_path))
+    assert "index.json: can't be read" in said(at(folder))
+
+
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
+def test_sizes_are_the_datas_own_unless_given(place: Path, scale: str):
+    words = [f"scale={scale}", "data=latents", f"data.path={place / 'done'}", "text.path=builtin"]
+    config = compose_config(words)
+    assert (config.data.resolution, config.model.in_channels, config.model.input_size) == (SIDE, 16, 8)
+    assert config.autoencoder.path == "data"
+    assert compose_config([*words, "model.input_size=4"]).model.input_size == 4
 
 
 def test_what_does_not_fit_is_told_apart(place: Path, tmp_path: Path):

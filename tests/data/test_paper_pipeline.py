@@ -103,11 +103,10 @@ def test_from_metadata_to_report(
 
     # A study at the paper's scale, its sizes made tiny.
     (home / "road.yaml").write_text(STUDY)
-    channels = stack.autoencoder["latent_channels"]
     tiny = [
-        *("scale=paper", "data=latents", "data.path=latents", f"data.originals={images}", "data.resolution=64"),
+        *("scale=paper", "data=latents", "data.path=latents", f"data.originals={images}"),
         *("data.train_size=24", "data.val_size=6", f"text.path={text}", "cache_dir=cache"),
-        *(f"model.in_channels={channels}", "model.input_size=8", "model.width=32", "model.depth=2"),
+        *("model.width=32", "model.depth=2"),
         *("model.head_dim=16", "model.mixer.depth=1", f"model.caption_channels={stack.width}"),
         *("training.batch_size=4", "training.precision=fp32", "training.compile=false", "training.log_every=1"),
         *("training.val_images=6", "training.sample_count=2", "sampler.steps=2", "evaluation.samples=6"),
@@ -148,4 +147,6 @@ def test_from_metadata_to_report(
     assert "unpublished-inception-v3" in table
     assert "are not FID and KID" in table
     assert (results / "report.html").is_file()
-    assert load_config(first / "config.yaml").data.name == "latents"
+    config = load_config(first / "config.yaml")
+    sizes = (config.data.resolution, config.model.in_channels, config.model.input_size)
+    assert sizes == (64, stack.autoencoder["latent_channels"], 8)  # as the latents' header says; the scale has others
