@@ -166,7 +166,7 @@ def override(values: dict[str, Any], words: Sequence[str], source: str = "comman
 
     Raises ConfigError where a word is none, or its key doesn't exist, naming the nearest that does.
     """
-    known = _leaves(values)
+    known = flatten(values, empty=True)
     for word in words:
         key, sep, text = word.partition("=")
         if not sep:
@@ -175,7 +175,7 @@ def override(values: dict[str, Any], words: Sequence[str], source: str = "comman
             value = yaml.load(text, Loader=_StrictLoader)
         except yaml.YAMLError as error:
             raise ConfigError(f"{source}: '{word}': {' '.join(str(error).split())[:200]}") from None
-        for leaf, item in _leaves(value, key).items() if isinstance(value, Mapping) and value else [(key, value)]:
+        for leaf, item in flatten({key: value}, empty=True).items():
             parent = leaf.rpartition(".")[0]
             free = any(leaf.startswith(f"{name}.") for name in known if name.endswith(".options"))
             if leaf not in known and not free:
@@ -185,12 +185,13 @@ def override(values: dict[str, Any], words: Sequence[str], source: str = "comman
             assign(values, leaf, item)
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys of all that is no mapping, or an empty one."""
+def flatten(values: Mapping[str, Any], prefix: str = "", empty: bool = False) -> dict[str, Any]:
+    """Nested mappings to dotted keys; lists stay whole. Empty mappings are left out unless `empty` ones count."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         key = _join(prefix, str(name))
-        found |= _leaves(value, key) if isinstance(value, Mapping) and value else {key: value}
+        inner = isinstance(value, Mapping) and (value or not empty)
+        found |= flatten(value, key, empty) if inner else {key: value}
     return found
 
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -47,6 +48,18 @@ def stamp(path: Path | str | None) -> str:
             facts = found.stat() if found.exists() else None
             digest.update(repr((str(found), facts and (facts.st_size, facts.st_mtime_ns))).encode())
     return digest.hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of one file's content alone; read once a process as long as its size and time stay."""
+    facts = path.stat()
+    return _content_digest(path.resolve(), facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _content_digest(path: Path, size: int, changed: int) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256(*paths: Path | str) -> str:

@@ -22,6 +22,7 @@ from microdit.files import atomic_path, write_text
 from microdit.prompts import Prompts, held_out_prompts, written_prompts
 from microdit.sampling import generate, save_png, strip
 from microdit.training.recorder import Recorder
+from microdit.training.shards import whole_weights
 
 
 def evaluate(config: Config, components: Components, denoiser: Denoiser, accelerator: Accelerator) -> dict[str, float]:
@@ -92,9 +93,8 @@ def keep_final(config: Config, denoiser: Denoiser, pictures: np.ndarray, shown: 
     """Writes averaged weights, the strip of shown pictures and their prompts, and hands them to the recorder."""
     output = Path(config.output_dir)
     with atomic_path(output / "model.safetensors") as temporary:
-        weights = {name: tensor.detach().contiguous() for name, tensor in denoiser.net.state_dict().items()}
         exact = torch.tensor(denoiser.sigma_data, dtype=torch.float64)  # float32 would change the scores' last digits
-        save_file(weights | {"sigma_data": exact}, temporary)
+        save_file(whole_weights(denoiser.net) | {"sigma_data": exact}, temporary)
     save_png(strip(pictures), output / "samples" / "final.png")
     listing = {
         "tile": pictures.shape[1],

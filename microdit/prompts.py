@@ -12,7 +12,7 @@ import numpy as np
 
 from microdit.data.encoded import EncodedDataset
 from microdit.encoders.text import TextEncoder
-from microdit.model.captions import Captions, over_tokens
+from microdit.model.captions import Captions, as_stored
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def shown_prompts(data: EncodedDataset, count: int) -> Prompts:
 
 
 def written_prompts(captions: Sequence[str], encoder: TextEncoder) -> Prompts:
-    """Free captions, whose classes nobody knows; features rounded to half precision, as a dataset's stored ones are."""
+    """Free captions, whose classes nobody knows; features as a dataset's stored ones are."""
 
     def read(part: range) -> Captions:
-        return over_tokens(lambda x: x.half().float().cpu(), encoder.encode(captions[part.start : part.stop]))
+        return as_stored(encoder.encode(captions[part.start : part.stop]))
 
     return Prompts(Features(range(len(captions)), read), tuple(captions), (-1,) * len(captions))

@@ -18,6 +18,12 @@ def derive_seed(seed: int, stream: str, step: int = 0) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def hashed_place(seed: int, name: object) -> float:
+    """Where `name` falls in [0, 1), evenly, whatever other names there are: a side of a split that never moves."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
 def generator(seed: int, stream: str, step: int = 0) -> torch.Generator:
     """A CPU generator: the numbers are the same whatever device they are moved to afterwards."""
     return torch.Generator("cpu").manual_seed(derive_seed(seed, stream, step))

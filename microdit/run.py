@@ -43,11 +43,7 @@ def run(
     """
     accelerator = build_accelerator(config)
     report = recorder if recorder is not None and accelerator.is_main_process else NullRecorder()
-    load_plugins(config)
-    check_initial(config)
-    check_scoring(config.evaluation)
-    components = build_components(config, accelerator.device)
-    check_counts(config, components)
+    components = _checked(config, accelerator.device)
     output = Path(config.output_dir)
     if accelerator.is_main_process:
         save_config(config, output / "config.yaml")
@@ -67,10 +63,14 @@ def run(
 
 def prepare(config: Config) -> Components:
     """Encodes the data into the cache and checks all sizes, training nothing: call once before many runs start."""
+    return _checked(config, choose_device(config))
+
+
+def _checked(config: Config, device: torch.device) -> Components:
     load_plugins(config)
     check_initial(config)
     check_scoring(config.evaluation)
-    components = build_components(config, choose_device(config))
+    components = build_components(config, device)
     check_counts(config, components)
     return components
 

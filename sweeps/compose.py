@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from microdit.config import REQUIRED, Config, config_from_mapping
+from microdit.config_io import flatten
 from microdit.data.latents import stated_settings
 from microdit.errors import ConfigError, nearest
 
@@ -124,7 +125,7 @@ def _compose(overrides: tuple[str, ...], source: str, complete: bool) -> dict[st
             OmegaConf.update(config, override.key_or_group, override.value(), force_add=is_free(override.key_or_group))
         _follow_data(config, {word.partition("=")[0] for word in overrides})
         values: Any = OmegaConf.to_container(config, resolve=True)
-    missing = [key for key, value in _leaves(values) if value == REQUIRED]
+    missing = [key for key, value in flatten(values, empty=True).items() if value == REQUIRED]
     if missing and complete:
         raise ConfigError(f"{source}: no default here for {', '.join(missing)}; give {missing[0]}=...")
     return values
@@ -187,17 +188,9 @@ def check_key(key: str, known: Mapping[str, Any] | None = None, source: str = "c
         if is_free(key) and part == FREE and part in node:
             return
         if not isinstance(node, Mapping) or part not in node:
-            leaves = [leaf for leaf, _ in _leaves(_known_keys(()) if known is None else known)]
+            leaves = list(flatten(_known_keys(()) if known is None else known, empty=True))
             parents = ".".join(key.split(".")[:depth])
             siblings = [f"{parents}.{name}" if parents else name for name in node] if isinstance(node, Mapping) else []
             namesakes = [leaf for leaf in leaves if leaf.split(".")[-1] == key.split(".")[-1]]
             raise ConfigError(f"{source}: unknown key '{key}'; {nearest(key, namesakes or siblings or leaves)}")
         node = node[part]
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for name, value in node.items():
-        inner = isinstance(value, Mapping) and value
-        found += _leaves(value, f"{prefix}{name}.") if inner else [(f"{prefix}{name}", value)]
-    return found

@@ -11,6 +11,7 @@ from typing import Any
 
 from microdit.budget import training_flops
 from microdit.config import Config, config_from_mapping, stable_mapping, trial_key
+from microdit.config_io import flatten
 from microdit.errors import ConfigError, nearest
 from sweeps.compose import as_override, compose_mapping
 from sweeps.matching import HELD, MATCH, matched_keys, solve
@@ -139,17 +140,6 @@ def varying_keys(configs: Sequence[Config]) -> list[str]:
     flat = [flatten(stable_mapping(config)) for config in configs]
     keys = sorted(set().union(*flat))
     return [key for key in keys if len({repr(values.get(key)) for values in flat}) > 1 and key != "seed"]
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to dotted keys."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def _check_overrides(study: Study, overrides: Sequence[str], complete: bool) -> None:

@@ -31,18 +31,23 @@ WORDS = (
 )
 
 
-def autoencoder_folder(folder: Path, levels: int = 4, **settings: Any) -> Path:
+def autoencoder(levels: int = 4, **settings: Any) -> Any:
     """A diffusers AutoencoderKL that halves the picture `levels` - 1 times."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    AutoencoderKL(
+    return AutoencoderKL(
         block_out_channels=(4,) + (8,) * (levels - 1),
         norm_num_groups=2,
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         **settings,
-    ).save_pretrained(folder)
+    ).eval()
+
+
+def autoencoder_folder(folder: Path, levels: int = 4, **settings: Any) -> Path:
+    """The same, saved."""
+    autoencoder(levels, **settings).save_pretrained(folder)
     return folder
 
 

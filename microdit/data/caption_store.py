@@ -20,7 +20,7 @@ from microdit.data.shards import SUFFIX, Rows, Shard, open_shard, write_shard
 from microdit.encoders.text import TextEncoder
 from microdit.errors import DataError
 from microdit.files import write_text
-from microdit.model.captions import Captions, parts, with_mask
+from microdit.model.captions import Captions, as_stored, parts, with_mask
 
 FORMAT = "microdit-captions-1"
 HEADER, PREFIX = "header.json", "captions-"  # a store's folder is PREFIX and the first digits of its encoder's name
@@ -175,6 +175,4 @@ class CaptionsPerBatch:
         self._encoder, self._caption_of = encoder, caption_of
 
     def take(self, images: np.ndarray) -> Captions:
-        encoded, mask = parts(self._encoder.encode([self._caption_of(int(i)) for i in images]))
-        # Through half precision, as what is stored: the same training either way.
-        return with_mask(encoded.half().float().cpu(), None if mask is None else mask.cpu())
+        return as_stored(self._encoder.encode([self._caption_of(int(i)) for i in images]))

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microdit.config_io import flatten
 from microdit.data.caption_store import digests
 from microdit.data.encode_job import Job
 from microdit.data.encoded_images import FORMAT, HEADER, INDEX, SPLITS, sigma_of
@@ -57,6 +58,12 @@ class Source(Protocol):
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
         """All chunks of `size` images by number; those that aren't wanted are passed over."""
         ...
+
+
+def chunk_ranges(count: int, size: int) -> Iterator[tuple[int, range]]:
+    """Chunks of `size` out of `count` images: their numbers, and the images' places."""
+    for k, start in enumerate(range(0, count, size)):
+        yield k, range(start, min(start + size, count))
 
 
 class Latents(Protocol):
@@ -161,20 +168,13 @@ def begin(source: Source, latents: Latents, folder: Path, job: Job) -> None:
         there = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: can't be read ({error!r}); start anew with another --out") from None
-    for key, value in _flat(json.loads(json.dumps(header))).items():
-        found = _flat(there).get(key)
+    for key, value in flatten(json.loads(json.dumps(header))).items():
+        found = flatten(there).get(key)
         if found != value and key not in ("autoencoder.path", "source.path"):  # the same may lie elsewhere
             raise ConfigError(
                 f"{folder} was begun with {key} {found!r}, and now it is {value!r}: give the same settings to go on, "
                 "or another --out"
             )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def shards_there(folder: Path) -> dict[int, Path]:
@@ -188,7 +188,7 @@ def _write_one(k: int, records: Iterator[Record], latents: Latents, folder: Path
     arrays: list[np.ndarray] = []
     errors: list[float] = []
     skipped: list[str] = []
-    statistics = {split: {"images": 0, "values": 0, "sum": 0.0, "squares": 0.0} for split in SPLITS}
+    statistics = _no_statistics()
     while batch := list(islice(records, job.batch_size)):
         good, loaded = _load(batch, skipped, job.skip_broken)
         if not good:
@@ -241,6 +241,10 @@ def _check_finite(records: Sequence[Record], latents: Tensor) -> None:
         )
 
 
+def _no_statistics() -> dict[str, dict[str, Any]]:
+    return {split: {"images": 0, "values": 0, "sum": 0.0, "squares": 0.0} for split in SPLITS}
+
+
 def _count(statistics: dict[str, dict[str, Any]], records: Sequence[Record], latents: Tensor) -> None:
     held_out = torch.tensor([record.held_out for record in records])
     for split, rows in (("train", ~held_out), ("val", held_out)):
@@ -253,7 +257,7 @@ def _count(statistics: dict[str, dict[str, Any]], records: Sequence[Record], lat
 
 def _finish(folder: Path, paths: Sequence[Path]) -> None:
     """Writes the index of all shards."""
-    statistics = {split: {"images": 0, "values": 0, "sum": 0.0, "squares": 0.0} for split in SPLITS}
+    statistics = _no_statistics()
     errors: list[float] = []
     skipped: list[str] = []
     entries = []

@@ -75,7 +75,7 @@ def encode(arguments: argparse.Namespace) -> None:
 
 def done(tally: Tally, captions: int | None, out: Path) -> None:
     """Tells what was written, and how to train on it once it is whole."""
-    from microdit.data.encoded_images import INDEX, open_images
+    from microdit.data.encoded_images import INDEX, as_words, open_images, settings_of
 
     if tally.images:
         rate = f"{tally.images / tally.seconds:.1f} a second"
@@ -85,9 +85,10 @@ def done(tally: Tally, captions: int | None, out: Path) -> None:
     if tally.missing:
         print(f"{len(tally.missing):12,d}  shards are still to be written by other processes: {out}")
         return
-    _describe(open_images(out).index)
+    index = open_images(out).index
+    _describe(index)
     print(f"index written: {out / INDEX}; train on them with:")
-    print(f"  microdit-sweep train data=latents data.path={out} {_sizes(out)}")
+    print(f"  microdit-sweep train data=latents data.path={out} {as_words(settings_of(index))}")
 
 
 def _describe(index: Mapping[str, Any]) -> None:
@@ -98,14 +99,6 @@ def _describe(index: Mapping[str, Any]) -> None:
     print(f"{index['sigma_data']['train']:12.4f}  sigma_data")
     if quality["psnr_db"] is not None:
         print(f"{quality['psnr_db']:12.2f}  dB PSNR of the round trip, over {quality['images']} images")
-
-
-def _sizes(out: Path) -> str:
-    from microdit.data.encoded_images import read_index
-
-    index = read_index(out)
-    channels, side, _ = index["latents"]["shape"]
-    return f"data.resolution={index['resolution']} model.in_channels={channels} model.input_size={side}"
 
 
 def _text_encoder(arguments: argparse.Namespace, device: str) -> Any:

@@ -27,7 +27,7 @@ from microdit.data.caption_store import (
     store_name,
     text_header,
 )
-from microdit.data.encode import EncodedPictures, Record, write_images
+from microdit.data.encode import EncodedPictures, Record, chunk_ranges, write_images
 from microdit.data.encode_job import Job
 from microdit.data.encoded_images import INDEX, EncodedImages, open_images
 from microdit.encoders.autoencoder import Autoencoder
@@ -132,9 +132,8 @@ class AsSource:
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
         """Chunks of `size` images."""
-        for k, start in enumerate(range(0, len(self._dataset), size)):
-            rows = range(start, min(start + size, len(self._dataset)))
-            yield k, (self._record(i) for i in rows) if wanted(k) else None
+        for k, rows in chunk_ranges(len(self._dataset), size):
+            yield k, map(self._record, rows) if wanted(k) else None
 
     def _record(self, i: int) -> Record:
         item = self._dataset[i]

@@ -101,6 +101,17 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def settings_of(index: Mapping[str, Any]) -> dict[str, int]:
+    """The settings that an index decides, by dotted keys."""
+    channels, side, _ = index["latents"]["shape"]
+    return {"data.resolution": int(index["resolution"]), "model.in_channels": channels, "model.input_size": side}
+
+
+def as_words(settings: Mapping[str, int]) -> str:
+    """As they are typed."""
+    return " ".join(f"{key}={value}" for key, value in settings.items())
+
+
 def open_images(folder: Path, split: str | None = None, limit: int | None = None) -> EncodedImages:
     """Maps the shards of a finished folder: of all images or of a split, its first `limit` if given.
 

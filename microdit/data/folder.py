@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from microdit.data.base import DataConfig, Item
 from microdit.data.folder_captions import IMAGE_SUFFIXES, SPLIT_NAMES, Captioned, read_captions, some
 from microdit.errors import ConfigError, DataError
+from microdit.rng import hashed_place
 
 FOLDER_VERSION = 1
 
@@ -175,10 +176,7 @@ def _held_out_by_metadata(root: Path, entries: list[Captioned]) -> set[str] | No
 def _split(
     entries: list[Captioned], split: str, seed: int, val_fraction: float, by_metadata: set[str] | None
 ) -> list[Captioned]:
-    rank = {
-        file: int.from_bytes(hashlib.sha256(f"{seed}/{file}".encode()).digest()[:8], "big") / 2**64
-        for file in {entry.file for entry in entries}
-    }
+    rank = {file: hashed_place(seed, file) for file in {entry.file for entry in entries}}
     held_out = by_metadata
     if held_out is None:
         held_out = {file for file, place in rank.items() if place < val_fraction}

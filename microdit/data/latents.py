@@ -17,7 +17,7 @@ import torch
 from microdit.data.base import DataConfig, Item
 from microdit.data.caption_store import HEADER, PREFIX, CaptionStore, StoredCaptions, store_name
 from microdit.data.encoded import EncodedDataset, with_captions
-from microdit.data.encoded_images import check_all, open_images, read_index
+from microdit.data.encoded_images import as_words, check_all, open_images, read_index, settings_of
 from microdit.data.folder import load_square
 from microdit.encoders.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextEncoder
@@ -133,14 +133,12 @@ def stated_settings(path: str) -> dict[str, int]:
 
     Raises DataError where the folder isn't there, or isn't finished.
     """
-    index = read_index(Path(path).expanduser())
-    channels, side, _ = index["latents"]["shape"]
-    return {"data.resolution": int(index["resolution"]), "model.in_channels": channels, "model.input_size": side}
+    return settings_of(read_index(Path(path).expanduser()))
 
 
 def _sizes(root: Path, index: Mapping[str, Any]) -> str:
     channels, side, _ = index["latents"]["shape"]
     return (
         f"{root} holds {channels} x {side} x {side} latents of {index['resolution']} px images (set "
-        f"data.resolution={index['resolution']} model.in_channels={channels} model.input_size={side})"
+        f"{as_words(settings_of(index))})"
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from microdit.encoders.clip_text import is_name, known_name
+from microdit.encoders.hub import cached_hub_file
 from microdit.encoders.open_clip_folder import CONFIG, WEIGHTS, clip_fingerprint, open_clip_folder, read_settings
 from microdit.errors import ConfigError
 from microdit.files import stamp
@@ -118,11 +119,9 @@ def _repository(path: str) -> str | None:
 
 
 def _cached(path: str, repository: str) -> Path:
-    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    found = [try_to_load_from_cache(repository, name) for name in (CONFIG, *WEIGHTS)]
-    config, *weights = (Path(name) if isinstance(name, str) else None for name in found)
+    config, *weights = (cached_hub_file(repository, name) for name in (CONFIG, *WEIGHTS))
     if config is None or not any(weights):
         raise ConfigError(
             f"'{KEY}': {path} is not in {HF_HUB_CACHE}: put it there with `hf download {repository} {CONFIG} "

@@ -8,7 +8,8 @@ from pathlib import Path
 from microdit.encoders.scoring import BUILTIN, ScoringClip, clip_folder, clip_title
 from microdit.evaluation.config import BUILTIN_NET, EvalConfig
 from microdit.evaluation.lite0 import LITE0_SIDE, lite0_digest
-from microdit.evaluation.weights import PUBLISHED, content_digest, find_weights
+from microdit.evaluation.weights import PUBLISHED, find_weights
+from microdit.files import content_digest
 
 SCORE_CLIP = "score-clip"  # the scoring CLIP's image tower, among the feature networks
 FEATURES_VERSION = 2  # part of the names of stored features; raise it when pictures are prepared in another way

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -69,18 +67,6 @@ def find_weights(network: str, given: str | None) -> Path:
 def hub_folder() -> Path:
     """Where torch hub, and torch-fidelity through it, keep the files they fetch."""
     return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def content_digest(path: Path) -> str:
-    """SHA-256 of a file's content, read once as long as its size and time stay."""
-    facts = path.stat()
-    return _digest(path, facts.st_size, facts.st_mtime_ns)
-
-
-@lru_cache(maxsize=16)
-def _digest(path: Path, size: int, time: int) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _fetched(url: str) -> Path:

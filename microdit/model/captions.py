@@ -74,6 +74,12 @@ def mean_token(tokens: Tensor, mask: Tensor | None) -> Tensor:
     return tokens.masked_fill(~kept, 0).sum(1) / kept.sum(1)
 
 
+def as_stored(captions: Captions) -> Captions:
+    """On the CPU, tokens rounded to half precision as kept features are: the same training and scores either way."""
+    tokens, mask = parts(captions)
+    return with_mask(tokens.half().float().cpu(), None if mask is None else mask.cpu())
+
+
 def dropped(captions: Captions, rows: Tensor) -> Captions:
     """The null caption in `rows` (B,) bool."""
     tokens, mask = parts(captions)

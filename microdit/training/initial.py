@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from microdit.errors import CheckpointError, ConfigError
+from microdit.files import content_digest
 from microdit.model import DiT
 
 if TYPE_CHECKING:
@@ -57,15 +56,7 @@ def weights_file(path: str) -> Path:
 
 def weights_digest(path: str) -> str:
     """16 hex digits of the content of `weights_file`: what makes two starts the same, wherever the file lies."""
-    file = weights_file(path)
-    facts = file.stat()
-    return _digest(file.resolve(), facts.st_size, facts.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _digest(file: Path, size: int, changed: int) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    return content_digest(weights_file(path))[:16]
 
 
 def initial_sigma_data(path: str) -> float:

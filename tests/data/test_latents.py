@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from real_formats import FLUX, autoencoder_folder
 from safetensors.torch import load_file
 
 from microdit.cli import main
@@ -29,24 +30,11 @@ from microdit.run import run
 from sweeps.compose import compose_config
 
 COUNT, SIDE = 40, 16
-VAE = {
-    "block_out_channels": (4, 8),
-    "norm_num_groups": 2,
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-    "latent_channels": 16,
-    "scaling_factor": 0.3611,
-    "shift_factor": 0.1159,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of captioned images and a 16-channel autoencoder, encoded with its captions into `done`."""
-    from diffusers import AutoencoderKL
-
     root = tmp_path_factory.mktemp("latents")
     draw = np.random.default_rng(0)
     (root / "images").mkdir()
@@ -55,8 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(draw.integers(0, 255, (SIDE, SIDE, 3), np.uint8)).save(root / "images" / f"{i:02}.png")
         rows.append({"file_name": f"{i:02}.png", "text": f"picture {i % 7}", "label": "ab"[i % 2]})
     (root / "images" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    torch.manual_seed(0)
-    AutoencoderKL(**VAE).save_pretrained(root / "vae")
+    autoencoder_folder(root / "vae", levels=2, **FLUX)
     assert encode(root, root / "done", "--captions") == 0
     return root
 

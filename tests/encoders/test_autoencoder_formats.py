@@ -9,26 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from real_formats import FLUX, SDXL
+from real_formats import FLUX, SDXL, autoencoder
 from safetensors.torch import load_file, save_file
 
 from microdit.encoders.autoencoder import WEIGHTS, AutoencoderConfig, build_autoencoder
 from microdit.errors import ConfigError
 
-SMALL: dict[str, Any] = {
-    "block_out_channels": (4, 8),
-    "norm_num_groups": 2,
-    "down_block_types": ("DownEncoderBlock2D",) * 2,
-    "up_block_types": ("UpDecoderBlock2D",) * 2,
-}
 MEANS = {"latent_channels": 4, "latents_mean": (-1.0, 0.5, 0.0, 2.0), "latents_std": (8.0, 1.0, 0.5, 2.0)}
 
 
 def make(folder: Path, **settings: Any) -> Any:
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    model = AutoencoderKL(**SMALL, **settings).eval()
+    model = autoencoder(levels=2, **settings)
     model.save_pretrained(folder)
     return model
 

@@ -13,13 +13,14 @@ import yaml
 from mlflow import MlflowClient
 
 from microdit.config import Config, stable_mapping
+from microdit.config_io import flatten
 from microdit.errors import ConfigError
 from microdit.run import run
 from sweeps.cli import main
 from sweeps.compose import EXPERIMENTS, compose_mapping, group_options
 from sweeps.matching import HELD
 from sweeps.study import Study, load_study, study_names
-from sweeps.trials import TOLERANCE, Trial, arm_configs, flatten, plan_trials
+from sweeps.trials import TOLERANCE, Trial, arm_configs, plan_trials
 
 SCALES = group_options("scale")
 PAGE = EXPERIMENTS / "study" / "README.md"

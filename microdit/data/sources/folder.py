@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from microdit.data.encode import Record
+from microdit.data.encode import Record, chunk_ranges
 from microdit.data.folder import Split, label_number, load_square, split_folder
 
 
@@ -34,8 +34,7 @@ class FolderSource:
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
         """Chunks of `size` images."""
-        for k, start in enumerate(range(0, len(self._rows), size)):
-            rows = range(start, min(start + size, len(self._rows)))
+        for k, rows in chunk_ranges(len(self._rows), size):
             yield k, map(self._record, rows) if wanted(k) else None
 
     def _record(self, i: int) -> Record:

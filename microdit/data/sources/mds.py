@@ -7,7 +7,6 @@ shards it leaves uncompressed copies beside them. C channels, s latent side, Y w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -21,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microdit.data.encode import Record
+from microdit.data.encode import Record, chunk_ranges
 from microdit.data.own_python import Tool, find_python
 from microdit.errors import ConfigError, DataError, nearest
 from microdit.files import sha256
+from microdit.rng import hashed_place
 
 TOOL = Tool("mosaicml-streaming", "streaming", "mosaicml-streaming>=0.11,<1", "--streaming")
 CHILD = Path(__file__).with_name("mds_child.py")
@@ -71,8 +71,8 @@ class MdsSource:
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
         """Chunks of `size` images."""
-        for k, start in enumerate(range(0, self._reader.count, size)):
-            yield k, self._records(start, min(start + size, self._reader.count)) if wanted(k) else None
+        for k, rows in chunk_ranges(self._reader.count, size):
+            yield k, self._records(rows.start, rows.stop) if wanted(k) else None
 
     @property
     def images(self) -> int:
@@ -81,7 +81,9 @@ class MdsSource:
 
     def _records(self, start: int, stop: int) -> Iterator[Record]:
         for i, (caption, (data,)) in enumerate(self._reader.read(start, stop, self._column), start):
-            yield Record(f"sample {i}", caption, -1, self._drawn(i), self._loader(data, i))
+            yield Record(
+                f"sample {i}", caption, -1, hashed_place(self._seed, i) < self._fraction, self._loader(data, i)
+            )
 
     def _loader(self, data: bytes, i: int) -> Callable[[], np.ndarray]:
         def load() -> np.ndarray:
@@ -92,10 +94,6 @@ class MdsSource:
             return np.frombuffer(data, np.float16).reshape(self.shape)
 
         return load
-
-    def _drawn(self, i: int) -> bool:
-        place = int.from_bytes(hashlib.sha256(f"{self._seed}/{i}".encode()).digest()[:8], "big") / 2**64
-        return place < self._fraction
 
     def features(self, first: int, count: int, width: int) -> Iterator[tuple[str, np.ndarray]]:
         """Captions and their features (S, Y) float16 of samples from `first` on."""

@@ -22,6 +22,7 @@ import numpy as np
 from microdit.data.encode import Record
 from microdit.data.folder import square
 from microdit.errors import ConfigError, DataError, nearest
+from microdit.rng import hashed_place
 
 HUB = "hf:"
 IMAGES, TEXTS, LABELS = (
@@ -91,7 +92,7 @@ class TableSource:
             try:
                 for i, row in enumerate(_undecoded(rows, self._image)):
                     key = row.get("__key__") or f"{split}/{i}"
-                    held_out = split in HELD_OUT if by_split else self._drawn(key)
+                    held_out = split in HELD_OUT if by_split else hashed_place(self._seed, key) < self._fraction
                     load = partial(_load, row[self._image], f"{key} of {self._word}", self.resolution)
                     yield Record(key, _caption(row[self._text], key), self._number(row), held_out, load)
             except UnicodeDecodeError as error:
@@ -99,10 +100,6 @@ class TableSource:
             except FAILURES as error:
                 said = " ".join(str(error).split())[:300]
                 raise DataError(f"{self._word}: can't be read after {key}: {said}") from None
-
-    def _drawn(self, key: str) -> bool:
-        place = int.from_bytes(hashlib.sha256(f"{self._seed}/{key}".encode()).digest()[:8], "big") / 2**64
-        return place < self._fraction
 
     def _number(self, row: Mapping[str, Any]) -> int:
         label = row.get(self._label) if self._label else None
