@@ -88,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--steps", type=int, help="sampler steps instead of the run's own")
     sample.add_argument("--guidance", type=float, help="guidance instead of the run's own")
     sample.add_argument(
+        "--guidance-by",
+        choices=("caption", "path_drop"),
+        help="what the weaker prediction lacks, instead of the run's own",
+    )
+    sample.add_argument(
         "--guidance-interval",
         type=float,
         nargs=2,
@@ -185,10 +190,12 @@ def _sample(arguments: argparse.Namespace) -> None:
     from microdit.trained import load_run
 
     trained = load_run(arguments.run)
-    changes = {key: getattr(arguments, key) for key in ("steps", "guidance") if getattr(arguments, key) is not None}
+    keys = ("steps", "guidance", "guidance_by")
+    changes = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
     if arguments.guidance_interval is not None:
         changes["guidance_interval"] = GuidanceInterval(*arguments.guidance_interval)
     sampler = dataclasses.replace(trained.config.sampler, **changes)
+    dataclasses.replace(trained.config, sampler=sampler)  # refuses what doesn't go with the network
     features = trained.text_encoder.encode(arguments.captions).repeat_interleave(arguments.count, 0)
     pictures = generate(trained.denoiser, trained.autoencoder, features, sampler, arguments.seed)
     save_png(grid(pictures, arguments.count), arguments.out)

@@ -52,6 +52,8 @@ ADDED = {
     "training.init": None,
     "data.originals": None,
     "autoencoder.precision": "fp32",
+    "model.masking.route.path_drop": 0.0,
+    "sampler.guidance_by": "caption",
 }
 # Stands where a value must be given; a plan is made without it. Not OmegaConf's ???, which a merge drops in silence
 # where the key has a value already.
@@ -107,11 +109,24 @@ class Config:
                 f"'training.ema.start_step' is {self.training.ema.start_step}, but 'training.steps' is only "
                 f"{self.training.steps}: the average would never start"
             )
+        self._check_guidance()
+
+    def _check_guidance(self) -> None:
         of_scores = self.evaluation.guidance
         guided = self.sampler.guidance != 1 or (of_scores is not None and of_scores != 1)
         if not guided and not self.sampler.guidance_interval.everywhere:
             raise ConfigError(
                 "'sampler.guidance_interval' is set, but 'sampler.guidance' is 1: there is no guidance to limit"
+            )
+        if self.sampler.guidance_by == "caption":
+            return
+        if not guided:
+            raise ConfigError(f"'sampler.guidance_by' is {self.sampler.guidance_by}, but 'sampler.guidance' is 1")
+        if not self.model.masking.route.path_drop:
+            raise ConfigError(
+                f"'sampler.guidance_by' is {self.sampler.guidance_by}, but 'model.masking.route.path_drop' is 0: the "
+                "network never learns to do without its middle blocks; train method sprint with 0.1, say, or set it to "
+                "caption"
             )
 
 
@@ -137,19 +152,24 @@ def stable_mapping(config: Config) -> dict[str, Any]:
     """
     values = to_mapping(config)
     for key in VOLATILE:
-        *parents, leaf = key.split(".")
-        node = values
-        for parent in parents:
-            node = node[parent]
+        node, leaf = _owner(values, key)
         node.pop(leaf)
     for key, default in ADDED.items():
-        group, leaf = key.split(".")
-        if values[group][leaf] == default:
-            values[group].pop(leaf)
+        node, leaf = _owner(values, key)
+        if node[leaf] == default:
+            node.pop(leaf)
     init = values["training"].get("init")
     if init not in (None, REQUIRED):
         values["training"]["init"] = weights_digest(init)
     return values
+
+
+def _owner(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The mapping that holds a dotted key, and the key's last word."""
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values[parent]
+    return values, leaf
 
 
 def trial_key(config: Config) -> str:

@@ -49,7 +49,7 @@ def generate(
         indices = range(first + start, first + start + len(y))
         noise = initial_noise(seed, stream, indices, shape).to(device)
         churn = [generator(seed, f"{stream}/churn", i) for i in indices]
-        latents = sample(guided(denoiser, y, scale, config.guidance_interval), noise, config, churn)
+        latents = sample(guided(denoiser, y, scale, config.guidance_interval, config.guidance_by), noise, config, churn)
         pictures.append(autoencoder.decode(latents).cpu().numpy())
     side = net.input_size * autoencoder.downsampling
     return np.concatenate(pictures) if pictures else np.zeros((0, side, side, 3), np.uint8)

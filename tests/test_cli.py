@@ -78,6 +78,9 @@ def test_guidance_can_be_limited_on_the_command_line(
     assert limited == draw() != guided
     words = ["sample", str(run_folder), "a cat", "--guidance-interval", "3", "2"]
     assert "'sampler.guidance_interval.sigma_high' is 2.0; it must be above" in failing(capsys, *words)
+    words = ["sample", str(run_folder), "a cat", "--guidance", "3", "--guidance-by", "path_drop"]
+    assert "the network never learns to do without its middle blocks" in failing(capsys, *words)
+    assert "'sampler.guidance' is 1" in failing(capsys, *words[:3], *words[5:])
 
 
 def test_a_finished_run_is_scored_again(run_folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -56,7 +56,16 @@ class DiTConfig:
         check_name(self.masking.method, MASKINGS, "model.masking.method")
         if self.masking.method in MASKINGS:
             MASKINGS[self.masking.method].check(self)
+            self._check_path_drop()
         kept_patches(self.side, self.masking.ratio, self.masking.block_size)
+
+    def _check_path_drop(self) -> None:
+        able = [name for name, method in MASKINGS.items() if method.drops_paths]
+        if self.masking.route.path_drop and self.masking.method not in able:
+            raise ConfigError(
+                f"'model.masking.route.path_drop' is {self.masking.route.path_drop}, but 'model.masking.method' "
+                f"{self.masking.method} has no path to drop; set it to 0, or the method to {' or '.join(able)}"
+            )
 
     def _check_heads(self) -> None:
         multiple_of = self.attn_width.multiple_of

@@ -90,9 +90,10 @@ class DiT(nn.Module):
         x = x.view(len(x), side, side, p, p, self.config.in_channels)
         return torch.einsum("brspqc->bcrpsq", x).reshape(len(x), self.config.in_channels, side * p, side * p)
 
-    def mask_plan(self, batch: int, generator: torch.Generator) -> MaskPlan | None:
-        """A fresh mask for `batch` images, None where nothing is dropped."""
-        return self.masking.plan(batch, generator)
+    def mask_plan(self, batch: int, generator: torch.Generator, masked: bool = True) -> MaskPlan | None:
+        """A fresh mask for `batch` images of a training step that masks, or doesn't; None where nothing is dropped."""
+        masking = self.masking
+        return masking.plan(batch, generator) if masked else masking.unmasked_plan(batch, generator)
 
 
 def _build_backbone(config: DiTConfig, shape: BlockShape) -> list[DiTBlock]:

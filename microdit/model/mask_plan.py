@@ -21,14 +21,17 @@ class MaskPlan:
     ids_keep: Tensor  # (B, K) int64, the kept patches
     ids_restore: Tensor  # (B, T) int64: patch t is entry ids_restore[t] of [kept, dropped]
     mask: Tensor  # (B, T) float32, 1 where dropped
+    shallow: Tensor | None = None  # (B,) bool, images that go around the middle blocks; None: no image does
 
     def __getitem__(self, rows: slice) -> MaskPlan:
         """The plan of some images of the batch."""
-        return MaskPlan(self.ids_keep[rows], self.ids_restore[rows], self.mask[rows])
+        shallow = None if self.shallow is None else self.shallow[rows]
+        return MaskPlan(self.ids_keep[rows], self.ids_restore[rows], self.mask[rows], shallow)
 
     def to(self, device: torch.device | str) -> MaskPlan:
         """The plan on another device."""
-        return MaskPlan(self.ids_keep.to(device), self.ids_restore.to(device), self.mask.to(device))
+        shallow = None if self.shallow is None else self.shallow.to(device)
+        return MaskPlan(self.ids_keep.to(device), self.ids_restore.to(device), self.mask.to(device), shallow)
 
     def keep(self, x: Tensor) -> Tensor:
         """Of each image's patches (B, T, V) the kept ones (B, K, V)."""
@@ -43,6 +46,16 @@ def plan_from_keep(ids_keep: Tensor, patches: int) -> MaskPlan:
     dropped = mask.argsort(dim=1, stable=True, descending=True)[:, : patches - kept]
     order = torch.cat([ids_keep, dropped], dim=1)
     return MaskPlan(ids_keep, order.argsort(dim=1), mask)
+
+
+def keep_all(batch: int, patches: int, device: torch.device | str = "cpu") -> MaskPlan:
+    """The plan that drops nothing."""
+    return plan_from_keep(torch.arange(patches, device=device).repeat(batch, 1), patches)
+
+
+def keep_none(batch: int, patches: int, device: torch.device | str = "cpu") -> MaskPlan:
+    """The plan that keeps no patch; no training draws it."""
+    return plan_from_keep(torch.empty(batch, 0, dtype=torch.int64, device=device), patches)
 
 
 def kept_patches(side: int, ratio: float, block_size: int) -> int:

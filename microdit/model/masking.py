@@ -47,8 +47,11 @@ class RouteConfig:
 
     before: int = 2
     after: int = 2
+    path_drop: float = 0.0  # sprint: share of images that go around the blocks between, in training
 
     def __post_init__(self) -> None:
+        if not 0 <= self.path_drop < 1:
+            raise ConfigError(f"'model.masking.route.path_drop' is {self.path_drop}; it must lie in [0, 1)")
         for key in ("before", "after"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"'model.masking.route.{key}' is {getattr(self, key)}; it must be at least 0")
@@ -97,6 +100,7 @@ class Masking(nn.Module):
     """
 
     uses_mixer = False
+    drops_paths = False  # whether it can do without its middle blocks, as path-drop guidance asks
 
     @classmethod
     def check(cls, config: DiTConfig) -> None:
@@ -126,6 +130,10 @@ class Masking(nn.Module):
         if self.config.ratio == 0:
             return None
         return random_plan(batch, self.side, self.config.ratio, self.config.block_size, generator)
+
+    def unmasked_plan(self, batch: int, generator: torch.Generator) -> MaskPlan | None:
+        """What a training step on all patches draws; None but for methods that vary more than the patches."""
+        return None
 
     def drop(self, x: Tensor, plan: MaskPlan | None) -> Tensor:
         """Before the backbone: (B, T, D) -> (B, K, D)."""

@@ -209,7 +209,7 @@ def draw_batch(
     nulls = torch.rand(batch, generator=generator(seed, "caption dropout", step)) < config.training.caption_dropout
     y = dropped(y, nulls[own])
     masked = step < config.training.masked_steps
-    plan = net.mask_plan(batch, generator(seed, "mask", step)) if masked else None
+    plan = net.mask_plan(batch, generator(seed, "mask", step), masked)
     return x, y, sigma[own], noise[own], data.targets.batch(rows), plan[own] if plan is not None else None
 
 

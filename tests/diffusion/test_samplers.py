@@ -22,7 +22,7 @@ from microdit.diffusion import (
     sample,
     sigma_steps,
 )
-from microdit.diffusion.samplers import ChurnConfig, Model
+from microdit.diffusion.samplers import ChurnConfig, GuidedBy, Model
 from microdit.errors import ConfigError
 from microdit.rng import generator
 
@@ -199,19 +199,20 @@ def test_guidance_is_what_it_was_where_it_applies():
     assert torch.equal(mixed[1], Counted()(NOISE, torch.full((2,), 2.5), CAPTIONS)[1])
 
 
-def test_pictures_are_drawn_with_the_samplers_interval(smoke_config: Config):
+def test_pictures_are_drawn_with_the_samplers_interval_and_weaker_prediction(smoke_config: Config):
     from microdit.components import build_components
-    from microdit.model import DiT
+    from microdit.model import DiT, MaskingConfig
     from microdit.sampling import generate
 
     parts = build_components(smoke_config)
-    net = DiT(smoke_config.model, seed=0)
+    sprint = MaskingConfig("sprint", route=dataclasses.replace(smoke_config.model.masking.route, path_drop=0.1))
+    net = DiT(dataclasses.replace(smoke_config.model, masking=sprint), seed=0)
     torch.nn.init.normal_(net.final_layer.linear.weight, generator=generator(0, "head"))  # zero at first: no guidance
     torch.nn.init.normal_(net.final_layer.adaLN_modulation[1].weight, generator=generator(0, "adaLN"))
     features = parts.val.batch(torch.arange(3).numpy())[1]
 
-    def draw(guidance: float, interval: GuidanceInterval) -> Tensor:
-        config = SamplerConfig(steps=4, guidance=guidance, guidance_interval=interval)
+    def draw(guidance: float, interval: GuidanceInterval, by: GuidedBy = "caption") -> Tensor:
+        config = SamplerConfig(steps=4, guidance=guidance, guidance_by=by, guidance_interval=interval)
         return torch.from_numpy(generate(Denoiser(net, 0.5), parts.autoencoder, features, config, seed=0))
 
     plain, full = draw(1.0, GuidanceInterval()), draw(4.0, GuidanceInterval())
@@ -220,6 +221,8 @@ def test_pictures_are_drawn_with_the_samplers_interval(smoke_config: Config):
     some = draw(4.0, GuidanceInterval(0.1, 20.0))
     assert not torch.equal(some, plain)
     assert not torch.equal(some, full)
+    assert not torch.equal(draw(4.0, GuidanceInterval(), "path_drop"), full)
+    assert torch.equal(draw(4.0, GuidanceInterval(20.0, 70.0), "path_drop"), plain)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small import inputs, randomise
 
-from microdit.diffusion import Denoiser
+from microdit.diffusion import Denoiser, guided
 from microdit.errors import ConfigError
 from microdit.model import DiT, DiTConfig, MaskingConfig, MaskPlan
 from microdit.model.embedders import sincos_positions
@@ -31,9 +31,9 @@ def patch(image: torch.Tensor, number: int) -> torch.Tensor:
     return image[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
 
 
-def one_by_one(net: DiT, plan: MaskPlan | None, middle) -> torch.Tensor:
+def one_by_one(net: DiT, plan: MaskPlan | None, middle, given=None) -> torch.Tensor:
     """The network image by image; `middle(tokens (T, D), kept numbers, c, y)` gives the head's tokens (T, D)."""
-    x, t, y = inputs(3)
+    x, t, y = given or inputs(3)
     images = []
     for i in range(len(x)):
         c, caption = net.condition(t[i : i + 1], y[i : i + 1])
@@ -108,20 +108,72 @@ def test_routed_patches_skip_the_middle_and_come_back(masked):
     torch.testing.assert_close(net(*inputs(3), plan), one_by_one(net, plan, middle), rtol=1e-4, atol=1e-5)
 
 
+def fused(net: DiT, deep: bool = True):
+    """SPRINT's backbone, two blocks before the middle one and one after; without the middle one where not `deep`."""
+
+    def middle(tokens, kept, c, y):
+        shallow = run(net.blocks[:2], tokens, c, y)
+        deep_path = net.masking.mask_token[0].repeat(16, 1)
+        if deep:
+            deep_path[kept] = run(net.blocks[2:3], shallow[kept], c, y)
+        both = torch.cat([shallow, deep_path], 1) @ net.masking.fuse.weight.T + net.masking.fuse.bias
+        return run(net.blocks[3:], both, c, y)
+
+    return middle
+
+
 @pytest.mark.parametrize("masked", [True, False])
 @torch.no_grad()
 def test_sparse_deep_features_are_fused_with_dense_shallow_ones(masked):
     net = build(MaskingConfig("sprint", 0.75, route=RouteConfig(2, 1)))
-    plan = net.mask_plan(3, generator(0, "mask")) if masked else None
+    plan = net.mask_plan(3, generator(0, "mask"), masked)
+    assert (plan is not None) == masked
+    torch.testing.assert_close(net(*inputs(3), plan), one_by_one(net, plan, fused(net)), rtol=1e-4, atol=1e-5)
 
-    def middle(tokens, kept, c, y):
-        shallow = run(net.blocks[:2], tokens, c, y)
-        deep = net.masking.mask_token[0].repeat(16, 1)
-        deep[kept] = run(net.blocks[2:3], shallow[kept], c, y)
-        fused = torch.cat([shallow, deep], 1) @ net.masking.fuse.weight.T + net.masking.fuse.bias
-        return run(net.blocks[3:], fused, c, y)
 
-    torch.testing.assert_close(net(*inputs(3), plan), one_by_one(net, plan, middle), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("masked", [True, False])
+@torch.no_grad()
+def test_some_images_learn_without_the_deep_path(masked):
+    net = build(MaskingConfig("sprint", 0.75, route=RouteConfig(2, 1, path_drop=0.5)))
+    plan = net.mask_plan(3, generator(1, "mask"), masked)
+    assert 0 < plan.shallow.sum() < 3  # some of each kind
+    whole, around = (one_by_one(net, plan, fused(net, deep)) for deep in (True, False))
+    expected = torch.where(plan.shallow.view(-1, 1, 1, 1), around, whole)
+    torch.testing.assert_close(net(*inputs(3), plan), expected, rtol=1e-4, atol=1e-5)
+    part = plan[1:3].to("cpu")  # as micro-batches and processes take theirs
+    assert part.shallow.tolist() == plan.shallow[1:3].tolist()
+    plain = build(MaskingConfig("sprint", 0.75, route=RouteConfig(2, 1))).mask_plan(3, generator(1, "mask"))
+    assert not masked or torch.equal(plan.ids_keep, plain.ids_keep)  # the same patches as in an arm without it
+    many = net.mask_plan(4000, generator(1, "mask"), masked).shallow
+    assert many.float().mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+@torch.no_grad()
+def test_path_drop_guidance_leaves_caption_and_middle_blocks_out():
+    net = build(MaskingConfig("sprint", 0.75, route=RouteConfig(2, 1, path_drop=0.1)))
+    x, _, y = inputs(3)
+    sigma = torch.tensor([0.1, 0.8, 3.0])
+    denoiser = Denoiser(net, SIGMA_DATA)
+    asked: list[str] = []
+    for name, block in (("outer", net.blocks[0]), ("middle", net.blocks[2])):
+        block.register_forward_hook(lambda *_, name=name: asked.append(name))
+    out = guided(denoiser, y, 3.0, by="path_drop")(x, sigma)
+    assert asked == ["outer", "middle", "outer"]
+    t, variance = sigma.log() / 4, (sigma**2 + SIGMA_DATA**2).view(-1, 1, 1, 1)
+    scaled = x / variance.sqrt()
+    expected = []
+    for caption, deep in ((y, True), (torch.zeros_like(y), False)):
+        answer = one_by_one(net, None, fused(net, deep), (scaled, t, caption))
+        expected.append(SIGMA_DATA**2 / variance * x + sigma.view(-1, 1, 1, 1) * SIGMA_DATA / variance.sqrt() * answer)
+    torch.testing.assert_close(out, expected[1] + 3 * (expected[0] - expected[1]), rtol=1e-4, atol=1e-4)
+    assert (out - guided(denoiser, y, 3.0)(x, sigma)).abs().max() > 0.01
+
+
+def test_path_drop_is_refused_where_nothing_can_be_dropped():
+    with pytest.raises(ConfigError, match=r"route\.path_drop' is 0\.1, but 'model\.masking\.method' routing .* sprint"):
+        build(MaskingConfig("routing", 0.75, route=RouteConfig(1, 1, path_drop=0.1)))
+    with pytest.raises(ConfigError, match=r"route\.path_drop' is 1"):
+        RouteConfig(1, 1, path_drop=1)
 
 
 @pytest.mark.parametrize("method", ["routing", "sprint"])

@@ -13,7 +13,7 @@ import yaml
 from mlflow import MlflowClient
 
 from microdit.config import Config, stable_mapping
-from microdit.config_io import flatten
+from microdit.config_io import flatten, to_mapping
 from microdit.errors import ConfigError
 from microdit.run import run
 from sweeps.cli import main
@@ -70,8 +70,9 @@ def test_arms_differ_from_the_baseline_in_exactly_what_they_name(name: str) -> N
     for arm, config in configs.items():
         named = {**leaves(study.arms[base]), **leaves(study.arms[arm])}
         flat = flatten(stable_mapping(config))
-        changed = {key for key in flat if flat[key] != plain[key]}
+        changed = {key for key in {*flat, *plain} if flat.get(key) != plain.get(key)}
         assert changed <= set(named), f"{arm} differs from {base} in what it doesn't name"
+        flat = flatten(to_mapping(config))  # also what says what runs did before they knew the key
         for key, value in leaves(study.arms[arm]).items():
             if value != "match":
                 wanted = list(value) if isinstance(value, list) else value
