@@ -294,8 +294,13 @@ def _budget(run: Any, configs: Configs) -> dict[str, Any]:
 
 
 def hue_of(study: Study, arm: str, params: Mapping[str, str] | None = None) -> str:
-    """Which line of the figure an arm belongs to, '' where there is one."""
+    """Which line of the figure an arm belongs to, '' where there is one.
+
+    Where it is the arm itself, the part of its name that tells x is left out: `wide_lr=0.1` is on the line `wide`.
+    """
     value = _setting(study.hue, arm, params or {}, study) if study.hue else ""
+    if study.hue == "arm" and study.x:
+        value = re.sub(rf"(^|_){re.escape(study.x.rsplit('.', 1)[-1])}=[^_]+", "", arm).strip("_")
     return f"{value:g}" if isinstance(value, float) else value
 
 

@@ -76,6 +76,17 @@ def test_what_is_missing_is_named(fresh: Fresh) -> None:
     assert "loss is NaN at step 7" in notes(results)[-1]
 
 
+def test_named_arms_over_an_axis_are_a_line_each(fresh: Fresh) -> None:
+    arms = {f"{name}_lr={rate}": {"optimizer.lr": rate} for name in ("wide_net", "deep") for rate in (0.1, 0.01)}
+    figure = {"x": "optimizer.lr", "hue": "arm"}
+    writer = StudyWriter(*fresh, "masking_ratio", study_file(arms, [0], baseline="deep_lr=0.1", figure=figure))
+    for name in arms:
+        writer.run(name, 0, final(10.0))
+    frame = read(fresh).frame
+    assert dict(zip(frame["arm"], frame["hue"], strict=True)) == {name: name.partition("_lr=")[0] for name in arms}
+    assert set(frame["x"]) == {0.1, 0.01}
+
+
 def test_diverged_runs_are_rows_of_the_table(fresh: Fresh) -> None:
     writer = launch(fresh, [0, 1])
     writer.run("none", 0, final(10.0))
