@@ -150,7 +150,7 @@ def inception_weights(path: Path) -> Path:
 
 
 def dinov2_weights(path: Path) -> Path:
-    """Random weights in the layout of DINOv2's ViT-S/14, positions for 518 pixels, of a scale that tells pictures apart."""
+    """Random weights in the layout of DINOv2's ViT-S/14, positions for 518 pixels; pictures are told apart."""
     import timm
 
     torch.manual_seed(0)
