@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from microdit.alignment.config import AlignmentConfig
+from microdit.alignment.encoders import encoder_class
 from microdit.config_io import parse, read_yaml, to_mapping
 from microdit.data.base import DataConfig
 from microdit.diffusion.edm import DiffusionConfig
@@ -24,6 +25,7 @@ from microdit.encoders.autoencoder import AutoencoderConfig
 from microdit.encoders.text import TextConfig
 from microdit.errors import ConfigError
 from microdit.evaluation.config import EvalConfig
+from microdit.evaluation.weights import weights_identity
 from microdit.files import write_text
 from microdit.model import DiTConfig
 from microdit.roles import allow_plugins, resolve
@@ -54,6 +56,7 @@ ADDED = {
     "autoencoder.precision": "fp32",
     "model.masking.route.path_drop": 0.0,
     "sampler.guidance_by": "caption",
+    "alignment.weights": None,
 }
 # Stands where a value must be given; a plan is made without it. Not OmegaConf's ???, which a merge drops in silence
 # where the key has a value already.
@@ -94,6 +97,7 @@ class Config:
     def __post_init__(self) -> None:
         allow_plugins(self.plugins)
         resolve(self.optimizer.type, OPTIMIZERS, "optimizer.type")  # a wrong name costs nothing here
+        encoder_class(self.alignment)
         self.alignment.block_of(self.model.depth)
         if self.training.parallel == "fsdp" and self.optimizer.type == "muon":
             raise ConfigError(
@@ -148,7 +152,8 @@ def save_config(config: Config, path: Path | str) -> None:
 def stable_mapping(config: Config) -> dict[str, Any]:
     """The configuration without its volatile keys: what makes two runs the same experiment.
 
-    Of initial weights the content counts, not the path. Raises ConfigError where they are missing.
+    Of weights, the initial ones and the alignment's, the content counts, not the path. Raises ConfigError where the
+    initial ones are missing.
     """
     values = to_mapping(config)
     for key in VOLATILE:
@@ -161,6 +166,9 @@ def stable_mapping(config: Config) -> dict[str, Any]:
     init = values["training"].get("init")
     if init not in (None, REQUIRED):
         values["training"]["init"] = weights_digest(init)
+    weights = config.alignment.weights
+    if weights is not None:
+        values["alignment"]["weights"] = weights_identity(weights)
     return values
 
 

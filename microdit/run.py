@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
+from microdit.alignment.encoders import check_encoder
 from microdit.budget import COSTS, cost_facts
 from microdit.components import Components, build_components, choose_device, load_plugins
 from microdit.config import Config, save_config
@@ -66,10 +67,16 @@ def prepare(config: Config) -> Components:
     return _checked(config, choose_device(config))
 
 
-def _checked(config: Config, device: torch.device) -> Components:
+def check_files(config: Config) -> None:
+    """Raises MicroditError for whatever `config` names and isn't there, or is something else; computes nothing."""
     load_plugins(config)
     check_initial(config)
     check_scoring(config.evaluation)
+    check_encoder(config.alignment, config.model.side)
+
+
+def _checked(config: Config, device: torch.device) -> Components:
+    check_files(config)
     components = build_components(config, device)
     check_counts(config, components)
     return components

@@ -99,14 +99,15 @@ def prepare_trials(trials: Sequence[Trial], root: Path, suffix: str = "") -> lis
     The folder's name holds a digest of settings and data, so that a run never goes on from a checkpoint that was
     trained on something else. Raises MicroditError for what no trial could start with.
     """
-    from microdit.evaluation import check_scoring, feature_net_name
-    from microdit.run import prepare
+    from microdit.evaluation import feature_net_name
+    from microdit.run import check_files, prepare
 
+    for trial in trials:  # what the last one lacks is told before the first one's images are encoded
+        check_files(trial.config)
     fingerprints: dict[object, str] = {}
     ready = []
     for trial in trials:
         config = trial.config
-        check_scoring(config.evaluation)
         model = config.model
         sizes = (model.in_channels, model.input_size, model.caption_channels, config.evaluation.samples)
         shared = (config.data, config.autoencoder, config.text, config.alignment, model.side, *sizes)

@@ -13,13 +13,16 @@ from microdit.roles import check_name
 class AlignmentConfig:
     """REPA (arXiv 2410.06940): what is aligned with what, and how much it counts."""
 
-    encoder: str = "none"  # none | efficientnet-lite0 | dotted path of a PatchEncoder class
+    encoder: str = "none"  # none | efficientnet-lite0 | dinov2 | dotted path of a PatchEncoder class
     block: int | None = None  # backbone block, from 1, whose output is aligned; null: a third of the depth
     weight: float = 0.5  # lambda; 0: off
     hidden: int | None = None  # width of the projector; null: the model's
+    weights: str | None = None  # of dinov2: its file, or a URL to fetch it from; null: where torch hub keeps it
 
     def __post_init__(self) -> None:
         check_name(self.encoder, ENCODERS, "alignment.encoder")
+        if self.weights == "":
+            raise ConfigError("'alignment.weights' is empty; leave it out for the default")
         if not 0 <= self.weight < float("inf"):
             raise ConfigError(f"'alignment.weight' is {self.weight}; it must be a number of at least 0")
         if self.hidden is not None and self.hidden < 1:

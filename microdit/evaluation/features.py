@@ -23,12 +23,10 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from microdit.encoders.scoring import ScoringClip
 from microdit.errors import ConfigError
-from microdit.evaluation.dinov2 import SIDE, open_dinov2
+from microdit.evaluation.dinov2 import SIDE, dinov2_normalised, open_dinov2
 from microdit.evaluation.lite0 import CPU_CHUNK, build_lite0, fold_batch_norm, lite0_pixels
 from microdit.evaluation.networks import SCORE_CLIP, FeatureNet
-from microdit.evaluation.weights import KEY
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from microdit.evaluation.weights import SCORING
 
 
 class _SingleLayer(FeatureExtractorBase):
@@ -105,7 +103,7 @@ def open_inception(path: Path, digest: str) -> FeatureExtractorInceptionV3:
         return FeatureExtractorInceptionV3("inception-v3", ["2048"], feature_extractor_weights_path=str(path))
     except Exception as error:  # whatever a broken or foreign file makes of the unpickler
         raise ConfigError(
-            f"'{KEY}': {path} is not torch-fidelity's Inception-v3: {' '.join(str(error).split())[:300]}"
+            f"'{SCORING.weights}': {path} is not torch-fidelity's Inception-v3: {' '.join(str(error).split())[:300]}"
         ) from None
 
 
@@ -136,8 +134,7 @@ class DinoFeatures(_SingleLayer):
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(SIDE, SIDE), align_corners=False)
-        mean, std = (255 * x.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return (self.network((x - mean) / std).float(),)
+        return (self.network(dinov2_normalised(x)).float(),)
 
 
 def _weights(net: FeatureNet | None) -> tuple[Path, str]:

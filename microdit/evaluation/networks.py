@@ -8,7 +8,7 @@ from pathlib import Path
 from microdit.encoders.scoring import BUILTIN, ScoringClip, clip_folder, clip_title
 from microdit.evaluation.config import BUILTIN_NET, EvalConfig
 from microdit.evaluation.lite0 import LITE0_SIDE, lite0_digest
-from microdit.evaluation.weights import PUBLISHED, find_weights
+from microdit.evaluation.weights import PUBLISHED, SCORING, find_weights
 from microdit.files import content_digest
 
 SCORE_CLIP = "score-clip"  # the scoring CLIP's image tower, among the feature networks
@@ -48,7 +48,7 @@ def feature_net(config: EvalConfig) -> FeatureNet:
     if name == BUILTIN_NET:
         side = f"bilinear-antialias-{LITE0_SIDE}"
         return FeatureNet(name, "efficientnet-lite0-imagenet", lite0_digest(), 1280, side, exact=False)
-    weights = find_weights(name, config.feature_weights)
+    weights = find_weights(name, config.feature_weights, SCORING)
     digest = content_digest(weights)
     if name == "inception-v3":
         # Another file in the same layout may hold anything; what it measures must not be printed as FID.
@@ -56,7 +56,7 @@ def feature_net(config: EvalConfig) -> FeatureNet:
         return FeatureNet(name, title, digest, INCEPTION_WIDTH, "tf1-bilinear-299", weights=weights)
     from microdit.evaluation.dinov2 import SIDE, SIZES, dinov2_width
 
-    width = dinov2_width(weights, digest)
+    width = dinov2_width(weights, digest, SCORING.weights)
     title = f"dinov2-vit-{SIZES[width][0]}-14"
     return FeatureNet(name, title, digest, width, f"tf1-bilinear-{SIDE}", weights=weights)
 

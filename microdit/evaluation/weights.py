@@ -1,4 +1,4 @@
-"""The weights of scoring networks that are too large to come along: where they lie, or exactly what is missing."""
+"""The weights of networks that are too large to come along: where they lie, or exactly what is missing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ import torch
 from filelock import FileLock
 
 from microdit.errors import ConfigError
+from microdit.files import content_digest
 
-KEY = "evaluation.feature_weights"
+
+@dataclass(frozen=True)
+class Keys:
+    """The settings that name a network and its weights, as errors call them."""
+
+    network: str
+    weights: str
+
+
+SCORING = Keys("evaluation.feature_net", "evaluation.feature_weights")
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ PUBLISHED: Mapping[str, Published] = {
 }
 
 
-def find_weights(network: str, given: str | None) -> Path:
+def find_weights(network: str, given: str | None, keys: Keys) -> Path:
     """The file of `network`'s weights: `given`, or the published one where torch hub keeps it.
 
     Only a URL in `given` is ever fetched, once, to torch hub's folder. Raises ConfigError naming the file, where it
@@ -46,22 +56,34 @@ def find_weights(network: str, given: str | None) -> Path:
     """
     published = PUBLISHED[network]
     if given is None:
-        path = hub_folder() / published.name
+        path = published_place(network)
         if path.is_file():
             return path
         raise ConfigError(
-            f"'{KEY}' is null and {path} isn't there, which 'evaluation.feature_net' {network} needs: put "
-            f"{published.url} there, or set '{KEY}' to where you have that file, or to that URL to have it fetched"
+            f"'{keys.weights}' is null and {path} isn't there, which '{keys.network}' {network} needs: put "
+            f"{published.url} there, or set '{keys.weights}' to where you have that file, or to that URL to have it "
+            "fetched"
         )
     if "://" in given:
-        return _fetched(given)
+        return _fetched(given, keys.weights)
     path = Path(given).expanduser()
     if not path.is_file():
         raise ConfigError(
-            f"'{KEY}': {path}: no such file; 'evaluation.feature_net' {network} needs {published.name}, published at "
+            f"'{keys.weights}': {path}: no such file; '{keys.network}' {network} needs {published.name}, published at "
             f"{published.url}"
         )
     return path
+
+
+def weights_identity(given: str) -> str:
+    """What makes two settings of weights the same: 16 digits of a file's content, else (a URL, say) the setting."""
+    path = Path(given).expanduser()
+    return content_digest(path)[:16] if path.is_file() else given
+
+
+def published_place(network: str) -> Path:
+    """Where the published file is looked for."""
+    return hub_folder() / PUBLISHED[network].name
 
 
 def hub_folder() -> Path:
@@ -69,10 +91,10 @@ def hub_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _fetched(url: str) -> Path:
+def _fetched(url: str, key: str) -> Path:
     path = hub_folder() / _name(url)
     if not path.name:
-        raise ConfigError(f"'{KEY}': {url} ends with no file's name")
+        raise ConfigError(f"'{key}': {url} ends with no file's name")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):  # processes of a sweep may come at once
         if path.is_file():
@@ -81,7 +103,7 @@ def _fetched(url: str) -> Path:
         try:
             torch.hub.download_url_to_file(url, str(path), begins and begins[1], progress=False)
         except (OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"'{KEY}': {url} can't be fetched to {path}: {error}") from None
+            raise ConfigError(f"'{key}': {url} can't be fetched to {path}: {error}") from None
     return path
 
 

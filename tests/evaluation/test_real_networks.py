@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torch_fidelity
-from real_formats import inception_weights
+from real_formats import dinov2_weights, inception_weights
 from scipy.linalg import svdvals
-from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
 from microdit.data.base import CaptionedImages, DataConfig, build_dataset
@@ -159,12 +157,7 @@ def test_files_of_another_layout_are_refused(tmp_path: Path) -> None:
 
 
 def test_dinov2_measures(reference: CaptionedImages, images: np.ndarray, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    network = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0, img_size=518)
-    for weight in network.parameters():  # its own start as good as blind
-        nn.init.normal_(weight, std=0.06)
-    path = tmp_path / "dinov2_vits14_pretrain.pth"
-    torch.save(network.state_dict() | {"mask_token": torch.zeros(1, 384)}, path)
+    path = dinov2_weights(tmp_path / "dinov2_vits14_pretrain.pth")
     config = replace(CONFIG, feature_net="dinov2", feature_weights=str(path), metrics=("fd", "recall"))
     assert feature_net_name(config).startswith("dinov2-vit-s-14@")
     same = np.stack([reference[int(row)].image for row in RealSets(reference, REFERENCE, REFERENCE).reference])
