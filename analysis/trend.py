@@ -14,6 +14,7 @@ from analysis.power import ALPHA
 from analysis.stats import Estimate
 
 WIDE = 4.0  # an axis of positive values over this factor or more has its slope per doubling, else per unit
+UNITS = {1e9: "billion", 1e6: "million", 1e3: "thousand", 0.0: "unit"}  # by the axis' highest value at least
 LEAST = 3  # values that an order takes; two are a paired comparison
 
 
@@ -55,7 +56,8 @@ def trend(axis: np.ndarray, scores: np.ndarray) -> Trend:
     """
     seeds, count = scores.shape
     log = bool(axis[0] > 0 and axis[-1] / axis[0] >= WIDE)
-    across = np.log2(axis) if log else axis
+    size, unit = next((size or 1.0, word) for size, word in UNITS.items() if np.abs(axis).max() >= size)
+    across = np.log2(axis) if log else axis / size
     centred = across - across.mean()
     slopes = paired_test(scores @ centred / (centred**2).sum())
     rho = float(np.mean([_spearman(row) for row in scores]))
@@ -64,8 +66,9 @@ def trend(axis: np.ndarray, scores: np.ndarray) -> Trend:
     p, test = slopes.p, "t test of slopes"
     if seeds >= 2 and count >= LEAST and 2 / math.factorial(count) ** seeds <= ALPHA:
         p, test = page(scores), "Page's L"
-    unit = "doubling" if log else "unit"
-    return Trend(slopes.difference, slopes.deviation, unit, rho, p, test, steps, tuple(axis.tolist()))
+    return Trend(
+        slopes.difference, slopes.deviation, "doubling" if log else unit, rho, p, test, steps, tuple(axis.tolist())
+    )
 
 
 def page(scores: np.ndarray) -> float:

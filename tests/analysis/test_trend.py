@@ -52,7 +52,12 @@ def test_the_design_chooses_the_test(seeds: int, count: int, test: str) -> None:
 def test_slopes_are_least_squares_per_unit_or_doubling() -> None:
     rng = np.random.default_rng(1)
     scores = rng.normal(size=(3, 4))
-    for axis, across, unit in ((AXIS, AXIS, "unit"), (np.array([1.0, 2, 4, 8]), np.arange(4.0), "doubling")):
+    parameters = np.array([1.0e6, 1.2e6, 1.4e6, 1.8e6])
+    for axis, across, unit in (
+        (AXIS, AXIS, "unit"),
+        (np.array([1.0, 2, 4, 8]), np.arange(4.0), "doubling"),
+        (parameters, parameters / 1e6, "million"),  # not so many zeros of a slope per parameter
+    ):
         slopes = [np.polyfit(across, row, 1)[0] for row in scores]
         found = trend(axis, scores)
         assert found.unit == unit
