@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,8 @@ def columns(results: Results) -> list[Column]:
     runs = {arm: _runs(results, arm) for arm in arms}
     found = [Column("arm", "arm", tuple(arms))]
     if study.x and study.x != "arm":
-        cells = tuple(_plain(_place(results, arm)) for arm in arms)
+        form = _ratio if "/" in study.x else _plain
+        cells = tuple(form(_place(results, arm)) for arm in arms)
         found.append(Column(names.setting(study.x), "arm", cells))
     net = results.tag("feature_net")
     for metric in _scores(results):
@@ -140,31 +142,37 @@ def terminal(results: Results) -> str:
 
 
 def latex(results: Results) -> str:
-    """The table for a paper: booktabs, the notes below it in small print."""
-    found = columns(results)
-    head = " & ".join(_tex(column.head) for column in found)
-    shown = [_emphasised(column, "\x02{}\x03") for column in found]
-    rows = [" & ".join(_tex(cell) for cell in cells) + r" \\" for cells in zip(*shown, strict=True)]
-    study = results.study
+    """The table for a paper: booktabs, scores above tests and costs, verdicts and notes below in small print."""
+    found, study = columns(results), results.study
+    scores = [column for column in found if column.kind in ("arm", "score")]
+    others = [found[0], *(column for column in found if column.kind in ("test", "cost"))]
     body = [
         "% needs \\usepackage{booktabs,graphicx}",
         r"\begin{table}[t]",
         r"  \centering",
         f"  \\caption{{{_tex(study.question)}}}",
         f"  \\label{{tab:{study.name.replace('_', '-')}-{study.scale}}}",
-        r"  \resizebox{\linewidth}{!}{%",
-        f"  \\begin{{tabular}}{{l{'r' * (len(found) - 1)}}}",
-        r"    \toprule",
-        f"    {head} \\\\",
-        r"    \midrule",
-        *(f"    {row}" for row in rows),
-        r"    \bottomrule",
-        r"  \end{tabular}}",
+        *_tabular(scores),
+        r"  \par\medskip",
+        *_tabular(others),
         r"  \par\smallskip\raggedright\footnotesize",
-        *(f"  {_tex(note)}" for note in [*sentences(results), *claims(results), *notes(results)]),
+        *(f"  {_tex(verdict)}\\par" for verdict in claims(results)),
+        r"  \scriptsize",
+        *(f"  {_tex(note)}" for note in notes(results)),
+        r"  \par",
         r"\end{table}",
     ]
     return "\n".join(body) + "\n"
+
+
+def _tabular(found: Sequence[Column]) -> list[str]:
+    """Columns as lines of LaTeX, made smaller where they are wider than the text."""
+    shown = [_emphasised(column, "\x02{}\x03") for column in found]
+    rows = [[column.head for column in found], *zip(*shown, strict=True)]
+    head, *lines = [f"    {' & '.join(_tex(cell) for cell in row)} \\\\" for row in rows]
+    fitting = r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+    begin = f"  \\begin{{tabular}}{{l{'r' * (len(found) - 1)}}}"
+    return [fitting, begin, r"    \toprule", head, r"    \midrule", *lines, r"    \bottomrule", r"  \end{tabular}}"]
 
 
 def runs_csv(results: Results) -> pd.DataFrame:
@@ -218,6 +226,11 @@ def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _ratio(cost: float) -> str:
+    """A cost as the place of an arm on the axis."""
+    return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.3g}"
+
+
 def _amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else number(value)
 
@@ -237,4 +250,5 @@ def _tex(text: str) -> str:
     special |= {"{": r"\{", "}": r"\}", "±": r"$\pm$", "−": "$-$", "↓": r"$\downarrow$", "↑": r"$\uparrow$"}
     special |= {"é": r"\'e", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
     special |= {"\x02": r"\textbf{", "\x03": "}"}  # what `latex` marks a bold cell with
-    return "".join(special.get(character, character) for character in text.replace("**", ""))
+    text = re.sub(r"(?<![\w.)])-(?=\d)", "−", text.replace("**", ""))  # a minus before a number, no hyphen
+    return "".join(special.get(character, character) for character in text)

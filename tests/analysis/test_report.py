@@ -1,6 +1,9 @@
 """The command, from a store with known numbers to files that a paper could print."""
 
 import csv
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -75,12 +78,24 @@ def test_latex_table_is_balanced(masking_store: str) -> None:
     text = latex(load(open_store(masking_store), "masking_ratio"))
     lines = text.splitlines()
     body = [line for line in lines if line.endswith(r"\\")]
-    assert len(body) == 6
-    assert len({line.count("&") for line in body}) == 1
+    assert len(body) == 2 * 6  # scores; tests and costs
+    assert [len({line.count("&") for line in part}) for part in (body[:6], body[6:])] == [1, 1]
     assert text.count("{") == text.count("}")
     assert r"naive\_75" in text
     assert not set("±−↓↑é") & set(text)
-    assert [line for line in lines if "rule" in line] == [r"    \toprule", r"    \midrule", r"    \bottomrule"]
+    assert [line for line in lines if "rule" in line] == 2 * [r"    \toprule", r"    \midrule", r"    \bottomrule"]
+    assert re.search(r"[ \[]\$-\$\d", text), "a minus, not a hyphen"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+def test_latex_takes_the_table(masking_store: str, tmp_path: Path) -> None:
+    (tmp_path / "table.tex").write_text(latex(load(open_store(masking_store), "masking_ratio")), encoding="utf-8")
+    page = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{table}\end{document}"
+    (tmp_path / "page.tex").write_text(page)
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
 
 
 @pytest.mark.parametrize("name", ["figure.png", "curves.png", "cost.png", "noise.png", "samples.png"])

@@ -45,7 +45,7 @@ DEFERRED = {METHOD: "deferred", RATIO: 0.75}
 BETAS = {f"b{i}": {"optimizer.beta2": value} for i, value in enumerate((0.9, 0.95, 0.99, 0.999))}
 SCHEDULE = "model.ffn_width.schedule"
 MEAN, STD = "diffusion.p_mean", "diffusion.p_std"
-AGAINST = {"small": {METHOD: "none", RATIO: 0.0}, "masked": DEFERRED}
+AGAINST = {name: {METHOD: "none", RATIO: 0.0} for name in ("small", "fewer_steps")} | {"masked": DEFERRED}
 # Per study: arms, a score that bears its first claim out (lower is better), and what all its claims then come to.
 PLANTED: list[tuple[str, Arms, Score, list[str]]] = [
     ("masking_ratio", MASKED, masked, [REPRODUCED, REPRODUCED, NOT_TESTED]),
