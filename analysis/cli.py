@@ -27,7 +27,7 @@ Reads the newest launch of STUDY (at that scale, else at any) from MLflow and wr
   curves.png .pdf                training and validation loss
   cost.png .pdf                  the primary metric against training FLOPs and time
   noise.png .pdf                 validation loss against the baseline's, by noise level
-  search_*.png .pdf              of a search: history, parallel coordinates, importances
+  search_*.png .pdf              of a search: history, parallel coordinates, importances, front of several objectives
   samples.png .pdf               the same prompts drawn by every arm
   report.html                    all of it on one page that needs nothing beside it
 It logs them onto the launch too, where microdit-sweep ui shows them. "all" does so for every study of the store, and

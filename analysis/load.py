@@ -52,6 +52,7 @@ class Study:
     x: str
     hue: str
     search: Mapping[str, Any] = field(default_factory=dict)
+    objectives: Mapping[str, str] = field(default_factory=dict)  # of a search for several: metric -> direction
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,7 @@ def _study(client: Any, parent: Any) -> Study:
         x=str(figure.get("x") or searched),
         hue=str(figure.get("hue") or ""),
         search=dict(space),
+        objectives=dict(values.get("objectives") or {}),
     )
 
 

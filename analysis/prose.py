@@ -13,6 +13,7 @@ from analysis.compare import against_baseline, comparisons, p_value, sentence
 from analysis.load import TRIAL, Results
 from analysis.noise import components_of
 from analysis.power import ALPHA
+from analysis.search import front
 from analysis.stats import Estimate, number, signed
 from analysis.trend import LEAST, Trend, trend_of
 from analysis.verdict import line, verdicts
@@ -22,6 +23,9 @@ def sentences(results: Results) -> list[str]:
     """Does an arm differ from the baseline, and from its neighbour at the same x, beyond the noise of the seeds? Then
     trends over the axis."""
     study, frame = results.study, results.frame
+    if unbeaten := front(results):
+        wanted = ", ".join(f"{name} {way}d" for name, way in study.objectives.items())
+        return [f"No trial beats these in all objectives ({wanted}): {', '.join(unbeaten)}.", *trends(results)]
     if not study.baseline:
         return trends(results)
     if study.baseline not in results.arms:

@@ -30,7 +30,7 @@ from analysis.webpage import study_page
 
 FIGURES = {"figure": score_figure, "curves": curve_figure, "cost": cost_figure, "noise": noise_figure}
 KINDS: Mapping[str, Mapping[str, None]] = {"png": {}, "pdf": {"CreationDate": None}}  # same runs, same bytes
-SEARCHES = ("search_history", "search_parallel", "search_importances")
+SEARCHES = ("search_history", "search_parallel", "search_importances", "search_front")
 OPTIONAL = (
     *(f"{name}.{kind}" for name in (*FIGURES, *SEARCHES) for kind in KINDS),
     "samples.png",

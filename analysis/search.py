@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,10 @@ LEAST = 4  # finished trials, without which importances are nothing but noise
 
 
 def search_figures(results: Results) -> dict[str, Figure]:
-    """History, parallel coordinates and importances by file name; none for a study that is no search."""
+    """History, parallel coordinates and importances by file name, of several objectives the front, too.
+
+    None for a study that is no search.
+    """
     if not results.study.search:
         return {}
     study = rebuilt(results)
@@ -33,7 +37,37 @@ def search_figures(results: Results) -> dict[str, Figure]:
     found = {"search_history": _history(results, study), "search_parallel": _parallel(results, study)}
     if len(results.study.search) > 1 and done >= LEAST and len({trial.value for trial in study.trials}) > 1:
         found["search_importances"] = _importances(results, study)
+    if (pareto := weighed(results)) is not None and len(pareto.directions) == 2:  # of more a picture shows little
+        found["search_front"] = _front(results, pareto)
     return found
+
+
+def front(results: Results) -> list[str]:
+    """Of a search for several objectives the trials that none beats in all of them, best in the first one first."""
+    if (study := weighed(results)) is None:
+        return []
+    first = 1 if study.directions[0].name == "MINIMIZE" else -1
+    best = sorted(study.best_trials, key=lambda trial: (first * trial.values[0], trial.number))
+    return [str(trial.user_attrs["arm"]) for trial in best]
+
+
+def weighed(results: Results) -> optuna.Study | None:
+    """The finished trials of a search for several objectives as an Optuna study; None for any other study."""
+    import optuna
+    from optuna.study import StudyDirection
+    from optuna.trial import create_trial
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    columns = {name: name if "/" in name else f"final/{name}" for name in results.study.objectives}
+    if len(columns) < 2 or not set(columns.values()) <= set(results.frame):
+        return None
+    directions = [StudyDirection[way.upper()] for way in results.study.objectives.values()]
+    study = optuna.create_study(directions=directions)
+    for row in results.frame.sort_values("arm").to_dict("records"):
+        values = [float(row[column]) for column in columns.values()]
+        if all(map(math.isfinite, values)):
+            study.add_trial(create_trial(values=values, user_attrs={"arm": row["arm"]}))
+    return study if study.trials else None
 
 
 def rebuilt(results: Results) -> optuna.Study:
@@ -172,6 +206,33 @@ def _importances(results: Results, study: optuna.Study) -> Figure:
         note = "fANOVA: share of the variance over the space that a setting explains; rough where trials are few."
         canvas.title(figure, results.study.question, f"Importance of the settings, {_counts(results, study)} {note}")
     return figure
+
+
+def _front(results: Results, study: optuna.Study) -> Figure:
+    """Every finished trial by its objectives, those on the front named."""
+    from optuna.visualization.matplotlib import plot_pareto_front
+
+    wanted = results.study.objectives
+    with _optuna_draws():
+        axis = plot_pareto_front(study, target_names=[_objective(results, name) for name in wanted])
+        figure = _sheet(axis, 3.6)
+        others, best = (axis.collections[0], axis.collections[-1])
+        others.set(color=NEUTRAL, sizes=[20], alpha=0.7)
+        best.set(color=COLOURS[1], sizes=[30], alpha=1.0)
+        for trial in study.best_trials:
+            name = str(trial.user_attrs["arm"]).removeprefix("trial_")
+            axis.annotate(name, trial.values, (4, 4), textcoords="offset points", fontsize=7)
+        which = f"{results.study.name}, scale {results.study.scale}: {len(study.trials)} finished trials, a seed each."
+        canvas.legend(
+            figure, {"on the front (with its number)": best} | ({"others": others} if others is not best else {})
+        )
+        canvas.title(figure, results.study.question, f"What no trial beats in all objectives, {which}")
+    return figure
+
+
+def _objective(results: Results, name: str) -> str:
+    arrow = "↓" if results.study.objectives[name] == "minimize" else "↑"
+    return f"{names.setting(name) if '/' in name else names.title(name, results.tag('feature_net'))} {arrow}"
 
 
 def _sheet(axis: Axes, height: float) -> Figure:

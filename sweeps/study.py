@@ -103,6 +103,7 @@ class Study:
             "cumulative": f.cumulative,
             "divergence": f.divergence,
             "search": dict(f.search),
+            "objectives": dict(f.objectives),
             "arms": {name: dict(overrides) for name, overrides in self.arms.items()},
             "seeds": list(self.seeds),
             "metrics": {"primary": f.metrics.primary, "direction": f.metrics.direction},

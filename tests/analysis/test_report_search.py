@@ -15,7 +15,8 @@ from planted import results
 
 from analysis.cost import cost_figure
 from analysis.load import Results
-from analysis.search import distribution, rebuilt, search_figures
+from analysis.prose import sentences
+from analysis.search import distribution, front, rebuilt, search_figures
 
 SPACE = {
     "optimizer.weight_decay": {"low": 1.0e-3, "high": 1.0, "log": True},
@@ -95,3 +96,38 @@ def test_one_setting_has_no_importances_and_a_study_of_arms_no_search() -> None:
     few = dataclasses.replace(one, frame=one.frame.iloc[:1], others=pd.DataFrame(columns=one.others.columns))
     assert search_figures(few) == {}
     assert cost_figure(one) is None
+
+
+class TestSeveralObjectives:
+    """A search for a low score and few parameters at once."""
+
+    def found(self, **objectives: str) -> Results:
+        rows = searched()
+        frame = rows.frame.assign(**{"cost/params": [5.0, 3.0, 9.0, 2.0, 7.0, 3.0, 3.5, 6.0, 2.0]})
+        return dataclasses.replace(rows, frame=frame, study=dataclasses.replace(rows.study, objectives=objectives))
+
+    def test_the_front_is_what_no_trial_beats_in_all(self) -> None:
+        results = self.found(**{"clip_fd": "minimize", "cost/params": "minimize"})
+        points = results.frame.set_index("arm")[["final/clip_fd", "cost/params"]]
+        unbeaten = [
+            arm
+            for arm, point in points.iterrows()
+            if not any((other <= point).all() and (other < point).any() for _, other in points.iterrows())
+        ]
+        assert 1 < len(unbeaten) < len(points)
+        assert front(results) == sorted(unbeaten, key=lambda arm: points.loc[arm, "final/clip_fd"])
+        [said, *_] = sentences(results)
+        assert said.startswith("No trial beats these in all objectives (clip_fd minimized, cost/params minimized): ")
+        assert front(self.found(**{"clip_fd": "minimize", "cost/params": "maximize"})) != front(results)
+
+    def test_its_picture_names_the_trials_of_the_front(self) -> None:
+        results = self.found(**{"clip_fd": "minimize", "cost/params": "minimize"})
+        figure = search_figures(results)["search_front"]
+        (axis,) = figure.axes
+        assert [f"trial_{text.get_text()}" for text in axis.texts] == sorted(front(results))
+        assert axis.get_xlabel() == "CLIP-FD ↓"
+        assert axis.get_ylabel() == "parameters ↓"
+
+    def test_one_objective_has_none(self) -> None:
+        assert front(self.found(clip_fd="minimize")) == []
+        assert "search_front" not in search_figures(searched())

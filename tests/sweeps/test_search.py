@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
+from analysis.cli import main as report
 from microdit.errors import ConfigError
 from sweeps.cli import main
 from sweeps.queue import open_queue
@@ -133,3 +134,7 @@ def test_two_objectives_give_a_front(
     study = write(tmp_path, objectives=objectives, sampler="nsga2", n_trials=3)
     assert main([f"study={study}", "scale=smoke", "workers=1", f"cache_dir={cache_dir}", *UNSCORED]) == 0
     assert "Pareto front of" in capsys.readouterr().out
+    assert report(["mine", "scale=smoke"]) == 0
+    said = capsys.readouterr().out
+    assert "No trial beats these in all objectives (cost/params minimized, val_loss minimized): trial_" in said
+    assert (tmp_path / "results" / "mine" / "smoke" / "search_front.png").is_file()
