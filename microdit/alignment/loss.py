@@ -34,7 +34,7 @@ class NoAlignment(nn.Module):
 
 
 class PatchAlignment(nn.Module):
-    """REPA (arXiv 2410.06940 section 3.2): tokens of a block, projected, become like a frozen network's features.
+    """REPA (arXiv 2410.06940 section 3.3): tokens of a block, projected, become like a frozen network's features.
 
     The projector (three linears with SiLU between them) is trained with the network and is no part of it: sampling
     doesn't need it, so neither the average nor model.safetensors holds it.
