@@ -13,13 +13,14 @@ import pandas as pd
 from analysis import canvas, names
 from analysis.load import Results
 from analysis.palette import NEUTRAL, Palette, palette
-from analysis.stats import Estimate, estimate
+from analysis.stats import Estimate, estimate, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PREFIXES = {1e18: "E", 1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M"}
+SHARED = 0.01  # of a cost, within which arms count as equal; what `holds` allows, too
 SHOWN = {"cost/train_flops": "training compute", "cost/seconds": "training time"}
 BESIDE = ((5, 4, "left"), (5, -9, "left"), (-5, 4, "right"), (-5, -9, "right"), (0, 8, "center"), (0, -13, "center"))
 
@@ -37,10 +38,12 @@ class Point:
 def cost_figure(results: Results) -> Figure | None:
     """The primary metric over training FLOPs and over time, with the Pareto front of the means.
 
-    None where no run has either cost, for one arm, and for a search, whose trials differ in settings more than in cost.
+    A cost that the arms share is said, not drawn. None where no run has either cost, for one arm, and for a search,
+    whose trials differ in settings more than in cost.
     """
     study = results.study
-    found = {column: points for column in SHOWN if len(points := _points(results, column)) > 1}
+    every = {column: points for column in SHOWN if len(points := _points(results, column)) > 1}
+    found = {column: points for column, points in every.items() if not _shared(points)}
     if not found or study.search:
         return None
     figure, axes = canvas.panels(len(found))
@@ -51,15 +54,21 @@ def cost_figure(results: Results) -> Figure | None:
     metric = names.title(study.primary, results.tag("feature_net"))
     axes[0].set_ylabel(f"{metric} {names.arrow(study.primary, study.primary, study.direction)}")
     canvas.legend(figure, _handles(axes[0], results, looks))
-    named = looks.grouped and len(results.arms) <= canvas.MOST
+    named, short = looks.grouped and len(results.arms) <= canvas.MOST, _short_names(results, looks)
     for axis, points in zip(axes, found.values(), strict=True):
         if named:
-            _name(figure, axis, points, _short_names(results, looks))
+            _name(figure, axis, points, short)
     bars = " Bars: 95% intervals over seeds, cut where they leave the panel." if canvas.several(results) else ""
-    labels = f" Beside a point: its {names.setting(study.x)}." if named else ""
+    told = "arm" if set(short) == set(short.values()) else names.setting(study.x)
+    labels = f" Beside a point: its {told}." if named else ""
+    equal = "".join(
+        f" All arms have the same {SHOWN[column]}: {number(points[0].cost.mean)} {unit(results.frame, column)[1]}."
+        for column, points in every.items()
+        if column not in found
+    )
     head = f"{metric} against the cost of training: {study.name}, scale {study.scale}, {canvas.seeds(results)}"
     front = "Pareto front: no other arm's mean is as good at as little cost; it does not weigh the intervals."
-    canvas.title(figure, head, f"{front}{bars}{labels} Device: {results.tag('device')}.")
+    canvas.title(figure, head, f"{front}{bars}{labels}{equal} Device: {results.tag('device')}.")
     return figure
 
 
@@ -90,6 +99,11 @@ def _points(results: Results, column: str) -> list[Point]:
         if point.cost.n and point.score.n:
             found.append(point)
     return found
+
+
+def _shared(points: Sequence[Point]) -> bool:
+    costs = [point.cost.mean for point in points]
+    return max(costs) - min(costs) <= SHARED * max(costs)
 
 
 def unit(frame: pd.DataFrame, column: str) -> tuple[float, str]:

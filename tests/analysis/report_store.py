@@ -101,7 +101,9 @@ class StudyWriter:
         all_tags = {f"microdit.{key}": value for key, value in given.items()} | {"mlflow.parentRunId": self.parent}
         run_id = self.client.create_run(self.experiment, tags=all_tags, run_name=f"{arm_name}/seed{seed}").info.run_id
         params = {"seed": seed} | dict(self.study["arms"][arm_name])
-        metrics = {f"final/{name}": value for name, value in final.items()} | COSTS if final else {}
+        slower = 20.0 * list(self.study["arms"]).index(arm_name)  # arms share their FLOPs, not their time
+        costs = COSTS | {"cost/seconds": COSTS["cost/seconds"] + slower}
+        metrics = {f"final/{name}": value for name, value in final.items()} | costs if final else {}
         batch = [Metric(name, value, 0, 100) for name, value in metrics.items()]
         for name, values in (curves or {}).items():
             batch += [Metric(name, value, 0, 25 * (i + 1)) for i, value in enumerate(values)]

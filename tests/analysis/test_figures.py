@@ -161,6 +161,18 @@ def test_cost_figure_shows_both_costs_with_units_and_the_front() -> None:
     )
 
 
+def test_a_cost_that_all_arms_share_is_said_in_words() -> None:
+    found = plain(["masked", "small"])
+    frame = found.frame.assign(**{"final/clip_fd": [10.0, 20.0], "cost/seconds": [90.0, 60.0]})
+    frame = frame.assign(**{"cost/train_flops": [3.356e12, 3.355e12]})  # as near as steps can make them
+    figure = cost_figure(dataclasses.replace(found, frame=frame))
+    assert figure is not None
+    (time,) = figure.axes
+    assert time.get_xlabel() == "training time (s)"
+    assert "All arms have the same training compute: 3.356 TFLOP." in figure.get_suptitle().replace("\n", " ")
+    assert cost_figure(dataclasses.replace(found, frame=frame.drop(columns="cost/seconds"))) is None
+
+
 def test_names_beside_points_of_a_hue_cover_nothing() -> None:
     figure = cost_figure(masking())
     assert figure is not None
