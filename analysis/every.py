@@ -10,12 +10,13 @@ from typing import Any
 from urllib.parse import quote
 
 from analysis.errors import ReportError, nearest
-from analysis.load import PREFIX, Results, load
+from analysis.load import Results, load
 from analysis.paper import facts
 from analysis.report import Store, publish, study_folder, write
 from analysis.runs import search
 from analysis.sections import PAGE, Section, section
 from analysis.sets import Choice
+from analysis.study import PREFIX
 from analysis.webpage import Missing, render
 
 

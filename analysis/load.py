@@ -13,46 +13,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from PIL import Image
 
-from analysis.errors import ReportError, nearest
+from analysis.errors import ReportError
 from analysis.histories import History, read_histories
 from analysis.noise import average_noises
-from analysis.runs import children, search
+from analysis.runs import children
 from analysis.sets import NOT_RECORDED, Choice, choose
 from analysis.settings import Configs
+from analysis.study import TRIAL, Study, find_experiment, find_launch, hue_of, read_study, setting_of
 
-PREFIX = "microdit/"
 MEASURED = ("final/", "cost/")
-TAGS = ("data_fingerprint", "feature_net", "samples", "device", "git_commit", "git_dirty", "trial_key", "command")
+TAGS = (
+    *("data_fingerprint", "feature_net", "samples", "device", "versions", "git_commit", "git_dirty", "trial_key"),
+    "command",
+)
 PLACES = ("x", "hue", "outcome")
 BAND = "val/loss_q"
 BANDS = re.compile(BAND + r"\d+")  # the last validation loss, by quarter of the noise levels
-TRIAL = "trial"  # x of a search over several settings: their numbers, as it tried them
 BUDGET = ("training.steps", "training.batch_size")  # columns; a run has them as tags, else in its config.yaml
-
-
-@dataclass(frozen=True)
-class Study:
-    """What the newest launch says of itself; `arms` maps a name to its overrides, in the study's order."""
-
-    name: str
-    scale: str
-    parent: str
-    question: str
-    section: str
-    claim: str
-    baseline: str
-    holds: str
-    arms: Mapping[str, Mapping[str, Any]]
-    seeds: tuple[int, ...]
-    primary: str
-    direction: str
-    x: str
-    hue: str
-    search: Mapping[str, Any] = field(default_factory=dict)
-    objectives: Mapping[str, str] = field(default_factory=dict)  # of a search for several: metric -> direction
 
 
 @dataclass(frozen=True)
@@ -98,7 +77,11 @@ class Results:
 
     def tag(self, name: str) -> str:
         """Values of tag `microdit.<name>` over all runs, joined where they differ."""
-        return ", ".join(self.frame[f"tag.{name}"].unique())
+        return ", ".join(self.tags(name))
+
+    def tags(self, name: str) -> list[str]:
+        """The different values of tag `microdit.<name>`, in the runs' order."""
+        return list(self.frame[f"tag.{name}"].unique())
 
     def settings(self, arm: str) -> dict[str, Any]:
         """An arm's dotted config keys to values: its first run's config.yaml, or what launch and parameters tell."""
@@ -144,8 +127,8 @@ def load(client: Any, study: str, scale: str | None = None, choice: Choice | Non
     launches may have had other settings. Of runs that can't be compared with each other (see `analysis.sets`), `choice`
     picks the set. Raises ReportError for an unknown study or scale and for a launch without a finished run.
     """
-    experiment = _experiment(client, study)
-    found = _study(client, _launch(client, experiment, study, scale))
+    experiment = find_experiment(client, study)
+    found = read_study(client, find_launch(client, experiment, study, scale))
     finished: list[tuple[str, int, Any]] = []
     other: dict[tuple[str, int], str] = {}
     unscored: dict[tuple[str, int], Any] = {}
@@ -199,59 +182,6 @@ def _absent(study: Study, other: Mapping[tuple[str, int], str], shown: set[tuple
     return lines
 
 
-def _experiment(client: Any, study: str) -> str:
-    name = PREFIX + study
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    present = [e.name.removeprefix(PREFIX) for e in client.search_experiments() if e.name.startswith(PREFIX)]
-    hint = nearest(study, present) if present else "the store has no study at all"
-    raise ReportError(f"the store has no study '{study}'; {hint}")
-
-
-def _launch(client: Any, experiment: str, study: str, scale: str | None) -> Any:
-    launches = search(client, experiment, "tags.`microdit.role` = 'study'", "attributes.start_time DESC")
-    if not launches:
-        raise ReportError(f"'{study}' has runs but no launch; microdit-sweep study={study} makes one")
-    if scale is None:
-        return launches[0]
-    for run in launches:
-        if run.data.tags.get("microdit.scale") == scale:
-            return run
-    scales = dict.fromkeys(run.data.tags.get("microdit.scale", "?") for run in launches)
-    raise ReportError(f"'{study}' was never launched at scale '{scale}'; {nearest(scale, scales)}")
-
-
-def _study(client: Any, parent: Any) -> Study:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = Path(client.download_artifacts(parent.info.run_id, "study.yaml", folder))
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except Exception as error:
-            words = " ".join(str(error).split())[:200]
-            raise ReportError(f"launch {parent.info.run_id}: its study.yaml can't be read: {words}") from None
-    paper, metrics, figure, space = (values.get(key) or {} for key in ("paper", "metrics", "figure", "search"))
-    searched = (next(iter(space)) if len(space) == 1 else TRIAL) if space else ""
-    return Study(
-        name=parent.data.tags["microdit.study"],
-        scale=parent.data.tags["microdit.scale"],
-        parent=parent.info.run_id,
-        question=str(values.get("question", "")).strip(),
-        section=str(paper.get("section", "")),
-        claim=str(paper.get("claim", "")),
-        baseline=str(values.get("baseline") or ""),
-        holds=str(values.get("holds") or ""),
-        arms={str(arm): dict(overrides or {}) for arm, overrides in (values.get("arms") or {}).items()},
-        seeds=tuple(int(seed) for seed in values.get("seeds") or ()),
-        primary=str(metrics.get("primary", "clip_fd")),
-        direction=str(metrics.get("direction", "minimize")),
-        x=str(figure.get("x") or searched),
-        hue=str(figure.get("hue") or ""),
-        search=dict(space),
-        objectives=dict(values.get("objectives") or {}),
-    )
-
-
 def _reason(run: Any, study: Study) -> str:
     """Why a run can't be used, '' if it can."""
     status = run.info.status
@@ -272,7 +202,7 @@ def _reason(run: Any, study: Study) -> str:
 def _row(run: Any, study: Study, arm: str, seed: int, configs: Configs | None) -> dict[str, Any]:
     tags, params = run.data.tags, run.data.params
     row: dict[str, Any] = {"run_id": run.info.run_id, "arm": arm, "seed": seed, "started": run.info.start_time}
-    row["x"] = run.data.metrics.get(study.x, np.nan) if "/" in study.x else _setting(study.x, arm, params, study)
+    row["x"] = run.data.metrics.get(study.x, np.nan) if "/" in study.x else setting_of(study.x, arm, params, study)
     if study.x == TRIAL and (number := re.search(r"\d+$", arm)):
         row["x"] = float(number[0])
     row["hue"] = hue_of(study, arm, params)
@@ -293,23 +223,3 @@ def _budget(run: Any, configs: Configs) -> dict[str, Any]:
     if len(known) < len(BUDGET):  # of an older version
         known = configs[run.info.run_id]
     return {f"config.{key}": known[key] for key in BUDGET if key in known}
-
-
-def hue_of(study: Study, arm: str, params: Mapping[str, str] | None = None) -> str:
-    """Which line of the figure an arm belongs to, '' where there is one.
-
-    Where it is the arm itself, the part of its name that tells x is left out: `wide_lr=0.1` is on the line `wide`.
-    """
-    value = _setting(study.hue, arm, params or {}, study) if study.hue else ""
-    if study.hue == "arm" and study.x:
-        value = re.sub(rf"(^|_){re.escape(study.x.rsplit('.', 1)[-1])}=[^_]+", "", arm).strip("_")
-    return f"{value:g}" if isinstance(value, float) else value
-
-
-def _setting(key: str, arm: str, params: Mapping[str, str], study: Study) -> Any:
-    """A run's value of a config key, a number where it is one; the arm's name where it has none."""
-    value = params.get(key, study.arms.get(arm, {}).get(key, arm))
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return str(value)

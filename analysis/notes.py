@@ -9,6 +9,7 @@ from analysis.claims import claims_of
 from analysis.load import Results
 from analysis.paper import citation, paper_values, trust_meaning
 from analysis.prose import noise
+from analysis.sets import NOT_RECORDED
 from analysis.stats import number
 
 
@@ -28,7 +29,8 @@ def notes(results: Results) -> list[str]:
         *of_paper(results),
     ]
     holds = f" The arms hold {study.holds} fixed." if study.holds else ""
-    hardware = results.tag("device")
+    software = [words for words in results.tags("versions") if words != NOT_RECORDED]
+    hardware = "; ".join([results.tag("device"), *software])
     found.append(f"Hardware: {hardware}; seconds are wall-clock for training, on a machine that may be shared.{holds}")
     dirty = " with uncommitted changes" if "true" in set(frame["tag.git_dirty"]) else ""
     commits = ", ".join(dict.fromkeys(str(commit)[:10] for commit in frame["tag.git_commit"]))

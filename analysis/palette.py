@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.load import Results, hue_of
+from analysis.load import Results
+from analysis.study import hue_of
 
 # Okabe & Ito's colours that are dark enough on white, then two of Tol's; neighbours differ in lightness too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255", "#999933")

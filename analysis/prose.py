@@ -10,11 +10,12 @@ import pandas as pd
 
 from analysis import names
 from analysis.compare import against_baseline, comparisons, p_value, sentence
-from analysis.load import TRIAL, Results
+from analysis.load import Results
 from analysis.noise import components_of
 from analysis.power import ALPHA
 from analysis.search import front
 from analysis.stats import Estimate, number, signed
+from analysis.study import TRIAL
 from analysis.trend import LEAST, Trend, trend_of
 from analysis.verdict import line, verdicts
 

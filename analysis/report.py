@@ -17,13 +17,14 @@ from analysis.curves import curve_figure
 from analysis.errors import ReportError
 from analysis.figures import score_figure
 from analysis.levels import noise_figure
-from analysis.load import Results, Study
+from analysis.load import Results
 from analysis.notes import notes
 from analysis.prose import sentences
 from analysis.samples import sample_figure
 from analysis.search import search_figures
 from analysis.sections import PAGE, answer, commands
 from analysis.store import brief
+from analysis.study import Study
 from analysis.tables import bullets, columns, grid, latex, markdown, runs_csv, summary, tested
 from analysis.verdict import table, verdicts
 from analysis.webpage import study_page

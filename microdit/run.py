@@ -21,6 +21,7 @@ from microdit.errors import ConfigError, StopTraining
 from microdit.evaluation import check_scoring, feature_net_name
 from microdit.files import write_text
 from microdit.finish import evaluate, keep_final
+from microdit.machine import device_name, versions
 from microdit.model import DiT
 from microdit.prompts import shown_prompts
 from microdit.sampling import generate, save_png, strip
@@ -110,14 +111,10 @@ def run_facts(config: Config, components: Components, accelerator: Accelerator) 
         "feature_net": feature_net_name(config.evaluation),
         "sigma_data": sigma_data(config, components.train),
         "device": device_name(accelerator.device),
+        "versions": versions(),
         "processes": accelerator.num_processes,
         **cost_facts(config),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """'cpu' or the GPU's product name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def check_counts(config: Config, components: Components) -> None:

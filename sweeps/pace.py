@@ -16,7 +16,7 @@ from microdit.config import Config
 from microdit.config_io import to_mapping
 from microdit.errors import ConfigError
 from microdit.files import write_text
-from microdit.run import device_name
+from microdit.machine import device_name
 
 TRIES = 3  # the fastest counts: whatever else the machine does can only slow a step down
 

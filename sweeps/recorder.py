@@ -22,6 +22,7 @@ from sweeps.provenance import provenance, user
 FLUSH_SECONDS = 5.0  # one by one, sqlite takes 25 ms a metric; in batches, a hundredth of that
 BATCH = 1000  # metrics that MLflow takes at once
 SYSTEM_SECONDS = 10.0  # between two readings of the machine's load
+FACT_TAGS = ("data_fingerprint", "feature_net", "device", "versions")
 ERROR_TAGS = ("microdit.error", "microdit.traceback")
 CURVES = ("train/loss", "val/loss")  # one of each report that a run may make twice
 BUDGET = ("steps", "batch_size")  # what analysis compares runs of a study by
@@ -93,7 +94,7 @@ class MlflowRecorder:
 
         if not self._open:
             self.open()
-        tags = {f"microdit.{name}": str(facts[name]) for name in ("data_fingerprint", "feature_net", "device")}
+        tags = {f"microdit.{name}": str(facts[name]) for name in FACT_TAGS}
         tags["microdit.samples"] = str(config.evaluation.samples)
         for name in BUDGET:  # also in config.yaml, which a reader of many runs would have to fetch from each
             tags[f"microdit.training.{name}"] = str(getattr(config.training, name))

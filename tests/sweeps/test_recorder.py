@@ -24,6 +24,7 @@ from sweeps.ui import links
 from sweeps.views import ARMS, SAMPLES, SCORES, TAG
 
 FACTS = {"data_fingerprint": "abc123", "feature_net": "net@1", "device": "cpu", "gflops_per_image": 0.5}
+FACTS |= {"versions": "python 3.11, torch 2.14"}
 STUDY = """
 question: Does it?
 arms:
