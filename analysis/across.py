@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DECADES = 20  # a range of this factor or more is drawn on a logarithmic axis
+EVENER = 2.0  # times the least gap that a linear axis has, from which a logarithmic one is taken below that
 TICKS = 9  # values that get a tick each
 CHARACTERS = 105  # that fit side by side below the panels of a page
 NEAR = 0.06  # of the axis between two values: less leaves no room for their numbers, even slanted
@@ -36,7 +37,7 @@ class Across:
         if not found or not all(isinstance(value, float) for value in found):
             return cls(tuple(float(i) for i in range(len(found))), tuple(str(value) for value in found), False, panels)
         values = tuple(sorted(found))
-        return cls(values, (), values[0] > 0 and values[-1] / values[0] >= DECADES, panels)
+        return cls(values, (), _logarithmic(values), panels)
 
     def place(self, value: Any, shift: float = 0.0) -> float:
         """Where `value` is drawn, moved to the right by `shift`, a fraction of the axis."""
@@ -80,6 +81,14 @@ class Across:
             return 1 / len(self.names)
         at = [math.log(value) for value in self.values] if self.log else list(self.values)
         return min(((b - a) / (at[-1] - at[0]) for a, b in itertools.pairwise(at)), default=1.0)
+
+
+def _logarithmic(values: tuple[float, ...]) -> bool:
+    """Whether positive values reach over decades, or stand so much more evenly there, as 1, 2, 4, 8 do."""
+    if values[0] <= 0 or values[-1] / values[0] >= DECADES:
+        return values[0] > 0
+    gaps = [Across(values, (), log).gap() for log in (False, True)]
+    return gaps[1] >= EVENER * gaps[0]
 
 
 def wrap(name: str, width: int) -> str:

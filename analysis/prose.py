@@ -36,9 +36,18 @@ def sentences(results: Results) -> list[str]:
     name, lower = names.title(study.primary, results.tag("feature_net")), _lower(results)
     lines = []
     for family in found:
-        for row in family.to_dict("records"):
-            lines.append(sentence(row["arm"], row["against"], difference(row), row["p_holm"], name, lower))
+        rows = family.to_dict("records")
+        if len(rows) > 1 and all(row["n"] == 1 for row in rows):  # all of them say the same
+            lines += _single(rows, name) if family is found[0] else []
+            continue
+        lines += [sentence(row["arm"], row["against"], difference(row), row["p_holm"], name, lower) for row in rows]
     return [*lines, *trends(results)]
+
+
+def _single(rows: Sequence[Mapping[Any, Any]], name: str) -> list[str]:
+    """Differences of one seed, in one sentence."""
+    each = ", ".join(f"{row['arm']} {number(row['difference'], sign=True)}" for row in rows)
+    return [f"{name} against {rows[0]['against']} at n=1, which no interval can tell from noise: {each}."]
 
 
 def difference(row: Mapping[Any, Any]) -> Estimate:

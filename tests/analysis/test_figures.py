@@ -18,6 +18,7 @@ from planted import results
 from scipy import stats
 
 from analysis import canvas, levels
+from analysis.across import Across
 from analysis.cost import cost_figure, pareto
 from analysis.curves import curve_figure
 from analysis.figures import PAPER, score_figure
@@ -309,3 +310,18 @@ def test_log_ticks_are_few_and_within_bounds(low: float, factor: float) -> None:
     assert ticks == sorted(set(ticks))
     assert low * 0.95 <= ticks[0]
     assert ticks[-1] <= low * factor * 1.05
+
+
+@pytest.mark.parametrize(
+    ("values", "log"),
+    [
+        ([0.00075, 0.0015, 0.003, 0.006, 0.012], True),  # rates that double
+        ([1.0, 2.0, 4.0, 8.0], True),
+        ([0.25, 0.5, 0.75, 0.875], False),
+        ([0.0, 0.01, 0.1, 0.3], False),  # 0 has no place on a logarithmic axis
+        ([1.0, 4.0], False),
+        ([0.01, 0.1, 0.3], True),
+    ],
+)
+def test_an_axis_is_logarithmic_where_its_values_stand_evenly_so(values: list[float], log: bool) -> None:
+    assert Across.of(pd.Series(values)).log == log

@@ -1,5 +1,6 @@
 """Means, intervals and paired differences against scipy and against laws that hold for any numbers."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,9 +8,11 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import results
 from scipy import stats
 
 from analysis.compare import differences, paired_test, sentence
+from analysis.prose import sentences
 from analysis.stats import Estimate, estimate, number, signed
 
 VALUES = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=8)
@@ -95,3 +98,11 @@ def test_printed_differences_read_back_as_the_interval(mean: float, half: float)
     words = signed(Estimate(mean, half, 3))
     low, high = (float(part) for part in words.partition("[")[2].rstrip("]").split(","))
     assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.051 * half + 1e-9)
+
+
+def test_many_differences_of_one_seed_are_one_sentence() -> None:
+    arms = {name: {"model.depth": depth} for name, depth in (("base", 1), ("a", 2), ("b", 3))}
+    found = results("depths", arms, lambda settings: settings["model.depth"], seeds=1, noise=0.0)
+    [said] = sentences(dataclasses.replace(found, study=dataclasses.replace(found.study, baseline="base")))
+    assert said.startswith("CLIP-FD against base at n=1, which no interval can tell from noise: a +")
+    assert ", b +" in said
