@@ -130,7 +130,9 @@ class _Beside:
                     if hue not in at.setdefault(x, []):
                         at[x].append(hue)
         most = max((len(hues) for hues in at.values()), default=1)
-        return cls(min(DODGE, 0.8 * across.gap() / most), at)
+        # Without bars nothing hides behind another's, and a point stands where its number is.
+        bare = not across.names and not canvas.several(results)
+        return cls(0.0 if bare else min(DODGE, 0.8 * across.gap() / most), at)
 
     def shift(self, x: Any, hue: str) -> float:
         hues = self.at[x]
