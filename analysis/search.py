@@ -53,14 +53,14 @@ def front(results: Results) -> list[str]:
 
 def weighed(results: Results) -> optuna.Study | None:
     """The finished trials of a search for several objectives as an Optuna study; None for any other study."""
+    columns = {name: name if "/" in name else f"final/{name}" for name in results.study.objectives}
+    if len(columns) < 2 or not set(columns.values()) <= set(results.frame):
+        return None
     import optuna
     from optuna.study import StudyDirection
     from optuna.trial import create_trial
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    columns = {name: name if "/" in name else f"final/{name}" for name in results.study.objectives}
-    if len(columns) < 2 or not set(columns.values()) <= set(results.frame):
-        return None
     directions = [StudyDirection[way.upper()] for way in results.study.objectives.values()]
     study = optuna.create_study(directions=directions)
     for row in results.frame.sort_values("arm").to_dict("records"):
