@@ -25,7 +25,14 @@ from analysis.study import TRIAL, Study, find_experiment, find_launch, hue_of, r
 
 MEASURED = ("final/", "cost/")
 TAGS = (
-    *("data_fingerprint", "feature_net", "samples", "device", "versions", "git_commit", "git_dirty", "trial_key"),
+    "data_fingerprint",
+    "feature_net",
+    "samples",
+    "device",
+    "versions",
+    "git_commit",
+    "git_dirty",
+    "trial_key",
     "command",
 )
 PLACES = ("x", "hue", "outcome")

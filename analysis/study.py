@@ -41,6 +41,7 @@ class Study:
 
 
 def find_experiment(client: Any, study: str) -> str:
+    """The id of the study's experiment; raises ReportError naming the nearest study where there is none."""
     name = PREFIX + study
     found = client.get_experiment_by_name(name)
     if found is not None:
@@ -51,6 +52,7 @@ def find_experiment(client: Any, study: str) -> str:
 
 
 def find_launch(client: Any, experiment: str, study: str, scale: str | None) -> Any:
+    """The newest launch, at `scale` where one is given, as MLflow's run; raises ReportError where there is none."""
     launches = search(client, experiment, "tags.`microdit.role` = 'study'", "attributes.start_time DESC")
     if not launches:
         raise ReportError(f"'{study}' has runs but no launch; microdit-sweep study={study} makes one")
@@ -64,6 +66,7 @@ def find_launch(client: Any, experiment: str, study: str, scale: str | None) -> 
 
 
 def read_study(client: Any, parent: Any) -> Study:
+    """What launch `parent` says of itself; raises ReportError where its study.yaml can't be read."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = Path(client.download_artifacts(parent.info.run_id, "study.yaml", folder))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from microdit.diffusion.edm import Denoiser
 from microdit.errors import ConfigError
-from microdit.model.captions import Captions, beside_null
+from microdit.model.captions import Captions, beside_null, parts
 from microdit.model.mask_plan import keep_none
 
 Model = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W) float32, sigma (B,)) -> denoised (B, C, H, W)
@@ -144,10 +144,9 @@ def _by_caption(denoiser: Denoiser, y: Captions) -> Pair:
 
 def _by_path_drop(denoiser: Denoiser, y: Captions) -> Pair:
     null_caption = beside_null(y)[len(y) :]
-    patches = denoiser.net.config.side**2
+    around = keep_none(len(y), denoiser.net.config.side**2, parts(y)[0].device)
 
     def pair(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        around = keep_none(len(x), patches, x.device)
         return denoiser(x, sigma, y), denoiser(x, sigma, null_caption, around)
 
     return pair
