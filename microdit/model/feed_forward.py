@@ -24,11 +24,13 @@ class FeedForwardConfig:
 class FeedForward(nn.Module):
     """The role: (B, L, D) -> (B, L, D), made as `FeedForward(width, hidden, bias)`.
 
-    `matrices` counts its weight matrices of size width x hidden, from which follows the hidden width at equal cost. Its
-    last linear is its output: initialisation makes that one small.
+    `matrices` counts its weight matrices of size width x hidden, which gives the hidden width at equal cost. Its last
+    linear is its output, which initialization scales down with depth; `depth_scaled` names further parameters that are
+    scaled alike.
     """
 
     matrices: ClassVar[int] = 2
+    depth_scaled: ClassVar[tuple[str, ...]] = ()
 
     def flops(self, tokens: int) -> int:
         """FLOPs for `tokens` tokens of one image; override where they aren't all in linears over every token."""
@@ -39,6 +41,7 @@ class SwiGLU(FeedForward):
     """w3(silu(w1 x) * w2 x), arXiv 2002.05202 section 2."""
 
     matrices = 3
+    depth_scaled = ("w2.weight",)
 
     def __init__(self, width: int, hidden: int, bias: bool) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""All initialisation in one place: which parameter starts how, and from which random stream.
+"""Initial values of all parameters, and the random stream that each one draws from.
 
-Each parameter draws from its own stream, named after it: arms of a study that share a seed start equal wherever their
-shapes agree, whatever else one of them has besides.
+Each parameter draws from its own stream, named after it. Arms of a study that share a seed start equal wherever their
+shapes agree, whatever other parameters they have.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ if TYPE_CHECKING:
 Rule = Callable[[Tensor, torch.Generator], None]
 
 STD = 0.02
+BOUND = 2.0  # of truncated normals: absolute, as in the released model, so in effect none
 
 
 @torch.no_grad()
 def initialise(net: DiT, seed: int) -> None:
-    """Sets every parameter, as the released model starts.
+    """Sets every parameter as the released model does (`tests/model/reference/tiny_init.json` has its statistics).
 
-    Linears are Xavier-uniform with zero biases, embedders normal (0.02). In blocks, the inputs of attention and
-    feed-forwards are normal (0.02, truncated at two deviations), their outputs 0.02 / sqrt(2 (i + 1)) in the backbone's
-    block i and 0.02 / sqrt(2 depth) in the mixer's. adaLN outputs, the head and the caption block's outputs are zero,
-    so that a block is the identity at first (adaLN-zero, DiT, arXiv 2212.09748 section 3.2).
+    Linears are Xavier-uniform, embedders normal (0.02). Biases are zero, except the patch embedding's: it keeps a
+    convolution's default. In blocks, the inputs of attention and feed-forwards are normal (0.02). Their outputs, and
+    what else a feed-forward lists in `depth_scaled`, are normal with 0.02 / sqrt(2 (i + 1)) in the backbone's block i.
+    In all other stacks (the mixer, MaskDiT's decoder) they have 0.02 / sqrt(2 depth), with the backbone's depth.
+    adaLN outputs, the head and the caption block's outputs are zero, so that a block is the identity at first
+    (adaLN-zero, DiT, arXiv 2212.09748 section 3.2).
     """
     parameters = dict(net.named_parameters())
     for name, rule in _rules(net).items():
@@ -41,7 +44,7 @@ def initialise(net: DiT, seed: int) -> None:
 
 @torch.no_grad()
 def initialise_beside(part: nn.Module, seed: int, name: str) -> None:
-    """Sets every parameter of a part that is trained beside the network, by the general rules, in streams of `name`."""
+    """Sets every parameter of a part that is trained beside the network by the general rules, in streams of `name`."""
     parameters = dict(part.named_parameters())
     for path, rule in _general_rules(part).items():
         rule(parameters[path], generator(seed, f"init/{name}.{path}"))
@@ -54,9 +57,10 @@ def _rules(net: DiT) -> dict[str, Rule]:
         rules |= {f"{name}.weight": _normal for name, _ in _linears(path, net.get_submodule(path))}
     for path, block in net.named_modules():
         if isinstance(block, CaptionBlock):
-            rules |= _branches(path, block, _zero)
+            rules |= _branches(path, block) | dict.fromkeys(_outputs(path, block), _zero)
         elif isinstance(block, DiTBlock):
-            rules |= _branches(path, block, _truncated(STD / math.sqrt(2 * _depth_for_output(net, path))))
+            scaled = _truncated(STD / math.sqrt(2 * _depth_for_output(net, path)))
+            rules |= _branches(path, block) | dict.fromkeys(_depth_scaled(path, block), scaled)
             rules[f"{path}.adaLN_modulation.1.weight"] = _zero
         elif isinstance(block, FinalLayer):
             rules[f"{path}.linear.weight"] = rules[f"{path}.adaLN_modulation.1.weight"] = _zero
@@ -72,23 +76,36 @@ def _general_rules(part: nn.Module) -> dict[str, Rule]:
 
 
 def _depth_for_output(net: DiT, path: str) -> int:
-    """1-based place of a backbone block; the whole depth for a block of the mixer or of a plugin."""
+    """1-based place of a backbone block; the backbone's depth for a block of any other stack."""
     stack, _, index = path.rpartition(".")
-    return int(index) + 1 if stack == "blocks" else len(list(net.get_submodule(stack).children()))
+    return int(index) + 1 if stack == "blocks" else len(net.blocks)
 
 
-def _branches(path: str, block: DiTBlock | CaptionBlock, output: Rule) -> dict[str, Rule]:
-    """Inputs of attention and feed-forward at 0.02, their outputs by `output`."""
-    rules: dict[str, Rule] = {}
-    for branch, module in block.named_children():
-        if branch in ("attn", "cross_attn", "mlp"):
-            names = [f"{name}.weight" for name, _ in _linears(f"{path}.{branch}", module)]
+def _weights(path: str, block: DiTBlock | CaptionBlock) -> dict[str, list[str]]:
+    """The weight matrices of attention and feed-forward, by branch, each branch's output last."""
+    found = {}
+    for branch in ("attn", "cross_attn", "mlp"):
+        module = getattr(block, branch, None)
+        if module is not None:
+            found[branch] = [f"{name}.weight" for name, _ in _linears(f"{path}.{branch}", module)]
             if isinstance(module, ExpertChoice):
-                names += [f"{path}.{branch}.w1", f"{path}.{branch}.w2"]
-            rules |= dict.fromkeys(names, _truncated(STD))
-            if names:
-                rules[names[-1]] = output  # the last matrix of each branch leads back to the residual stream
-    return rules
+                found[branch] += [f"{path}.{branch}.w1", f"{path}.{branch}.w2"]
+    return found
+
+
+def _branches(path: str, block: DiTBlock | CaptionBlock) -> dict[str, Rule]:
+    names = [name for weights in _weights(path, block).values() for name in weights]
+    return dict.fromkeys(names, _truncated(STD))
+
+
+def _outputs(path: str, block: DiTBlock | CaptionBlock) -> list[str]:
+    """The matrix of each branch that leads back to the residual stream."""
+    return [weights[-1] for weights in _weights(path, block).values() if weights]
+
+
+def _depth_scaled(path: str, block: DiTBlock) -> list[str]:
+    """The outputs, and what else the feed-forward scales like its output."""
+    return _outputs(path, block) + [f"{path}.mlp.{name}" for name in block.mlp.depth_scaled]
 
 
 def _linears(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -98,9 +115,13 @@ def _linears(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 def _general(module: nn.Module, parameter: Tensor) -> Rule:
     if isinstance(module, nn.LayerNorm) and parameter is module.weight:
         return _one
+    if isinstance(module, nn.Conv2d) and parameter is module.bias:
+        return _uniform(1 / math.sqrt(module.weight[0].numel()))
     if parameter.ndim < 2:
         return _zero
-    return _xavier if isinstance(module, (nn.Linear, nn.Conv2d)) else _truncated(STD)
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        return _uniform(math.sqrt(6 / (len(parameter) + parameter[0].numel())))  # Xavier; a patch is one input
+    return _truncated(STD)
 
 
 def _zero(weight: Tensor, _: torch.Generator) -> None:
@@ -115,13 +136,15 @@ def _normal(weight: Tensor, draw: torch.Generator) -> None:
     weight.copy_(torch.randn(weight.shape, generator=draw) * STD)
 
 
-def _xavier(weight: Tensor, draw: torch.Generator) -> None:
-    bound = math.sqrt(6 / (len(weight) + weight[0].numel()))  # a convolution is a linear over its patch
-    weight.copy_((torch.rand(weight.shape, generator=draw) * 2 - 1) * bound)
+def _uniform(bound: float) -> Rule:
+    def fill(weight: Tensor, draw: torch.Generator) -> None:
+        weight.copy_((torch.rand(weight.shape, generator=draw) * 2 - 1) * bound)
+
+    return fill
 
 
 def _truncated(std: float) -> Rule:
     def fill(weight: Tensor, draw: torch.Generator) -> None:
-        weight.copy_(nn.init.trunc_normal_(torch.empty(weight.shape), std=std, a=-2 * std, b=2 * std, generator=draw))
+        weight.copy_(nn.init.trunc_normal_(torch.empty(weight.shape), std=std, a=-BOUND, b=BOUND, generator=draw))
 
     return fill
