@@ -11,7 +11,7 @@ import torch
 from microdit.alignment.targets import build_targets
 from microdit.config import Config
 from microdit.data.base import DATASETS, CaptionedImages, DataConfig, build_dataset
-from microdit.data.encoded import EncodedDataset, encode_dataset
+from microdit.data.encoded import EncodedDataset, data_fingerprint, encode_dataset
 from microdit.data.latents import LatentImages, check_autoencoder
 from microdit.encoders.autoencoder import OF_DATA, Autoencoder, AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
@@ -30,6 +30,11 @@ class Components:
     text_encoder: TextEncoder
     train: EncodedDataset
     val: EncodedDataset
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Names the content of everything that is read in training."""
+        return data_fingerprint(self.train, self.val)
 
 
 def load_plugins(config: Config) -> None:

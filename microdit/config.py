@@ -58,6 +58,13 @@ ADDED = {
     "sampler.guidance_by": "caption",
     "alignment.weights": None,
 }
+# The version of what a run computes from its settings and data. Raise it when results change; say why in HISTORY, and
+# in `_unchanged` which runs stay what they were.
+ALGORITHM = 2
+HISTORY = {
+    1: "",
+    2: "the initialization became the released model's, checkpoints and runs are identified by their data's content",
+}
 # Stands where a value must be given; a plan is made without it. Not OmegaConf's ???, which a merge drops in silence
 # where the key has a value already.
 REQUIRED = "REQUIRED"
@@ -182,12 +189,24 @@ def _owner(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
 
 def trial_key(config: Config) -> str:
     """16 hex digits that name this experiment, its seed included (see `VOLATILE` for what is left out)."""
-    return _digest(stable_mapping(config))
+    return _digest({"algorithm": ALGORITHM, **stable_mapping(config)})
 
 
 def training_key(config: Config) -> str:
     """The same of what decides the weights: how they are sampled and scored is left out."""
-    return _digest({name: value for name, value in stable_mapping(config).items() if name not in AFTERWARDS})
+    values = {name: value for name, value in stable_mapping(config).items() if name not in AFTERWARDS}
+    return _digest({"algorithm": ALGORITHM, **values})
+
+
+def former_key(config: Config) -> str | None:
+    """The trial's key under algorithm 1 if the same settings mean the same there, else None."""
+    return _digest(stable_mapping(config)) if _unchanged(config) else None
+
+
+def _unchanged(config: Config) -> bool:
+    """Whether algorithm 1 computed the same: no parameter is initialized, since all start from stored weights."""
+    aligned = config.alignment.encoder != "none" and config.alignment.weight
+    return config.training.init is not None and not aligned
 
 
 def _digest(values: Mapping[str, Any]) -> str:

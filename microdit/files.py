@@ -1,63 +1,204 @@
-"""Writing files so that a kill leaves either the old file or the new one, never half of one."""
+"""Write files atomically, remove what killed writers left, and name files by their content.
+
+A file or folder is made inside a scratch folder `.NAME.XXXXXXXX` beside its target and renamed into place. While its
+writer lives, it holds a lock inside that folder, so that `sweep` can tell an abandoned scratch folder from a live one.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import platform
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+SCRATCH = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}", re.DOTALL)  # what tempfile.mkdtemp makes of the prefix
+SCRATCH_NAME_LENGTH = 40  # characters of the target's name; a folder's name may have 255 bytes
+REPLACED = "old"  # in a scratch folder: the folder that the new one replaces
+OWNER = "owner-"  # in a scratch folder: the beginning of the name of its writer's lock
+ABANDONED_SECONDS = 3600.0  # without a change, after which a scratch folder of unknown owner is abandoned
+DIGEST = "sha256"  # key of a signed JSON file: the digest of everything else in it
 
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write a file (or folder) at; renames it to `path` on success.
+    """Give a temporary path to write a file (or folder) at, and rename it to `path` on success.
 
     A folder already at `path` is replaced. On an exception the temporary one is removed and `path` is untouched.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    temporary = scratch / target.name
-    try:
+    with scratch_folder(target.parent, target.name) as scratch:
+        temporary = scratch / target.name
         yield temporary
         if temporary.is_dir() and target.is_dir():
-            os.replace(target, scratch / "old")
+            os.replace(target, scratch / REPLACED)
         os.replace(temporary, target)
+
+
+@contextmanager
+def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Give an empty folder in `parent` that `sweep` leaves alone while this process lives; it is removed afterwards."""
+    parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{name[:SCRATCH_NAME_LENGTH]}.", dir=parent))
+    lock = FileLock(scratch / f"{OWNER}{_machine()}", timeout=0)
+    try:
+        with suppress(OSError, NotImplementedError, Timeout):  # a file system without locks: age decides
+            lock.acquire()
+        yield scratch
     finally:
+        lock.release(force=True)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a folder so that a kill leaves it whole or gone."""
+    with scratch_folder(path.parent, path.name) as scratch:
+        os.replace(path, scratch / REPLACED)
+
+
+def sweep(root: Path | str, depth: int = 0) -> list[Path]:
+    """Remove the scratch folders of dead writers in `root` and `depth` levels below; return their paths.
+
+    A writer of this machine (since its boot) is dead if nobody holds its lock. Of other writers only the age is known:
+    their folders are removed after an hour without a change. A replacement that was interrupted between its two
+    renames is completed.
+    """
+    swept: list[Path] = []
+    try:
+        entries = [entry for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)]
+    except OSError:  # no such folder, or not ours to read
+        return swept
+    for entry in entries:
+        path = Path(entry.path)
+        match = SCRATCH.fullmatch(entry.name)
+        if match and _is_scratch(path, match["name"]):
+            if _is_abandoned(path):
+                _clear(path)
+                swept.append(path)
+        elif depth:
+            swept += sweep(path, depth - 1)
+    return swept
+
+
+def _is_scratch(path: Path, name: str) -> bool:
+    """Whether it holds nothing but what `scratch_folder` and its users put into one."""
+    try:
+        found = [entry for entry in os.listdir(path) if entry != REPLACED and not entry.startswith(OWNER)]
+    except OSError:
+        return False
+    return all(entry[:SCRATCH_NAME_LENGTH] == name for entry in found)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        owners = list(path.glob(f"{OWNER}*"))
+        if owners and owners[0].name == f"{OWNER}{_machine()}":
+            return not _is_locked(owners[0])
+        newest = max(os.lstat(found).st_mtime for found in (path, *path.rglob("*")))
+    except OSError:  # its writer removes it at this moment
+        return False
+    return time.time() - newest > ABANDONED_SECONDS
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except (Timeout, OSError, NotImplementedError):
+        return True
+
+
+def _clear(scratch: Path) -> None:
+    for made in scratch.iterdir():
+        target = scratch.parent / made.name
+        if (scratch / REPLACED).exists() and made.name != REPLACED and made.is_dir() and not target.exists():
+            with suppress(OSError):
+                os.replace(made, target)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+@cache
+def _machine() -> str:
+    """A name of this machine since its boot: locks of other machines, or from before it, are not visible here."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        boot = platform.node()
+    return hashlib.sha256(boot.encode()).hexdigest()[:16]
+
+
 def write_text(path: Path | str, text: str) -> None:
-    """Writes a text file atomically, as UTF-8."""
+    """Write a text file atomically, as UTF-8."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
+def signed(values: Mapping[str, Any]) -> str:
+    """JSON text of `values` and a digest of them, which `read_signed` verifies."""
+    return json.dumps({**values, DIGEST: _json_digest(values)}, indent=1, ensure_ascii=False)
+
+
+def read_signed(path: Path, optional: bool = False) -> dict[str, Any]:
+    """Read what `signed` made, without the digest.
+
+    Raises:
+        OSError: if the file can't be read. ValueError: if it is no JSON object, or not what was written; without a
+            digest, unless it is `optional`.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    stored = values.pop(DIGEST, None)
+    if not (optional and stored is None) and stored != _json_digest(values):
+        raise ValueError("wrong checksum: the file was changed or damaged")
+    return values
+
+
+def _json_digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def file_state(path: Path | str) -> tuple[int, ...]:
+    """What changes whenever a file is written, replaced, renamed or given another time, as far as the system tells.
+
+    The time of the inode's last change (ctime) is among it: a user can set the time of modification, but not that one.
+    """
+    facts = os.stat(path)
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_dev
+
+
 def stamp(path: Path | str | None) -> str:
-    """Digest of names, sizes and times of all files below a folder, '' where `path` is none: changes when they do."""
+    """Digest of names and `file_state` of all files below a folder, '' if there is no path: changes when they do."""
     digest, root = hashlib.sha256(), Path(path or "").expanduser()
     if not path or not root.is_dir():
         return ""
     for folder, _, names in sorted(os.walk(root, followlinks=True)):
         for name in sorted(names):
             found = Path(folder, name)
-            facts = found.stat() if found.exists() else None
-            digest.update(repr((str(found), facts and (facts.st_size, facts.st_mtime_ns))).encode())
+            digest.update(repr((str(found), file_state(found) if found.exists() else None)).encode())
     return digest.hexdigest()
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 of one file's content alone; read once a process as long as its size and time stay."""
-    facts = path.stat()
-    return _content_digest(path.resolve(), facts.st_size, facts.st_mtime_ns)
+    """SHA-256 of one file's content alone; read once per process as long as its `file_state` stays the same."""
+    return _content_digest(path.resolve(), file_state(path))
 
 
-@lru_cache(maxsize=64)
-def _content_digest(path: Path, size: int, changed: int) -> str:
+@lru_cache(maxsize=4096)
+def _content_digest(path: Path, state: tuple[int, ...]) -> str:
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

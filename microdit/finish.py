@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors.torch import save_file
 
 from microdit.components import Components
 from microdit.config import Config
@@ -21,6 +20,7 @@ from microdit.evaluation.prompts import read_prompts
 from microdit.files import atomic_path, write_text
 from microdit.prompts import Prompts, held_out_prompts, written_prompts
 from microdit.sampling import generate, save_png, strip
+from microdit.tensors import write_tensors
 from microdit.training.recorder import Recorder
 from microdit.training.shards import whole_weights
 
@@ -94,7 +94,7 @@ def keep_final(config: Config, denoiser: Denoiser, pictures: np.ndarray, shown: 
     output = Path(config.output_dir)
     with atomic_path(output / "model.safetensors") as temporary:
         exact = torch.tensor(denoiser.sigma_data, dtype=torch.float64)  # float32 would change the scores' last digits
-        save_file(whole_weights(denoiser.net) | {"sigma_data": exact}, temporary)
+        write_tensors(temporary, whole_weights(denoiser.net) | {"sigma_data": exact})
     save_png(strip(pictures), output / "samples" / "final.png")
     listing = {
         "tile": pictures.shape[1],

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from microdit.alignment.config import AlignmentConfig
 from microdit.components import build_components, choose_device, load_plugins, open_autoencoder
@@ -24,6 +22,7 @@ from microdit.evaluation import check_scoring, evaluate_folder
 from microdit.finish import evaluate
 from microdit.model import DiT
 from microdit.run import build_accelerator, check_counts
+from microdit.tensors import read_tensors
 from microdit.training.validation import validate
 
 
@@ -58,11 +57,11 @@ def load_denoiser(config: Config, path: Path) -> Denoiser:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; has the run finished?")
     net = DiT(config.model, seed=None)
+    tensors = read_tensors(path)
     try:
-        tensors = load_file(path)
         sigma_data = float(tensors.pop("sigma_data"))
         net.load_state_dict(tensors)
-    except (SafetensorError, RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: can't be loaded: {' '.join(str(error).split())[:400]}") from None
     return Denoiser(net, sigma_data).eval()
 

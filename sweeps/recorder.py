@@ -22,7 +22,7 @@ from sweeps.provenance import provenance, user
 FLUSH_SECONDS = 5.0  # one by one, sqlite takes 25 ms a metric; in batches, a hundredth of that
 BATCH = 1000  # metrics that MLflow takes at once
 SYSTEM_SECONDS = 10.0  # between two readings of the machine's load
-FACT_TAGS = ("data_fingerprint", "feature_net", "device", "versions")
+FACT_TAGS = ("algorithm", "data_fingerprint", "feature_net", "device", "versions")
 ERROR_TAGS = ("microdit.error", "microdit.traceback")
 CURVES = ("train/loss", "val/loss")  # one of each report that a run may make twice
 BUDGET = ("steps", "batch_size")  # what analysis compares runs of a study by

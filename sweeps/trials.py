@@ -112,7 +112,7 @@ def prepare_trials(trials: Sequence[Trial], root: Path, suffix: str = "") -> lis
         sizes = (model.in_channels, model.input_size, model.caption_channels, config.evaluation.samples)
         shared = (config.data, config.autoencoder, config.text, config.alignment, model.side, *sizes)
         if shared not in fingerprints:
-            fingerprints[shared] = prepare(config).train.fingerprint
+            fingerprints[shared] = prepare(config).data_fingerprint
         data = fingerprints[shared]
         digest = hashlib.sha256(f"{trial.key}/{data}".encode()).hexdigest()[:8]
         folder = root / trial.study / trial.scale / f"{trial.arm}-seed{trial.seed}-{digest}{suffix}"

@@ -29,6 +29,8 @@ BATCH = 64  # images encoded at once
 class NoTargets:
     """Nothing to align with."""
 
+    fingerprint = ""
+
     def batch(self, indices: np.ndarray) -> Tensor:
         """(B, 0, 0)."""
         return torch.zeros(len(indices), 0, 0)
@@ -39,6 +41,7 @@ class PatchTargets:
     """Features of each patch of each training image."""
 
     features: np.ndarray  # (N, T, E) float16, memory-mapped
+    fingerprint: str  # of the images, the encoder and the grid
 
     def batch(self, indices: np.ndarray) -> Tensor:
         """(B, T, E) float16."""
@@ -68,7 +71,7 @@ def encode_targets(images: CaptionedImages, encoder: PatchEncoder, cache_dir: Pa
                 temporary.mkdir()
                 _write(images, encoder, temporary / "features.npy")
                 (temporary / "header.json").write_text(json.dumps(identity), encoding="utf-8")
-    return PatchTargets(np.load(folder / "features.npy", mmap_mode="r"))
+    return PatchTargets(np.load(folder / "features.npy", mmap_mode="r"), key)
 
 
 def _write(images: CaptionedImages, encoder: PatchEncoder, path: Path) -> None:

@@ -75,6 +75,11 @@ class EncodedDataset:
         return self.images.caption(index)
 
 
+def data_fingerprint(train: EncodedDataset, val: EncodedDataset) -> str:
+    """16 hex digits that name all content that a run reads: both splits' latents and captions, and targets to align."""
+    return _key(train.fingerprint, val.fingerprint, train.targets.fingerprint)
+
+
 def encode_dataset(
     dataset: CaptionedImages,
     autoencoder: Autoencoder,

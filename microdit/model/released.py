@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from microdit.config_io import parse, read_yaml, to_mapping
@@ -24,6 +22,7 @@ from microdit.model.mixer import MixerConfig
 from microdit.model.moe import ExpertsConfig
 from microdit.model.presets import preset
 from microdit.model.widths import WidthConfig
+from microdit.tensors import read_tensors, write_tensors
 
 # (beginning of a released name, of ours); everything else is called alike.
 NAMES = (
@@ -98,7 +97,7 @@ def import_released(checkpoint: Path | str, out: Path | str, preset_name: str, c
     net = load_released(checkpoint, settings)
     with atomic_path(out) as folder:
         folder.mkdir()
-        save_file(net.state_dict(), folder / "model.safetensors")
+        write_tensors(folder / "model.safetensors", net.state_dict())
         (folder / "model.yaml").write_text(yaml.safe_dump(to_mapping(settings), sort_keys=False))
     count = sum(p.numel() for p in net.parameters())
     return f"{count:,} parameters in {Path(out) / 'model.safetensors'}, settings in {Path(out) / 'model.yaml'}"
@@ -127,16 +126,16 @@ def _read_config(path: Path) -> DiTConfig:
 def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than weights, and such a pickle could run any code, so it is not opened "
             f"({' '.join(str(error).split())[:160]})"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from None
     for wrapper in ("state_dict", "state", "model"):  # trainers wrap the weights in these
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):

@@ -1,15 +1,15 @@
-"""Checkpoints: a folder a step, renamed into place whole, from which training goes on bit for bit.
+"""Checkpoints: one folder per step, renamed into place whole, from which training resumes bit for bit.
 
-    checkpoints/step_00000500/{weights,ema,alignment}.safetensors, optimizer.pt, state.json
+    checkpoints/step_00000500/{weights,ema,alignment,optimizer}.safetensors, optimizer.json, state.json
 
+`state.json` holds the SHA-256 of every other file and a digest of itself; all are verified before anything is loaded.
 Random streams need no state: they are functions of (seed, stream, step).
 """
 
 from __future__ import annotations
 
-import json
-import pickle
-import shutil
+import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,15 +17,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from microdit.alignment.loss import Alignment
 from microdit.errors import CheckpointError
-from microdit.files import atomic_path
+from microdit.files import atomic_path, read_signed, remove, signed
 from microdit.model import DiT
+from microdit.tensors import read_tensors, write_tensors
+from microdit.training.optimizer_file import REST, read_optimizer, write_optimizer
 from microdit.training.shards import load_optimizer, load_weights, whole_net, whole_optimizer, whole_weights
+
+STATE = "state.json"
+MODULES = ("weights", "ema", "alignment")  # what has a file of tensors each
+FORMAT = 2  # 1: the optimizer's state was a pickle (optimizer.pt)
 
 
 @dataclass(frozen=True)
@@ -63,24 +68,46 @@ class TrainState:
         return whole_net(self.ema.module if int(self.ema.n_averaged) else self.net)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What a run trains: a checkpoint resumes only under the same settings, algorithm and data."""
+
+    training_key: str
+    algorithm: int
+    data: str  # fingerprint of all that is read in training: images, captions, features to align with
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A checkpoint's verified content."""
+
+    facts: Mapping[str, Any]  # of state.json
+    modules: Mapping[str, Mapping[str, Tensor]]  # tensors of each of MODULES
+    optimizer: Mapping[str, Any]  # a state dict
+
+
 def checkpoint_folder(root: Path, step: int) -> Path:
+    """The folder of the checkpoint of `step`."""
     return root / f"step_{step:08d}"
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Complete checkpoints under `root`, oldest first."""
-    return sorted(path for path in root.glob("step_*") if (path / "state.json").is_file())
+    """Checkpoints under `root`, oldest first. One that lost a file is among them: it is rejected when it is read."""
+    found = [path for path in root.glob("step_*") if path.is_dir() and re.fullmatch(r"step_\d{8,}", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
-def save_checkpoint(root: Path, state: TrainState, key: str, keep: int, writes: bool = True) -> None:
-    """Writes the checkpoint of `state.step`, then removes all but the newest `keep`.
+def save_checkpoint(root: Path, state: TrainState, identity: Identity, keep: int, writes: bool = True) -> None:
+    """Write the checkpoint of `state.step`, then remove all but the newest `keep`.
 
     All processes of a run must call it, but only one `writes`.
-    Raises CheckpointError where it can't be written (a full disk); the older ones stay.
+
+    Raises:
+        CheckpointError: if it can't be written (a full disk); the older ones stay.
     """
     target = checkpoint_folder(root, state.step)
-    modules = {"weights": state.net, "ema": state.ema.module, "alignment": state.alignment}
-    tensors = {name: whole_weights(module) for name, module in modules.items()}
+    modules: Mapping[str, nn.Module] = {"weights": state.net, "ema": state.ema.module, "alignment": state.alignment}
+    tensors = {name: whole_weights(modules[name]) for name in MODULES}
     optimizer = whole_optimizer(state.optimizer)
     if not writes:
         return
@@ -88,42 +115,121 @@ def save_checkpoint(root: Path, state: TrainState, key: str, keep: int, writes: 
         with atomic_path(target) as folder:
             folder.mkdir()
             for name, weights in tensors.items():
-                save_file(weights, folder / f"{name}.safetensors")
-            torch.save(optimizer, folder / "optimizer.pt")
-            (folder / "state.json").write_text(json.dumps(_facts(state, key)))
-    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
+                write_tensors(folder / f"{name}.safetensors", weights)
+            write_optimizer(folder, optimizer)
+            digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+            facts = {"format": FORMAT, **_facts(state), **asdict(identity), "files": digests}
+            (folder / STATE).write_text(signed(facts), encoding="utf-8")
+    except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{target}: can't be written ({reason}); is the disk full?") from None
     for old in checkpoints(root)[:-keep]:
-        shutil.rmtree(old)
+        remove(old)
 
 
-def _facts(state: TrainState, key: str) -> dict[str, Any]:
+def _facts(state: TrainState) -> dict[str, Any]:
     return {
         "step": state.step,
         "seconds": state.seconds,
         "averaged": int(state.ema.n_averaged),
         "interval": asdict(state.interval),
-        "training_key": key,
     }
 
 
-def load_checkpoint(folder: Path, state: TrainState, key: str) -> None:
-    """Restores `state` in place; raises CheckpointError where other settings or a damaged file stand behind it."""
+def read_checkpoint(folder: Path, identity: Identity | None = None) -> StoredCheckpoint:
+    """Read and verify a checkpoint: of any run, or of the run that `identity` describes.
+
+    Raises:
+        CheckpointError: if a file is missing, truncated or damaged, if the checkpoint is of the older format, or if
+            another run wrote it; names the file or what differs.
+    """
     try:
-        facts = json.loads((folder / "state.json").read_text())
-        if facts["training_key"] != key:
-            raise CheckpointError(
-                f"{folder}: was written by a run with other settings (key {facts['training_key']}, this one is {key}); "
-                "give this run another output_dir, or remove that folder"
-            )
-        load_weights(state.net, load_file(folder / "weights.safetensors"))
-        load_weights(state.ema.module, load_file(folder / "ema.safetensors"))
-        load_weights(state.alignment, load_file(folder / "alignment.safetensors"))
-        load_optimizer(state.optimizer, torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu"))
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{folder}: can't be resumed ({reason}); remove it to go on from an older one") from None
-    state.ema.n_averaged.fill_(facts["averaged"])
-    state.step, state.seconds = facts["step"], facts["seconds"]
-    state.interval = Interval(**facts.get("interval", {}))  # older checkpoints have none
+        facts = _read_facts(folder)
+        if identity is not None:
+            _check_identity(folder, facts, identity)
+        _check_files(folder, facts["files"])
+        modules = {name: read_tensors(folder / f"{name}.safetensors", signed=True) for name in MODULES}
+        return StoredCheckpoint(facts, modules, read_optimizer(folder))
+    except _Foreign:
+        raise
+    except CheckpointError as error:
+        raise _damaged(folder, str(error)) from None
+
+
+def load_checkpoint(folder: Path, state: TrainState, identity: Identity) -> None:
+    """Restore `state` in place; raises CheckpointError as `read_checkpoint` does."""
+    stored = read_checkpoint(folder, identity)
+    try:
+        load_weights(state.net, stored.modules["weights"])
+        load_weights(state.ema.module, stored.modules["ema"])
+        load_weights(state.alignment, stored.modules["alignment"])
+        load_optimizer(state.optimizer, stored.optimizer)
+        facts = stored.facts
+        state.ema.n_averaged.fill_(facts["averaged"])
+        state.step, state.seconds = int(facts["step"]), float(facts["seconds"])
+        state.interval = Interval(**facts["interval"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder, " ".join(str(error).split())[:300]) from None
+
+
+def _damaged(folder: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{folder}: can't be resumed ({reason}); remove it to resume from an older checkpoint")
+
+
+class _Foreign(CheckpointError):
+    """Another run's checkpoint, which is sound."""
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = folder / STATE
+    if (folder / "optimizer.pt").exists() and not (folder / REST).exists():
+        raise _Foreign(
+            f"{folder}: was written by an older version, whose optimizer.pt is a pickle and is never opened; give this "
+            "run another output_dir, or remove the folder of its checkpoints to train anew"
+        )
+    try:
+        facts = read_signed(path)
+        if facts["format"] != FORMAT:
+            raise ValueError(f"its format is {facts['format']!r}, not {FORMAT}")
+        if facts["step"] != int(folder.name.removeprefix("step_")):
+            raise ValueError(f"it is of step {facts['step']}")
+        if not isinstance(facts["files"], dict):
+            raise ValueError("'files' is no object")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: can't be read as a checkpoint's state ({error!s:.200})") from None
+    return facts
+
+
+def _check_identity(folder: Path, facts: Mapping[str, Any], identity: Identity) -> None:
+    advice = "give this run another output_dir, or remove the folder of its checkpoints to train anew"
+    if facts.get("algorithm") != identity.algorithm:
+        raise _Foreign(
+            f"{folder}: was written by algorithm {facts.get('algorithm')}, and this is algorithm {identity.algorithm} "
+            f"(see ALGORITHM in microdit/config.py); {advice}"
+        )
+    if facts.get("training_key") != identity.training_key:
+        raise _Foreign(
+            f"{folder}: was written by a run with other settings (key {facts.get('training_key')}, this one is "
+            f"{identity.training_key}); {advice}"
+        )
+    if facts.get("data") != identity.data:
+        raise _Foreign(
+            f"{folder}: was trained on other data (fingerprint {facts.get('data')}, now {identity.data}): images or "
+            f"captions have changed since; {advice}"
+        )
+
+
+def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    for name, expected in digests.items():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file")
+        if _digest(path) != expected:
+            raise CheckpointError(f"{path}: wrong checksum: the file was changed or damaged since it was written")
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from microdit.errors import CheckpointError, ConfigError
 from microdit.files import content_digest
 from microdit.model import DiT
+from microdit.tensors import read_tensors
 
 if TYPE_CHECKING:
     from microdit.config import Config
@@ -104,10 +104,7 @@ def load_initial(net: DiT, path: str) -> None:
     CheckpointError where they don't fit; `check_initial` says why before.
     """
     file = weights_file(path)
-    try:
-        weights = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(file, error) from None
+    weights = read_tensors(file)
     weights.pop(SIGMA_DATA, None)
     try:
         net.load_state_dict(weights)

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from microdit.alignment.loss import Alignment, build_alignment
-from microdit.config import Config, training_key
-from microdit.data.encoded import DataOrder, EncodedDataset
+from microdit.config import ALGORITHM, Config, training_key
+from microdit.data.encoded import DataOrder, EncodedDataset, data_fingerprint
 from microdit.diffusion import Denoiser, draw_sigma
 from microdit.errors import CheckpointError
 from microdit.model import DiT, MaskPlan
 from microdit.model.captions import Captions, dropped
 from microdit.rng import generator
-from microdit.training.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint
+from microdit.training.checkpoint import Identity, TrainState, checkpoints, load_checkpoint, save_checkpoint
 from microdit.training.initial import initial_sigma_data, load_initial
 from microdit.training.meter import Meter
 from microdit.training.optim import build_optimizer, learning_rate
@@ -104,12 +104,13 @@ def train(
     Raises DivergenceError at the first non-finite loss or gradient, and KeyboardInterrupt, with a checkpoint kept,
     after the step in which `stop` was asked, in any process.
     """
-    settings, key = config.training, training_key(config)
+    settings = config.training
+    identity = Identity(training_key(config), ALGORITHM, data_fingerprint(data, val))
     folder = Path(config.output_dir) / "checkpoints"
     sharded = settings.parallel == "fsdp" and accelerator.num_processes > 1
     state = initial_state(config, accelerator.device, mesh_of(accelerator) if sharded else None)
     for newest in checkpoints(folder)[-1:]:
-        load_checkpoint(newest, state, key)
+        load_checkpoint(newest, state, identity)
     _check_same_step(state.step, accelerator, config.output_dir)
     denoiser = Denoiser(state.net, sigma_data(config, data))
     loss_module: nn.Module = TrainingLoss(denoiser, state.alignment)
@@ -150,7 +151,7 @@ def train(
                 with meter.paused():
                     recorder.flush()
                 state.seconds, state.interval = meter.seconds(), meter.interval(accelerator)
-                save_checkpoint(folder, state, key, settings.keep_checkpoints, accelerator.is_main_process)
+                save_checkpoint(folder, state, identity, settings.keep_checkpoints, accelerator.is_main_process)
             if on_step is not None and not last and _due(done, settings.sample_every):
                 with meter.paused():
                     on_step(done, state.averaged)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from microdit.config import Config
 from microdit.errors import CheckpointError, DivergenceError
 from microdit.run import run
+from microdit.trained import load_denoiser
+from microdit.training.checkpoint import read_checkpoint
+from microdit.training.optimizer_file import read_optimizer, write_optimizer
 from microdit.training.recorder import NullRecorder
 from microdit.training.stop import StopRequest
 
@@ -170,19 +177,6 @@ def test_a_checkpoint_that_has_no_room_is_named_and_the_run_goes_on_from_the_one
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-def test_a_checkpoint_without_sums_of_its_interval_still_loads(smoke_config: Config, tmp_path: Path):
-    config = with_training(smoke_config, tmp_path / "run", steps=4, checkpoint_every=2, keep_checkpoints=9)
-    run(config)
-    (tmp_path / "run" / "checkpoints" / "step_00000004" / "state.json").unlink()
-    path = tmp_path / "run" / "checkpoints" / "step_00000002" / "state.json"
-    facts = json.loads(path.read_text())
-    del facts["interval"]
-    path.write_text(json.dumps(facts))
-    again = Log()
-    run(config, again)
-    assert list(again.losses) == [3, 4]
-
-
 def test_the_last_validation_is_a_final_metric_also_where_training_was_complete(smoke_config: Config, tmp_path: Path):
     config = with_training(smoke_config, tmp_path / "run", steps=4, val_every=2)
     first, again = Log(), Log()
@@ -245,16 +239,103 @@ def test_other_settings_do_not_resume_silently(smoke_config: Config, tmp_path: P
         run(other)
 
 
-def test_a_damaged_checkpoint_is_named(smoke_config: Config, tmp_path: Path):
-    config = with_training(smoke_config, tmp_path / "run", steps=2)
+@pytest.fixture(scope="module")
+def finished(smoke_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run of two steps; its tests leave its checkpoint as it was."""
+    config = with_training(smoke_config, tmp_path_factory.mktemp("finished") / "run", steps=2)
     run(config)
-    (folder,) = (tmp_path / "run" / "checkpoints").glob("step_*")
-    torch.save({"state": print}, folder / "optimizer.pt")  # a pickle of more than weights
-    with pytest.raises(CheckpointError, match=r"step_00000002: can't be resumed"):
-        run(config)
-    (folder / "weights.safetensors").write_bytes(b"half a file")
-    with pytest.raises(CheckpointError, match=r"step_00000002: can't be resumed"):
-        run(config)
+    return config
+
+
+def checkpoint_of(config: Config) -> Path:
+    (folder,) = (Path(config.output_dir) / "checkpoints").glob("step_*")
+    return folder
+
+
+FILES = (*(f"{name}.safetensors" for name in ("weights", "ema", "alignment", "optimizer")), "optimizer.json")
+
+
+@pytest.mark.parametrize("name", [*FILES, "state.json"])
+def test_a_checkpoint_with_a_damaged_file_is_rejected_by_its_name(finished: Config, name: str):
+    path = checkpoint_of(finished) / name
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    flipped = []
+    for place in rng.integers(0, len(content), 20):
+        flipped.append(bytearray(content))
+        flipped[-1][place] ^= 1 << int(rng.integers(0, 8))
+    try:
+        for damaged in (*flipped, content[: len(content) // 2], b"", None):
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=rf"step_00000002: can't be resumed \(.*{name}.*; remove it"):
+                read_checkpoint(path.parent)
+        with pytest.raises(CheckpointError, match=rf"can't be resumed \(.*{name}: no such file"):
+            run(finished)
+    finally:
+        path.write_bytes(content)
+    read_checkpoint(path.parent)
+
+
+class Planted:
+    """What leaves a trace when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+def test_a_checkpoint_of_the_older_format_is_rejected_and_never_unpickled(finished: Config, tmp_path: Path):
+    folder = tmp_path / "run" / "checkpoints" / "step_00000002"
+    shutil.copytree(checkpoint_of(finished), folder)
+    for name in ("optimizer.json", "optimizer.safetensors"):
+        (folder / name).unlink()
+    torch.save(Planted(tmp_path / "executed"), folder / "optimizer.pt")
+    (folder / "state.json").write_text(json.dumps({"step": 2, "training_key": "0" * 16}))
+    with pytest.raises(CheckpointError, match=r"step_00000002: .*older version, whose optimizer.pt is a pickle"):
+        run(replace(finished, output_dir=str(tmp_path / "run")))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_weights_that_are_damaged_or_not_finite_are_rejected_by_their_name(finished: Config, tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    content = bytearray((Path(finished.output_dir) / "model.safetensors").read_bytes())
+    content[-3] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model.safetensors: wrong checksum"):
+        load_denoiser(finished, path)
+    started = replace(finished, training=replace(finished.training, init=str(path)), output_dir=str(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match=r"model.safetensors: wrong checksum"):
+        run(started)
+    tensors = load_file(Path(finished.output_dir) / "model.safetensors")
+    tensors["final_layer.linear.weight"][0, 0] = float("nan")
+    save_file(tensors, path)  # as another program writes it, without a digest
+    with pytest.raises(CheckpointError, match=r"model.safetensors: holds NaN or infinity in final_layer.linear.weight"):
+        load_denoiser(finished, path)
+
+
+@given(
+    state=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.lists(inner, max_size=3).map(tuple)
+            | st.dictionaries(st.integers() | st.text(max_size=5), inner, max_size=3)
+        ),
+        max_leaves=10,
+    )
+)
+@settings(max_examples=30)
+def test_any_plain_optimizer_state_is_read_as_it_was_written(state: Any):
+    whole = {"state": {0: {"exp_avg": torch.arange(6.0).view(2, 3).T, "step": torch.tensor(3.0), "more": state}}}
+    with tempfile.TemporaryDirectory() as folder:
+        write_optimizer(Path(folder), whole)
+        found = read_optimizer(Path(folder))
+    kept, read = whole["state"][0], found["state"][0]
+    assert torch.equal(kept.pop("exp_avg"), read.pop("exp_avg"))
+    assert torch.equal(kept.pop("step"), read.pop("step"))
+    assert repr(kept) == repr(read)  # types too: a list is no tuple, 1 not 1.0
 
 
 def test_ema_starts_where_told(smoke_config: Config, tmp_path: Path):

@@ -1,0 +1,75 @@
+"""An optimizer's state as two files: its tensors in safetensors, everything else in JSON.
+
+Any state dict of nested dicts, lists, tuples, numbers, strings and tensors can be stored, so that optimizers of
+plugins can, too. Nothing of it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from microdit.errors import CheckpointError
+from microdit.tensors import read_tensors, write_tensors
+
+TENSORS, REST = "optimizer.safetensors", "optimizer.json"
+TENSOR, TUPLE, PAIRS = "tensor", "tuple", "pairs"  # keys of a JSON object that stands for something else
+
+
+def write_optimizer(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write both files; raises CheckpointError if the state holds an object of another type."""
+    tensors: dict[str, Tensor] = {}
+    rest = _encode(state, "", tensors)
+    write_tensors(folder / TENSORS, tensors)
+    (folder / REST).write_text(json.dumps(rest), encoding="utf-8")
+
+
+def read_optimizer(folder: Path) -> dict[str, Any]:
+    """The state dict that `write_optimizer` was given; raises CheckpointError naming a damaged file."""
+    tensors = read_tensors(folder / TENSORS, signed=True)
+    path = folder / REST
+    try:
+        state = _decode(json.loads(path.read_text(encoding="utf-8")), tensors)
+        if not isinstance(state, dict):
+            raise ValueError("not an object")
+        return state
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: can't be read as an optimizer's state ({error!r:.200})") from None
+
+
+def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON for `value`, with its tensors moved to `tensors` under the path that leads to them."""
+    if isinstance(value, Tensor):
+        name = path.removeprefix(".")
+        tensors[name] = value.detach().contiguous().clone()  # safetensors rejects tensors that share memory
+        return {TENSOR: name}
+    if isinstance(value, Mapping):
+        return {PAIRS: [[_encode(k, path, tensors), _encode(v, f"{path}.{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        parts = [_encode(part, f"{path}.{i}", tensors) for i, part in enumerate(value)]
+        return {TUPLE: parts} if isinstance(value, tuple) else parts
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise CheckpointError(
+        f"the optimizer's state has {value!r:.100} at '{path.removeprefix('.')}', which can't be stored: only dicts, "
+        "lists, tuples, numbers, strings and tensors can"
+    )
+
+
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(part, tensors) for part in value]
+    if not isinstance(value, dict):
+        return value
+    [(kind, content)] = value.items()
+    if kind == TENSOR:
+        return tensors[content]
+    if kind == TUPLE:
+        return tuple(_decode(part, tensors) for part in content)
+    if kind == PAIRS:
+        return {_decode(k, tensors): _decode(v, tensors) for k, v in content}
+    raise ValueError(f"unknown kind {kind!r}")
