@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import ReportError, nearest
+from analysis.secrets import masked
 
 if TYPE_CHECKING:
     from analysis.sets import Choice
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = _sort(words)
         return _report_all(wanted) if wanted.study == ALL else _report(wanted)
     except ReportError as error:
-        print(f"microdit-report: {error}", file=sys.stderr)
+        print(f"microdit-report: {masked(str(error))}", file=sys.stderr)
         return 2
 
 

@@ -14,6 +14,7 @@ from analysis.load import Results, load
 from analysis.paper import facts
 from analysis.report import Store, publish, study_folder, write
 from analysis.runs import search
+from analysis.secrets import masked
 from analysis.sections import PAGE, Section, section
 from analysis.sets import Choice
 from analysis.study import PREFIX
@@ -89,10 +90,10 @@ def _one(
         if published:
             made.refusal = publish(results, paths)
     except ReportError as error:
-        made.missing.append(Missing(name, str(error)))
-        tell(f"{name}: missing: {error}")
+        made.missing.append(Missing(name, masked(str(error))))
+        tell(f"{name}: missing: {masked(str(error))}")
     except Exception as error:  # of any kind: the other studies' reports are worth having
-        words = f"its report failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        words = f"its report failed ({type(error).__name__}: {masked(' '.join(str(error).split()))[:200]})"
         made.missing.append(Missing(name, words))
         made.broken = True
         tell(f"{name}: missing: {words}")

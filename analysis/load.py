@@ -19,6 +19,7 @@ from analysis.errors import ReportError
 from analysis.histories import History, read_histories
 from analysis.noise import average_noises
 from analysis.runs import children
+from analysis.secrets import masked
 from analysis.sets import NOT_RECORDED, Choice, choose
 from analysis.settings import Configs
 from analysis.study import TRIAL, Study, find_experiment, find_launch, hue_of, read_study, setting_of
@@ -193,7 +194,7 @@ def _reason(run: Any, study: Study) -> str:
     """Why a run can't be used, '' if it can."""
     status = run.info.status
     if status == "FAILED":
-        error = run.data.tags.get("microdit.error", "")
+        error = masked(run.data.tags.get("microdit.error", ""))
         if run.data.tags.get("microdit.outcome") == "diverged":
             return f"diverged ({error[:160]})"
         return f"failed ({error[:160]})" if error else "failed"

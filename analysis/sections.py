@@ -18,9 +18,9 @@ from analysis.notes import measurement, of_paper
 from analysis.pictures import SAMPLES, Picture, pictures
 from analysis.power import ALPHA
 from analysis.prose import noise, sentences
+from analysis.secrets import masked
 from analysis.sets import NOT_RECORDED, identity
 from analysis.stats import number, signed
-from analysis.store import masked
 from analysis.tables import Column, columns
 from analysis.verdict import NOT_TESTED, Check, Verdict, numbers, origin, verdicts
 

@@ -6,21 +6,15 @@ import contextlib
 import io
 import logging
 import os
-import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from analysis.errors import ReportError
+from analysis.secrets import masked, remember
 
 MAKE_ONE = "microdit-sweep study=masking_ratio scale=demo makes one"
-PASSWORD = re.compile(r"(://[^:/@\s]*):[^@\s]*(?:@[^@/\s]*)*@")
-
-
-def masked(text: str) -> str:
-    """`text` with `***` for the passwords of URIs in it."""
-    return PASSWORD.sub(r"\1:***@", text)
 
 
 def brief(error: Exception) -> str:
@@ -72,6 +66,7 @@ def open_store(uri: str) -> Any:
 
     Raises ReportError where there is no store: opening a missing sqlite file would create an empty one.
     """
+    remember(uri)
     if "://" not in uri and uri.endswith(".db"):
         uri = f"sqlite:///{Path(uri).resolve()}"
     file = sqlite_file(uri)

@@ -15,8 +15,8 @@ from analysis import names
 from analysis.errors import ReportError
 from analysis.load import Results
 from analysis.paper import citation, facts
+from analysis.secrets import masked
 from analysis.sections import PAGE, Section, section
-from analysis.store import masked
 
 LIMIT = 9_500_000  # bytes of a page
 WIDTHS = (1500, 1100, 800, 560, 0)  # pixels of its pictures, the first that fits; 0 leaves them out

@@ -6,6 +6,7 @@ import difflib
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import yaml
 from microdit.errors import ConfigError, DivergenceError, MicroditError, nearest
 from microdit.processes import count, first_to_fail, leave
 from sweeps.patience import is_of_a_store, store_trouble
-from sweeps.uris import masked
+from sweeps.secrets import masked
 
 HELP = """\
 microdit-sweep study=NAME [scale=demo] [key=value ...]   run a study, every trial recorded in MLflow
@@ -84,7 +85,7 @@ class Words:
         from sweeps.uris import absolute_uri, default_queue_uri
 
         given = self.own.get("queue_uri")
-        return absolute_uri(str(given)) if given else default_queue_uri(self.root)
+        return absolute_uri(str(given), "queue_uri") if given else default_queue_uri(self.root)
 
     def number(self, key: str, default: int, least: int = 1) -> int:
         value = self.own.get(key, default)
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(masked(store_trouble(error)))
             return 2
         if first_to_fail():
-            raise
+            print(masked(traceback.format_exc()), end="", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         _say("interrupted; the same command goes on where it stopped")

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import SpawnProcess
@@ -29,7 +30,7 @@ from omegaconf import DictConfig, open_dict
 from microdit.errors import ConfigError, nearest
 from sweeps.compose import EXPERIMENTS
 from sweeps.patience import StoreError
-from sweeps.uris import masked
+from sweeps.secrets import masked
 
 GRACE = 30.0  # seconds that a trial has to keep a checkpoint and close its run when it must stop
 LOCAL = "local"
@@ -117,6 +118,9 @@ def _live(queue_uri: str, queue_name: str, index: int) -> None:
         code = work(queue_uri, queue_name, index)
     except StoreError:  # the launcher meets it too, and tells it once for all
         code = STORE_AWAY
+    except Exception:
+        print(masked(traceback.format_exc()), end="", file=sys.stderr, flush=True)
+        code = 1
     raise SystemExit(code)
 
 

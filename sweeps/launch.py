@@ -22,11 +22,12 @@ from sweeps.engines import Engine, build_engine
 from sweeps.order import WorkOrder, final_name, shown_metrics, trial_attributes
 from sweeps.progress import Board
 from sweeps.queue import DEAD, HALT, LAUNCH, Queue
+from sweeps.secrets import masked
 from sweeps.store import STATUS_DONE, Launch, Store
 from sweeps.study import Study
 from sweeps.summary import result_table, time_note
 from sweeps.trials import VALIDATION, Trial, plan_trials, prepare_trials
-from sweeps.uris import default_uri, lent, masked
+from sweeps.uris import default_uri, lent
 
 ELSEWHERE_SECONDS = 2.0  # between two looks at trials that run in workers of another launch
 

@@ -13,7 +13,6 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -23,7 +22,9 @@ from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweeps.patience import patiently
+from sweeps.secrets import masked
 from sweeps.storage import BEAT, open_storage
+from sweeps.uris import is_there
 
 ORDER = "order"  # the trial's place in the plan; its tries share it
 WORKER = "worker"  # host/pid/start of who claimed it
@@ -189,7 +190,7 @@ class Queue:
 
     def fail(self, trial: Trial, words: str, retry: bool) -> None:
         """Ends it as failed; where `retry`, it is queued again."""
-        self.note(trial._trial_id, error=words, **{FINAL: not retry})
+        self.note(trial._trial_id, error=masked(words), **{FINAL: not retry})
         if self._end(trial._trial_id, TrialState.FAIL) and retry:
             frozen = patiently(self.storage.get_trial, trial._trial_id)
             _queue_again(self.study, frozen, {"failures": frozen.user_attrs.get("failures", 0) + 1})
@@ -261,7 +262,7 @@ def _queue_again(study: optuna.Study, attempt: FrozenTrial, changes: Mapping[str
 
 def open_queue(uri: str, prefix: str) -> Queue | None:
     """The newest queue whose name begins with `prefix`; None where there is none."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    if not is_there(uri):
         return None
     found = [s for s in patiently(open_storage(uri).get_all_studies) if s.study_name.startswith(prefix)]
     return Queue(uri, max(found, key=lambda s: s._study_id).study_name) if found else None

@@ -18,6 +18,7 @@ from microdit.config import Config
 from microdit.training.recorder import Fact
 from sweeps.patience import Patient
 from sweeps.provenance import provenance, user
+from sweeps.secrets import masked, without_known
 
 FLUSH_SECONDS = 5.0  # one by one, sqlite takes 25 ms a metric; in batches, a hundredth of that
 BATCH = 1000  # metrics that MLflow takes at once
@@ -84,7 +85,8 @@ class MlflowRecorder:
         else:
             source = {"mlflow.source.name": "microdit-sweep", "mlflow.source.type": "LOCAL", "mlflow.user": user()}
             spec = self._spec
-            run = self._client.create_run(spec.experiment_id, tags=source | tags, run_name=spec.name)
+            shown = {name: masked(value) for name, value in (source | tags).items()}
+            run = self._client.create_run(spec.experiment_id, tags=shown, run_name=spec.name)
             self.run_id = run.info.run_id
         self._open = True
         return self.run_id
@@ -100,14 +102,14 @@ class MlflowRecorder:
             tags[f"microdit.training.{name}"] = str(getattr(config.training, name))
         tags["microdit.output_dir"] = str(Path(config.output_dir).resolve())
         self._log_batch(tags=tags, params=self._spec.params)
-        source = json.dumps({"name": config.data.name, "path": config.data.path})
+        source = json.dumps({"name": config.data.name, "path": masked(config.data.path or "")})
         data = Dataset(config.data.name, str(facts["data_fingerprint"]), "local", source)
         self._client.log_inputs(self.run_id, datasets=[DatasetInput(data, [])])
         self.artifact(Path(config.output_dir) / "config.yaml")
         if self._provenance.diff:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "uncommitted.diff"
-                path.write_text(self._provenance.diff, encoding="utf-8")
+                path.write_text(without_known(self._provenance.diff), encoding="utf-8")
                 self.artifact(path)
         self.metrics(0, {"cost/gflops_per_image": float(facts["gflops_per_image"])})
         self._start_monitor()
@@ -153,7 +155,7 @@ class MlflowRecorder:
         """Records why a run failed, on the run itself."""
         if not self.run_id:
             self.open()
-        self._log_batch(tags=dict(zip(ERROR_TAGS, (words[:4000], trace[-4000:]), strict=True)))
+        self._log_batch(tags=dict(zip(ERROR_TAGS, (masked(words)[:4000], masked(trace)[-4000:]), strict=True)))
         self._open = True  # where the run had told its end already
         self.finish("FAILED")
 
@@ -167,8 +169,8 @@ class MlflowRecorder:
     def _log_batch(self, tags: Mapping[str, str] | None = None, params: Mapping[str, Any] | None = None) -> None:
         from mlflow.entities import Param, RunTag
 
-        own_tags = [RunTag(name, value) for name, value in (tags or {}).items()]
-        own_params = [Param(name, str(value)) for name, value in (params or {}).items()]
+        own_tags = [RunTag(name, masked(value)) for name, value in (tags or {}).items()]
+        own_params = [Param(name, masked(str(value))) for name, value in (params or {}).items()]
         self._client.log_batch(self.run_id, tags=own_tags, params=own_params)
 
     def _history(self, name: str) -> list[Any]:

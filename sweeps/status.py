@@ -7,7 +7,7 @@ from dataclasses import asdict
 from microdit.errors import ConfigError
 from sweeps.progress import status_table
 from sweeps.queue import open_queue
-from sweeps.uris import masked
+from sweeps.secrets import masked
 
 
 def status(study: str, scale: str, queue_uri: str) -> int:

@@ -12,7 +12,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from microdit.errors import ConfigError
-from sweeps.uris import created_once, masked
+from sweeps.secrets import masked
+from sweeps.uris import created_once
 
 BEAT = 10  # seconds between two heartbeats
 GRACE = 60  # seconds without one after which a worker elsewhere counts as gone

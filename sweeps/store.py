@@ -20,9 +20,10 @@ from microdit.errors import ConfigError
 from microdit.files import write_text
 from sweeps.patience import Patient
 from sweeps.provenance import provenance, user
+from sweeps.secrets import masked
 from sweeps.study import Study
 from sweeps.trials import Trial
-from sweeps.uris import created_once, masked
+from sweeps.uris import created_once
 from sweeps.views import views
 
 STATUS_DONE = "FINISHED"

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from microdit.errors import ConfigError
-from sweeps.uris import masked
+from sweeps.secrets import masked
 from sweeps.views import ARMS, TAG, TRIALS
 
 HOST = "127.0.0.1"

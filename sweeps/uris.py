@@ -1,4 +1,4 @@
-"""Storage URIs: made absolute, opened once, and never shown or stored with the secret that may stand in them."""
+"""Storage URIs: made absolute, opened by one process at a time, and stored and shown without their passwords."""
 
 from __future__ import annotations
 
@@ -10,50 +10,86 @@ from pathlib import Path
 
 from filelock import FileLock
 
-SQLITE = "sqlite:///"
+from microdit.errors import ConfigError
+from microdit.waiting import waiting
+from sweeps.secrets import HIDDEN, masked, remember
+from sweeps.sqlite_uri import check_utf8, sqlite_path, sqlite_uri
+
 TRACKING, QUEUE = "MLFLOW_TRACKING_URI", "OPTUNA_STORAGE"  # variables that name the two stores
-HIDDEN = "***"
-PASSWORD = re.compile(r"(://[^:/@\s]*):[^@\s]*(?:@[^@/\s]*)*@")  # also one with @ or / in it, as SQLAlchemy takes it
-QUERY = re.compile(r"([?&](?:password|passwd|sslpassword)=)[^&\s'\"]*")
+REMOTE = ("http://", "https://")
 
 
 def default_uri(root: Path) -> str:
     """MLFLOW_TRACKING_URI, or a sqlite file under `root`; absolute either way."""
-    return absolute_uri(os.environ.get(TRACKING) or f"{SQLITE}{root / 'mlflow.db'}")
+    return _default(TRACKING, root / "mlflow.db")
 
 
 def default_queue_uri(root: Path) -> str:
     """OPTUNA_STORAGE, or a sqlite file under `root`."""
-    return absolute_uri(os.environ.get(QUEUE) or f"{SQLITE}{root / 'optuna.db'}")
+    return _default(QUEUE, root / "optuna.db")
 
 
-def absolute_uri(uri: str) -> str:
-    """A sqlite URI of a relative path, made absolute: a worker elsewhere must mean the same file."""
-    path = uri.removeprefix(SQLITE)
-    return f"{SQLITE}{Path(path).absolute()}" if uri.startswith(SQLITE) and not path.startswith("file:") else uri
+def _default(variable: str, file: Path) -> str:
+    named = os.environ.get(variable)
+    if named:
+        return absolute_uri(named, variable)
+    try:
+        return sqlite_uri(file)
+    except ValueError as error:
+        raise ConfigError(f"root={shown_path(file.parent)}: {error}") from None
+
+
+def absolute_uri(uri: str, source: str = "tracking_uri") -> str:
+    """`uri`, a sqlite file's with its absolute path, so that a worker in another folder opens the same file.
+
+    Raises ConfigError naming `source` if no store can have this URI.
+    """
+    remember(uri)
+    try:
+        check_utf8(uri)
+        path = sqlite_path(uri)
+        if path is None or "file:" in uri:
+            return uri
+        _, mark, options = uri.partition("?")
+        return f"{sqlite_uri(path)}{mark}{options}"
+    except ValueError as error:
+        raise ConfigError(f"{source}={masked(shown_path(uri))}: {error}") from None
+
+
+def shown_path(path: Path | str) -> str:
+    """A path for a message; bytes that aren't UTF-8 as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def database_file(uri: str) -> Path | None:
+    """The sqlite file of a store's URI; None for a server and for a database in memory."""
+    try:
+        return sqlite_path(uri)
+    except ValueError as error:
+        raise ConfigError(f"{masked(shown_path(uri))}: {error}") from None
 
 
 def is_there(uri: str) -> bool:
-    """Whether there is a store to ask; asking would make a sqlite file that isn't there."""
-    path = uri.removeprefix(SQLITE)
-    return not uri.startswith(SQLITE) or path.startswith("file:") or Path(path).is_file()
+    """Whether there may be a store at `uri`: opening a missing sqlite file would create it."""
+    path = database_file(uri)
+    return path is None or path.is_file()
 
 
 @contextmanager
 def created_once(uri: str) -> Iterator[None]:
-    """One process at a time opens a sqlite file: several that create its tables together kill each other."""
-    if not uri.startswith(SQLITE) or uri.startswith(f"{SQLITE}file:"):
+    """Let one process at a time open a sqlite file: several that create its tables together break each other."""
+    path = database_file(uri)
+    if path is None or "file:" in uri:
         yield
         return
-    path = Path(uri.removeprefix(SQLITE))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with waiting(f"another process to open {path}"):
+        lock.acquire()
+    try:
         yield
-
-
-def masked(text: str) -> str:
-    """`text`, a URI or words with URIs in them, with `***` for every password."""
-    return QUERY.sub(rf"\g<1>{HIDDEN}", PASSWORD.sub(rf"\g<1>:{HIDDEN}@", text))
+    finally:
+        lock.release()
 
 
 def revealed(uri: str, variable: str) -> str:
@@ -65,11 +101,12 @@ def revealed(uri: str, variable: str) -> str:
     if HIDDEN not in uri:
         return uri
     known = os.environ.get(variable, "")
+    remember(known)
     if masked(known) == uri:
         return known
-    if uri.startswith(("http://", "https://")):
+    if uri.startswith(REMOTE):
         return re.sub(r"://[^/@]*@", "://", uri)
-    bare = re.sub(rf"(?:password|passwd|sslpassword)={re.escape(HIDDEN)}&?", "", uri)
+    bare = re.sub(rf"[^=&?]+={re.escape(HIDDEN)}(?:&|$)", "", uri)
     return bare.replace(f":{HIDDEN}@", "@").rstrip("?&")
 
 

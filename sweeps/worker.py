@@ -6,15 +6,13 @@ The same whoever starts it: the local engine, joblib, submitit or Ray.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
@@ -22,14 +20,16 @@ from filelock import FileLock, Timeout
 from microdit.errors import ConfigError, DivergenceError, MicroditError, StopTraining
 from microdit.training.stop import StopRequest
 from sweeps.heart import Heart
+from sweeps.logs import into
 from sweeps.order import VALIDATION, WorkOrder, searched, shown_metrics, trial_of
 from sweeps.patience import StoreError, is_of_a_store, patiently, store_trouble
 from sweeps.queue import HALT, LAUNCH, Queue
 from sweeps.search import build_pruner, build_sampler, suggest
+from sweeps.secrets import masked
 from sweeps.store import STATUS_DONE, Launch, Store
 from sweeps.trials import Trial, prepare_trials
 from sweeps.twins import trained_once
-from sweeps.uris import QUEUE, TRACKING, masked, revealed
+from sweeps.uris import QUEUE, TRACKING, revealed
 
 DIVERGED = "diverged"
 TOLD = ("step", "train/loss", "images_per_second")
@@ -236,21 +236,3 @@ def visible_gpus() -> list[str]:
     import torch
 
     return [str(index) for index in range(torch.cuda.device_count())]
-
-
-@contextlib.contextmanager
-def into(stream: TextIO) -> Iterator[None]:
-    """Everything printed or logged in a trial goes to its log file."""
-    handler = logging.StreamHandler(stream)
-    root = logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    saved = sys.stdout, sys.stderr
-    sys.stdout = sys.stderr = stream
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = saved
-        root.removeHandler(handler)
-        root.setLevel(level)

@@ -1,0 +1,131 @@
+"""Masks passwords: those in URIs, as SQLAlchemy or an HTTP client reads them, and known ones anywhere in a text.
+
+A URI's password is what SQLAlchemy's grammar takes for one, up to the last '@' of the line: a hand-written password may
+contain '@', '/', '?', ':' or spaces. If in doubt, too much is masked. `sweeps` and `analysis` hold the same module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from functools import lru_cache
+from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+HIDDEN = "***"
+URI_VARIABLES = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "MLFLOW_REGISTRY_URI")
+SECRET_VARIABLES = (
+    "PGPASSWORD",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "HF_TOKEN",
+)
+SHORTEST_KNOWN = 3  # characters below which a word is not looked for in free text
+SCHEME = re.compile(r"(?P<name>[A-Za-z][\w+.\-]*)://")
+PORT = re.compile(r"\d{1,5}(?=[/?#\s'\"),;]|$)")
+SECRET_KEY = re.compile(r"pass(word|wd|phrase|code)?$|pwd$|secret|token|credential|api_?key|access_?key", re.IGNORECASE)
+QUERY = re.compile(r"(?P<lead>[?&](?P<key>[^=&\s?]+)=)(?P<value>(?:[^&\s'\"]|['\"](?=\w))*)")
+WHOLE_QUERY = re.compile(r"(?P<lead>[?&](?P<key>[^=&?]+)=)(?P<value>[^&]*)", re.DOTALL)
+KEYWORDS = re.compile(r"(?<![\w.?&])(?P<lead>(?:ssl)?pass(?:word|wd)\s?=\s?)(?P<value>'(?:\\.|[^'\\])*'|[^\s'\"]+)")
+TOKEN = re.compile(r"([A-Za-z][\w+.\-]*://\S*)")
+_known: set[str] = set()
+
+
+def masked(text: str) -> str:
+    """`text`, a URI or any text, with `***` for every password of a URI in it and for every known password."""
+    for start, end in reversed(_passwords(text)):
+        text = text[:start] + HIDDEN + text[end:]
+    text = (WHOLE_QUERY if _is_whole(text) else QUERY).sub(_hide_value, text)
+    text = KEYWORDS.sub(rf"\g<lead>{HIDDEN}", text)
+    parts = TOKEN.split(text)  # names in a URI may equal its password, as in postgres:postgres@localhost
+    return "".join(part if number % 2 else without_known(part) for number, part in enumerate(parts))
+
+
+def remember(uri: str) -> None:
+    """Mask the passwords of `uri` from now on wherever `masked` finds them, also outside of a URI."""
+    _known.update(_forms(uri))
+
+
+@lru_cache(maxsize=64)
+def _forms(uri: str) -> frozenset[str]:
+    """The passwords in a URI in every spelling that a message may use."""
+    found = [uri[start:end] for start, end in _passwords(uri)]
+    found += [m["value"] for m in WHOLE_QUERY.finditer(uri) if _is_secret(m["key"])] if SCHEME.match(uri) else []
+    with contextlib.suppress(ArgumentError, ValueError):
+        found.append(str(make_url(uri).password or ""))
+    with contextlib.suppress(ValueError):
+        found.append(urlsplit(uri).password or "")
+    spelled: set[str] = set()
+    for word in found:
+        for plain in (word, unquote(word), unquote_plus(word)):
+            spelled |= {plain, quote(plain), quote(plain, safe=""), quote(plain, safe=" +"), quote_plus(plain)}
+            spelled |= {repr(plain)[1:-1]}
+    return frozenset(word for word in spelled if len(word) >= SHORTEST_KNOWN and word != HIDDEN)
+
+
+def _passwords(text: str) -> list[tuple[int, int]]:
+    """Start and end of the password of each URI in `text` that has one, in order, without overlaps."""
+    found: list[tuple[int, int]] = []
+    place = 0
+    while (scheme := SCHEME.search(text, place)) is not None:
+        place = scheme.end()
+        user = re.compile(r"[^:/]*:" if _is_whole(text) else r"[^:/\n]*:").match(text, place)
+        if user is None:
+            continue
+        end = _end(text, scheme, user.end())
+        if end > user.end() or text[end : end + 1] == "@":
+            found.append((user.end(), end))
+            place = end
+    return found
+
+
+def _end(text: str, scheme: re.Match[str], start: int) -> int:
+    """Where the password that may begin at `start` ends: at an '@', or at `start` if there is none."""
+    following = SCHEME.search(text, start)
+    line = text.find("\n", start)
+    stop = len(text) if line < 0 else line
+    port = PORT.match(text, start)
+    if scheme["name"].lower() in ("http", "https"):
+        authority = re.compile(r"[^/?#\s]*").match(text, start)
+        assert authority is not None
+        if (at := text.rfind("@", start, authority.end())) >= 0:
+            return at
+        if port is not None:
+            return start
+    if _is_whole(text) and (following is None or not re.search(r"\s", text[start : following.start()])):
+        return max(text.rfind("@", start), start)  # SQLAlchemy takes line breaks and '://' in a password too
+    first = text.find("@", start)
+    if following is not None and (port is not None or 0 <= first < following.start()):
+        stop = min(stop, following.start())
+    return max(text.rfind("@", start, stop), start)
+
+
+def _is_whole(text: str) -> bool:
+    """Whether `text` is one URI, or one word of a command line such as tracking_uri=URI."""
+    begin = SCHEME.search(text)
+    return begin is not None and re.fullmatch(r"(?:[\w.+-]+=)?", text[: begin.start()]) is not None
+
+
+def _is_secret(key: str) -> bool:
+    return SECRET_KEY.search(unquote_plus(key)) is not None
+
+
+def _hide_value(found: re.Match[str]) -> str:
+    return found["lead"] + HIDDEN if _is_secret(found["key"]) else found[0]
+
+
+def without_known(text: str) -> str:
+    """`text` with `***` for every known password, and no other change."""
+    words = set(_known)
+    for name in URI_VARIABLES:
+        words |= _forms(os.environ.get(name, ""))
+    words |= {os.environ.get(name, "") for name in SECRET_VARIABLES}
+    for word in sorted((w for w in words if len(w) >= SHORTEST_KNOWN), key=len, reverse=True):
+        if word in text:
+            text = re.sub(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", HIDDEN, text)
+    return text

@@ -1,0 +1,63 @@
+"""From the path of a sqlite file to its URI and back, whatever characters the path has.
+
+SQLAlchemy takes '?' in a URI as the start of options and decodes '%XX', so that a path can't simply be appended to
+`sqlite:///`. `sweeps` and `analysis` hold the same module.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+PLAIN = re.compile(r"[\w.,:;@=+~/ &()!-]*")  # characters that all readers of a URI leave as they are
+SCHEME = re.compile(r"sqlite(\+[\w]+)?://")
+OPTION = re.compile(r"[\w.]+=[^&]*")
+
+
+def sqlite_uri(path: Path | str) -> str:
+    """The URI of the sqlite file at `path`; raises ValueError if the path can't be written as one."""
+    text = os.path.abspath(path)
+    check_utf8(text)
+    if PLAIN.fullmatch(text):
+        return f"sqlite:///{text}"
+    # With the driver's name: MLflow makes the folder of a plain sqlite:/// URI without decoding its name.
+    uri = f"sqlite+pysqlite:///{quote(text, safe='/ +')}"
+    if make_url(uri).database != text:
+        raise ValueError(f"'{text}' has characters that need SQLAlchemy 2.1 or newer in a database's URI; rename it")
+    return uri
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file that a sqlite URI means; None for another database and for one in memory.
+
+    Raises ValueError for a URI whose path holds an unquoted '?'.
+    """
+    if not SCHEME.match(uri):
+        return None
+    check_utf8(uri)
+    _, mark, options = uri.partition("?")
+    wrong = [option for option in options.split("&") if not OPTION.fullmatch(option)]
+    if mark and wrong:
+        raise ValueError(f"'?' begins options such as ?timeout=60, but '{wrong[0]}' is none; write a path's '?' as %3F")
+    try:
+        name = make_url(uri).database
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(f"not a URI: {error}") from None
+    if name is not None and name.startswith("file:"):
+        name = unquote(name.removeprefix("file:").partition("?")[0])
+        name = re.sub(r"^//[^/]*", "", name)  # an authority
+    return None if name in (None, "", ":memory:") or "mode=memory" in options else Path(str(name))
+
+
+def check_utf8(text: str) -> None:
+    """Raises ValueError if a name in `text` has bytes that aren't UTF-8: stores and YAML files can't hold those."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = os.fsencode(text).decode("utf-8", "backslashreplace")
+        raise ValueError(f"'{shown}' holds bytes that aren't UTF-8; rename it") from None
