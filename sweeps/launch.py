@@ -21,7 +21,7 @@ from microdit.training.progress import format_seconds
 from sweeps.engines import Engine, build_engine
 from sweeps.order import WorkOrder, final_name, shown_metrics, trial_attributes
 from sweeps.progress import Board
-from sweeps.queue import DEAD, HALT, LAUNCH, Queue
+from sweeps.queue import HALT, LAUNCH, Queue
 from sweeps.secrets import masked
 from sweeps.store import STATUS_DONE, Launch, Store
 from sweeps.study import Study
@@ -193,8 +193,8 @@ def _work(sweep: Sweep, engine: Engine, board: Board, options: Options) -> None:
     """Rounds of workers until no trial waits, then waits for those that run elsewhere."""
 
     def tick() -> bool:
-        for name in _bury(sweep):
-            board.tell(f"again   {name}: {DEAD}")
+        for line in _bury(sweep):
+            board.tell(line)
         board.update(sweep.queue.latest())
         return not (options.fail_fast and sweep.queue.about().get(HALT))
 
@@ -215,13 +215,13 @@ def _work(sweep: Sweep, engine: Engine, board: Board, options: Options) -> None:
 
 
 def _bury(sweep: Sweep) -> list[str]:
-    """Frees trials of dead workers; returns the names of those that wait again. Others are marked in MLflow too."""
+    """Queue trials of dead workers again; return a line for each. Those given up are marked in MLflow too."""
     again = []
-    for attempt, hopeless in sweep.queue.free_the_dead():
+    for attempt, why, hopeless in sweep.queue.free_the_dead():
         if hopeless:
-            sweep.store.mark_dead(sweep.launch, attempt.user_attrs["key"], DEAD)
+            sweep.store.mark_dead(sweep.launch, attempt.user_attrs["key"], why)
         else:
-            again.append(attempt.user_attrs["name"])
+            again.append(f"again   {attempt.user_attrs['name']}: {why}")
     return again
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from microdit.process_identity import readable
 from microdit.training.progress import format_seconds
 from sweeps.queue import ENDED, STATES, WORKER
 from sweeps.summary import SHOWN, align, digits
@@ -145,7 +146,7 @@ def status_table(latest: Mapping[int, FrozenTrial]) -> str:
     for _, attempt in sorted(latest.items()):
         facts, state = attempt.user_attrs, STATES[attempt.state]
         step = f"{facts.get('progress', {}).get('step', 0):.0f}/{facts['steps']}" if state == "running" else ""
-        worker = "/".join(str(facts.get(WORKER, "")).split("/")[:2]) if state == "running" else ""
+        worker = readable(facts[WORKER]) if state == "running" and WORKER in facts else ""
         note = "" if state in ("running", "waiting") or "outcome" in facts else ending(attempt).partition(": ")[2]
         if state == "pruned":
             note = ending(attempt).partition(" at ")[2]

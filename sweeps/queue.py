@@ -1,37 +1,37 @@
 """The study's queue in Optuna: every trial waits there, workers claim one after another, and none is ever lost.
 
 A trial of Optuna carries all that a worker needs as user attributes (`ORDER`: its place in the plan, its resolved
-configuration, ...), so that a worker on another machine needs the two storage URLs and nothing else. A claim that dies
-with its worker is failed and queued again: at once where the worker's process is known to be gone from this machine,
-after a minute without a heartbeat elsewhere. The heartbeat is Optuna's own (`sweeps.storage`).
+configuration, ...), so that a worker on another machine needs the two storage URLs and nothing else. If a worker dies,
+its trial is failed and queued again: at once if its process has provably ended (`microdit.process_identity`), otherwise
+after a minute without a new heartbeat (`sweeps.silence`). Changes that a kill must not split are single transactions
+(`sweeps.transactions`).
 """
 
 from __future__ import annotations
 
-import math
-import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
-import psutil
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from microdit.process_identity import is_gone, this_process
+from sweeps import transactions
 from sweeps.patience import patiently
 from sweeps.secrets import masked
-from sweeps.storage import BEAT, open_storage
+from sweeps.silence import Silence
+from sweeps.storage import BEAT, GRACE, open_storage
 from sweeps.uris import is_there
 
 ORDER = "order"  # the trial's place in the plan; its tries share it
-WORKER = "worker"  # host/pid/start of who claimed it
+WORKER = "worker"  # identity of the process that claimed it
 HALT = "halt"  # of the study: no more trials are handed out, and why
 FINAL = "given_up"  # a failure that is not tried again by this launch
 LAUNCH = "launch"  # of the study: what workers must know besides
 DEAD = "its worker died (killed, or out of memory?)"
+SILENT = f"its worker has sent no heartbeat for {GRACE} s"
 HOPELESS_AT = 5  # interruptions in a row without a step of progress after which a trial has failed
 LIVE = (TrialState.WAITING, TrialState.RUNNING)
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -42,24 +42,6 @@ STATES = {  # what a user reads
     TrialState.WAITING: "waiting",
     TrialState.FAIL: "failed",
 }
-
-
-def myself() -> str:
-    """`host/pid/start` of this process: a pid alone may have been given to another process since."""
-    process = psutil.Process()
-    return f"{platform.node()}/{process.pid}/{process.create_time():.0f}"
-
-
-def is_gone(worker: str) -> bool:
-    """Whether `worker` is a process of this machine that has ended; False where that can't be known from here."""
-    host, pid, start = worker.rsplit("/", 2)
-    if host != platform.node():
-        return False
-    try:
-        process = psutil.Process(int(pid))
-        return abs(process.create_time() - float(start)) > 2 or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 @dataclass(frozen=True)
@@ -78,16 +60,17 @@ class Queue:
 
     def __init__(self, uri: str, name: str, directions: Sequence[Any] = ("minimize",)) -> None:
         self.uri, self.name = uri, name
+        self._database = open_storage(uri)
         self.study = patiently(
             optuna.create_study,
-            storage=open_storage(uri, lambda study, attempt: _queue_again(study, attempt, {})),
+            storage=self._database,
             study_name=name,
             directions=list(directions),
             load_if_exists=True,
         )
         self.storage: Any = self.study._storage  # Optuna's cache over it: it re-reads only what is not finished
         self._id = patiently(self.storage.get_study_id_from_name, name)
-        self._looked, self._judge_from = math.inf, 0.0  # when this process last saw the queue; see `_was_blind`
+        self._silence = Silence(GRACE, longest_gap=2 * BEAT)
 
     def describe(self, **attributes: Any) -> None:
         """Keeps facts on the study itself."""
@@ -120,28 +103,42 @@ class Queue:
         return Count(**number)
 
     def fill(self, planned: Mapping[int, tuple[Mapping[str, Any], Mapping[str, Any]]], again: bool = True) -> None:
-        """Queues each planned trial (order -> fixed parameters, user attributes) that is not there.
+        """Queue each planned trial (order -> fixed parameters, user attributes) that is missing.
 
-        Where `again`, trials that have failed for good are queued once more, as a new launch asks for. Trials whose
-        worker died between failing and queueing them again are mended here too.
+        If `again`, trials that have failed for good are queued once more, as a new launch demands.
         """
         latest = self.latest()
         for order, (params, attributes) in planned.items():
             known = latest.get(order)
             if known is None:
-                patiently(self.study.enqueue_trial, dict(params), user_attrs={**attributes, ORDER: order})
-            elif known.state == TrialState.FAIL and (again or not known.user_attrs.get(FINAL)):
-                _queue_again(self.study, known, {"failures": 0, "interruptions": 0} if again else {})
+                fixed, facts = {"fixed_params": dict(params)}, {**attributes, ORDER: order}
+                trial = optuna.create_trial(state=TrialState.WAITING, system_attrs=fixed, user_attrs=facts)
+                self._add(trial)
+            elif known.state == TrialState.FAIL and again:
+                self._add(_successor(known, {"failures": 0, "interruptions": 0}), known)
+        self.mend()
+
+    def mend(self) -> bool:
+        """Queue trials again whose worker or launcher died before it could; return whether there were any.
+
+        Their last try has failed, is not marked as given up, and has no successor.
+        """
+        found = False
+        for known in self.latest().values():
+            if known.state != TrialState.FAIL or known.user_attrs.get(FINAL):
+                continue
+            failures = known.user_attrs.get("failures", 0)
+            failed = FINAL in known.user_attrs and known.user_attrs.get("error") not in (DEAD, SILENT)
+            found |= self._add(_successor(known, {"failures": failures + 1} if failed else {}), known)
+        return found
 
     def settle(
         self, order: int, params: Mapping[str, Any], values: Sequence[float], attributes: Mapping[str, Any]
     ) -> None:
-        """Adds a trial that needn't run, finished, unless it is there already."""
+        """Add a finished trial, which need not run, unless the queue has it finished already."""
         known = self.latest().get(order)
         if known is not None and known.state in ENDED:
             return
-        if known is not None and known.state == TrialState.WAITING:
-            self._end(known._trial_id, TrialState.FAIL)
         choices = self.about()["choices"]
         trial = optuna.create_trial(
             params=dict(params),
@@ -149,31 +146,34 @@ class Queue:
             values=list(values),
             user_attrs={**attributes, ORDER: order},
         )
-        patiently(self.study.add_trial, trial)
+        if known is not None and known.state == TrialState.WAITING:
+            patiently(transactions.fail, self._database, self._id, known._trial_id, {}, trial)
+        elif known is None or known.state == TrialState.FAIL:
+            self._add(trial, known)
+        else:
+            patiently(self.study.add_trial, trial)
 
     def claim(self, before: Callable[[int], None] = lambda number: None) -> Trial | None:
-        """The first waiting trial of the plan, now running in this process; None where none waits.
+        """Claim the first waiting trial of the plan for this process; return None if none waits.
 
-        `before` is told its number while its sampler can still be chosen.
+        `before` is called with its number while its sampler can still be chosen.
         """
+        claimed = self._claim(before)
+        return self._claim(before) if claimed is None and self.mend() else claimed
+
+    def _claim(self, before: Callable[[int], None]) -> Trial | None:
         for attempt in sorted(self.tries(TrialState.WAITING), key=lambda t: (t.user_attrs.get(ORDER, 0), t.number)):
-            number = attempt._trial_id
-            try:
-                patiently(self.storage.record_heartbeat, number)  # first: a claim without one could never go stale
-                if not patiently(self.storage.set_trial_state_values, number, TrialState.RUNNING):
-                    continue
-            except UpdateFinishedTrialError:
-                continue
-            self.note(number, **{WORKER: myself(), "progress": {}})
-            before(attempt.number)
-            return patiently(Trial, self.study, number)
+            number, signature = attempt._trial_id, this_process()
+            if patiently(transactions.claim, self._database, number, WORKER, signature, {"progress": {}}):
+                before(attempt.number)
+                return patiently(Trial, self.study, number)
         return None
 
     def beat(self, trial_id: int) -> bool:
-        """Tells that this process still works on it; False where the trial was taken away meanwhile."""
+        """Record a heartbeat; return False if the trial is no longer this process's."""
         self.storage.record_heartbeat(trial_id)
         found = self.storage.get_trial(trial_id)
-        return found.state == TrialState.RUNNING and found.user_attrs.get(WORKER) == myself()
+        return found.state == TrialState.RUNNING and found.user_attrs.get(WORKER) == this_process()
 
     def note(self, trial_id: int, **attributes: Any) -> None:
         for key, value in attributes.items():
@@ -189,53 +189,59 @@ class Queue:
         self._end(trial._trial_id, TrialState.PRUNED, last)
 
     def fail(self, trial: Trial, words: str, retry: bool) -> None:
-        """Ends it as failed; where `retry`, it is queued again."""
-        self.note(trial._trial_id, error=masked(words), **{FINAL: not retry})
-        if self._end(trial._trial_id, TrialState.FAIL) and retry:
-            frozen = patiently(self.storage.get_trial, trial._trial_id)
-            _queue_again(self.study, frozen, {"failures": frozen.user_attrs.get("failures", 0) + 1})
+        """End it as failed; if `retry`, queue it again."""
+        known = patiently(self.storage.get_trial, trial._trial_id)
+        again = _successor(known, {"failures": known.user_attrs.get("failures", 0) + 1}) if retry else None
+        self._fail(known, words, again)
 
     def release(self, trial: Trial, words: str) -> None:
-        """Gives a claimed trial back to the queue: it goes on from its checkpoint in whoever claims it next."""
-        self.note(trial._trial_id, error=words)
-        if self._end(trial._trial_id, TrialState.FAIL):
-            _queue_again(self.study, patiently(self.storage.get_trial, trial._trial_id), {})
+        """Return a claimed trial to the queue: whoever claims it next resumes from its checkpoint."""
+        known = patiently(self.storage.get_trial, trial._trial_id)
+        self._fail(known, words, _successor(known, {}))
 
-    def free_the_dead(self) -> list[tuple[FrozenTrial, bool]]:
-        """Queues trials again whose workers are gone; returns those that this call found on this machine, each with
-        whether it was given up instead."""
+    def free_the_dead(self) -> list[tuple[FrozenTrial, str, bool]]:
+        """Queue trials again whose workers are gone.
+
+        Returns:
+            Those that this call found, each with the reason and whether it was given up instead.
+        """
         found = []
-        for attempt in self.tries(TrialState.RUNNING):
-            worker = attempt.user_attrs.get(WORKER)  # absent for the moment between claim and signature
-            if worker is not None and is_gone(worker):
-                hopeless = self._interrupted(attempt)
-                found += [] if hopeless is None else [(attempt, hopeless)]
-        if not self._was_blind():
-            patiently(fail_stale_trials, self.study)
+        running = self.tries(TrialState.RUNNING)
+        beats = patiently(transactions.heartbeats, self._database, self._id)
+        signs = {t._trial_id: (t.user_attrs.get(WORKER), beats.get(t._trial_id)) for t in running}
+        silent = self._silence.silent(signs)
+        for attempt in running:
+            gone = is_gone(attempt.user_attrs.get(WORKER, ""))
+            if gone or attempt._trial_id in silent:
+                why = DEAD if gone else SILENT
+                hopeless = self._interrupted(attempt, why)
+                found += [] if hopeless is None else [(attempt, why, hopeless)]
+        self.mend()
         return found
 
-    def _was_blind(self) -> bool:
-        """Whether the queue was out of this process' sight until now: then others could not beat either, and have two
-        beats' time to before their silence counts."""
-        now = time.monotonic()
-        if now - self._looked > 2 * BEAT:
-            self._judge_from = now + 2 * BEAT
-        self._looked = now
-        return now < self._judge_from
+    def _interrupted(self, attempt: FrozenTrial, why: str) -> bool | None:
+        """Fail a try whose worker died and queue it again.
 
-    def _interrupted(self, attempt: FrozenTrial) -> bool | None:
-        """Fails a try whose worker died and queues it again; True where it has died too often at the same step and is
-        given up, None where another process was faster."""
+        Returns:
+            True if it has died too often at the same step and is given up, None if another process was faster.
+        """
         reached = int(attempt.user_attrs.get("progress", {}).get("step", 0))
         before = int(attempt.user_attrs.get("reached", 0))
         deaths = 1 if reached > before else int(attempt.user_attrs.get("interruptions", 0)) + 1
         hopeless = deaths > HOPELESS_AT
-        self.note(attempt._trial_id, error=DEAD, **{FINAL: hopeless})
-        if not self._end(attempt._trial_id, TrialState.FAIL):
-            return None
-        if not hopeless:
-            _queue_again(self.study, attempt, {"interruptions": deaths, "reached": max(reached, before)})
-        return hopeless
+        changes = {"interruptions": deaths, "reached": max(reached, before)}
+        ended = self._fail(attempt, why, None if hopeless else _successor(attempt, changes))
+        return hopeless if ended else None
+
+    def _fail(self, attempt: FrozenTrial, words: str, successor: FrozenTrial | None) -> bool:
+        """End an unfinished try and queue its successor at once; return False if another process has ended it."""
+        notes = {"error": masked(words), FINAL: successor is None}
+        return patiently(transactions.fail, self._database, self._id, attempt._trial_id, notes, successor)
+
+    def _add(self, trial: FrozenTrial, after: FrozenTrial | None = None) -> bool:
+        """Add a try of a trial of the plan, unless another process has added one newer than `after`."""
+        last = -1 if after is None else after._trial_id
+        return patiently(transactions.add, self._database, self._id, ORDER, trial, last)
 
     def _end(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """False where another process has ended it before."""
@@ -245,19 +251,17 @@ class Queue:
             return False
 
 
-def _queue_again(study: optuna.Study, attempt: FrozenTrial, changes: Mapping[str, Any]) -> None:
-    """A waiting copy of a try that has ended: the same parameters, the facts of the plan, and `changes`."""
-    fresh = patiently(study._storage.get_trial, attempt._trial_id)
-    kept = {k: v for k, v in fresh.user_attrs.items() if k not in (WORKER, "progress", FINAL, "error")}
-    trial = optuna.create_trial(
+def _successor(attempt: FrozenTrial, changes: Mapping[str, Any]) -> FrozenTrial:
+    """Return a waiting copy of a try: the same parameters, the facts of the plan, and `changes`."""
+    kept = {k: v for k, v in attempt.user_attrs.items() if k not in (WORKER, "progress", FINAL, "error")}
+    return optuna.create_trial(
         state=TrialState.WAITING,
-        params=fresh.params,
-        distributions=fresh.distributions,
+        params=attempt.params,
+        distributions=attempt.distributions,
         user_attrs={**kept, "tries": kept.get("tries", 1) + 1, **changes},
-        system_attrs=fresh.system_attrs,
-        intermediate_values=fresh.intermediate_values,
+        system_attrs=attempt.system_attrs,
+        intermediate_values=attempt.intermediate_values,
     )
-    patiently(study.add_trial, trial)
 
 
 def open_queue(uri: str, prefix: str) -> Queue | None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial
 
 from microdit.errors import ConfigError
 from sweeps.secrets import masked
 from sweeps.uris import created_once
 
 BEAT = 10  # seconds between two heartbeats
-GRACE = 60  # seconds without one after which a worker elsewhere counts as gone
+GRACE = 60  # seconds without one after which a worker counts as gone
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -26,10 +24,13 @@ def quiet_optuna() -> None:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def open_storage(uri: str, stale: Callable[[optuna.Study, FrozenTrial], None] | None = None) -> RDBStorage:
-    """Opens (and once creates) the database; raises ConfigError where it can't be.
+def open_storage(uri: str) -> RDBStorage:
+    """Open the database, creating it if it is missing.
 
-    `stale` is told of each trial that was failed for want of heartbeats.
+    Heartbeats are enabled for workers and launchers of earlier versions, which compare them with the database's clock.
+
+    Raises:
+        ConfigError: if it cannot be opened.
     """
     quiet_optuna()
     options = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite:") else {"pool_pre_ping": True}
@@ -40,7 +41,6 @@ def open_storage(uri: str, stale: Callable[[optuna.Study, FrozenTrial], None] | 
                 options,
                 heartbeat_interval=BEAT,
                 grace_period=GRACE,
-                heartbeat_stale_trial_callback=stale,
             )
             if uri.startswith("sqlite:"):
                 _lock_before_reading(storage.engine)

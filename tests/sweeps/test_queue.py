@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
+import platform
 import shutil
+import sqlite3
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from optuna.trial import Trial, TrialState
 
-from sweeps import queue as module
-from sweeps.queue import HOPELESS_AT, WORKER, Queue
-from sweeps.storage import BEAT, open_storage
+from microdit.process_identity import this_process
+from sweeps.queue import DEAD, HOPELESS_AT, SILENT, WORKER, Queue
+from sweeps.storage import BEAT, GRACE, open_storage
 
-GONE = f"{module.platform.node()}/1/0"  # process 1 of this machine began at another time
+GONE = f"{this_process().rpartition('/')[0]}/1"  # this PID belonged to another process before
 
 
 def plan(arms: int, seeds: int = 1) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
@@ -71,7 +79,8 @@ def test_a_dead_workers_trial_waits_again_until_it_is_hopeless(queue: Queue) -> 
         trial = queue.claim()
         assert trial is not None
         queue.note(trial._trial_id, **{WORKER: GONE})
-        [(_, hopeless)] = queue.free_the_dead()
+        [(_, why, hopeless)] = queue.free_the_dead()
+        assert why == DEAD
         assert hopeless == (death == HOPELESS_AT)
     assert queue.claim() is None
     assert queue.count().failed == 1
@@ -85,7 +94,7 @@ def test_progress_forgives_interruptions(queue: Queue) -> None:
         trial = queue.claim()
         assert trial is not None
         queue.note(trial._trial_id, **{WORKER: GONE, "progress": {"step": death + 1}})
-        [(_, hopeless)] = queue.free_the_dead()
+        [(_, _, hopeless)] = queue.free_the_dead()
         assert not hopeless
 
 
@@ -98,45 +107,183 @@ def test_a_trial_that_another_worker_took_is_lost_to_the_first(queue: Queue) -> 
     assert not queue.beat(trial._trial_id)
 
 
-def silence(queue: Queue, minutes: int) -> None:
-    """Makes the last heartbeats that much older."""
-    with queue.storage._backend.engine.begin() as connection:
-        connection.exec_driver_sql(f"UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-{minutes} minutes')")
+class Clock:
+    """The monotonic clock of the observer, moved by hand."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        patch.setattr("sweeps.silence.time.monotonic", lambda: self.now)
+
+    def look(self, queue: Queue, seconds: float, alive: int | None = None) -> list[str]:
+        """Look at the queue every few seconds, `alive` beating before each look; return why trials were freed."""
+        found = []
+        for _ in range(round(seconds / BEAT)):
+            self.now += BEAT
+            if alive is not None:
+                write_heartbeat(queue, alive)
+            found += [why for _, why, _ in queue.free_the_dead()]
+        return found
 
 
-def test_a_trial_of_another_machine_is_freed_after_a_minute_of_silence(queue: Queue) -> None:
+seconds = itertools.count(1)
+
+
+def write_heartbeat(queue: Queue, trial_id: int, minutes_off: int = 0) -> None:
+    """A heartbeat of a machine whose clock is that much off; a value never seen before, as real ones are."""
+    shift = f"{60 * minutes_off + next(seconds)} seconds"
+    change = "UPDATE trial_heartbeats SET heartbeat = datetime('now', ?) WHERE trial_id = ?"
+    with sqlite3.connect(queue.uri.removeprefix("sqlite:///")) as other:
+        other.execute(change, (shift, trial_id))
+
+
+def claimed_elsewhere(queue: Queue, worker: str) -> int:
     queue.fill(plan(1))
     trial = queue.claim()
     assert trial is not None
-    queue.note(trial._trial_id, **{WORKER: "elsewhere/1/0"})
-    for minutes, waiting in ((0, 0), (2, 1)):
-        silence(queue, minutes)
-        queue.free_the_dead()
-        assert queue.count().waiting == waiting
+    queue.note(trial._trial_id, **{WORKER: worker})
+    return trial._trial_id
+
+
+OLD = f"{platform.node()}/1/0"  # as earlier versions signed: the host's name says nothing about its processes
+
+
+@pytest.mark.parametrize("worker", ["elsewhere/1/0", OLD, "", "nonsense", "a/b/c/d"])
+def test_a_worker_of_unknown_fate_is_freed_after_a_minute_of_silence(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, worker: str
+) -> None:
+    clock = Clock(monkeypatch)
+    first = claimed_elsewhere(queue, worker)
+    assert clock.look(queue, GRACE - BEAT) == []
+    assert queue.count().running == 1
+    assert clock.look(queue, 3 * BEAT) == [SILENT]
     again = queue.claim()
     assert again is not None
     assert again.user_attrs["tries"] == 2
-    assert not queue.beat(trial._trial_id), "the first worker, should it live after all, lets go"
+    assert not queue.beat(first), "the first worker, should it live after all, lets go"
+
+
+@pytest.mark.parametrize("minutes", [-600, -1, 0, 1, 600])
+def test_a_clock_that_is_off_frees_no_living_worker(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, minutes: int
+) -> None:
+    """Of the worker, of the observer or of the database's server: only changes of the heartbeat count."""
+    clock = Clock(monkeypatch)
+    trial = claimed_elsewhere(queue, "elsewhere/1/0")
+    write_heartbeat(queue, trial, minutes)
+    assert clock.look(queue, GRACE - BEAT) == []
+    write_heartbeat(queue, trial, -minutes)  # set again while it works
+    assert clock.look(queue, GRACE - BEAT) == []
+    assert clock.look(queue, 5 * GRACE, alive=trial) == []
+    assert queue.count().running == 1
+    assert clock.look(queue, 2 * GRACE) == [SILENT], "and a heartbeat of the future keeps no dead worker alive"
+
+
+def test_a_step_of_the_wall_clock_frees_no_living_worker_of_this_machine(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start times that are read as wall-clock times move with the clock."""
+    queue.fill(plan(1))
+    assert queue.claim() is not None
+    real, now = psutil.Process.create_time, time.time()
+    for step in (30.0, -3600.0):
+        monkeypatch.setattr(psutil.Process, "create_time", lambda process, step=step: real(process) + step)
+        monkeypatch.setattr("time.time", lambda step=step: now + step)
+        assert queue.free_the_dead() == []
+    assert queue.count().running == 1
 
 
 def test_after_an_outage_living_workers_have_time_to_beat_again(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    trial = claimed_elsewhere(queue, "elsewhere/1/0")
+    assert clock.look(queue, GRACE - BEAT) == []
+    clock.now += 2 * GRACE  # the storage was away: nobody could beat, and the launcher could not look
+    assert clock.look(queue, GRACE) == []
+    write_heartbeat(queue, trial)
+    assert clock.look(queue, GRACE) == []
+    assert clock.look(queue, 2 * BEAT) == [SILENT]
+
+
+HOLD = """
+import sys, time
+from sweeps.queue import Queue
+queue = Queue(sys.argv[1], "plan")
+trial = queue.claim()
+print("claimed", flush=True)
+for line in sys.stdin:
+    print(queue.beat(trial._trial_id), len(queue.free_the_dead()), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def holder(queue: Queue, *before: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that has claimed a trial; it beats and looks at the queue for each line that it gets."""
+    command = [*before, sys.executable, "-c", HOLD, queue.uri]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "claimed\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def ask(process: subprocess.Popen[str]) -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+def test_a_killed_worker_of_this_machine_is_found_at_once_and_never_a_living_one(queue: Queue) -> None:
+    queue.fill(plan(1))
+    with holder(queue) as worker:
+        assert queue.free_the_dead() == []
+        assert ask(worker) == "True 0"
+        worker.kill()
+        worker.wait()
+        assert [why for _, why, _ in queue.free_the_dead()] == [DEAD]
+    assert queue.count().waiting == 1
+
+
+CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+HALF_A_CONTAINER = ("unshare", "--pid", "--fork", "--kill-child")  # its /proc shows the processes of the outer one
+
+
+def can_unshare() -> bool:
+    return shutil.which("unshare") is not None and subprocess.run([*CONTAINER, "true"], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_unshare(), reason="no PID namespaces without privileges here")
+@pytest.mark.parametrize("container", [CONTAINER, HALF_A_CONTAINER])
+def test_containers_with_the_same_host_name_leave_each_others_workers_alone(
+    queue: Queue, container: tuple[str, ...]
+) -> None:
+    queue.fill(plan(3))
+    with holder(queue, *container) as one, holder(queue, *container) as two:
+        own = queue.claim()
+        assert own is not None
+        for _ in range(2):
+            assert queue.free_the_dead() == []
+            assert [ask(one), ask(two)] == ["True 0", "True 0"]
+        assert queue.beat(own._trial_id)
+    assert queue.count().running == 3
+
+
+def test_a_retry_whose_worker_died_halfway_is_made_by_the_next_worker(queue: Queue) -> None:
+    """Earlier versions failed a trial and queued it again in two steps."""
     queue.fill(plan(1))
     trial = queue.claim()
     assert trial is not None
-    queue.free_the_dead()
-    silence(queue, minutes=2)  # the storage was away: nobody could beat, and the launcher could not look
-    clock = [time.monotonic() + 120.0]
-    monkeypatch.setattr("sweeps.queue.time.monotonic", lambda: clock[0])
-    queue.free_the_dead()
-    assert queue.count().running == 1
-    assert queue.beat(trial._trial_id)
-    for _ in range(2):
-        clock[0] += 1.5 * BEAT
-        queue.free_the_dead()
-    assert queue.count().running == 1
-    silence(queue, minutes=2)
-    queue.free_the_dead()
-    assert queue.count().waiting == 1
+    queue.note(trial._trial_id, error="disk full", given_up=False)
+    queue.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    again = Queue(queue.uri, "plan").claim()
+    assert again is not None
+    assert (again.user_attrs["failures"], again.user_attrs["tries"]) == (1, 2)
+    queue.fail(again, "disk full", retry=False)
+    assert queue.claim() is None, "given up"
+    assert queue.free_the_dead() == []
+    assert queue.count().failed == 1
 
 
 def test_finished_trials_need_not_run(queue: Queue) -> None:

@@ -20,6 +20,7 @@ from microdit.data.cifar.settings import Fetch
 from microdit.data.own_python import Tool
 from microdit.errors import DataError
 from microdit.files import write_text
+from microdit.process_identity import identity_of, is_alive, pid_of
 
 TOOL = Tool(
     "img2dataset",
@@ -51,7 +52,7 @@ def run(python: Path, urls: Path, folder: Path, fetch: Fetch) -> None:
             line, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            write_text(noted, json.dumps(_who(process.pid)))
+            write_text(noted, identity_of(process.pid))
             _watch(process, shards)
         finally:
             _end(process.pid)
@@ -99,21 +100,13 @@ def progress(shards: Path) -> tuple[int, int]:
     return sum(one["count"] for one in stats), sum(one["successes"] for one in stats)
 
 
-def _who(pid: int) -> dict[str, float]:
-    """A process so that a later one of the same number is told from it."""
-    try:
-        return {"pid": pid, "created": psutil.Process(pid).create_time()}
-    except psutil.Error:
-        return {"pid": pid, "created": 0.0}
-
-
 def _end_left_over(noted: Path) -> None:
-    """Ends the img2dataset of an earlier call that was killed itself: two of them would write the same files."""
+    """End the img2dataset of an earlier call that was killed itself: two of them would write the same files."""
     if not noted.is_file():
         return
-    there = json.loads(noted.read_text(encoding="utf-8"))
-    if psutil.pid_exists(there["pid"]) and _who(there["pid"]) == there:
-        _end(there["pid"])
+    identity = noted.read_text(encoding="utf-8").strip()
+    if is_alive(identity):
+        _end(pid_of(identity))
     noted.unlink()
 
 

@@ -1,0 +1,35 @@
+"""Tell living workers from silent ones by the changes of their heartbeats, timed on this process's monotonic clock.
+
+A heartbeat's own time is never compared with a clock: the clocks of two machines differ, and any of them may be set.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+
+class Silence:
+    """Watches values that change while their owners live.
+
+    Args:
+        patience: seconds without a change after which an owner counts as silent.
+        longest_gap: seconds between two looks after which all watching begins anew. If this process could not look,
+            the owners may have been unable to write.
+    """
+
+    def __init__(self, patience: float, longest_gap: float) -> None:
+        self._patience, self._longest_gap = patience, longest_gap
+        self._since: dict[int, tuple[object, float]] = {}  # owner -> value and when it was first seen
+        self._looked = -float("inf")
+
+    def silent(self, values: Mapping[int, object]) -> set[int]:
+        """Return the owners whose value has not changed for long enough; call it with each look at the values."""
+        now = time.monotonic()
+        seen = self._since if now - self._looked <= self._longest_gap else {}
+        self._looked = now
+        self._since = {
+            owner: seen[owner] if owner in seen and seen[owner][0] == value else (value, now)
+            for owner, value in values.items()
+        }
+        return {owner for owner in values if now - self._since[owner][1] > self._patience}
