@@ -12,17 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
-
-import numpy as np
-from PIL import Image, ImageOps
 
 from microdit.data.base import DataConfig, Item
-from microdit.data.folder_captions import IMAGE_SUFFIXES, SPLIT_NAMES, Captioned, read_captions, some
+from microdit.data.folder_captions import SPLIT_NAMES, Captioned, read_captions, some
+from microdit.data.image_files import FORMATS, header_fault, load_square
 from microdit.errors import ConfigError, DataError
 from microdit.rng import hashed_place
 
-FOLDER_VERSION = 1
+FOLDER_VERSION = 2  # raised when the same files give other pixels or captions
 
 
 class ImageFolder:
@@ -102,50 +99,20 @@ def label_number(entry: Captioned, classes: Sequence[str]) -> int:
     return -1 if entry.label is None else entry.label
 
 
-def load_square(path: Path, resolution: int) -> np.ndarray:
-    """The image's central square, upright by its EXIF tag, resampled: (resolution, resolution, 3) uint8 sRGB.
-
-    Transparent parts become white. Raises DataError naming the file if it can't be decoded.
-    """
-    return square(path, str(path), resolution)
-
-
-def square(source: Path | BinaryIO, name: str, resolution: int) -> np.ndarray:
-    """The same of a file or of its bytes; `name` is what an error calls it."""
-    try:
-        with Image.open(source) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {name} can't be read: {error}") from error
-    return np.array(ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS))
-
-
 def _check_images(root: Path, files: list[str]) -> None:
-    """Looks at sizes and headers of all files, so that a broken one is reported before training and not within it."""
+    """Check sizes and headers of all files, so that a broken one is reported before training begins."""
     absent = [file for file in files if not (root / file).is_file()]
     if absent:
         raise DataError(f"{root}: captions name {len(absent)} images that do not exist: {some(absent)}")
     empty = [file for file in files if (root / file).stat().st_size == 0]
     if empty:
         raise DataError(f"{root}: {len(empty)} images are empty files: {some(empty)}")
-    unreadable = [file for file in files if not _has_image_header(root / file)]
-    if unreadable:
+    faults = {file: fault for file in files if (fault := header_fault(root / file))}
+    if faults:
         raise DataError(
-            f"{root}: {len(unreadable)} files can't be read as images ({', '.join(sorted(IMAGE_SUFFIXES))}): "
-            f"{some(unreadable)}"
+            f"{root}: {len(faults)} files can't be read as images ({', '.join(FORMATS)}): {some(list(faults))}; "
+            f"the first: {next(iter(faults.values()))}"
         )
-
-
-def _has_image_header(path: Path) -> bool:
-    try:
-        with Image.open(path):
-            return True
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False
 
 
 def _classes(root: Path, entries: list[Captioned]) -> tuple[str, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from microdit.errors import DataError, nearest
+from microdit.text_files import SURROGATE, csv_rows, json_rows, read_text, tidy
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 CAPTION_COLUMNS = ("text", "caption")
@@ -40,7 +39,7 @@ def read_captions(root: Path) -> list[Captioned]:
 
     Raises DataError where captions are missing, malformed, not UTF-8, or name a file outside the folder.
     """
-    images = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if _is_image(path))
+    images = images_of(root)
     found = [root / name for name in METADATA if (root / name).is_file()]
     if len(found) == 2:
         raise DataError(f"{root} has both {METADATA[0]} and {METADATA[1]}: keep the one that is right")
@@ -51,6 +50,18 @@ def read_captions(root: Path) -> list[Captioned]:
     return _from_sidecars(root, images)
 
 
+def images_of(root: Path) -> list[str]:
+    """The images below a folder, sorted, relative to it and with forward slashes.
+
+    Raises DataError if a name is not UTF-8.
+    """
+    images = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if _is_image(path))
+    undecodable = [repr(os.fsencode(file)) for file in images if SURROGATE.search(file)]
+    if undecodable:
+        raise DataError(f"{root}: {len(undecodable)} file names are not UTF-8: {some(undecodable)}; rename the files")
+    return images
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
 
@@ -59,7 +70,7 @@ def _from_sidecars(root: Path, images: list[str]) -> list[Captioned]:
     entries, missing = [], []
     for file in images:
         sidecar = (root / file).with_suffix(".txt")
-        caption = _tidy(_read_utf8(sidecar)) if sidecar.is_file() else ""
+        caption = tidy(read_text(sidecar)) if sidecar.is_file() else ""
         if caption:
             entries.append(Captioned(file, caption, None))
         else:
@@ -74,15 +85,15 @@ def _from_sidecars(root: Path, images: list[str]) -> list[Captioned]:
 
 def _from_metadata(root: Path, metadata: Path, images: list[str]) -> list[Captioned]:
     entries, missing = [], []
-    rows = _json_rows(metadata) if metadata.suffix == ".jsonl" else _csv_rows(metadata)
+    rows = _objects(metadata) if metadata.suffix == ".jsonl" else _records(metadata)
     for line, row in rows:
         file = _inside(row.get(FILE_COLUMN), metadata, line)
         caption = next((row[column] for column in CAPTION_COLUMNS if row.get(column) is not None), "")
         if not isinstance(caption, str):
             raise DataError(f"{metadata}, line {line}: the caption must be text, got {caption!r}")
-        if _tidy(caption):
+        if tidy(caption):
             label, split = _label(row.get("label"), metadata, line), _split(row.get("split"), metadata, line)
-            entries.append(Captioned(file, _tidy(caption), label, split))
+            entries.append(Captioned(file, tidy(caption), label, split))
         else:
             missing.append(f"{file} (line {line})")
     if missing:
@@ -96,30 +107,26 @@ def _from_metadata(root: Path, metadata: Path, images: list[str]) -> list[Captio
     return entries
 
 
-def _json_rows(metadata: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for line, text in enumerate(_read_utf8(metadata).split("\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{metadata}, line {line}: not valid JSON ({error.msg})") from error
+def _objects(metadata: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for line, row in json_rows(metadata):
         if not isinstance(row, dict):
             raise DataError(f"{metadata}, line {line}: expected an object like {{'{FILE_COLUMN}': ..., 'text': ...}}")
         _require_columns(list(row), f"{metadata}, line {line}")
         yield line, row
 
 
-def _csv_rows(metadata: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(_read_utf8(metadata).splitlines(keepends=True), strict=True)
-    try:
-        _require_columns(list(reader.fieldnames or ()), f"{metadata}, header")
-        for row in reader:
-            if None in row or None in row.values():
-                raise DataError(f"{metadata}, line {reader.line_num}: not as many fields as the header has")
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise DataError(f"{metadata}, line {reader.reader.line_num}: {error}") from error
+def _records(metadata: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    rows = csv_rows(metadata)
+    _, columns = next(rows, (1, []))
+    _require_columns(columns, f"{metadata}, header")
+    repeated = [column for i, column in enumerate(columns) if column in columns[:i]]
+    if repeated:
+        raise DataError(f"{metadata}, header: the column '{repeated[0]}' occurs twice")
+    for line, fields in rows:
+        if len(fields) != len(columns):
+            counts = f"{len(fields)} and {len(columns)}"
+            raise DataError(f"{metadata}, line {line}: not as many fields as the header has ({counts})")
+        yield line, dict(zip(columns, fields, strict=True))
 
 
 def _require_columns(columns: list[str], where: str) -> None:
@@ -163,16 +170,3 @@ def _split(value: Any, metadata: Path, line: int) -> str | None:
     if value not in SPLIT_NAMES:
         raise DataError(f"{metadata}, line {line}: 'split' is {value!r}; {nearest(value, SPLIT_NAMES)}")
     return str(value)
-
-
-def _read_utf8(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 text ({error.reason}); save the file as UTF-8") from error
-
-
-def _tidy(caption: str) -> str:
-    return " ".join(caption.split())

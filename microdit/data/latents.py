@@ -18,7 +18,7 @@ from microdit.data.base import DataConfig, Item
 from microdit.data.caption_store import HEADER, PREFIX, CaptionStore, StoredCaptions, store_name
 from microdit.data.encoded import EncodedDataset, with_captions
 from microdit.data.encoded_images import as_words, check_all, open_images, read_index, settings_of
-from microdit.data.folder import load_square
+from microdit.data.image_files import load_square
 from microdit.encoders.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextEncoder
 from microdit.errors import ConfigError, DataError

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from microdit.data.base import CaptionedImages
-from microdit.data.folder_captions import read_captions, some
+from microdit.data.folder_captions import METADATA, images_of, read_captions
+from microdit.data.image_files import central_square, read_image
+from microdit.data.pairing import read_prompted
 from microdit.errors import DataError, nearest
 from microdit.evaluation.config import EvalConfig
 from microdit.evaluation.scores import score
 
 PROMPTS = "prompts.json"
+
+log = logging.getLogger(__name__)
 
 
 def evaluate_folder(
@@ -23,18 +26,25 @@ def evaluate_folder(
 ) -> dict[str, float]:
     """Scores the pictures of a folder as `score` does; `config.samples` is not used: all of them count.
 
-    Captions come from `prompts.json`, {"prompts": [...], "labels": [...] (optional)}, one for each PNG in the order of
-    their names; or else, as for the dataset `folder`, from `metadata.jsonl`, `metadata.csv` or sidecar `.txt` files.
-    Labels are indices into the reference's classes or their names.
+    Captions come from `prompts.json` (see `read_prompted` for its forms), or else, as for the dataset `folder`, from
+    `metadata.jsonl`, `metadata.csv` or sidecar `.txt` files. Labels are indices into the reference's classes or their
+    names. Images are read, cropped and resized as the dataset's are; a warning gives the number of those resized,
+    because resizing alone changes a distance.
 
     Raises:
-        DataError: a picture, caption or label is missing, broken, or does not fit the reference; names the file.
+        DataError: if an image, caption or label is missing, broken, or does not fit the reference; names the file.
     """
     root = Path(path)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder")
     if (root / PROMPTS).is_file():
-        files, captions, found = _from_prompts(root)
+        beside = [name for name in METADATA if (root / name).is_file()]
+        if beside:
+            raise DataError(f"{root} has both {PROMPTS} and {beside[0]}: keep the one that is right")
+        prompted = read_prompted(root / PROMPTS, images_of(root))
+        files = [entry.file for entry in prompted]
+        captions = [entry.prompt for entry in prompted]
+        found = [entry.label for entry in prompted]
     else:
         entries = read_captions(root)
         files = [entry.file for entry in entries]
@@ -43,29 +53,8 @@ def evaluate_folder(
     if not files:
         raise DataError(f"{root} has no pictures")
     labels = [_label(label, reference.classes, root) for label in found]
-    images = np.stack([_load(root / file, reference.resolution) for file in files])
+    images = _load(root, files, reference.resolution)
     return score(images, captions, labels, reference, config, cache_dir)
-
-
-def _from_prompts(root: Path) -> tuple[list[str], list[str], list[int | str | None]]:
-    source = root / PROMPTS
-    try:
-        listing = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{source}: not valid JSON: {error}") from None
-    captions = listing.get("prompts") if isinstance(listing, dict) else None
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise DataError(f"{source}: needs the key 'prompts', a list of captions")
-    labels = listing.get("labels", [None] * len(captions))
-    if not isinstance(labels, list):
-        raise DataError(f"{source}: 'labels' must be a list, one for each of the prompts")
-    files = sorted(file.name for file in root.glob("*.png"))
-    if not len(files) == len(captions) == len(labels):
-        raise DataError(
-            f"{source}: {len(captions)} prompts and {len(labels)} labels for {len(files)} PNG files "
-            f"({some(files)}); one each is needed"
-        )
-    return files, captions, labels
 
 
 def _label(label: int | str | None, classes: Sequence[str], root: Path) -> int:
@@ -77,19 +66,22 @@ def _label(label: int | str | None, classes: Sequence[str], root: Path) -> int:
         return list(classes).index(label)
     if isinstance(label, bool) or not isinstance(label, int):
         raise DataError(f"{root}: the label {label!r} is neither an index nor a name of a class")
+    if classes and label >= len(classes):
+        raise DataError(f"{root}: the label {label} is beyond the reference's classes, 0 to {len(classes) - 1}")
     return label
 
 
-def _load(path: Path, side: int) -> np.ndarray:
-    """(side, side, 3) uint8; never resized, because that alone changes a distance."""
-    try:
-        with Image.open(path) as opened:
-            image = np.asarray(opened.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"image {path} can't be read: {error}") from error
-    if image.shape != (side, side, 3):
-        raise DataError(
-            f"image {path} is {image.shape[1]} x {image.shape[0]} pixels, the reference {side} x {side}; "
-            "generate or resize to that size first"
+def _load(root: Path, files: Sequence[str], side: int) -> np.ndarray:
+    """(N, side, side, 3) uint8: central squares, resampled if they are of another size."""
+    squares, resized = [], 0
+    for file in files:
+        image = read_image(root / file)
+        resized += image.size != (side, side)
+        squares.append(central_square(image, side))
+    if resized:
+        log.warning(
+            "%s: the central squares of %d of %d images were resized to %d x %d, the reference's size; resizing alone "
+            "changes a distance",
+            *(root, resized, len(files), side, side),
         )
-    return image
+    return np.stack(squares)

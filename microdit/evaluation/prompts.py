@@ -6,9 +6,9 @@ import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from microdit.errors import ConfigError
+from microdit.text_files import parse_json, read_text, split_lines
 
 KEY = "evaluation.prompts"
 
@@ -17,7 +17,8 @@ def read_prompts(path: Path | str, count: int) -> tuple[str, ...]:
     """The first `count` prompts of the file at `path`.
 
     A file named `.json` has COCO's format, {"annotations": [{"image_id": ..., "caption": ...}, ...]}: the first caption
-    of each image counts, images in the order in which they come. Any other file is UTF-8 text, a prompt a line.
+    of each image counts, images in the order in which they come. Any other file is text with one prompt per line, read
+    as `text_files` says.
 
     Raises:
         ConfigError: the file is missing or broken, or has fewer prompts; names it and the line or entry.
@@ -42,10 +43,7 @@ def prompts_digest(path: Path | str, count: int) -> str:
 
 @lru_cache(maxsize=2)
 def _read(path: Path, size: int, time: int) -> tuple[str, ...]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"'{KEY}': {path} is not UTF-8 text: {error}") from None
+    text = read_text(path, ConfigError, f"'{KEY}': {path}")
     found = _coco(text, path) if path.suffix.lower() == ".json" else _lines(text, path)
     if not found:
         raise ConfigError(f"'{KEY}': {path} has no prompts")
@@ -53,18 +51,15 @@ def _read(path: Path, size: int, time: int) -> tuple[str, ...]:
 
 
 def _lines(text: str, path: Path) -> tuple[str, ...]:
-    lines = text.rstrip().split("\n") if text.strip() else []
+    lines = split_lines(text.rstrip())
     for number, line in enumerate(lines, 1):
         if not line.strip():
-            raise ConfigError(f"'{KEY}': {path}: line {number} is empty; one prompt a line is needed")
+            raise ConfigError(f"'{KEY}': {path}: line {number} is empty; give one prompt per line")
     return tuple(line.strip() for line in lines)
 
 
 def _coco(text: str, path: Path) -> tuple[str, ...]:
-    try:
-        stored: Any = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"'{KEY}': {path}: not valid JSON: {error}") from None
+    stored = parse_json(text, f"'{KEY}': {path}", error=ConfigError)
     entries = stored.get("annotations") if isinstance(stored, dict) else None
     if not isinstance(entries, list):
         raise ConfigError(f"'{KEY}': {path}: needs the key 'annotations', a list, as COCO's captions have it")

@@ -81,5 +81,65 @@ def test_mistakes_are_one_line(
     (empty / "prompts.json").write_text(json.dumps({"prompts": []}))
     assert "empty has no pictures" in refused(capsys, config_file, "--images", empty)
     prompts.write_text(json.dumps({"prompts": ["a cat"] * COUNT}))
-    Image.new("RGB", (64, 64)).save(pictures / "03.png")
-    assert "the reference 32 x 32" in refused(capsys, config_file, "--images", pictures)
+    (pictures / "03.png").write_bytes(b"no picture")
+    assert "03.png can't be read" in refused(capsys, config_file, "--images", pictures)
+
+
+def scores(config_file: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    capsys.readouterr()
+    assert main(["evaluate", str(config_file), "--images", str(folder), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_names_of_images_change_no_score(
+    config_file: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """0.png to 11.png sort as 0, 1, 10, 11, 2, ...; the prompts stay with their images."""
+    expected = scores(config_file, pictures, capsys)
+    for file in sorted(pictures.glob("*.png")):
+        file.rename(pictures / f"{int(file.stem)}.png")
+    assert scores(config_file, pictures, capsys) == expected
+    listing = json.loads((pictures / "prompts.json").read_text())
+    names = [f"{k}.png" for k in range(COUNT)]
+    by_name = {key: dict(zip(names, values, strict=True)) for key, values in listing.items()}
+    (pictures / "prompts.json").write_text(json.dumps(by_name, sort_keys=True))
+    assert scores(config_file, pictures, capsys) == expected
+
+
+def test_images_are_scored_as_training_reads_them(
+    config_file: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Transparent, turned, palette and larger files that show the same pictures have the same scores."""
+    expected = scores(config_file, pictures, capsys)
+    for number, file in enumerate(sorted(pictures.glob("*.png"))):
+        picture = Image.open(file).convert("RGB")
+        if number % 4 == 0:
+            picture.transpose(Image.Transpose.ROTATE_90).save(file, exif=oriented(6))
+        elif number % 4 == 1:
+            clear = picture.convert("RGBA")
+            clear.putalpha(picture.convert("L").point(lambda value: 255 * (value < 255)))
+            pixels = [(0, 0, 0, 0) if pixel[3] == 0 else pixel for pixel in clear.get_flattened_data()]
+            clear.putdata([(*pixel[:3], pixel[3]) for pixel in pixels])
+            white = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+            assert white.tobytes() == picture.tobytes()
+            clear.save(file)
+        elif number % 4 == 2:
+            wide = Image.new("RGB", (64, 32), (255, 0, 255))
+            wide.paste(picture, (16, 0))  # the central square is the picture
+            wide.save(file)
+    assert scores(config_file, pictures, capsys) == expected
+
+
+def oriented(number: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif
+
+
+def test_images_of_another_size_are_resized_and_counted(
+    config_file: Path, pictures: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in sorted(pictures.glob("*.png"))[:5]:
+        Image.open(file).resize((200, 300)).save(file)
+    assert scores(config_file, pictures, capsys)["samples"] == COUNT
+    assert "the central squares of 5 of 12 images were resized to 32 x 32" in caplog.text

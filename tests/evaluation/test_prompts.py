@@ -72,5 +72,5 @@ def test_a_missing_file_says_what_would_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'evaluation.prompts': .*no.json: no such file; .*captions_val2014.json"):
         check_scoring(EvalConfig(prompts=str(tmp_path / "no.json")))
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
-    with pytest.raises(ConfigError, match="is not UTF-8"):
+    with pytest.raises(ConfigError, match=r"latin\.txt, line 1: not UTF-8"):
         check_scoring(EvalConfig(prompts=str(tmp_path / "latin.txt")))

@@ -15,6 +15,7 @@ import yaml
 
 from microdit.data.cifar.settings import WORDS_FILE
 from microdit.errors import DataError, nearest
+from microdit.text_files import check_characters, read_text
 
 KEYS = ("words", "not")
 TOKEN = re.compile(r"(\w+)(?:['’]s(?!\w))?")
@@ -65,9 +66,10 @@ class ClassWords:
 
 def load_words(path: Path = WORDS_FILE) -> ClassWords:
     """Reads a list like `words.yaml`; raises DataError naming the file and the entry at fault."""
+    text = read_text(path, name=f"the word list {path}")
     try:
-        listed = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        listed = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise DataError(f"the word list {path} can't be read: {error}") from error
     if not isinstance(listed, dict) or not listed:
         raise DataError(f"the word list {path} must map each class to its 'words' and, if any, 'not'")
@@ -75,6 +77,7 @@ def load_words(path: Path = WORDS_FILE) -> ClassWords:
     for name, entry in listed.items():
         for key, phrases in _entries(entry, f"{path}, class '{name}'"):
             for phrase in phrases:
+                check_characters(phrase, f"{path}, class '{name}'")
                 for form in (_plain(phrase), _plural(_plain(phrase))):
                     _add(meaning, form, str(name) if key == "words" else None, path)
     return ClassWords(tuple(str(name) for name in listed), meaning)

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from microdit.data.encode import Record, chunk_ranges
-from microdit.data.folder import Split, label_number, load_square, split_folder
+from microdit.data.folder import FOLDER_VERSION, Split, label_number, split_folder
+from microdit.data.image_files import load_square
 
 
 class FolderSource:
@@ -30,6 +31,7 @@ class FolderSource:
             "val_fraction": val_fraction,
             "seed": seed,
             "listing": self._listing(folder),
+            "reader": FOLDER_VERSION,
         }
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:

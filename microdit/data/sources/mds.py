@@ -25,6 +25,7 @@ from microdit.data.own_python import Tool, find_python
 from microdit.errors import ConfigError, DataError, nearest
 from microdit.files import sha256
 from microdit.rng import hashed_place
+from microdit.text_files import check_characters
 
 TOOL = Tool("mosaicml-streaming", "streaming", "mosaicml-streaming>=0.11,<1", "--streaming")
 CHILD = Path(__file__).with_name("mds_child.py")
@@ -159,9 +160,13 @@ class _Reader:
         asked, _ = self._pipes()
         asked.write(f"{start} {stop} {' '.join(columns)}\n".encode())
         asked.flush()
-        for _ in range(start, stop):
+        for i in range(start, stop):
             frame = self._frame()
-            yield frame["caption"], [self._exactly(size) for size in frame["sizes"]]
+            caption = frame["caption"]
+            if not isinstance(caption, str):
+                raise DataError(f"{self._folder}, sample {i} has no caption, but {caption!r}")
+            check_characters(caption, f"{self._folder}, sample {i}")
+            yield caption, [self._exactly(size) for size in frame["sizes"]]
 
     def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
         assert self._process.stdin is not None

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from microdit.data.encode import Record
-from microdit.data.folder import square
+from microdit.data.folder import FOLDER_VERSION
+from microdit.data.image_files import central_square, decode_image
 from microdit.errors import ConfigError, DataError, nearest
 from microdit.rng import hashed_place
+from microdit.text_files import clean_caption, decode_text
 
 HUB = "hf:"
 IMAGES, TEXTS, LABELS = (
@@ -73,6 +74,7 @@ class TableSource:
             "val_fraction": val_fraction,
             "seed": seed,
             "files": _stamp(word),
+            "reader": FOLDER_VERSION,
         }
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
@@ -150,20 +152,17 @@ def _load(found: Any, name: str, resolution: int) -> np.ndarray:
         data = Path(path).read_bytes()
     if not data:
         raise DataError(f"image {name} is empty")
-    return square(BytesIO(data), f"{name}", resolution)
+    return central_square(decode_image(data, name), resolution)
 
 
 def _caption(found: Any, key: str) -> str:
     if isinstance(found, list) and found:
         found = found[0]  # of several captions the first
     if isinstance(found, bytes):
-        try:
-            found = found.decode()
-        except UnicodeDecodeError as error:
-            raise DataError(f"the caption of {key} is not UTF-8 ({error.reason})") from None
+        found = decode_text(found, f"the caption of {key}")
     if not isinstance(found, str) or not found.strip():
         raise DataError(f"{key} has no caption, but {found!r}")
-    return " ".join(found.split())
+    return clean_caption(found, f"the caption of {key}")
 
 
 def _column(word: str, names: Sequence[str], given: str | None, usual: Sequence[str], what: str) -> str:
