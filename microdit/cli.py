@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from microdit import arguments as types
 from microdit.data.cli import add_data_commands, with_show
 from microdit.errors import ConfigError, MicroditError
+from microdit.files import file_trouble
 from microdit.processes import first_to_fail, is_main, leave
+from microdit.terminal import safely
 
 if TYPE_CHECKING:
     from microdit.config import Config
@@ -28,16 +31,26 @@ FOR_MEASURING = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for an error of the user's, 130 when interrupted.
+    """Return the exit code: 0, 2 for an error of the user's, 130 when interrupted.
 
-    Of several processes (torchrun), one says what went wrong.
+    Of several processes (torchrun), one prints the error.
     """
+    return safely(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = _parsed(with_show(sys.argv[1:] if argv is None else argv))
     try:
         arguments.command(arguments)
     except MicroditError as error:
         if first_to_fail():
             print(f"microdit: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, a folder that can't be written, a name that no file system takes
+        if first_to_fail():
+            print(f"microdit: {file_trouble(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if first_to_fail():
@@ -74,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     tune = commands.add_parser("finetune", help="go on from a finished run, on a folder of captioned pictures")
     tune.add_argument("run", type=Path, help="the folder of the run to start from; it stays as it is")
     tune.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="8 or more captioned pictures")
-    tune.add_argument("--steps", type=int, help="optimiser steps (default 300)")
+    tune.add_argument("--steps", type=types.count, help="optimiser steps (default 300)")
     tune.add_argument("--out", type=Path, required=True, help="folder of the new run")
     tune.add_argument("overrides", nargs="*", metavar="key=value", help="any setting, e.g. optimizer.lr=1e-4")
     tune.set_defaults(command=_finetune)
@@ -83,10 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("run", type=Path, help="a run's output folder")
     sample.add_argument("captions", nargs="+", help="one picture row per caption")
     sample.add_argument("--out", type=Path, default=Path("samples.png"))
-    sample.add_argument("--count", type=int, default=4, help="pictures per caption (default 4)")
-    sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--steps", type=int, help="sampler steps instead of the run's own")
-    sample.add_argument("--guidance", type=float, help="guidance instead of the run's own")
+    sample.add_argument("--count", type=types.count, default=4, help="pictures per caption (default 4)")
+    sample.add_argument("--seed", type=types.seed, default=0)
+    sample.add_argument("--steps", type=types.count, help="sampler steps instead of the run's own")
+    sample.add_argument("--guidance", type=types.finite, help="guidance instead of the run's own")
     sample.add_argument(
         "--guidance-by",
         choices=("caption", "path_drop"),
@@ -94,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument(
         "--guidance-interval",
-        type=float,
+        type=types.level,
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="guidance only where LOW < sigma <= HIGH, instead of the run's own",
@@ -115,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="training speed of masking methods, as ratios in one process")
     bench.add_argument("--frechet", action="store_true", help="ways to a Fréchet distance on 2048 features instead")
     bench.add_argument("--config", type=Path, help="a complete configuration (default: the demo's sizes)")
-    bench.add_argument("--steps", type=int, default=8)
+    bench.add_argument("--steps", type=types.count, default=8)
     bench.set_defaults(command=_bench)
     return parser
 
@@ -129,9 +142,9 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
         help="score these pictures against the run's dataset; captions in prompts.json, metadata.jsonl, metadata.csv "
         "or a .txt file beside each",
     )
-    parser.add_argument("--samples", type=int, help="how many pictures to draw (default: the run's own)")
-    parser.add_argument("--guidance", type=float, help="guidance instead of the run's own")
-    parser.add_argument("--seed", type=int, help="another evaluation noise")
+    parser.add_argument("--samples", type=types.seed, help="how many pictures to draw (default: the run's own)")
+    parser.add_argument("--guidance", type=types.finite, help="guidance instead of the run's own")
+    parser.add_argument("--seed", type=types.seed, help="another evaluation noise")
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="these instead of the run's own")
     parser.add_argument(
         "--feature-net", help="of fd, kid, precision, recall: efficientnet-lite0, inception-v3 or dinov2"
@@ -141,7 +154,7 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
         "--clip", help="of clip_fd, clip_score, class_accuracy: builtin, an open_clip folder, MODEL/TAG"
     )
     parser.add_argument("--prompts", metavar="FILE", help="draw these: COCO's captions as .json, or text, one a line")
-    parser.add_argument("--reference-count", type=int, help="real pictures to compare with")
+    parser.add_argument("--reference-count", type=types.count, help="real pictures to compare with")
     parser.add_argument("--reference-split", help="whose: train or val")
     parser.add_argument("--json", action="store_true", help="numbers only, as JSON")
     parser.set_defaults(command=_evaluate)

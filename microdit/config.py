@@ -17,7 +17,7 @@ import yaml
 
 from microdit.alignment.config import AlignmentConfig
 from microdit.alignment.encoders import encoder_class
-from microdit.config_io import parse, read_yaml, to_mapping
+from microdit.config_io import check_finite, parse, read_yaml, to_mapping
 from microdit.data.base import DataConfig
 from microdit.diffusion.edm import DiffusionConfig
 from microdit.diffusion.samplers import SamplerConfig
@@ -27,6 +27,8 @@ from microdit.errors import ConfigError
 from microdit.evaluation.config import EvalConfig
 from microdit.evaluation.weights import weights_identity
 from microdit.files import write_text
+from microdit.footprint import check_footprint
+from microdit.limits import check_limits, check_path
 from microdit.model import DiTConfig
 from microdit.roles import allow_plugins, resolve
 from microdit.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -69,6 +71,21 @@ HISTORY = {
 # where the key has a value already.
 REQUIRED = "REQUIRED"
 
+PATHS = (
+    "name",
+    "output_dir",
+    "cache_dir",
+    "data.path",
+    "data.originals",
+    "autoencoder.path",
+    "text.path",
+    "training.init",
+    "evaluation.prompts",
+    "evaluation.clip",
+    "evaluation.feature_weights",
+    "alignment.weights",
+)
+
 AFTERWARDS = ("sampler", "evaluation")  # groups that have no say in what is learnt
 
 
@@ -77,6 +94,9 @@ class CostConfig:
     """What an hour of the machine costs, for `cost/usd`; 0 where it is not accounted."""
 
     usd_per_hour: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_limits("cost", self, usd_per_hour=1e9)
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,13 @@ class Config:
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
 
     def __post_init__(self) -> None:
+        check_finite(self)
+        for key in PATHS:
+            value: Any = self
+            for name in key.split("."):
+                value = getattr(value, name)
+            check_path(key, value)
+        check_footprint(self.model, self.data.resolution, self.training.batch_size)
         allow_plugins(self.plugins)
         resolve(self.optimizer.type, OPTIMIZERS, "optimizer.type")  # a wrong name costs nothing here
         encoder_class(self.alignment)

@@ -22,6 +22,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from microdit.errors import DataError, named
+
 SCRATCH = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}", re.DOTALL)  # what tempfile.mkdtemp makes of the prefix
 SCRATCH_NAME_LENGTH = 40  # characters of the target's name; a folder's name may have 255 bytes
 REPLACED = "old"  # in a scratch folder: the folder that the new one replaces
@@ -180,15 +182,47 @@ def file_state(path: Path | str) -> tuple[int, ...]:
     return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_dev
 
 
+def file_trouble(error: OSError) -> str:
+    """Return one sentence about an error of the file system: which file, and what is wrong."""
+    names = [named(name, 300) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    return f"{' -> '.join(names) or 'a file'}: {error.strerror or error}"
+
+
+def walk_files(root: Path) -> Iterator[Path]:
+    """Yield everything below `root` that is no folder, in the order of names, following links to folders.
+
+    Each folder is listed once, under the first name that leads to it, so that a loop of links ends. Raises DataError
+    for a folder that can't be listed.
+    """
+    seen: set[tuple[int, int]] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            facts = folder.stat()
+            if (facts.st_dev, facts.st_ino) in seen:
+                continue
+            seen.add((facts.st_dev, facts.st_ino))
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"{named(folder, 300)}: can't be listed ({error.strerror})") from None
+        folders = []
+        for entry in entries:
+            if os.path.isdir(entry.path):  # False for a link to itself, where the entry's own method raises
+                folders.append(folder / entry.name)
+            else:
+                yield folder / entry.name
+        waiting += reversed(folders)
+
+
 def stamp(path: Path | str | None) -> str:
-    """Digest of names and `file_state` of all files below a folder, '' if there is no path: changes when they do."""
+    """Return a digest of names and `file_state` of all files below a folder; "" if `path` is no folder."""
     digest, root = hashlib.sha256(), Path(path or "").expanduser()
-    if not path or not root.is_dir():
+    if not path or not os.path.isdir(root):
         return ""
-    for folder, _, names in sorted(os.walk(root, followlinks=True)):
-        for name in sorted(names):
-            found = Path(folder, name)
-            digest.update(repr((str(found), file_state(found) if found.exists() else None)).encode())
+    for found in walk_files(root):
+        name = str(found).encode("utf-8", "surrogateescape")  # a file name need not be UTF-8
+        digest.update(name + repr(file_state(found) if os.path.exists(found) else None).encode())
     return digest.hexdigest()
 
 

@@ -21,8 +21,11 @@ from microdit.errors import ConfigError, StopTraining
 from microdit.evaluation import check_scoring, feature_net_name
 from microdit.files import write_text
 from microdit.finish import evaluate, keep_final
+from microdit.finite import require_sound
+from microdit.footprint import batch_bytes, check_memory
 from microdit.machine import device_name, versions
 from microdit.model import DiT
+from microdit.model.cost import parameters
 from microdit.prompts import shown_prompts
 from microdit.sampling import generate, save_png, strip
 from microdit.training.initial import check_initial
@@ -45,6 +48,7 @@ def run(
     """
     accelerator = build_accelerator(config)
     report = recorder if recorder is not None and accelerator.is_main_process else NullRecorder()
+    _check_memory(config, accelerator.device, accelerator.num_processes)
     components = _checked(config, accelerator.device)
     output = Path(config.output_dir)
     if accelerator.is_main_process:
@@ -61,6 +65,13 @@ def run(
     report.finish("FINISHED")
     accelerator.wait_for_everyone()
     return metrics
+
+
+def _check_memory(config: Config, device: torch.device, processes: int) -> None:
+    resolution = config.data.resolution
+    batch = batch_bytes(config.model, resolution, config.training.batch_size)
+    images = 3.0 * resolution**2 * config.evaluation.samples
+    check_memory(parameters(config.model), batch, images, device, processes)
 
 
 def prepare(config: Config) -> Components:
@@ -164,6 +175,7 @@ def _train_and_score(
     if accelerator.is_main_process:
         keep_final(config, denoiser, pictures, shown, recorder)
     metrics |= evaluate(config, components, denoiser, accelerator)
+    require_sound(metrics, "at the end of the run")
     if accelerator.is_main_process:
         recorder.metrics(state.step, metrics)
         path = Path(config.output_dir) / "metrics.json"

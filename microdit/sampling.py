@@ -11,6 +11,7 @@ from torch import Tensor
 
 from microdit.diffusion import Denoiser, SamplerConfig, guided, sample
 from microdit.encoders.autoencoder import Autoencoder
+from microdit.finite import require_finite
 from microdit.model.captions import Captions
 from microdit.prompts import Features
 from microdit.rng import generator
@@ -38,6 +39,8 @@ def generate(
     Args:
         seed, stream, first: picture n starts from the noise of (seed, stream, first + n).
         guidance: overrides `config.guidance`.
+
+    Raises DivergenceError if a sample is not finite.
     """
     net = denoiser.net.config
     shape = (net.in_channels, net.input_size, net.input_size)
@@ -50,7 +53,7 @@ def generate(
         noise = initial_noise(seed, stream, indices, shape).to(device)
         churn = [generator(seed, f"{stream}/churn", i) for i in indices]
         latents = sample(guided(denoiser, y, scale, config.guidance_interval, config.guidance_by), noise, config, churn)
-        pictures.append(autoencoder.decode(latents).cpu().numpy())
+        pictures.append(autoencoder.decode(require_finite(latents, "sampled latents")).cpu().numpy())
     side = net.input_size * autoencoder.downsampling
     return np.concatenate(pictures) if pictures else np.zeros((0, side, side, 3), np.uint8)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import shlex
 import sys
@@ -14,8 +15,10 @@ from typing import Any
 
 import yaml
 
-from microdit.errors import ConfigError, DivergenceError, MicroditError, nearest
+from microdit.errors import ConfigError, DivergenceError, MicroditError, named, nearest
 from microdit.processes import count, first_to_fail, leave
+from microdit.reading import load_yaml
+from microdit.terminal import safely
 from sweeps.patience import is_of_a_store, store_trouble
 from sweeps.secrets import masked
 
@@ -101,7 +104,11 @@ class Words:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, 1 where trials failed, 2 for a user's error, 130 when interrupted."""
+    """Return 0, 1 if trials failed or training diverged, 2 for a user's error, 130 when interrupted."""
+    return safely(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or any(word in ("-h", "--help", "help") for word in words):
         print(HELP)
@@ -111,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MicroditError as error:
         _say(masked(str(error)))
         return 1 if isinstance(error, DivergenceError) else 2
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if is_of_a_store(error):
             _say(masked(store_trouble(error)))
@@ -139,7 +148,9 @@ def _sort(words: Sequence[str]) -> Words:
         key, sep, value = word.partition("=")
         if not sep:
             if command or word not in COMMANDS:
-                raise ConfigError(f"'{word}' is neither a command nor key=value; {nearest(word, (*COMMANDS, *OWN))}")
+                raise ConfigError(
+                    f"'{named(word)}' is neither a command nor key=value; {nearest(word, (*COMMANDS, *OWN))}"
+                )
             command = word
         elif key in OWN:
             if key in own:
@@ -152,14 +163,18 @@ def _sort(words: Sequence[str]) -> Words:
     if multirun and command != "train":
         raise ConfigError("-m goes with train; a study names its arms itself")
     _refuse_unused(command, own, overrides, multirun)
+    if multirun and not overrides:
+        raise ConfigError("-m needs at least one key=a,b: a list of values to combine, such as seed=0,1")
     return Words(command, own, overrides, multirun)
 
 
 def _value(key: str, text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = load_yaml(text, f"'{named(key)}={named(text)}'")
+    except ConfigError:
         value = text
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"'{key}={text}': it must be a finite number")
     if value is None or value == "":
         raise ConfigError(f"'{key}={text}': it needs a value")
     return value

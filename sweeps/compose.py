@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,15 @@ from omegaconf.errors import OmegaConfBaseException
 from microdit.config import REQUIRED, Config, config_from_mapping
 from microdit.config_io import flatten
 from microdit.data.latents import stated_settings
-from microdit.errors import ConfigError, nearest
+from microdit.errors import MAX_VALUE_CHARACTERS, ConfigError, named, nearest, shown
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 GROUPS = ("data", "model", "scale", "recipe")
 TIMES = "times"  # a recipe's factors on what the scale has
 PRIMARY = "base"
+SMALLEST = 1e-30  # of a factor that isn't 0: one with an exponent of millions would take all memory as a fraction
+MAX_WORD_CHARACTERS = 100_000
+MAX_BRACKETS = 64  # nested in one word
 FREE = "options"  # the recipe's only mapping to which keys may be added
 
 
@@ -67,6 +72,9 @@ def _as_config_error(source: str) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{source}: {' '.join(str(error).split())[:400]}") from None
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
+        words = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        raise ConfigError(f"{source}: a value can't be used ({words})") from None
     except yaml.YAMLError as error:  # names its file
         raise ConfigError(f"{EXPERIMENTS}: not valid YAML: {' '.join(str(error).split())[:400]}") from None
 
@@ -98,11 +106,23 @@ def _multiplied(config: Any) -> Any:
     OmegaConf.set_struct(config, False)
     for key, factor in config.pop(TIMES).items():
         value = OmegaConf.select(config, key)
-        product = Fraction(str(value)) * Fraction(str(factor))
+        product = _fraction(value, key) * _fraction(factor, f"{TIMES}.{key}")
         whole = isinstance(value, int)
         OmegaConf.update(config, key, max(round(product), 1) if whole else float(product))
     OmegaConf.set_struct(config, True)
     return config
+
+
+def _fraction(value: Any, key: str) -> Fraction:
+    """Return a number or a text such as 25/6, exactly; raises ConfigError for anything else."""
+    text = str(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else ""
+    parts = text.split("/") if len(text) <= MAX_VALUE_CHARACTERS else []
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        if 1 <= len(parts) <= 2 and all(
+            SMALLEST < abs(float(part)) < 1 / SMALLEST or not float(part) for part in parts
+        ):
+            return Fraction(text)
+    raise ConfigError(f"'{key}' is {shown(value)}; it must be a finite number or a fraction such as 25/6")
 
 
 @cache
@@ -120,7 +140,7 @@ def _compose(overrides: tuple[str, ...], source: str, complete: bool) -> dict[st
     groups = tuple(word for word in overrides if word.partition("=")[0] in GROUPS)
     with _as_config_error(source):
         config = copy.deepcopy(_composed_groups(groups))
-        for override in _parsed([word for word in overrides if word not in groups]):
+        for override in parse_words([word for word in overrides if word not in groups], source):
             # Hydra's own way with values, on what it has composed; a mapping is merged, a list replaced.
             OmegaConf.update(config, override.key_or_group, override.value(), force_add=is_free(override.key_or_group))
         _follow_data(config, {word.partition("=")[0] for word in overrides})
@@ -147,8 +167,17 @@ def _known_keys(groups: tuple[str, ...]) -> Mapping[str, Any]:
     return values
 
 
-def _parsed(words: Sequence[str]) -> list[Override]:
-    return list(_parser().parse_overrides(list(words)))
+def parse_words(words: Sequence[str], source: str) -> list[Override]:
+    """Return `key=value` words as Hydra's grammar reads them; raises ConfigError naming the first that is wrong."""
+    found = []
+    for word in words:
+        depth = max(accumulate((c in "[{(") - (c in "]})") for c in word), default=0)
+        if len(word) > MAX_WORD_CHARACTERS or depth > MAX_BRACKETS:
+            why = "is nested too deeply" if depth > MAX_BRACKETS else f"has {len(word):,} characters"
+            raise ConfigError(f"{source}: '{named(word)}' {why}")
+        with _as_config_error(f"{source}: '{named(word)}'"):
+            found += _parser().parse_overrides([word])
+    return found
 
 
 @cache
@@ -160,24 +189,22 @@ def _check_options(overrides: Sequence[str], source: str) -> None:
     for word in overrides:
         group, sep, option = word.partition("=")
         if not sep:
-            raise ConfigError(f"{source}: '{word}' is not of the form key=value")
+            raise ConfigError(f"{source}: '{named(word)}' is not of the form key=value")
         if group in GROUPS and option not in group_options(group):
-            raise ConfigError(f"{source}: there is no {group} '{option}'; {nearest(option, group_options(group))}")
+            raise ConfigError(
+                f"{source}: there is no {group} '{named(option)}'; {nearest(option, group_options(group))}"
+            )
 
 
 def _check_keys(overrides: Sequence[str], source: str) -> None:
     groups = tuple(word for word in overrides if word.partition("=")[0] in GROUPS)
     known = _known_keys(groups)
-    try:
-        parsed = _parsed(overrides)
-    except HydraException as error:
-        raise ConfigError(f"{source}: {' '.join(str(error).split())[:300]}") from None
-    for override in parsed:
+    for override in parse_words(overrides, source):
         key = override.key_or_group
         if key in GROUPS:
             continue
         if override.is_add() or override.is_delete():
-            raise ConfigError(f"{source}: '{override.input_line}': keys can't be added or removed, only set")
+            raise ConfigError(f"{source}: '{named(override.input_line)}': keys can't be added or removed, only set")
         check_key(key, known, source)
 
 
@@ -192,5 +219,5 @@ def check_key(key: str, known: Mapping[str, Any] | None = None, source: str = "c
             parents = ".".join(key.split(".")[:depth])
             siblings = [f"{parents}.{name}" if parents else name for name in node] if isinstance(node, Mapping) else []
             namesakes = [leaf for leaf in leaves if leaf.split(".")[-1] == key.split(".")[-1]]
-            raise ConfigError(f"{source}: unknown key '{key}'; {nearest(key, namesakes or siblings or leaves)}")
+            raise ConfigError(f"{source}: unknown key '{named(key)}'; {nearest(key, namesakes or siblings or leaves)}")
         node = node[part]

@@ -10,29 +10,28 @@ import itertools
 from collections.abc import Sequence
 from hashlib import sha256
 
-import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 
-from microdit.errors import ConfigError
-from sweeps.study import Figure, Metrics, Study, StudyFile, arm_label, short_names
+from microdit.errors import ConfigError, named
+from microdit.reading import load_yaml
+from sweeps.compose import parse_words
+from sweeps.study import MAX_ARMS, Figure, Metrics, Study, StudyFile, arm_label, check_count, short_names
 
 NAME = "multirun"
 
 
 def multirun_study(overrides: Sequence[str], scale: str) -> tuple[Study, list[str]]:
     """The study that these words describe, and the words that all of its arms share."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(f"command line: {' '.join(str(error).split())[:300]}") from None
+    parsed = parse_words(overrides, "command line")
     swept = {o.key_or_group: _values(o) for o in parsed if o.is_sweep_override()}
     fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override() and o.key_or_group != "seed"]
     seeds = swept.pop("seed", None) or [o.value() for o in parsed if o.key_or_group == "seed"] or [0]
     whole = tuple(s for s in seeds if isinstance(s, int) and not isinstance(s, bool) and s >= 0)
     if len(whole) < len(seeds):
         raise ConfigError(f"command line: 'seed' takes whole numbers from 0, got {seeds}")
+    if not swept and len(whole) < 2:
+        raise ConfigError("command line: -m needs a list of values to combine, such as seed=0,1; there is none")
+    check_count("command line", [*swept.values(), whole])
     short = short_names(list(swept))
     arms = {}
     for point in itertools.product(*swept.values()):
@@ -53,5 +52,6 @@ def multirun_study(overrides: Sequence[str], scale: str) -> tuple[Study, list[st
 
 
 def _values(override: Override) -> list[object]:
-    words = override.sweep_string_iterator()
-    return [yaml.safe_load(word) for word in words]
+    words = list(itertools.islice(override.sweep_string_iterator(), MAX_ARMS + 1))
+    check_count("command line", [words])
+    return [load_yaml(word, f"command line: '{named(override.input_line)}'") for word in words]

@@ -9,6 +9,7 @@ n_trials: 30
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from microdit.errors import ConfigError, nearest
+from microdit.errors import ConfigError, named, nearest, shown
 from microdit.rng import derive_seed
 
 SAMPLERS: dict[str, type[optuna.samplers.BaseSampler]] = {
@@ -39,6 +40,7 @@ PRUNERS: dict[str, type[optuna.pruners.BasePruner]] = {
     "hyperband": optuna.pruners.HyperbandPruner,
 }
 DIRECTIONS = ("minimize", "maximize")
+LARGEST_BOUND = 1e15  # of a search; whole numbers up to it are exact as floats
 RANGE = ("low", "high", "log", "step")
 UNSHARED = "qmc"  # draws from one sequence whose place lies in the storage: its seed must be the same for all trials
 
@@ -52,19 +54,23 @@ def distribution(key: str, value: Any, source: str) -> BaseDistribution:
         choices: list[Any] = [tuple(v) if isinstance(v, list) else v for v in value]
         return CategoricalDistribution(choices)
     if not isinstance(value, Mapping) or not {"low", "high"} <= set(value):
-        raise ConfigError(f"{where}: give a list of values, or {{low: ..., high: ..., log: true}}; got {value!r}")
+        raise ConfigError(f"{where}: give a list of values, or {{low: ..., high: ..., log: true}}; got {shown(value)}")
     for name in value:
         if name not in RANGE:
-            raise ConfigError(f"{where}: unknown key '{name}'; {nearest(name, RANGE)}")
+            raise ConfigError(f"{where}: unknown key '{named(name)}'; {nearest(name, RANGE)}")
     low, high, log, step = value["low"], value["high"], bool(value.get("log", False)), value.get("step")
-    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (low, high)):
-        raise ConfigError(f"{where}: 'low' and 'high' must be numbers (write 1.0e-3, not 1e-3), got {low!r}, {high!r}")
+    bounds = (low, high) if step is None else (low, high, step)
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in bounds):
+        words = ", ".join(shown(bound) for bound in bounds)
+        raise ConfigError(f"{where}: 'low', 'high' and 'step' must be numbers (write 1.0e-3, not 1e-3), got {words}")
+    if not all(math.isfinite(bound) and abs(bound) < LARGEST_BOUND for bound in bounds):
+        raise ConfigError(f"{where}: 'low', 'high' and 'step' must be finite numbers below {LARGEST_BOUND:g}")
     try:
         if isinstance(low, int) and isinstance(high, int) and isinstance(step, (int, type(None))):
             return IntDistribution(low, high, log=log, step=step or 1)
         return FloatDistribution(float(low), float(high), log=log, step=step)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{where}: {error}") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
 
 
 def suggest(trial: optuna.Trial, space: Mapping[str, Any], source: str = "search") -> dict[str, Any]:
@@ -90,7 +96,7 @@ def _named(setting: Any, known: Mapping[str, type], role: str, source: str) -> t
     options = dict(setting) if isinstance(setting, Mapping) else {"type": setting}
     name = options.pop("type", None)
     if name not in known:
-        raise ConfigError(f"{source}: '{role}' is {name!r}; {nearest(name, known)}")
+        raise ConfigError(f"{source}: '{role}' is {shown(name)}; {nearest(name, known)}")
     return str(name), options
 
 

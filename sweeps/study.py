@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from microdit.budget import COSTS
 from microdit.config_io import parse, read_yaml
-from microdit.errors import ConfigError, nearest
+from microdit.errors import ConfigError, named, nearest, shown
 from sweeps.compose import EXPERIMENTS, check_key
 
+MAX_ARMS = 100_000
 COST_AXES = tuple(f"cost/{name}" for name in COSTS)  # what a figure may have on its axis besides settings
 
 
@@ -122,8 +125,10 @@ def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> S
     Raises ConfigError naming the file, the key and the nearest valid choice.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else EXPERIMENTS / "study" / f"{name}.yaml"
-    if not path.is_file() and path.parent == EXPERIMENTS / "study":
-        raise ConfigError(f"there is no study '{name}'; {nearest(name, study_names())}, or give a path ending in .yaml")
+    if not os.path.isfile(path) and path.parent == EXPERIMENTS / "study":
+        raise ConfigError(
+            f"there is no study '{named(name)}'; {nearest(name, study_names())}, or give a path ending in .yaml"
+        )
     source = str(path)
     file = parse(StudyFile, read_yaml(path), source)
     choice = _scale_choice(file, scale, source)
@@ -174,24 +179,29 @@ def _expand(file: StudyFile, source: str) -> dict[str, dict[str, Any]]:
     """Named arms times the grid of the axes."""
     for key, values in file.axes.items():
         if not isinstance(values, list) or not values:
-            raise ConfigError(f"{source}: axis '{key}' must be a list of at least one value, got {values!r}")
+            raise ConfigError(f"{source}: axis '{key}' must be a list of at least one value, got {shown(values)}")
         repeated = [value for i, value in enumerate(values) if value in values[:i]]
         if repeated:
-            raise ConfigError(f"{source}: axis '{key}' has {repeated[0]!r} twice")
+            raise ConfigError(f"{source}: axis '{key}' has {shown(repeated[0])} twice")
     for name, overrides in file.arms.items():
         if not isinstance(overrides, Mapping):
             raise ConfigError(f"{source}: arm '{name}' must be a mapping of keys to values ({{}} for none)")
-        if not re.fullmatch(r"[\w.+-]+", str(name)):
-            raise ConfigError(f"{source}: arm '{name}': only letters, digits, '_', '-', '+' and '.' make a name")
+        if not re.fullmatch(r"[\w.+-]{1,100}", str(name)):
+            raise ConfigError(
+                f"{source}: arm '{named(name)}': only up to 100 letters, digits, '_', '-', '+' and '.' make a name"
+            )
         both = sorted(set(overrides) & set(file.axes))
         if both:
             raise ConfigError(f"{source}: '{both[0]}' is set by arm '{name}' and is an axis; it can't be both")
     if file.search and (file.arms or file.axes):
         raise ConfigError(f"{source}: a study has either 'search' or 'arms' and 'axes'")
+    if file.search and file.n_trials > MAX_ARMS:
+        raise ConfigError(f"{source}: 'n_trials' is {file.n_trials:,}; a study has at most {MAX_ARMS:,}")
     if file.search:
         return {f"trial_{number:03d}": {} for number in range(file.n_trials)}
     if not file.arms and not file.axes:
         raise ConfigError(f"{source}: a study needs 'arms', 'axes' or 'search'")
+    check_count(source, [file.arms or [""], *file.axes.values()])
     grid = [dict(zip(file.axes, point, strict=True)) for point in itertools.product(*file.axes.values())]
     short = short_names(list(file.axes))
     arms: dict[str, dict[str, Any]] = {}
@@ -204,6 +214,13 @@ def _expand(file: StudyFile, source: str) -> dict[str, dict[str, Any]]:
             before = next(reversed(arms.values()), {}) if file.cumulative else {}
             arms[label] = {**before, **overrides, **point}
     return arms
+
+
+def check_count(source: str, factors: Sequence[Collection[Any]]) -> None:
+    """Raise ConfigError if the combinations of `factors` are more than a study can have."""
+    count = math.prod(len(factor) for factor in factors)
+    if count > MAX_ARMS:
+        raise ConfigError(f"{source}: makes {count:,} combinations; a study has at most {MAX_ARMS:,}")
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:

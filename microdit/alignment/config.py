@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from microdit.alignment.encoders import ENCODERS
 from microdit.errors import ConfigError
+from microdit.limits import check_limits
 from microdit.roles import check_name
 
 
@@ -23,6 +24,7 @@ class AlignmentConfig:
         check_name(self.encoder, ENCODERS, "alignment.encoder")
         if self.weights == "":
             raise ConfigError("'alignment.weights' is empty; leave it out for the default")
+        check_limits("alignment", self, hidden=1 << 17, weight=1e12)
         if not 0 <= self.weight < float("inf"):
             raise ConfigError(f"'alignment.weight' is {self.weight}; it must be a number of at least 0")
         if self.hidden is not None and self.hidden < 1:

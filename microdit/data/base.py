@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from microdit.errors import ConfigError, nearest
+from microdit.limits import check_limits
 
 SPLITS = ("train", "val", "composition")
 DATASETS = ("emoji-captions", "folder", "latents")
@@ -85,6 +86,7 @@ class DataConfig:
     """`folder`: share of the images held out for val, chosen by a hash of the file name and `seed`."""
 
     def __post_init__(self) -> None:
+        check_limits("data", self, resolution=1 << 15, train_size=10**10, val_size=10**9)
         _require(self.resolution >= 16, "data.resolution", self.resolution, "at least 16")
         _require(self.train_size >= 1, "data.train_size", self.train_size, "at least 1")
         _require(self.val_size >= 1, "data.val_size", self.val_size, "at least 1")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from microdit import arguments as types
 from microdit.data.encode_cli import add_encode_command
 
 SHOW = "show"
@@ -36,7 +37,7 @@ def _add_show(kinds: Any) -> None:
     show = kinds.add_parser(SHOW, help="a contact sheet and its captions; the word 'show' may be left out")
     show.add_argument("config", type=Path, help="a complete configuration")
     show.add_argument("--split", default="train", choices=("train", "val", "composition"))
-    show.add_argument("--count", type=int, default=24)
+    show.add_argument("--count", type=types.count, default=24)
     show.add_argument("--out", type=Path, default=Path("data.png"))
     show.set_defaults(command=_show)
 
@@ -49,10 +50,12 @@ def _add_cifar_captions(kinds: Any) -> None:
     )
     made.add_argument("--coyo", required=True, help="folder, glob or file of parquet metadata, or a hub dataset's name")
     made.add_argument("--out", type=Path, required=True, help="folder for the selection, its card and the images")
-    made.add_argument("--seed", type=int, default=0, help="decides which rows stay where not all do (default 0)")
-    made.add_argument("--per-class", type=int, metavar="N", help="at most this many rows of a class (default: all)")
+    made.add_argument("--seed", type=types.seed, default=0, help="decides which rows stay where not all do (default 0)")
+    made.add_argument(
+        "--per-class", type=types.count, metavar="N", help="at most so many rows of a class (default: all)"
+    )
     made.add_argument("--balance", action="store_true", help="cut all classes to the size of the smallest")
-    made.add_argument("--val-fraction", type=float, default=0.05, metavar="X", help="share held out (default 0.05)")
+    made.add_argument("--val-fraction", type=types.finite, default=0.05, metavar="X", help="share held out (0.05)")
     made.add_argument(
         "--words", type=Path, default=WORDS_FILE, metavar="FILE", help="another word list, also of classes"
     )
@@ -81,7 +84,7 @@ def _add_cifar10(kinds: Any) -> None:
     made.add_argument("--root", type=Path, required=True, help="folder of cifar-10-batches-py, as torchvision keeps it")
     made.add_argument("--download", action="store_true", help="fetch or unpack it there first, by torchvision")
     made.add_argument("--out", type=Path, required=True, help="new folder for images and metadata.jsonl")
-    made.add_argument("--seed", type=int, default=0, help="draws the captions (default 0)")
+    made.add_argument("--seed", type=types.seed, default=0, help="draws the captions (default 0)")
     made.set_defaults(command=_cifar10)
 
 

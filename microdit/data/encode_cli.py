@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from microdit import arguments as types
 from microdit.data.encode_job import BATCH, SHARD_SIZE, Job
 from microdit.errors import ConfigError
 
@@ -21,24 +22,26 @@ def add_encode_command(kinds: Any) -> None:
     made = kinds.add_parser("encode", help="precompute latents (and caption features) for data=latents; resumable")
     made.add_argument("source", help="a folder of captioned images; one that datasets saved; hf:NAME; tars; MDS")
     made.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards and their index")
-    made.add_argument("--resolution", type=int, default=256, help="side of the images, cropped and resized (256)")
+    made.add_argument("--resolution", type=types.count, default=256, help="side of the images, cropped, resized (256)")
     made.add_argument("--autoencoder", metavar="PATH", help="as autoencoder.path (builtin; of MDS latents SDXL's)")
     made.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the autoencoder (fp32)")
     text = made.add_argument_group("features of captions; else each run keeps those it needs in its cache")
     text.add_argument("--captions", action="store_true", help="keep them too: 2 bytes x tokens x width a caption")
     text.add_argument("--text", metavar="PATH", help="as text.path (builtin; of MDS features unknown)")
     text.add_argument("--text-layer", choices=("last", "penultimate"), default="last", help="as text.layer (last)")
-    text.add_argument("--text-length", type=int, metavar="N", help="as text.length")
+    text.add_argument("--text-length", type=types.count, metavar="N", help="as text.length")
     sides = made.add_argument_group("held-out images, where the source doesn't say which")
-    sides.add_argument("--val-fraction", type=float, default=0.1, metavar="X", help="share held out (0.1)")
-    sides.add_argument("--seed", type=int, default=0, help="draws them (0)")
+    sides.add_argument("--val-fraction", type=types.finite, default=0.1, metavar="X", help="share held out (0.1)")
+    sides.add_argument("--seed", type=types.seed, default=0, help="draws them (0)")
     columns = made.add_argument_group("columns of datasets and tars, where they aren't called as usual")
     for name in ("image", "text", "label"):
         columns.add_argument(f"--{name}-column", metavar="NAME")
     work = made.add_argument_group("work")
     work.add_argument("--shard", metavar="I/N", help="this is process I of N, from 0 (under torchrun: by itself)")
-    work.add_argument("--shard-size", type=int, default=SHARD_SIZE, metavar="N", help=f"images a file ({SHARD_SIZE})")
-    work.add_argument("--batch-size", type=int, default=BATCH, metavar="N", help=f"images at once ({BATCH})")
+    work.add_argument(
+        "--shard-size", type=types.count, default=SHARD_SIZE, metavar="N", help=f"per file ({SHARD_SIZE})"
+    )
+    work.add_argument("--batch-size", type=types.count, default=BATCH, metavar="N", help=f"images at once ({BATCH})")
     work.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     work.add_argument("--skip-broken", action="store_true", help="leave out and list images that can't be decoded")
     mds = made.add_argument_group("MDS folders, read by mosaicml-streaming in an environment of its own")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microdit.errors import ConfigError
+from microdit.limits import check_limits
 from microdit.model import Denoised, DiT, MaskPlan
 from microdit.model.captions import Captions
 
@@ -26,6 +27,7 @@ class DiffusionConfig:
     sigma_data: float | None = None
 
     def __post_init__(self) -> None:
+        check_limits("diffusion", self, p_mean=100, p_std=100, sigma_data=1e12)
         if self.p_std <= 0:
             raise ConfigError(f"'diffusion.p_std' is {self.p_std}; it must be above 0")
         if self.sigma_data is not None and self.sigma_data <= 0:

@@ -5,6 +5,7 @@ They know only `model(x, sigma)`: guidance and captions are wrapped around the d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,8 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from microdit.config_io import InfiniteFloat
 from microdit.diffusion.edm import Denoiser
 from microdit.errors import ConfigError
+from microdit.limits import check_limits
 from microdit.model.captions import Captions, beside_null, parts
 from microdit.model.mask_plan import keep_none
 
@@ -26,8 +29,11 @@ class ChurnConfig:
 
     amount: float = 0.0
     sigma_min: float = 0.0  # S_tmin
-    sigma_max: float = 1e9  # S_tmax
+    sigma_max: InfiniteFloat = 1e9  # S_tmax
     noise: float = 1.0  # S_noise
+
+    def __post_init__(self) -> None:
+        check_limits("sampler.churn", self, amount=1e6, sigma_min=1e12, sigma_max=math.inf, noise=1e6)
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class GuidanceInterval:
     """
 
     sigma_low: float = 0.0
-    sigma_high: float | None = None  # null: no upper end
+    sigma_high: InfiniteFloat | None = None  # null: no upper end
 
     def __post_init__(self) -> None:
         if not self.sigma_low >= 0:
@@ -79,6 +85,7 @@ class SamplerConfig:
     churn: ChurnConfig = ChurnConfig()
 
     def __post_init__(self) -> None:
+        check_limits("sampler", self, steps=10**5, guidance=1e6, sigma_min=1e12, sigma_max=1e12, rho=1e6)
         if self.steps < 1:
             raise ConfigError(f"'sampler.steps' is {self.steps}; it must be at least 1")
         if not 0 < self.sigma_min < self.sigma_max:

@@ -19,6 +19,7 @@ from microdit.encoders.hub import hub_folder
 from microdit.encoders.loading import LOAD_ERRORS, short
 from microdit.errors import ConfigError
 from microdit.files import sha256
+from microdit.finite import require_finite
 
 log = logging.getLogger(__name__)
 
@@ -219,4 +220,5 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _to_uint8(x: Tensor) -> Tensor:  # (B, 3, H, W) in [-1, 1] -> (B, H, W, 3)
+    require_finite(x, "decoded images")  # uint8 would hide it
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

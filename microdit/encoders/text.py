@@ -18,6 +18,7 @@ from microdit.encoders.clip_text import ClipText, folder_source, is_name, named_
 from microdit.encoders.hub import cached_hub_file, hub_folder
 from microdit.encoders.transformers_text import TransformersText, is_transformers_folder, token_count
 from microdit.errors import ConfigError, nearest
+from microdit.limits import check_limits
 from microdit.model.captions import Captions
 
 CLIP_HUB, TRANSFORMERS_HUB = "hf-hub:", "transformers:"
@@ -38,6 +39,7 @@ class TextConfig:
     cache: bool = True  # features kept on disk; false: encoded for each batch
 
     def __post_init__(self) -> None:
+        check_limits("text", self, length=1 << 16)
         if self.length is not None and self.length < 1:
             raise ConfigError(f"'text.length' is {self.length}; it must be at least 1, or null")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from microdit.errors import ConfigError, nearest
+from microdit.limits import check_limits
 
 METRICS = ("fd", "kid", "clip_fd", "clip_score", "class_accuracy", "precision", "recall")
 DEFAULT_METRICS = METRICS[:5]
@@ -46,6 +47,19 @@ class EvalConfig:
     p_std: float | None = None  # null: those of training
 
     def __post_init__(self) -> None:
+        check_limits(
+            "evaluation",
+            self,
+            samples=10**8,
+            batch_size=1 << 20,
+            reference_count=10**8,
+            kid_subsets=10**6,
+            kid_subset_size=10**6,
+            noises=1000,
+            guidance=1e6,
+            p_mean=100,
+            p_std=100,
+        )
         if not self.metrics:
             raise ConfigError(f"'evaluation.metrics' is empty; {nearest('', METRICS)}")
         for name in self.metrics:

@@ -21,6 +21,7 @@ from microdit.evaluation.config import ON_FEATURES, EvalConfig
 from microdit.evaluation.distances import Distances
 from microdit.evaluation.networks import clip_net, feature_net
 from microdit.evaluation.reference import RealSets
+from microdit.finite import require_sound
 
 
 def score(
@@ -51,6 +52,7 @@ def score(
     Raises:
         DataError: the pictures, captions and labels do not fit together or to the reference.
         ConfigError: the reference is too small, or a network's weights are missing.
+        DivergenceError: a score is not finite.
     """
     _check(images, captions, labels, reference)
     clip = scoring_clip("cuda" if torch.cuda.is_available() else "cpu", config.clip)
@@ -69,6 +71,7 @@ def score(
         texts, classes = [item.caption for item in items], [item.label for item in items]
         of_real = agreement(stack, texts, classes, reference.classes, config, clip)
         values |= {f"{name}_real": value for name, value in of_real.items() if name in values}
+    require_sound(values, "when the images are scored")
     return values
 
 

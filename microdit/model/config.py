@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from microdit.errors import ConfigError
+from microdit.limits import check_limits
 from microdit.model.feed_forward import FEED_FORWARDS, FeedForwardConfig
 from microdit.model.mask_plan import kept_patches
 from microdit.model.masking import MaskingConfig
@@ -40,6 +41,20 @@ class DiTConfig:
     masking: MaskingConfig = field(default_factory=MaskingConfig)
 
     def __post_init__(self) -> None:
+        check_limits(
+            "model",
+            self,
+            in_channels=1 << 16,
+            input_size=1 << 16,
+            patch_size=1 << 10,
+            width=1 << 17,
+            depth=4096,
+            head_dim=1 << 14,
+            caption_channels=1 << 17,
+            pos_interp_scale=1e6,
+            norm_eps=1e3,
+            caption_ffn_ratio=1024,
+        )
         for key in ("in_channels", "input_size", "patch_size", "width", "depth", "head_dim", "caption_channels"):
             _require_above("model", self, key, 1, "at least 1")
         for key in ("pos_interp_scale", "norm_eps", "caption_ffn_ratio"):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from microdit.config_io import Settings
 from microdit.errors import ConfigError
+from microdit.limits import check_limits
 from microdit.model.captions import Captions
 from microdit.model.mask_plan import MaskPlan, kept_patches, random_plan
 
@@ -30,6 +31,7 @@ class DecoderConfig:
     ffn_ratio: float = 4.0
 
     def __post_init__(self) -> None:
+        check_limits("model.masking.decoder", self, depth=4096, width=1 << 17, head_dim=1 << 14, ffn_ratio=1024)
         if self.depth < 0:
             raise ConfigError(f"'model.masking.decoder.depth' is {self.depth}; it must be at least 0")
         if not self.ffn_ratio > 0:
@@ -70,6 +72,7 @@ class MaskingConfig:
     options: Settings = field(default_factory=Settings)  # whatever a class of yours asks for
 
     def __post_init__(self) -> None:
+        check_limits("model.masking", self, block_size=1 << 16, reconstruction=1e12)
         if not 0 <= self.ratio < 1:
             raise ConfigError(f"'model.masking.ratio' is {self.ratio}; it must lie in [0, 1)")
         if self.block_size < 1:

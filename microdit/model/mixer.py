@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from microdit.errors import ConfigError
+from microdit.limits import check_limits
 from microdit.model.blocks import DiTBlock
 from microdit.model.captions import Captions, over_tokens
 from microdit.model.counting import linear_flops
@@ -26,6 +27,7 @@ class MixerConfig:
     ffn_ratio: float = 4.0
 
     def __post_init__(self) -> None:
+        check_limits("model.mixer", self, depth=4096, width=1 << 17, head_dim=1 << 14, attn_ratio=1024, ffn_ratio=1024)
         if self.depth < 0:
             raise ConfigError(f"'model.mixer.depth' is {self.depth}; it must be at least 0")
         for key in ("attn_ratio", "ffn_ratio"):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microdit.errors import ConfigError
+from microdit.limits import check_limits
 from microdit.model.counting import linear_flops
 from microdit.model.feed_forward import FeedForward
 
@@ -26,6 +27,7 @@ class ExpertsConfig:
     ffn_scale: float = 1.0  # hidden width of one expert, as a share of the dense feed-forward's
 
     def __post_init__(self) -> None:
+        check_limits("model.experts", self, num=4096, ffn_scale=1024)
         if self.num < 1:
             raise ConfigError(f"'model.experts.num' is {self.num}; it must be at least 1")
         if not 0 < self.capacity <= self.num:

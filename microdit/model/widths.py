@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from microdit.errors import ConfigError
+from microdit.limits import check_limits
 from microdit.roles import check_name, resolve
 
 Schedule = Callable[[float, float, int], list[float]]  # (start, end, depth) -> one ratio a block
@@ -27,6 +28,7 @@ class WidthConfig:
 
     def check(self, key: str) -> None:
         """Raises ConfigError where the schedule, found under `key`, is impossible."""
+        check_limits(key, self, start=1024, end=1024, multiple_of=1 << 17)
         check_name(self.schedule, SCHEDULES, f"{key}.schedule")
         for end in ("start", "end"):
             if getattr(self, end) <= 0:

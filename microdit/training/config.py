@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from microdit.errors import ConfigError
+from microdit.limits import check_limits
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class MuonConfig:
     ns_steps: int = 5  # Newton-Schulz iterations of an update
 
     def __post_init__(self) -> None:
+        check_limits("optimizer.muon", self, momentum=1)
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"'optimizer.muon.momentum' is {self.momentum}; it must lie in [0, 1)")
         if not 1 <= self.ns_steps < 100:
@@ -37,6 +39,7 @@ class OptimizerConfig:
     muon: MuonConfig = MuonConfig()
 
     def __post_init__(self) -> None:
+        check_limits("optimizer", self, lr=1e38, weight_decay=1e6, eps=1e3)
         if self.lr <= 0:
             raise ConfigError(f"'optimizer.lr' is {self.lr}; it must be above 0")
         if self.weight_decay < 0:
@@ -107,6 +110,17 @@ class TrainingConfig:
     keep_checkpoints: int = 1
 
     def __post_init__(self) -> None:
+        check_limits(
+            "training",
+            self,
+            steps=10**9,
+            batch_size=1 << 20,
+            accumulation=1 << 20,
+            threads=4096,
+            val_images=10**8,
+            sample_count=10**5,
+            clip=1e12,
+        )
         for key in ("steps", "batch_size", "accumulation", "threads", "log_every", "val_images", "keep_checkpoints"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"'training.{key}' is {getattr(self, key)}; it must be at least 1")

@@ -9,6 +9,7 @@ import torch
 from microdit.config import Config
 from microdit.data.encoded import EncodedDataset
 from microdit.diffusion import Denoiser, DiffusionConfig, quantile_sigma
+from microdit.finite import require_sound
 from microdit.rng import generator
 
 BANDS = 4  # the noise levels, ascending, in equal shares
@@ -29,7 +30,7 @@ def validate(denoiser: Denoiser, val: EncodedDataset, config: Config, batch_size
 
     Returns `val/loss` and `val/loss_q1` to `val/loss_q4`, the same by quarter of the noise distribution (q1 the
     cleanest). Noise levels are quantiles, so the number has no sampling noise of its own; it depends on
-    `evaluation.seed`, not on the run's seed.
+    `evaluation.seed`, not on the run's seed. Raises DivergenceError if a loss is not finite.
     """
     count = config.training.val_images
     device = next(denoiser.parameters()).device
@@ -49,4 +50,5 @@ def validate(denoiser: Denoiser, val: EncodedDataset, config: Config, batch_size
         inside = loss[(ranks * BANDS) // count == band]
         if len(inside):
             values[f"val/loss_q{band + 1}"] = inside.mean().item()
+    require_sound(values, "in validation")
     return values
