@@ -33,6 +33,7 @@ from microdit.model import DiTConfig
 from microdit.roles import allow_plugins, resolve
 from microdit.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from microdit.training.initial import weights_digest
+from microdit.training.initial_optimizer import optimizer_digest
 from microdit.training.optim import OPTIMIZERS
 
 # Keys that may differ between two runs that are the same experiment: where it writes, where it runs, how it reports.
@@ -54,6 +55,7 @@ VOLATILE = (
 ADDED = {
     "text.length": None,
     "training.init": None,
+    "training.init_optimizer": False,
     "data.originals": None,
     "autoencoder.precision": "fp32",
     "model.masking.route.path_drop": 0.0,
@@ -142,7 +144,7 @@ class Config:
                 f"'schedule.warmup_steps' is {self.schedule.warmup_steps}, more than 'training.steps' "
                 f"({self.training.steps}): the learning rate would never reach its peak"
             )
-        if self.training.ema.start_step >= self.training.steps:
+        if self.training.ema.decay and self.training.ema.start_step >= self.training.steps:
             raise ConfigError(
                 f"'training.ema.start_step' is {self.training.ema.start_step}, but 'training.steps' is only "
                 f"{self.training.steps}: the average would never start"
@@ -186,8 +188,10 @@ def save_config(config: Config, path: Path | str) -> None:
 def stable_mapping(config: Config) -> dict[str, Any]:
     """The configuration without its volatile keys: what makes two runs the same experiment.
 
-    Of weights, the initial ones and the alignment's, the content counts, not the path. Raises ConfigError where the
-    initial ones are missing.
+    Initial weights, the initial optimizer state and the alignment's weights are identified by content, not path.
+
+    Raises:
+        ConfigError: if the initial ones are missing.
     """
     values = to_mapping(config)
     for key in VOLATILE:
@@ -200,6 +204,8 @@ def stable_mapping(config: Config) -> dict[str, Any]:
     init = values["training"].get("init")
     if init not in (None, REQUIRED):
         values["training"]["init"] = weights_digest(init)
+        if config.training.init_optimizer:
+            values["training"]["init_optimizer"] = optimizer_digest(init)
     weights = config.alignment.weights
     if weights is not None:
         values["alignment"]["weights"] = weights_identity(weights)

@@ -51,6 +51,7 @@ def _style(base: Config, run: Path, data: Path, out: Path, steps: int) -> Config
     training = dataclasses.replace(
         base.training,
         init=str(run.resolve()),
+        init_optimizer=False,
         steps=steps,
         batch_size=min(base.training.batch_size, BATCH),
         accumulation=1,

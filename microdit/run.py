@@ -29,6 +29,7 @@ from microdit.model.cost import parameters
 from microdit.prompts import shown_prompts
 from microdit.sampling import generate, save_png, strip
 from microdit.training.initial import check_initial
+from microdit.training.initial_optimizer import check_initial_optimizer
 from microdit.training.loop import sigma_data, train
 from microdit.training.recorder import Fact, NullRecorder, Recorder
 from microdit.training.stop import StopRequest
@@ -83,6 +84,7 @@ def check_files(config: Config) -> None:
     """Raises MicroditError for whatever `config` names and isn't there, or is something else; computes nothing."""
     load_plugins(config)
     check_initial(config)
+    check_initial_optimizer(config)
     check_scoring(config.evaluation)
     check_encoder(config.alignment, config.model.side)
 

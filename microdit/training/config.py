@@ -66,10 +66,10 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """Exponential moving average of the weights; `decay` 0 evaluates the last weights themselves.
+    """Exponential moving average of the weights; `decay` 0 means none, and the last weights are evaluated.
 
-    `start_step` counts from the beginning; a negative one counts back from the end, so that the paper's "0.995 over the
-    last 10K steps" is `decay: 0.995, start_step: -10000`.
+    `start_step` counts from the beginning. A negative one counts back from the end: the paper's "0.995 over the last
+    10K steps" is `decay: 0.995, start_step: -10000`.
     """
 
     decay: float = 0.995
@@ -91,6 +91,7 @@ class TrainingConfig:
     steps: int
     batch_size: int  # images per optimiser step, over all processes and accumulation
     init: str | None = None  # weights to start from: a run's folder, an imported one, or a .safetensors file
+    init_optimizer: bool = False  # start from that run's optimizer state, too; its last checkpoint has it
     accumulation: int = 1  # micro-batches per optimiser step
     precision: Literal["fp32", "bf16"] = "fp32"
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: whole networks, or weights shared out
@@ -131,6 +132,10 @@ class TrainingConfig:
             raise ConfigError(
                 f"'training.batch_size' ({self.batch_size}) must be a multiple of 'training.accumulation' "
                 f"({self.accumulation})"
+            )
+        if self.init_optimizer and self.init is None:
+            raise ConfigError(
+                "'training.init_optimizer' is true, but 'training.init' is null; name the run to start from"
             )
         for key in ("caption_dropout", "unmasked_tail"):
             if not 0 <= getattr(self, key) <= 1:

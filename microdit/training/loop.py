@@ -26,6 +26,7 @@ from microdit.model.captions import Captions, dropped
 from microdit.rng import generator
 from microdit.training.checkpoint import Identity, TrainState, checkpoints, load_checkpoint, save_checkpoint
 from microdit.training.initial import initial_sigma_data, load_initial
+from microdit.training.initial_optimizer import load_initial_optimizer
 from microdit.training.meter import Meter
 from microdit.training.optim import build_optimizer, learning_rate
 from microdit.training.progress import Progress
@@ -62,9 +63,9 @@ class TrainingLoss(nn.Module):
 
 
 def initial_state(config: Config, device: torch.device, mesh: DeviceMesh | None = None) -> TrainState:
-    """Weights from the seed, or those of `training.init`, on `device`; the optimiser's state is fresh either way.
+    """Weights from the seed or from `training.init`, on `device`; an optimizer with fresh or restored state.
 
-    Over a `mesh` of processes, weights, average and optimiser state are shared out.
+    Weights, average and optimizer state are sharded over a `mesh` of processes.
     """
     init = config.training.init
     net = DiT(config.model, seed=config.seed if init is None else None)
@@ -76,7 +77,9 @@ def initial_state(config: Config, device: torch.device, mesh: DeviceMesh | None 
     if mesh is not None:
         for module in (net, ema.module, alignment):
             shard(module, mesh)
-    optimizer = build_optimizer(nn.ModuleList([net, alignment]), config.optimizer)
+    optimizer = build_optimizer(nn.ModuleDict({"net": net, "alignment": alignment}), config.optimizer)
+    if config.training.init_optimizer and init is not None:
+        load_initial_optimizer(optimizer, init)
     return TrainState(net, alignment, ema, optimizer)
 
 

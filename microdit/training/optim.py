@@ -73,9 +73,10 @@ def hidden_matrices(net: nn.Module) -> list[Tensor]:
 
 
 def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser that `config.type` names.
+    """Build the optimizer that `config.type` names; each group lists its parameters' names under 'param_names'.
 
-    Raises ConfigError where it is none, or doesn't hold every trainable parameter of `net` exactly once.
+    Raises:
+        ConfigError: if it isn't an optimizer, or doesn't hold every trainable parameter of `net` exactly once.
     """
     optimizer = resolve(config.type, OPTIMIZERS, "optimizer.type")(net, config)
     if not isinstance(optimizer, torch.optim.Optimizer):
@@ -87,6 +88,9 @@ def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Opti
             f"'optimizer.type' is '{config.type}'; it must hold every trainable parameter once and no frozen one, but "
             f"doesn't so with {wrong[:5]}"
         )
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    for group in optimizer.param_groups:
+        group["param_names"] = [names.get(id(parameter), "") for parameter in group["params"]]
     return optimizer
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from microdit.errors import CheckpointError
@@ -30,7 +32,21 @@ def write_optimizer(folder: Path, state: Mapping[str, Any]) -> None:
 
 def read_optimizer(folder: Path) -> dict[str, Any]:
     """The state dict that `write_optimizer` was given; raises CheckpointError naming a damaged file."""
-    tensors = read_tensors(folder / TENSORS, signed=True)
+    return _read(folder, read_tensors(folder / TENSORS, signed=True))
+
+
+def read_layout(folder: Path) -> dict[str, Any]:
+    """The same state dict with tensors on the meta device: types and shapes, from the file's header alone."""
+    path = folder / TENSORS
+    try:
+        with safe_open(path, "pt") as stored, torch.device("meta"):
+            shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118 - no mapping
+            return _read(folder, {name: torch.empty(shape) for name, shape in shapes.items()})
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: can't be read as an optimizer's state ({error!r:.200})") from None
+
+
+def _read(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     path = folder / REST
     try:
         state = _decode(json.loads(path.read_text(encoding="utf-8")), tensors)

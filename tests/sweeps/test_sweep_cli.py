@@ -58,7 +58,7 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         ("plam study=masking_ratio", ["'plam'", "'plan'"]),
         ("plan", ["give study=NAME"]),
         ("train study=masking_ratio", ["'study' means nothing", "train"]),
-        ("train scale=paper", ["data.path", "autoencoder.path", "text.path"]),
+        ("train scale=paper", ["data.path", "autoencoder.path"]),
         ("ui training.steps=3", ["'training.steps=3' means nothing"]),
     ],
 )

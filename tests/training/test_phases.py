@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from microdit.cli import main
 from microdit.config import Config, load_config, save_config, training_key
+from microdit.config_io import flatten
 from microdit.errors import CheckpointError, ConfigError
 from microdit.model.embedders import sincos_positions
 from microdit.training.initial import check_initial
@@ -48,23 +49,121 @@ def test_each_phase_goes_on_from_the_one_before(phases: Path) -> None:
         state = initial_state(config, torch.device("cpu"))
         for net in (state.net, state.ema.module, state.averaged):
             assert all(torch.equal(weights[name], value) for name, value in net.state_dict().items())
-        assert not state.optimizer.state_dict()["state"]
+        assert bool(state.optimizer.state_dict()["state"]) == config.training.init_optimizer
+    assert [c.training.init_optimizer for c in configs] == [False, True, False, True]
 
 
-def test_the_released_recipe_stands_at_the_papers_scale() -> None:
-    wanted = {  # steps, rate, warm-up, clip, EMA
-        "phase1": (250_000, 2.4e-4, 2500, 0.25, 0.995),
-        "phase2": (30_000, 8e-5, 0, 0.25, 0.995),
-        "phase3": (50_000, 8e-5, 500, 0.5, 0.99975),
-        "phase4": (5000, 8e-5, 0, 0.5, 0.9975),
-    }
-    for phase, values in wanted.items():
-        found = compose_mapping(["scale=paper", f"recipe={phase}"], complete=False)
-        training = found["training"]
-        got = (training["steps"], found["optimizer"]["lr"], found["schedule"]["warmup_steps"], training["clip"])
-        assert (*got, training["ema"]["decay"]) == pytest.approx(values, rel=1e-12)
-        assert training["batch_size"] == 2048
-        assert training["init"] == (None if phase == "phase1" else "REQUIRED")
+# What the released configurations of the four phases say. The step counter of phases 2 and 4 goes on from the phase
+# before (`max_duration` 280,000 and 55,000 batches); steps are counted per phase here.
+RELEASED: dict[str, dict[str, object]] = {
+    "phase1": {
+        "data.resolution": 256,
+        "model.input_size": 32,
+        "model.pos_interp_scale": 1.0,
+        "model.masking.ratio": 0.75,
+        "training.steps": 250_000,
+        "optimizer.lr": 2.4e-4,
+        "schedule.type": "cosine",
+        "schedule.final_ratio": 0.33,
+        "schedule.warmup_steps": 2500,
+        "training.clip": 0.25,
+        "diffusion.p_mean": -0.6,
+        "diffusion.p_std": 1.2,
+        "training.ema.decay": 0.0,
+        "training.init": None,
+        "training.init_optimizer": False,
+    },
+    "phase2": {
+        "data.resolution": 256,
+        "model.input_size": 32,
+        "model.pos_interp_scale": 1.0,
+        "model.masking.ratio": 0.0,
+        "training.steps": 30_000,
+        "optimizer.lr": 8e-5,
+        "schedule.type": "constant",
+        "schedule.warmup_steps": 0,
+        "training.clip": 0.25,
+        "diffusion.p_mean": -0.6,
+        "diffusion.p_std": 1.2,
+        "training.ema.decay": 0.0,
+        "training.init": "REQUIRED",
+        "training.init_optimizer": True,
+    },
+    "phase3": {
+        "data.resolution": 512,
+        "model.input_size": 64,
+        "model.pos_interp_scale": 2.0,
+        "model.masking.ratio": 0.75,
+        "training.steps": 50_000,
+        "optimizer.lr": 8e-5,
+        "schedule.type": "constant",
+        "schedule.warmup_steps": 500,
+        "training.clip": 0.5,
+        "diffusion.p_mean": 0.0,
+        "diffusion.p_std": 0.6,
+        "training.ema.decay": 0.99975,
+        "training.ema.start_step": 25_000,
+        "training.init": "REQUIRED",
+        "training.init_optimizer": False,
+    },
+    "phase4": {
+        "data.resolution": 512,
+        "model.input_size": 64,
+        "model.pos_interp_scale": 2.0,
+        "model.masking.ratio": 0.0,
+        "training.steps": 5000,
+        "optimizer.lr": 8e-5,
+        "schedule.type": "constant",
+        "schedule.warmup_steps": 0,
+        "training.clip": 0.5,
+        "diffusion.p_mean": 0.0,
+        "diffusion.p_std": 0.6,
+        "training.ema.decay": 0.9975,
+        "training.ema.start_step": 1000,
+        "training.init": "REQUIRED",
+        "training.init_optimizer": True,
+    },
+}
+IN_ALL_PHASES: dict[str, object] = {
+    "training.batch_size": 2048,
+    "training.precision": "bf16",
+    "training.caption_dropout": 0.1,
+    "training.unmasked_tail": 0.0,
+    "model.masking.method": "deferred",
+    "diffusion.sigma_data": 0.9,
+    "optimizer.type": "adamw",
+    "optimizer.weight_decay": 0.1,
+    "optimizer.beta1": 0.9,
+    "optimizer.beta2": 0.999,
+    "optimizer.eps": 1e-8,
+    "text.path": "hf-hub:apple/DFN5B-CLIP-ViT-H-14-378",
+    "text.layer": "last",
+}
+
+
+@pytest.mark.parametrize("phase", RELEASED)
+def test_phases_have_the_released_values_at_the_papers_scale(phase: str) -> None:
+    found = flatten(compose_mapping(["scale=paper", f"recipe={phase}"], complete=False))
+    wanted = IN_ALL_PHASES | RELEASED[phase]
+    for key, value in wanted.items():
+        expected = pytest.approx(value, rel=1e-12) if isinstance(value, float) else value
+        assert found[key] == expected, key
+
+
+def test_phases_keep_their_proportions_at_smaller_scales() -> None:
+    for phase, values in RELEASED.items():
+        found = flatten(compose_mapping(["scale=gpu", f"recipe={phase}", "training.steps=2000"], complete=False))
+        share = 2000 / values["training.steps"]  # type: ignore[operator]
+        for key in ("schedule.warmup_steps", "training.ema.start_step"):
+            if key in values:
+                assert found[key] == values[key] * share, (phase, key)  # type: ignore[operator]
+        decay = values["training.ema.decay"]
+        memory = 1 / (1 - decay) * share if decay else 1.0  # type: ignore[operator]
+        assert 1 / (1 - found["training.ema.decay"]) == pytest.approx(memory)
+        assert found["training.init_optimizer"] == values["training.init_optimizer"]
+
+
+def test_a_recipe_needs_its_start_and_yields_to_given_values() -> None:
     with pytest.raises(ConfigError, match=r"give training\.init="):
         compose_config(["scale=smoke", "recipe=phase2"])
     assert compose_mapping(["scale=smoke", "recipe=phase1", "training.steps=200"])["schedule"]["warmup_steps"] == 2
