@@ -19,7 +19,7 @@ from microdit.errors import ConfigError, DivergenceError, MicroditError, named, 
 from microdit.processes import count, first_to_fail, leave
 from microdit.reading import load_yaml
 from microdit.terminal import safely
-from sweeps.patience import is_of_a_store, store_trouble
+from sweeps.patience import file_trouble, is_of_a_store, store_trouble
 from sweeps.secrets import masked
 
 HELP = """\
@@ -123,6 +123,9 @@ def _main(argv: Sequence[str] | None) -> int:
     except Exception as error:
         if is_of_a_store(error):
             _say(masked(store_trouble(error)))
+            return 2
+        if words_of_it := file_trouble(error):
+            _say(masked(words_of_it))
             return 2
         if first_to_fail():
             print(masked(traceback.format_exc()), end="", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Waiting for a store that is locked or away: a restart of a server must not cost a GPU-hour."""
+"""Retries while a store is locked or away: a restart of a server must not cost a GPU-hour."""
 
 from __future__ import annotations
 
@@ -9,36 +9,49 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from microdit.errors import MicroditError
+from microdit.waiting import waiting
+from sweeps.secrets import masked
+from sweeps.watched import StoreGone
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
-TRIES = 10  # 0.25 s, doubled up to 30 s: a minute and a half together, and more where each try waits for a lock
+TRIES = 10  # 0.25 s, doubled up to 30 s: a minute and a half together, and more if each try waits for a lock
 LONGEST = 30.0
-HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")  # of MLflow: no retry mends these
-AT_ONCE = ("UpdateFinishedTrialError", "DuplicatedStudyError")  # of Optuna: answers, not accidents
+HOPELESS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")  # MLflow's codes for wrong requests
+AT_ONCE = ("UpdateFinishedTrialError", "DuplicatedStudyError")  # Optuna errors that must not be retried
 STORES = ("sqlalchemy", "sqlite3", "psycopg", "optuna", "mlflow", "requests", "urllib3")  # whose errors mean a store
 FULL = ("disk is full", "No space left on device", "Disk quota exceeded")
+DAMAGED = ("malformed", "file is not a database", "file is encrypted", "disk I/O error")
+EMPTIED = ("no such table", "no such column", "UndefinedTable", "UndefinedColumn")
+DENIED = ("readonly database", "ermission denied", "authentication failed", "Read-only file system")
+BROKEN = (*DAMAGED, *EMPTIED, *DENIED)
+LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class StoreError(MicroditError):
-    """A store could not be reached or written, however patiently; the message says why."""
+    """A store is still unreachable or unwritable after all retries, or no retry can help; the message says why."""
 
 
 def patiently(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """`call(...)`, again with growing pauses while it raises what may pass.
+    """Return `call(...)`, retried with growing pauses while it raises what may pass; reports what it waits for.
 
-    Raises StoreError when patience is at its end, at once where the disk is full; any other error as it is.
+    Raises StoreError when the tries are used up, and early if the disk is full or the store is damaged, emptied or not
+    permitted; any other error as it is.
     """
-    for attempt in range(TRIES):
-        try:
-            return call(*args, **kwargs)
-        except Exception as error:  # sqlite under another worker's lock, a server that restarts
-            if not _may_pass(error):
-                raise
-            if attempt == TRIES - 1 or is_full(error):
-                raise StoreError(store_trouble(error)) from error
-            time.sleep(min(0.25 * 2**attempt, LONGEST))
+    store = _store_of(call)
+    with waiting(store) as wait:
+        for attempt in range(TRIES):
+            try:
+                return call(*args, **kwargs)
+            except Exception as error:  # sqlite under another worker's lock, a server that restarts
+                if not _may_pass(error):
+                    raise
+                # One more try if it looks broken: a file that was just removed reads as broken once, then as missing.
+                if attempt == TRIES - 1 or is_full(error) or (attempt and is_broken(error)):
+                    raise StoreError(store_trouble(error)) from error
+                wait.what = f"{store} ({masked(_words(error))[:200]})"
+                time.sleep(min(0.25 * 2**attempt, LONGEST))
     raise AssertionError("TRIES must be at least 1")
 
 
@@ -52,9 +65,20 @@ class Patient:
         return partial(patiently, getattr(self._client, name))
 
 
+def _store_of(call: Any) -> str:
+    """Which store a method of MLflow's client, of Optuna's storage, study or trial asks."""
+    owner = getattr(call, "__self__", None)
+    for _ in range(2):
+        owner = getattr(owner, "study", getattr(owner, "_storage", owner))
+    owner = getattr(owner, "_backend", owner)  # Optuna's cache around a storage
+    uri = getattr(owner, "tracking_uri", getattr(owner, "url", ""))
+    return f"the store {masked(uri)}" if isinstance(uri, str) and uri else "a store"
+
+
 def _may_pass(error: Exception) -> bool:
     answer = getattr(error, "error_code", "") in HOPELESS or type(error).__name__ in AT_ONCE
-    return not answer and not isinstance(error, (ValueError, TypeError, KeyError, MicroditError))
+    lasting = isinstance(error, OSError) and error.errno in LASTING
+    return not answer and not lasting and not isinstance(error, (ValueError, TypeError, KeyError, MicroditError))
 
 
 def is_full(error: BaseException) -> bool:
@@ -63,16 +87,47 @@ def is_full(error: BaseException) -> bool:
     return getattr(root, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in str(root) for words in FULL)
 
 
+def is_broken(error: BaseException) -> bool:
+    """Whether a store is damaged, has lost its tables, or denies access: no retry mends that."""
+    root = _root(error)
+    return any(words in f"{type(root).__name__}: {root}" for words in BROKEN)
+
+
 def is_of_a_store(error: BaseException) -> bool:
-    """Whether `error` tells of a disk, a database or a server rather than of a mistake in the program."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in STORES
+    """Whether `error` comes from a full disk, a database or a server rather than from a file or a mistake here."""
+    if isinstance(error, OSError) and type(error).__module__ == "builtins":
+        return is_full(error) or error.filename is None
+    return type(error).__module__.partition(".")[0] in (*STORES, "sweeps") and not isinstance(error, AssertionError)
+
+
+def file_trouble(error: BaseException) -> str:
+    """One sentence on a file or folder that can't be used, such as an unwritable cache; '' for another error."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return ""
+    return f"'{error.filename}' can't be used: {error.strerror or error}"
 
 
 def store_trouble(error: BaseException) -> str:
     """One sentence for the user."""
-    words = " ".join(str(_root(error)).split())[:300]
-    advice = "make room" if is_full(error) else "when the store is back"
-    return f"a store can't be reached or written ({words}); {advice}, and the same command goes on where it stopped"
+    words = _words(error)
+    if is_full(error):
+        advice = "make room"
+    elif any(sign in words for sign in DAMAGED):
+        advice = "restore the file from a backup, or move it aside to begin a new store"
+    elif any(sign in words for sign in EMPTIED):
+        advice = "the store was emptied or replaced: restore it"
+    elif any(sign in words for sign in DENIED):
+        advice = "make it accessible"
+    elif isinstance(_root(error), StoreGone):
+        advice = "put it back"
+    else:
+        advice = "when the store is back"
+        return f"a store can't be reached or written ({words}); {advice}, the same command resumes where it stopped"
+    return f"a store can't be reached or written ({words}); {advice}, then the same command resumes where it stopped"
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(str(_root(error)).split())[:300] or type(_root(error)).__name__
 
 
 def _root(error: BaseException) -> BaseException:

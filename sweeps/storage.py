@@ -10,8 +10,11 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 
 from microdit.errors import ConfigError
+from sweeps.database import prepare
+from sweeps.kinds import OPTUNA
 from sweeps.secrets import masked
-from sweeps.uris import created_once
+from sweeps.uris import created_once, own_file
+from sweeps.watched import watch
 
 BEAT = 10  # seconds between two heartbeats
 GRACE = 60  # seconds without one after which a worker counts as gone
@@ -33,18 +36,25 @@ def open_storage(uri: str) -> RDBStorage:
         ConfigError: if it cannot be opened.
     """
     quiet_optuna()
-    options = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite:") else {"pool_pre_ping": True}
+    options = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
     try:
         with created_once(uri):
+            path = own_file(uri)
+            if path is not None:
+                prepare(path, OPTUNA)
             storage = RDBStorage(
                 uri,
                 options,
                 heartbeat_interval=BEAT,
                 grace_period=GRACE,
             )
-            if uri.startswith("sqlite:"):
+            if path is not None:
+                watch(storage.engine, path)
+            if storage.engine.dialect.name == "sqlite":
                 _lock_before_reading(storage.engine)
             return storage
+    except ConfigError as error:
+        raise ConfigError(f"queue_uri={masked(uri)}: {error}") from None
     except Exception as error:
         words = masked(" ".join(str(error).split()))[:200]
         raise ConfigError(f"queue_uri={masked(uri)}: can't be opened ({words})") from None

@@ -18,13 +18,16 @@ import yaml
 
 from microdit.errors import ConfigError
 from microdit.files import write_text
+from sweeps.database import prepare, upgrade
+from sweeps.kinds import MLFLOW
 from sweeps.patience import Patient
 from sweeps.provenance import provenance, user
-from sweeps.secrets import masked
+from sweeps.secrets import masked, remember
 from sweeps.study import Study
 from sweeps.trials import Trial
-from sweeps.uris import created_once
+from sweeps.uris import created_once, own_file
 from sweeps.views import views
+from sweeps.watched import watch
 
 STATUS_DONE = "FINISHED"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # training, not a language model's traces
@@ -49,19 +52,39 @@ class Launch:
     parent_id: str
 
 
+def _opened(uri: str) -> Any:
+    """MLflow's client of a store whose tables are complete; a sqlite file is created, checked or upgraded first."""
+    import mlflow
+
+    path = own_file(uri)
+    if path is not None:
+        prepare(path, MLFLOW)
+    client = mlflow.MlflowClient(uri)
+    try:
+        client.search_experiments(max_results=1)  # on a server, creates a fresh store's tables
+    except mlflow.MlflowException as error:
+        if path is None or "out-of-date database schema" not in str(error):
+            raise
+        upgrade(path, MLFLOW)
+        client.search_experiments(max_results=1)
+    if path is not None:
+        watch(client._tracking_client.store.engine, path)
+    return client
+
+
 class Store:
     """A thin view of one tracking server for one sweep."""
 
     def __init__(self, uri: str, root: Path) -> None:
         quiet()
-        import mlflow
-
+        remember(uri)
         self.uri = uri
         self.root = root
         try:
             with created_once(uri):
-                client = mlflow.MlflowClient(uri)
-                client.search_experiments(max_results=1)  # creates a fresh store's tables
+                client = _opened(uri)
+        except ConfigError as error:
+            raise ConfigError(f"tracking_uri={masked(uri)}: {error}") from None
         except Exception as error:
             words = masked(" ".join(str(error).split()))[:200]
             raise ConfigError(f"tracking_uri={masked(uri)}: can't be opened ({words})") from None

@@ -69,6 +69,11 @@ def database_file(uri: str) -> Path | None:
         raise ConfigError(f"{masked(shown_path(uri))}: {error}") from None
 
 
+def own_file(uri: str) -> Path | None:
+    """The sqlite file of a store that may be created and upgraded; None also for sqlite's file: URIs (?mode=ro)."""
+    return None if "file:" in uri else database_file(uri)
+
+
 def is_there(uri: str) -> bool:
     """Whether there may be a store at `uri`: opening a missing sqlite file would create it."""
     path = database_file(uri)
@@ -78,8 +83,8 @@ def is_there(uri: str) -> bool:
 @contextmanager
 def created_once(uri: str) -> Iterator[None]:
     """Let one process at a time open a sqlite file: several that create its tables together break each other."""
-    path = database_file(uri)
-    if path is None or "file:" in uri:
+    path = own_file(uri)
+    if path is None:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)

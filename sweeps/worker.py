@@ -29,7 +29,7 @@ from sweeps.secrets import masked
 from sweeps.store import STATUS_DONE, Launch, Store
 from sweeps.trials import Trial, prepare_trials
 from sweeps.twins import trained_once
-from sweeps.uris import QUEUE, TRACKING, revealed
+from sweeps.uris import QUEUE, TRACKING, is_there, revealed
 
 DIVERGED = "diverged"
 TOLD = ("step", "train/loss", "images_per_second")
@@ -41,7 +41,7 @@ class Worker:
     def __init__(self, queue: Queue, stop: StopRequest) -> None:
         self.queue, self.stop = queue, stop
         self.order = WorkOrder.of(queue.about()[LAUNCH])
-        self.store = Store(revealed(self.order.tracking_uri, TRACKING), Path(self.order.root))
+        self.store = Store(_present(revealed(self.order.tracking_uri, TRACKING)), Path(self.order.root))
         self.launch = Launch(self.store.uri, self.order.experiment_id, self.order.parent_id)
         if self.order.search:
             queue.study.pruner = build_pruner(self.order.pruner, self.order.source)
@@ -209,7 +209,7 @@ def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, lambda _signal, _frame: stop.ask())
     try:
-        queue = Queue(revealed(queue_uri, QUEUE), queue_name)
+        queue = Queue(_present(revealed(queue_uri, QUEUE)), queue_name)
         choose_gpu(WorkOrder.of(queue.about()[LAUNCH]), index)
         Worker(queue, stop).work()
     except KeyboardInterrupt:
@@ -219,6 +219,13 @@ def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
             raise
         raise StoreError(store_trouble(error)) from error
     return 0
+
+
+def _present(uri: str) -> str:
+    """`uri`; raises StoreError if its sqlite file is missing, which opening it would create anew."""
+    if not is_there(uri):
+        raise StoreError(f"the store {masked(uri)} is missing; was it removed or moved? Put it back")
+    return uri
 
 
 def choose_gpu(order: WorkOrder, index: int) -> None:
