@@ -18,6 +18,7 @@ from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
 from microdit.errors import ConfigError
 from microdit.files import stamp
 from microdit.roles import allow_plugins
+from microdit.sizes import Sizes, check_sizes
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def build_components(config: Config, device: torch.device | str = "cpu") -> Comp
     train_images, val_images = _images(config.data, "train"), _images(config.data, "val")
     autoencoder = open_autoencoder(config, device, train_images)
     text_encoder = _text_encoder(config.text, device, stamp(config.text.path))
-    check_sizes(config, autoencoder, text_encoder)
+    check_sizes(config, Sizes(autoencoder.channels, autoencoder.downsampling, text_encoder.width))
     for images in (train_images, val_images):
         if isinstance(images, LatentImages):
             images.decode_by(autoencoder)
@@ -122,25 +123,3 @@ def _images(config: DataConfig, split: str) -> CaptionedImages:
 @lru_cache(maxsize=4)  # two datasets of two splits
 def _kept_images(config: DataConfig, split: str, files: str) -> CaptionedImages:
     return build_dataset(config, split)
-
-
-def check_sizes(config: Config, autoencoder: Autoencoder, text_encoder: TextEncoder) -> None:
-    """Raises ConfigError naming each 'model' key that disagrees with the data, and the value it must have."""
-    if config.data.resolution % autoencoder.downsampling:
-        raise ConfigError(
-            f"'data.resolution' is {config.data.resolution}; the autoencoder needs a multiple of "
-            f"{autoencoder.downsampling}"
-        )
-    latents = f"in the latents of {config.data.path}" if config.data.name == "latents" else "at this data.resolution"
-    expected = {
-        "in_channels": (autoencoder.channels, "the autoencoder's number of latent channels"),
-        "input_size": (config.data.resolution // autoencoder.downsampling, f"the side {latents}"),
-        "caption_channels": (text_encoder.width, "the text encoder's width"),
-    }
-    wrong = [
-        f"'model.{key}' is {getattr(config.model, key)}, but {what} is {value}"
-        for key, (value, what) in expected.items()
-        if getattr(config.model, key) != value
-    ]
-    if wrong:
-        raise ConfigError("; ".join(wrong))

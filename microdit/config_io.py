@@ -224,12 +224,14 @@ def assign(values: dict[str, Any], key: str, value: Any) -> None:
     node[leaf] = value
 
 
-def override(values: dict[str, Any], words: Sequence[str], source: str = "command line") -> None:
-    """Sets `key=value` words (dotted keys, YAML values) in a nested mapping in place; a mapping keeps its other keys.
+def override(values: dict[str, Any], words: Sequence[str], source: str = "command line") -> set[str]:
+    """Set `key=value` words (dotted keys, YAML values) in a nested mapping in place; return the dotted keys set.
 
+    A mapping as value keeps the other keys of the one it is laid over.
     Raises ConfigError if a word has another form, or its key doesn't exist, naming the nearest that does.
     """
     known = flatten(values, empty=True)
+    given: set[str] = set()
     for word in words:
         key, sep, text = word.partition("=")
         if not sep:
@@ -244,6 +246,8 @@ def override(values: dict[str, Any], words: Sequence[str], source: str = "comman
                 hint = nearest(leaf, namesakes or siblings or known)
                 raise ConfigError(f"{source}: unknown key '{named(leaf)}'; {hint}")
             assign(values, leaf, item)
+            given.add(leaf)
+    return given
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "", empty: bool = False) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from microdit.config import Config, config_from_mapping, load_config
 from microdit.config_io import override, to_mapping
 from microdit.data.base import DataConfig, build_dataset
 from microdit.errors import ConfigError
+from microdit.sizes import follow_encoders
 from microdit.training.config import EmaConfig, ScheduleConfig
 from microdit.training.initial import WEIGHTS
 
@@ -42,7 +43,8 @@ def finetune_config(
     if not (run / WEIGHTS).is_file():
         raise ConfigError(f"{run} has no {WEIGHTS} yet; has the run finished?")
     values = to_mapping(_style(base, run, data, out, STEPS if steps is None else steps))
-    override(values, overrides)
+    given = override(values, overrides)
+    follow_encoders(values, given, base.data.resolution // base.model.input_size)
     return config_from_mapping(values, "microdit finetune")
 
 

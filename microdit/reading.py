@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 import math
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from microdit import text_files
 from microdit.errors import ConfigError, MicroditError, named, shown
+from microdit.text_files import MAX_BYTES
 
 MAX_YAML_BYTES = 1 << 20
-MAX_JSON_BYTES = 1 << 30  # captions of a large data set
 MAX_DEPTH = 64
 MAX_NODES = 50_000  # of one YAML document, aliases expanded
 MAX_INTEGER = 2**63 - 1
@@ -28,26 +28,9 @@ BROKEN = (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError, A
 Kind = type[MicroditError]
 
 
-def read_text(path: Path | str, kind: Kind = ConfigError, limit: int = MAX_JSON_BYTES) -> str:
-    """Return the text of a regular UTF-8 file, without a byte order mark.
-
-    Raises `kind`, naming the file, if it is missing, no regular file, larger than `limit` bytes or not UTF-8.
-    """
-    path = Path(path)
-    try:
-        facts = path.stat()  # before it is opened: to open a named pipe waits for a writer
-        if not stat.S_ISREG(facts.st_mode):
-            what = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe or device"
-            raise kind(f"{named(path, 300)}: is {what}, not a file")
-        if facts.st_size > limit:
-            raise kind(f"{named(path, 300)}: has {facts.st_size:,} bytes; at most {limit:,} are read")
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise kind(f"{named(path, 300)}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except FileNotFoundError:
-        raise kind(f"{named(path, 300)}: no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise kind(f"{named(path, 300)}: can't be read ({getattr(error, 'strerror', None) or error})") from None
+def read_text(path: Path | str, kind: Kind = ConfigError, limit: int = MAX_BYTES) -> str:
+    """Return the text of a regular file of at most `limit` bytes; see `text_files.read_text`."""
+    return text_files.read_text(Path(path), kind, limit=limit)
 
 
 def load_yaml(text: str, source: str, kind: Kind = ConfigError) -> Any:
@@ -62,12 +45,12 @@ def load_yaml(text: str, source: str, kind: Kind = ConfigError) -> Any:
         raise kind(f"{source}: not valid YAML: {_reason(error)}") from None
 
 
-def read_json(path: Path | str, kind: Kind = ConfigError, limit: int = MAX_JSON_BYTES) -> Any:
+def read_json(path: Path | str, kind: Kind = ConfigError, limit: int = MAX_BYTES) -> Any:
     """Return the value in a JSON file; raises `kind` naming the file and what is wrong."""
     return load_json(read_text(path, kind, limit), named(path, 300), kind)
 
 
-def read_json_mapping(path: Path | str, kind: Kind = ConfigError, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+def read_json_mapping(path: Path | str, kind: Kind = ConfigError, limit: int = MAX_BYTES) -> dict[str, Any]:
     """Return the object in a JSON file; raises `kind` also for any other value."""
     value = read_json(path, kind, limit)
     if not isinstance(value, dict):
@@ -76,29 +59,9 @@ def read_json_mapping(path: Path | str, kind: Kind = ConfigError, limit: int = M
 
 
 def load_json(text: str | bytes, source: str, kind: Kind = ConfigError) -> Any:
-    """Return the JSON value in `text`, whose numbers are finite; raises `kind` naming `source` and what is wrong."""
-    try:
-        words = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(words, parse_float=_finite, parse_constant=_finite, object_pairs_hook=_unique)
-        _check_encodable(value, words)
-        return value
-    except BROKEN as error:
-        raise kind(f"{source}: not valid JSON: {_reason(error)}") from None
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{named(text)} is not a finite number")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key '{named(next(key for key in keys if keys.count(key) > 1))}' is given twice")
-    return values
+    """Return the JSON value in `text`; see `text_files.parse_json`."""
+    words = text_files.decode_text(text, source, kind) if isinstance(text, bytes) else text
+    return text_files.parse_json(words, source, error=kind)
 
 
 def _check_encodable(value: Any, text: str) -> None:
@@ -112,8 +75,6 @@ def _reason(error: Exception) -> str:
         return f"it is nested too deeply (at most {MAX_DEPTH} levels are read)"
     if isinstance(error, UnicodeEncodeError):
         return "an escape is half a surrogate pair, which is no character"
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} on line {error.lineno}, column {error.colno}"
     words = " ".join(str(error).split())
     if "4300 digits" in words:
         return "an integer has thousands of digits"

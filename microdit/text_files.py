@@ -17,11 +17,12 @@ import io
 import json
 import math
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from microdit.errors import DataError, MicroditError
+from microdit.errors import DataError, MicroditError, named
 
 BYTE_ORDER_MARKS = {  # UTF-32's begin with UTF-16's, so they come first
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -29,6 +30,8 @@ BYTE_ORDER_MARKS = {  # UTF-32's begin with UTF-16's, so they come first
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+MAX_BYTES = 1 << 30  # captions of a large data set
+MAX_PATH_SHOWN = 300  # characters
 MOST_DIGITS = 400  # of an integer; a float has at most 309
 LINE_END = re.compile(r"\r\n|\n|\r")
 BYTE_LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -36,19 +39,26 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)  # backslashes occur in JSON's strings only
 
 
-def read_text(path: Path, error: type[MicroditError] = DataError, name: str = "") -> str:
+def read_text(path: Path, error: type[MicroditError] = DataError, name: str = "", limit: int = MAX_BYTES) -> str:
     """Return the text of a file, without its byte order mark; messages call it `name`, or else by its path.
 
     Raises:
-        error: if the file can't be read, is not UTF-8, or holds a NUL character; names the file and the line.
+        error: if the file can't be read, has more than `limit` bytes, is not UTF-8, or holds a NUL character; names the
+            file and the line.
     """
+    name = name or named(path, MAX_PATH_SHOWN)
     try:
+        facts = path.stat()  # before it is opened: opening a named pipe waits for a writer
+        if not stat.S_ISREG(facts.st_mode):
+            raise error(f"{name}: is {'a folder' if stat.S_ISDIR(facts.st_mode) else 'a pipe or device'}, not a file")
+        if facts.st_size > limit:
+            raise error(f"{name}: has {facts.st_size:,} bytes; at most {limit:,} are read")
         data = path.read_bytes()
-    except OSError as problem:
-        raise error(f"{name or path}: can't be read ({problem.strerror or problem})") from None
-    except ValueError:  # a NUL character in the path
-        raise error(f"{str(path)!r} can't be the name of a file") from None
-    return decode_text(data, name or str(path), error)
+    except FileNotFoundError:
+        raise error(f"{name}: no such file") from None
+    except (OSError, ValueError) as problem:  # ValueError: a NUL character in the path
+        raise error(f"{name}: can't be read ({getattr(problem, 'strerror', None) or problem})") from None
+    return decode_text(data, name, error)
 
 
 def decode_text(data: bytes, name: str, error: type[MicroditError] = DataError) -> str:
@@ -153,7 +163,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"the key {name!r} occurs twice in one object")
+            raise ValueError(f"the key '{named(name)}' occurs twice in one object")
         found[name] = value
     return found
 
@@ -161,7 +171,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(word: str) -> float:
     value = float(word)
     if not math.isfinite(value):
-        raise ValueError(f"{word[:40]} is beyond the largest number")
+        raise ValueError(f"{named(word)} is beyond the largest number")
     return value
 
 

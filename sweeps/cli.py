@@ -206,10 +206,12 @@ def _dispatch(words: Words, command_line: str) -> int:
         return _ui(words)
     if words.command == "config":
         from microdit.config_io import to_mapping
+        from microdit.sizes import check_stated_sizes
         from sweeps.compose import compose_config
 
-        values = to_mapping(compose_config([f"scale={words.scale}", *words.overrides]))
-        print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
+        config = compose_config([f"scale={words.scale}", *words.overrides])
+        check_stated_sizes(config)
+        print(yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True), end="")
         return 0
     if words.command == "bench":
         from sweeps.bench import bench
@@ -285,10 +287,12 @@ def _workers(words: Words, per_gpu: int) -> int:
 
 
 def _train(words: Words, options: Any) -> int:
+    from microdit.sizes import check_stated_sizes
     from sweeps.compose import compose_config
     from sweeps.single import train_one
 
     config = compose_config([f"scale={words.scale}", *words.overrides])
+    check_stated_sizes(config)
     overrides = {word.partition("=")[0]: word.partition("=")[2] for word in words.overrides}
     return train_one(config, words.scale, overrides, options)
 

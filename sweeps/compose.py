@@ -26,6 +26,7 @@ from microdit.config import REQUIRED, Config, config_from_mapping
 from microdit.config_io import flatten
 from microdit.data.latents import stated_settings
 from microdit.errors import MAX_VALUE_CHARACTERS, ConfigError, named, nearest, shown
+from microdit.sizes import follow_encoders
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 GROUPS = ("data", "model", "scale", "recipe")
@@ -140,11 +141,14 @@ def _compose(overrides: tuple[str, ...], source: str, complete: bool) -> dict[st
     groups = tuple(word for word in overrides if word.partition("=")[0] in GROUPS)
     with _as_config_error(source):
         config = copy.deepcopy(_composed_groups(groups))
+        usual = config.data.resolution // config.model.input_size  # the factor that the scale counts on
         for override in parse_words([word for word in overrides if word not in groups], source):
             # Hydra's own way with values, on what it has composed; a mapping is merged, a list replaced.
             OmegaConf.update(config, override.key_or_group, override.value(), force_add=is_free(override.key_or_group))
-        _follow_data(config, {word.partition("=")[0] for word in overrides})
+        given = {word.partition("=")[0] for word in overrides}
+        _follow_data(config, given)
         values: Any = OmegaConf.to_container(config, resolve=True)
+    follow_encoders(values, given, usual)
     missing = [key for key, value in flatten(values, empty=True).items() if value == REQUIRED]
     if missing and complete:
         raise ConfigError(f"{source}: no default here for {', '.join(missing)}; give {missing[0]}=...")

@@ -13,6 +13,7 @@ from microdit.budget import training_flops
 from microdit.config import Config, config_from_mapping, stable_mapping, trial_key
 from microdit.config_io import flatten
 from microdit.errors import ConfigError, nearest
+from microdit.sizes import check_stated_sizes
 from sweeps.compose import as_override, compose_mapping
 from sweeps.matching import HELD, MATCH, matched_keys, solve
 from sweeps.study import Study
@@ -62,6 +63,8 @@ def plan_trials(study: Study, overrides: Sequence[str], complete: bool = True) -
     if study.file.search:
         return _plan_search(study, overrides, complete)
     configs = arm_configs(study, overrides, complete)
+    for arm, config in configs.items():
+        _check_sizes(config, f"{study.source}, arm '{arm}'")
     _refuse_twins(study, configs)
     _check_primary(study, configs)
     check_holds(study, configs)
@@ -81,6 +84,7 @@ def plan_trials(study: Study, overrides: Sequence[str], complete: bool = True) -
 def _plan_search(study: Study, overrides: Sequence[str], complete: bool) -> list[Trial]:
     """The places of a search, all with its base configuration: what varies is suggested when a worker takes one."""
     config = dataclasses.replace(_arm_config(study, next(iter(study.arms)), overrides, complete), seed=study.seeds[0])
+    _check_sizes(config, study.source)
     _check_primary(study, {"search": config})
     fixed = {word.partition("=")[0] for word in overrides}
     for key in study.file.search:
@@ -178,6 +182,13 @@ def _arm_config(study: Study, arm: str, overrides: Sequence[str], complete: bool
         measure, _ = HELD[study.file.holds]
         mapping = solve(mapping, matched, measure, measure(base), source)
     return config_from_mapping(mapping, source)
+
+
+def _check_sizes(config: Config, source: str) -> None:
+    try:
+        check_stated_sizes(config)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def _check_primary(study: Study, configs: Mapping[str, Config]) -> None:

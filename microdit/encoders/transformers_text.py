@@ -6,7 +6,6 @@ B batch, S text tokens, Y width of the encoder.
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,6 +19,7 @@ from microdit.encoders.loading import LOAD_ERRORS, short
 from microdit.errors import ConfigError
 from microdit.files import sha256
 from microdit.model.captions import MaskedTokens
+from microdit.text_files import read_json
 
 KEY = "text.path"
 CONFIG, WEIGHTS = "config.json", ("*.safetensors", "pytorch_model*.bin")  # the first kind that is there
@@ -37,8 +37,8 @@ UNUSED = ("pooler.",)  # weights that token features don't pass
 def is_transformers_folder(folder: Path) -> bool:
     """Whether the folder's config.json names a kind of transformers model."""
     try:
-        return "model_type" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        return "model_type" in read_json(folder / CONFIG, ConfigError)
+    except (ConfigError, TypeError):
         return False
 
 
@@ -55,6 +55,16 @@ def token_count(folder: Path, length: int | None) -> int:
     return length
 
 
+def feature_width(folder: Path) -> int | None:
+    """Y as the folder's configuration says; None if it doesn't.
+
+    Raises ConfigError if the configuration can't be read.
+    """
+    settings = _text_settings(folder)
+    found = next((settings[key] for key in ("hidden_size", "d_model", "dim") if key in settings), None)
+    return found if isinstance(found, int) else None
+
+
 class TransformersText:
     """Token features of an encoder in transformers' own format; padding is masked, and its features are zeros.
 
@@ -62,14 +72,13 @@ class TransformersText:
     """
 
     def __init__(self, folder: Path, layer: str, length: int | None, device: torch.device | str) -> None:
-        settings = _text_settings(folder)
-        width = next((settings[key] for key in ("hidden_size", "d_model", "dim") if key in settings), None)
+        width = feature_width(folder)
         if width is None:
             raise ConfigError(f"'{KEY}': {folder / CONFIG} doesn't tell the encoder's width (hidden_size or d_model)")
         if importlib.util.find_spec("transformers") is None:
             raise ConfigError(f"'{KEY}': {folder} needs the package transformers: pip install 'microdit[text]'")
         self._folder, self._layer, self._device = folder, layer, torch.device(device)
-        self.width, self.length = int(width), token_count(folder, length)
+        self.width, self.length = width, token_count(folder, length)
         small = [path for pattern in ("*.json", "*.txt", "*.model") for path in sorted(folder.glob(pattern))]
         self.fingerprint = f"{sha256(*small, *_weights(folder))}-{layer}-{self.length}"
 
@@ -136,9 +145,9 @@ def _drop_last_block(model: nn.Module, folder: Path) -> None:
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        settings = read_json(folder / CONFIG, ConfigError)
         return dict(settings) | {"model_type": str(settings["model_type"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"'{KEY}': {folder / CONFIG}: not a transformers configuration ({error!r})") from None
 
 
