@@ -86,6 +86,8 @@ def python(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture
-def web() -> Iterator[Web]:
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     with serving() as web:
+        monkeypatch.setenv("http_proxy", web.proxy)
+        monkeypatch.setenv("no_proxy", "")
         yield web

@@ -68,6 +68,7 @@ class Web:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                self.path = self.path.removeprefix(web.address)  # a proxy is asked for whole urls
                 web.asked[self.path] += 1
                 with suppress(OSError):  # The client may go away.
                     web.answer(self)
@@ -77,7 +78,8 @@ class Web:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        self.address = "http://pictures.invalid"  # a public name, which the server answers for as a proxy
+        self.proxy = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:

@@ -222,7 +222,7 @@ def test_a_list_of_other_classes(tmp_path: Path) -> None:
         (["--coyo", "GOOD", "--per-class", "0"], "--per-class is 0; it must be at least 1"),
         (["--coyo", "GOOD", "--val-fraction", "1"], "--val-fraction is 1.0"),
         (["--coyo", "GOOD", "--timeout", "0"], "--timeout is 0; it must be at least 1"),
-        (["--coyo", "GOOD", "--words", "no.yaml"], "the word list no.yaml can't be read"),
+        (["--coyo", "GOOD", "--words", "no.yaml"], "the word list no.yaml: no such file"),
     ],
 )
 def test_one_sentence_and_nothing_half_written(

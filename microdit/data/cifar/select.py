@@ -21,15 +21,19 @@ from microdit.data.cifar.filters import Step, steps
 from microdit.data.cifar.pool import STREAM, Pool
 from microdit.data.cifar.settings import Filters, Request
 from microdit.data.cifar.source import HubSource, ParquetSource, open_source
+from microdit.data.cifar.urls import REASONS, refusal
 from microdit.data.cifar.words import ClassWords, load_words
 from microdit.errors import DataError
 from microdit.files import atomic_path, sha256
 from microdit.rng import derive_seed
+from microdit.text_files import tidy
 
 READ_COLUMNS = ("id", "url", "text", "width", "height", "image_phash")
 REPORT_SECONDS = 5.0
 ONLY_PHRASE = "class word only within another phrase"
 SEVERAL_CLASSES = "several classes"
+NUL = "caption with a NUL character"
+URL_RULE = 1  # version of which urls are kept; a selection made by another is not downloaded
 
 
 def select(request: Request, out: Path) -> Card:
@@ -76,7 +80,7 @@ def _identity(request: Request, source: ParquetSource | HubSource) -> dict[str, 
     """What a selection that lies in a folder already is compared by."""
     settings = {name: value for name, value in asdict(request).items() if name not in ("coyo", "words", "filters")}
     settings |= {f"filters.{name}": value for name, value in asdict(request.filters).items()}
-    return settings | {"words": sha256(request.words), "coyo": source.identity}
+    return settings | {"url_rule": URL_RULE, "words": sha256(request.words), "coyo": source.identity}
 
 
 @dataclass
@@ -107,12 +111,17 @@ def _take(
         kept = batch.filter(step.keep(batch))
         counts.dropped[step.name] += len(batch) - len(kept)
         batch = kept
-    counts.dropped[ONLY_PHRASE] += 0
+    for name in (*REASONS, NUL, ONLY_PHRASE):
+        counts.dropped[name] += 0  # the card lists them all, in this order
     rows = []
     for row in batch.select(list(READ_COLUMNS)).to_pylist():
-        row["caption"] = " ".join(row.pop("text").split())
+        row["caption"] = tidy(row.pop("text"))
         classes = words.find(row["caption"])
-        if not classes:
+        if reason := refusal(row["url"]):
+            counts.dropped[reason] += 1
+        elif "\0" in row["caption"]:
+            counts.dropped[NUL] += 1
+        elif not classes:
             counts.dropped[ONLY_PHRASE] += 1
         elif filters.several == "drop" and len(classes) > 1:
             counts.dropped[SEVERAL_CLASSES] += 1

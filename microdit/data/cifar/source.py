@@ -156,7 +156,9 @@ def _cast(batch: pa.RecordBatch, columns: list[str], where: str) -> pa.RecordBat
     arrays = []
     for column in columns:
         try:
-            arrays.append(batch.column(column).cast(TYPES[column]))
+            array = batch.column(column).cast(TYPES[column])
+            array.validate(full=True)  # text is UTF-8
+            arrays.append(array)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise DataError(f"{where}, column '{column}': not {TYPES[column]}: {_line(error)}") from error
     return pa.RecordBatch.from_arrays(arrays, names=columns)

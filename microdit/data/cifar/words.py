@@ -75,6 +75,8 @@ def load_words(path: Path = WORDS_FILE) -> ClassWords:
         raise DataError(f"the word list {path} must map each class to its 'words' and, if any, 'not'")
     meaning: dict[str, str | None] = {}
     for name, entry in listed.items():
+        if Path(str(name)).name != str(name) or "\\" in str(name):
+            raise DataError(f"{path}: the class '{name}' can't name a folder: give it without slashes")
         for key, phrases in _entries(entry, f"{path}, class '{name}'"):
             for phrase in phrases:
                 check_characters(phrase, f"{path}, class '{name}'")
