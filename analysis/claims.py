@@ -9,15 +9,20 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
-from analysis.errors import ReportError, nearest
+from analysis.errors import ReportError, nearest, shortened
 from analysis.load import Results
+from analysis.reading import load_yaml_mapping
 from analysis.settings import same, setting
 
 Selector = Mapping[str, Any]
 KINDS = ("better", "not_worse", "trend", "gap_grows")
 NEEDS = {"trend": ("axis", "better"), "gap_grows": ("axis", "arm", "against"), "not_worse": ("margin",), "better": ()}
+SHAPES: Mapping[str, type] = {
+    **dict.fromkeys(("text", "trust", "kind", "section", "source", "pairs", "axis", "better"), str),
+    **dict.fromkeys(("arm", "against", "where", "margin"), dict),
+    **dict.fromkeys(("metrics", "same"), list),
+}
+WORDS: Mapping[type, str] = {str: "text", dict: "a mapping", list: "a list"}
 BOUNDS = ("above", "below", "least", "most", "not")
 
 
@@ -45,7 +50,16 @@ class Claim:
 def all_claims() -> Mapping[str, tuple[Claim, ...]]:
     """claims.yaml, checked."""
     text = (files("analysis") / "claims.yaml").read_text(encoding="utf-8")
-    return {study: tuple(parse(study, claim) for claim in listed) for study, listed in yaml.safe_load(text).items()}
+    return load_claims(text)
+
+
+def load_claims(text: str) -> Mapping[str, tuple[Claim, ...]]:
+    """Return the claims in the text of a claims.yaml by study; raises ReportError naming what is wrong."""
+    found = load_yaml_mapping(text, "claims.yaml")
+    for study, listed in found.items():
+        if not isinstance(listed, list) or not all(isinstance(claim, dict) for claim in listed):
+            raise ReportError(f"claims.yaml, {study}: must be a list of claims")
+    return {study: tuple(parse(study, claim) for claim in listed) for study, listed in found.items()}
 
 
 def claims_of(study: str) -> tuple[Claim, ...]:
@@ -55,7 +69,7 @@ def claims_of(study: str) -> tuple[Claim, ...]:
 
 def parse(study: str, values: Mapping[str, Any]) -> Claim:
     """A claim from YAML; raises ReportError naming what is wrong with it."""
-    place = f"claims.yaml, {study}, '{values.get('text', '?')}'"
+    place = f"claims.yaml, {study}, '{shortened(str(values.get('text', '?')))}'"
     known = [f.name for f in fields(Claim)]
     for key in values:
         if key not in known:
@@ -63,6 +77,9 @@ def parse(study: str, values: Mapping[str, Any]) -> Claim:
     missing = [key for key in ("text", "trust", "kind", "metrics") if not values.get(key)]
     if missing:
         raise ReportError(f"{place}: '{missing[0]}' is missing")
+    for name, kind in SHAPES.items():
+        if not isinstance(values.get(name, kind()), kind):
+            raise ReportError(f"{place}: '{name}' must be {WORDS[kind]}, not {shortened(repr(values[name]))}")
     claim = Claim(**{**values, "metrics": tuple(values["metrics"]), "same": tuple(values.get("same", ()))})
     if claim.kind not in KINDS:
         raise ReportError(f"{place}: kind '{claim.kind}'; {nearest(claim.kind, KINDS)}")

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.errors import ReportError, nearest
+from analysis.errors import ReportError, nearest, shortened
 from analysis.secrets import masked
+from analysis.terminal import safely
 
 if TYPE_CHECKING:
     from analysis.sets import Choice
@@ -63,7 +64,11 @@ class Words:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0; 1 where a report of all studies is not whole; 2 for an error that the user can mend."""
+    """Return 0; 1 if a report of all studies is not whole; 2 for an error that the user can fix."""
+    return safely(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or any(word in ("-h", "--help", "help") for word in words):
         print(HELP)
@@ -77,6 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report_all(wanted) if wanted.study == ALL else _report(wanted)
     except ReportError as error:
         print(f"microdit-report: {masked(str(error))}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, a folder that can't be written, a name that no file system takes
+        place = f"{shortened(str(error.filename), 300)}: " if error.filename else ""
+        print(f"microdit-report: {place}{error.strerror or error}", file=sys.stderr)
         return 2
 
 
@@ -110,7 +121,7 @@ def _choice(which: str, code: str) -> Choice:
 
     if code not in ("same", "any"):
         raise ReportError(f"code={code}: it must be same or any")
-    if which != "only" and not (which.isdigit() and int(which)):
+    if which != "only" and not (which.isascii() and which.isdigit() and len(which) < 10 and int(which)):
         raise ReportError(f"set={which}: it must be a number from 1, or only")
     return Choice(None if which == "only" else int(which), code == "any")
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.reading import LARGEST
 from analysis.store import tables
 
 History = tuple[np.ndarray, np.ndarray]  # steps in order, values
@@ -29,7 +30,7 @@ class _NoAnswer(Exception):
 
 
 def read_histories(client: Any, runs: Sequence[str], metric: str) -> dict[str, History]:
-    """The history of `metric` by run, the last value of each step; runs that never logged it are left out.
+    """Return the history of `metric` by run, the last value of each step; runs without a finite value are left out.
 
     MLflow's client knows single runs only. Both ways around that are checked against it by a test, and are left for it
     where a store of another version won't answer them.
@@ -55,6 +56,7 @@ def _by_run(batches: Iterable[Sequence[Point]]) -> dict[str, History]:
         points = pd.DataFrame(batch, columns=["run", "step", "time", "value", "nan"])
         runs, names = pd.factorize(points["run"])
         values = np.where(points["nan"].to_numpy(bool), np.nan, points["value"].to_numpy(float))
+        values = np.where(np.abs(values) < LARGEST, values, np.nan)
         steps = points["step"].to_numpy()
         order = np.lexsort((values, points["time"].to_numpy(), steps, runs))
         runs, steps, values = runs[order], steps[order], values[order]
@@ -62,7 +64,9 @@ def _by_run(batches: Iterable[Sequence[Point]]) -> dict[str, History]:
         runs, steps, values = runs[last], steps[last], values[last]
         ends = np.searchsorted(runs, np.arange(len(names) + 1))
         for name, start, stop in zip(names, ends, ends[1:], strict=False):
-            found[str(name)] = steps[start:stop], values[start:stop]
+            sound = np.isfinite(values[start:stop])  # NaN and infinity are no points of a curve
+            if sound.any():
+                found[str(name)] = steps[start:stop][sound], values[start:stop][sound]
     return found
 
 
@@ -86,12 +90,16 @@ def _of_server(address: str, runs: Sequence[str], metric: str) -> Iterator[list[
         if found is None:
             raise _NoAnswer
         if len(found) < REQUEST_POINTS:
-            yield [(p["run_id"], int(p["step"]), int(p["timestamp"]), float(p["value"]), False) for p in found]
+            yield [(p["run_id"], int(p["step"]), int(p["timestamp"]), _number(p.get("value")), False) for p in found]
         elif len(asked) > 1:  # it was cut short
             middle = len(asked) // 2
             waiting += [asked[:middle], asked[middle:]]
         else:  # a run of more points than one answer holds: MLflow's client turns pages
             raise _NoAnswer
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
 
 
 def _one_by_one(client: Any, runs: Sequence[str], metric: str) -> Iterator[list[Point]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Collection, Mapping
@@ -18,6 +17,7 @@ from PIL import Image
 from analysis.errors import ReportError
 from analysis.histories import History, read_histories
 from analysis.noise import average_noises
+from analysis.reading import is_sound, load_json, read_text
 from analysis.runs import children
 from analysis.secrets import masked
 from analysis.sets import NOT_RECORDED, Choice, choose
@@ -119,13 +119,20 @@ class Results:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 root = Path(self.client.download_artifacts(run_id, "samples", folder))
-                listing = json.loads((root / "prompts.json").read_text(encoding="utf-8"))
+                listing = load_json(read_text(root / "prompts.json"), "prompts.json")
                 strip = np.asarray(Image.open(root / "final.png").convert("RGB"))
+                return tiles(strip, listing)
             except Exception:  # no such artifact: each artifact store has its own exception for it
                 return None
-        tile = int(listing["tile"])
-        pictures = [strip[:tile, start : start + tile] for start in range(0, strip.shape[1] - tile + 1, tile)]
-        return pictures, [str(prompt) for prompt in listing["prompts"]][: len(pictures)]
+
+
+def tiles(strip: np.ndarray, listing: Mapping[str, Any]) -> tuple[list[np.ndarray], list[str]]:
+    """Cut a strip of square tiles as prompts.json describes it; raises an error if that describes another."""
+    side = int(listing["tile"])
+    if side < 1 or side > min(strip.shape[:2]):
+        raise ValueError(f"tiles of side {side} in a strip of {strip.shape}")
+    pictures = [strip[:side, start : start + side] for start in range(0, strip.shape[1] - side + 1, side)]
+    return pictures, [str(prompt) for prompt in listing["prompts"]][: len(pictures)]
 
 
 def load(client: Any, study: str, scale: str | None = None, choice: Choice | None = None) -> Results:
@@ -142,7 +149,7 @@ def load(client: Any, study: str, scale: str | None = None, choice: Choice | Non
     unscored: dict[tuple[str, int], Any] = {}
     metrics = [*MEASURED, BAND, *([found.x] if "/" in found.x else [])]
     for run in children(client, experiment, found.parent, metrics):
-        key = (run.data.tags.get("microdit.arm", "?"), int(run.data.params.get("seed", -1)))
+        key = (run.data.tags.get("microdit.arm", "?"), _seed(run))
         reason = _reason(run, found)
         if reason:
             other[key], unscored[key] = reason, run
@@ -160,9 +167,7 @@ def load(client: Any, study: str, scale: str | None = None, choice: Choice | Non
     frame = average_noises(_in_order(frame, found))
     scored = set(_keys(every))
     rows = [
-        _row(run, found, *key, None) | {"outcome": run.data.tags.get("microdit.outcome") or run.info.status.lower()}
-        for key, run in unscored.items()
-        if key not in scored
+        _row(run, found, *key, None) | {"outcome": _outcome(run)} for key, run in unscored.items() if key not in scored
     ]
     results = Results(found, frame, tuple(absent), client, left_out, configs)
     return replace(results, others=_in_order(pd.DataFrame(rows), found)) if rows else results
@@ -201,21 +206,40 @@ def _reason(run: Any, study: Study) -> str:
     if status != "FINISHED":
         words = {"RUNNING": "still running", "KILLED": "killed", "SCHEDULED": "not begun"}
         return run.data.tags.get("microdit.outcome") or words.get(status, status.lower())
-    value = run.data.metrics.get(f"final/{study.primary}")
-    if value is None:
+    if f"final/{study.primary}" not in run.data.metrics:
         return f"finished without final/{study.primary}"
-    return "" if np.isfinite(value) else f"finished with final/{study.primary} = {value}"
+    scores = {name: value for name, value in run.data.metrics.items() if name.startswith("final/")}
+    ranked = sorted(scores, key=lambda name: (name != f"final/{study.primary}", name))
+    wrong = [f"{name} = {_shown(scores[name])}" for name in ranked if not is_sound(scores[name])]
+    return f"finished with {wrong[0]}" if wrong else ""
+
+
+def _seed(run: Any) -> int:
+    word = str(run.data.params.get("seed", ""))
+    return int(word) if word.isdecimal() and len(word) < 19 else -1
+
+
+def _outcome(run: Any) -> str:
+    """Return how a run without a usable score ended; one that finished without one has failed."""
+    status = str(run.data.tags.get("microdit.outcome") or run.info.status.lower())
+    return "failed" if status == "finished" else status
+
+
+def _shown(value: Any) -> str:
+    """Return a number that is not sound as it was meant: MLflow's sqlite keeps infinity as the largest float."""
+    return "nan" if value is None or value != value else "-inf" if value < 0 else "inf"
 
 
 def _row(run: Any, study: Study, arm: str, seed: int, configs: Configs | None) -> dict[str, Any]:
     tags, params = run.data.tags, run.data.params
     row: dict[str, Any] = {"run_id": run.info.run_id, "arm": arm, "seed": seed, "started": run.info.start_time}
-    row["x"] = run.data.metrics.get(study.x, np.nan) if "/" in study.x else setting_of(study.x, arm, params, study)
+    metrics = {name: value for name, value in run.data.metrics.items() if is_sound(value)}
+    row["x"] = metrics.get(study.x, np.nan) if "/" in study.x else setting_of(study.x, arm, params, study)
     if study.x == TRIAL and (number := re.search(r"\d+$", arm)):
         row["x"] = float(number[0])
     row["hue"] = hue_of(study, arm, params)
-    kept = {k: v for k, v in sorted(run.data.metrics.items()) if k.startswith(MEASURED)}
-    row |= kept | {k: v for k, v in sorted(run.data.metrics.items()) if BANDS.fullmatch(k)}
+    kept = {k: v for k, v in sorted(metrics.items()) if k.startswith(MEASURED)}
+    row |= kept | {k: v for k, v in sorted(metrics.items()) if BANDS.fullmatch(k)}
     for name in (*TAGS, "reused_from"):
         row[f"tag.{name}"] = tags.get(f"microdit.{name}", "" if name == "reused_from" else NOT_RECORDED)
     if configs is not None:
@@ -227,7 +251,7 @@ def _budget(run: Any, configs: Configs) -> dict[str, Any]:
     """What a run was trained for."""
     tags = run.data.tags
     words = {key: tags.get(f"microdit.{key}", "") for key in BUDGET}
-    known: Mapping[str, Any] = {key: int(word) for key, word in words.items() if word.isdigit()}
+    known: Mapping[str, Any] = {k: int(word) for k, word in words.items() if word.isdecimal() and len(word) < 19}
     if len(known) < len(BUDGET):  # of an older version
         known = configs[run.info.run_id]
     return {f"config.{key}": known[key] for key in BUDGET if key in known}

@@ -81,5 +81,5 @@ def _of_tables(database: sqlite3.Connection, experiment: str, parent: str, metri
     prefixes = [part for name in metrics for part in (len(name), name)]
     words = f"SELECT run_uuid, own.key, own.value, own.is_nan {numbers} AND ({wanted})"
     for run_id, key, number, is_nan in database.execute(words, (*which, *prefixes)):
-        runs[run_id].data.metrics[key] = math.nan if is_nan else number
+        runs[run_id].data.metrics[key] = math.nan if is_nan or number is None else number
     return list(runs.values())

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from analysis.errors import ReportError, nearest
+from analysis.reading import as_mapping, is_sound, load_yaml_mapping, read_text
 from analysis.runs import search
 
 PREFIX = "microdit/"
@@ -70,11 +69,15 @@ def read_study(client: Any, parent: Any) -> Study:
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = Path(client.download_artifacts(parent.info.run_id, "study.yaml", folder))
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except Exception as error:
+            return study_of(load_yaml_mapping(read_text(path), "study.yaml"), parent)
+        except Exception as error:  # no such artifact: each artifact store has its own exception for it
             words = " ".join(str(error).split())[:200]
             raise ReportError(f"launch {parent.info.run_id}: its study.yaml can't be read: {words}") from None
-    paper, metrics, figure, space = (values.get(key) or {} for key in ("paper", "metrics", "figure", "search"))
+
+
+def study_of(values: Mapping[str, Any], parent: Any) -> Study:
+    """Return a launch's study from its study.yaml; raises ReportError or ValueError for what can't be one."""
+    paper, metrics, figure, space = (as_mapping(values.get(key)) for key in ("paper", "metrics", "figure", "search"))
     searched = (next(iter(space)) if len(space) == 1 else TRIAL) if space else ""
     return Study(
         name=parent.data.tags["microdit.study"],
@@ -85,14 +88,14 @@ def read_study(client: Any, parent: Any) -> Study:
         claim=str(paper.get("claim", "")),
         baseline=str(values.get("baseline") or ""),
         holds=str(values.get("holds") or ""),
-        arms={str(arm): dict(overrides or {}) for arm, overrides in (values.get("arms") or {}).items()},
+        arms={str(arm): dict(as_mapping(overrides)) for arm, overrides in as_mapping(values.get("arms")).items()},
         seeds=tuple(int(seed) for seed in values.get("seeds") or ()),
         primary=str(metrics.get("primary", "clip_fd")),
         direction=str(metrics.get("direction", "minimize")),
         x=str(figure.get("x") or searched),
         hue=str(figure.get("hue") or ""),
         search=dict(space),
-        objectives=dict(values.get("objectives") or {}),
+        objectives=dict(as_mapping(values.get("objectives"))),
     )
 
 
@@ -108,9 +111,9 @@ def hue_of(study: Study, arm: str, params: Mapping[str, str] | None = None) -> s
 
 
 def setting_of(key: str, arm: str, params: Mapping[str, str], study: Study) -> Any:
-    """A run's value of a config key, a number where it is one; the arm's name where it has none."""
+    """Return a run's value of a config key, a finite number if it is one; the arm's name if it has none."""
     value = params.get(key, study.arms.get(arm, {}).get(key, arm))
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        return float(value) if is_sound(float(value)) else str(value)
+    except (TypeError, ValueError, OverflowError):
         return str(value)

@@ -33,7 +33,7 @@ GROUPS = ("data", "model", "scale", "recipe")
 TIMES = "times"  # a recipe's factors on what the scale has
 PRIMARY = "base"
 SMALLEST = 1e-30  # of a factor that isn't 0: one with an exponent of millions would take all memory as a fraction
-MAX_WORD_CHARACTERS = 100_000
+MAX_WORD_CHARACTERS = 10_000
 MAX_BRACKETS = 64  # nested in one word
 FREE = "options"  # the recipe's only mapping to which keys may be added
 

@@ -19,7 +19,7 @@ from filelock import FileLock
 from microdit.budget import training_flops
 from microdit.training.progress import format_seconds
 from sweeps.engines import Engine, build_engine
-from sweeps.order import WorkOrder, final_name, shown_metrics, trial_attributes
+from sweeps.order import WorkOrder, final_name, shown_metrics, trial_attributes, unsound_scores
 from sweeps.progress import Board
 from sweeps.queue import HALT, LAUNCH, Queue
 from sweeps.secrets import masked
@@ -177,6 +177,9 @@ def _fill(sweep: Sweep, order: WorkOrder, options: Options) -> None:
 def _finished(sweep: Sweep, trial: Trial, options: Options) -> Any | None:
     """The finished run of a trial under this launch; one of another launch is shown here as reused."""
     child = sweep.store.child(sweep.launch, trial.key)
+    if child is not None and child.info.status == STATUS_DONE and (wrong := unsound_scores(child.data.metrics)):
+        _tell(f"FAILED  {trial.name}: its run {child.info.run_id} finished, but {wrong}; it counts as failed")
+        return None
     if child is not None:
         return child if child.info.status == STATUS_DONE else None
     origin = sweep.store.finished(trial.identity) if options.reuse else None

@@ -10,6 +10,7 @@ from typing import Any
 from microdit.config import Config, config_from_mapping, trial_key
 from microdit.config_io import assign, to_mapping
 from microdit.errors import ConfigError
+from microdit.finite import require_sound, unsound
 from sweeps.trials import Trial
 
 VALIDATION = "val/loss"  # what pruners judge: the only number that a run gives again and again, alike for all arms
@@ -52,12 +53,12 @@ class WorkOrder:
         lists = {name: tuple(values[name]) for name in ("objectives", "directions")}
         return WorkOrder(**{**values, **lists})
 
-    def worst(self) -> list[float]:
-        """What Optuna is told of a diverged run that counts as a result."""
-        return [float("inf") if direction == "minimize" else float("-inf") for direction in self.directions]
-
     def values(self, metrics: Mapping[str, float]) -> list[float]:
-        """What Optuna is told of a finished run; raises ConfigError for an objective that it doesn't have."""
+        """Return what Optuna stores of a finished run.
+
+        Raises ConfigError for an objective that it doesn't have, DivergenceError for a score that is no finite number.
+        """
+        require_sound(shown_metrics(metrics), "among the scores of the finished run")
         names = [final_name(name) for name in self.objectives]
         for name in names:
             if name not in metrics:
@@ -73,6 +74,11 @@ def final_name(objective: str) -> str:
 def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """What the queue keeps of a finished run for its lines and tables."""
     return {name: value for name, value in metrics.items() if name.startswith("final/") or name == "cost/seconds"}
+
+
+def unsound_scores(metrics: Mapping[str, float]) -> str:
+    """Return the first final metric of a stored run that is no finite number, as `final/fd is nan`; "" if none."""
+    return unsound(shown_metrics(metrics))
 
 
 def trial_attributes(trial: Trial) -> dict[str, Any]:

@@ -28,6 +28,8 @@ DENIED = ("readonly database", "ermission denied", "authentication failed", "Rea
 BROKEN = (*DAMAGED, *EMPTIED, *DENIED)
 LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
+LASTING_KINDS = (ValueError, TypeError, KeyError, AssertionError, MicroditError)  # mistakes, which no retry mends
+
 
 class StoreError(MicroditError):
     """A store is still unreachable or unwritable after all retries, or no retry can help; the message says why."""
@@ -78,7 +80,7 @@ def _store_of(call: Any) -> str:
 def _may_pass(error: Exception) -> bool:
     answer = getattr(error, "error_code", "") in HOPELESS or type(error).__name__ in AT_ONCE
     lasting = isinstance(error, OSError) and error.errno in LASTING
-    return not answer and not lasting and not isinstance(error, (ValueError, TypeError, KeyError, MicroditError))
+    return not answer and not lasting and not isinstance(error, LASTING_KINDS)
 
 
 def is_full(error: BaseException) -> bool:

@@ -11,9 +11,10 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from microdit.finite import is_sound
 from microdit.process_identity import readable
 from microdit.training.progress import format_seconds
-from sweeps.queue import ENDED, STATES, WORKER
+from sweeps.queue import ENDED, OUTCOME, STATES, WORKER
 from sweeps.summary import SHOWN, align, digits
 
 PLAIN_SECONDS = 10.0  # between two lines of a log file
@@ -120,10 +121,10 @@ def ending(attempt: FrozenTrial) -> str:
     facts = attempt.user_attrs
     if attempt.state == TrialState.FAIL:
         return f"FAILED  {facts['name']}: {facts.get('error', 'unknown')}"
+    if OUTCOME in facts:
+        return f"{facts[OUTCOME]} {facts['name']}"
     if attempt.state == TrialState.PRUNED:
         return f"pruned  {facts['name']} at step {max(attempt.intermediate_values, default=0)}"
-    if "outcome" in facts:
-        return f"{facts['outcome']} {facts['name']}"
     final: Mapping[str, float] = facts.get("final", {})
     scores = [f"{name} {digits(final[f'final/{name}'])}" for name in SHOWN if f"final/{name}" in final][:FEW]
     took = f", trained in {format_seconds(final['cost/seconds'])}" if "cost/seconds" in final else ""
@@ -133,7 +134,9 @@ def ending(attempt: FrozenTrial) -> str:
 
 def best_of(tries: Sequence[FrozenTrial], primary: str, lower: bool) -> str:
     """`none/seed0 1606`: the best finished trial by final metric `primary`; empty where there is none."""
-    scored = [(t.user_attrs["final"][primary], t) for t in tries if primary in t.user_attrs.get("final", {})]
+    scored = [
+        (t.user_attrs["final"][primary], t) for t in tries if is_sound(t.user_attrs.get("final", {}).get(primary))
+    ]
     if not scored:
         return ""
     value, trial = (min if lower else max)(scored, key=lambda pair: pair[0])
@@ -147,9 +150,9 @@ def status_table(latest: Mapping[int, FrozenTrial]) -> str:
         facts, state = attempt.user_attrs, STATES[attempt.state]
         step = f"{facts.get('progress', {}).get('step', 0):.0f}/{facts['steps']}" if state == "running" else ""
         worker = readable(facts[WORKER]) if state == "running" and WORKER in facts else ""
-        note = "" if state in ("running", "waiting") or "outcome" in facts else ending(attempt).partition(": ")[2]
-        if state == "pruned":
+        note = "" if state in ("running", "waiting") or OUTCOME in facts else ending(attempt).partition(": ")[2]
+        if state == "pruned" and OUTCOME not in facts:
             note = ending(attempt).partition(" at ")[2]
-        reused = "reused" if "reused_from" in facts else facts.get("outcome", state)
+        reused = "reused" if "reused_from" in facts else facts.get(OUTCOME, state)
         rows.append([facts["name"], reused, step, str(facts.get("tries", 1)), worker, note])
     return align(rows, left=(0, 1, 4, 5))

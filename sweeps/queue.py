@@ -9,6 +9,7 @@ after a minute without a new heartbeat (`sweeps.silence`). Changes that a kill m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from microdit.finite import is_sound, require_sound
 from microdit.process_identity import is_gone, this_process
 from sweeps import transactions
 from sweeps.patience import patiently
@@ -32,6 +34,8 @@ FINAL = "given_up"  # a failure that is not tried again by this launch
 LAUNCH = "launch"  # of the study: what workers must know besides
 DEAD = "its worker died (killed, or out of memory?)"
 SILENT = f"its worker has sent no heartbeat for {GRACE} s"
+OUTCOME = "outcome"  # an end without a score that counts as a result, such as "diverged"
+UNSOUND = "its score was stored as NaN or infinity, which is no score"
 HOPELESS_AT = 5  # interruptions in a row without a step of progress after which a trial has failed
 LIVE = (TrialState.WAITING, TrialState.RUNNING)
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -70,6 +74,8 @@ class Queue:
         )
         self.storage: Any = self.study._storage  # Optuna's cache over it: it re-reads only what is not finished
         self._id = patiently(self.storage.get_study_id_from_name, name)
+        notes = {"error": UNSOUND, FINAL: True}
+        patiently(transactions.fail_unsound, self._database, self._id, notes, OUTCOME)
         self._silence = Silence(GRACE, longest_gap=2 * BEAT)
 
     def describe(self, **attributes: Any) -> None:
@@ -99,8 +105,8 @@ class Queue:
 
     def count(self, latest: Mapping[int, FrozenTrial] | None = None) -> Count:
         tries = (self.latest() if latest is None else latest).values()
-        number = {STATES[state]: sum(t.state == state for t in tries) for state in STATES}
-        return Count(**number)
+        found = Counter(STATES[TrialState.COMPLETE if OUTCOME in t.user_attrs else t.state] for t in tries)
+        return Count(**found)
 
     def fill(self, planned: Mapping[int, tuple[Mapping[str, Any], Mapping[str, Any]]], again: bool = True) -> None:
         """Queue each planned trial (order -> fixed parameters, user attributes) that is missing.
@@ -180,13 +186,17 @@ class Queue:
             patiently(self.storage.set_trial_user_attr, trial_id, key, value)
 
     def complete(self, trial: Trial, values: Sequence[float]) -> None:
+        """End it with its values; raises DivergenceError if one is no finite number."""
+        require_sound({f"value {number}": value for number, value in enumerate(values)}, "of a finished trial")
         self._end(trial._trial_id, TrialState.COMPLETE, values)
 
-    def prune(self, trial: Trial) -> None:
-        """Ends it as PRUNED, its value the last that it reported."""
+    def prune(self, trial: Trial, outcome: str = "") -> None:
+        """End it as PRUNED, its value the last finite one that it reported; with an `outcome`, as that and no value."""
         reported = patiently(self.storage.get_trial, trial._trial_id).intermediate_values
-        last = [reported[max(reported)]] if reported and len(self.study.directions) == 1 else None
-        self._end(trial._trial_id, TrialState.PRUNED, last)
+        last = reported[max(reported)] if reported and len(self.study.directions) == 1 and not outcome else None
+        if outcome:
+            self.note(trial._trial_id, **{OUTCOME: outcome})
+        self._end(trial._trial_id, TrialState.PRUNED, [last] if last is not None and is_sound(last) else None)
 
     def fail(self, trial: Trial, words: str, retry: bool) -> None:
         """End it as failed; if `retry`, queue it again."""

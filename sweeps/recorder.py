@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from microdit.config import Config
+from microdit.finite import require_sound
 from microdit.training.recorder import Fact
 from sweeps.patience import Patient
 from sweeps.provenance import provenance, user
@@ -115,6 +116,7 @@ class MlflowRecorder:
         self._start_monitor()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record values; raises DivergenceError, and records none, if one is no finite number."""
         # The steps between the last checkpoint and the interruption are done again, with the same result.
         again = any(0 < step <= self._seen.get(name, 0) for name in CURVES if name in values)
         if not again:
@@ -125,6 +127,7 @@ class MlflowRecorder:
     def _keep(self, step: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
+        require_sound(values, f"at step {step}")  # sqlite would return another number for infinity, and none for NaN
         now = int(time.time() * 1000)
         for name, value in values.items():
             self._buffer.append(Metric(name, float(value), now, 0 if name.startswith(ONCE) else step))

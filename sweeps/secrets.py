@@ -26,13 +26,13 @@ SECRET_VARIABLES = (
     "HF_TOKEN",
 )
 SHORTEST_KNOWN = 3  # characters below which a word is not looked for in free text
-SCHEME = re.compile(r"(?P<name>[A-Za-z][\w+.\-]*)://")
+SCHEME = re.compile(r"(?P<name>[A-Za-z][\w+.\-]{0,40})://")  # bounded: a text of one long word stays quick
 PORT = re.compile(r"\d{1,5}(?=[/?#\s'\"),;]|$)")
 SECRET_KEY = re.compile(r"pass(word|wd|phrase|code)?$|pwd$|secret|token|credential|api_?key|access_?key", re.IGNORECASE)
 QUERY = re.compile(r"(?P<lead>[?&](?P<key>[^=&\s?]+)=)(?P<value>(?:[^&\s'\"]|['\"](?=\w))*)")
 WHOLE_QUERY = re.compile(r"(?P<lead>[?&](?P<key>[^=&?]+)=)(?P<value>[^&]*)", re.DOTALL)
 KEYWORDS = re.compile(r"(?<![\w.?&])(?P<lead>(?:ssl)?pass(?:word|wd)\s?=\s?)(?P<value>'(?:\\.|[^'\\])*'|[^\s'\"]+)")
-TOKEN = re.compile(r"([A-Za-z][\w+.\-]*://\S*)")
+TOKEN = re.compile(r"([A-Za-z][\w+.\-]{0,40}://\S*)")
 _known: set[str] = set()
 
 

@@ -10,6 +10,7 @@ from microdit.config import Config, trial_key
 from microdit.processes import count, is_main
 from microdit.training.stop import asked_by_signals
 from sweeps.launch import Options
+from sweeps.order import unsound_scores
 from sweeps.recorder import MlflowRecorder, RunSpec
 from sweeps.store import STATUS_DONE, Store
 
@@ -57,6 +58,10 @@ def _recorder(
     store = Store(options.uri, options.root)
     experiment = store.experiment(EXPERIMENT)
     before = _newest(store, experiment, key, config) if options.reuse else None
+    wrong = unsound_scores(before.data.metrics) if before is not None and before.info.status == STATUS_DONE else ""
+    if before is not None and wrong:
+        print(f"run {before.info.run_id} finished, but {wrong}: it counts as failed and is trained again", flush=True)
+        before = None
     if before is not None and before.info.status == STATUS_DONE:
         print("finished before; reuse=false runs it again")
         _show({k: v for k, v in before.data.metrics.items() if k.startswith(("final/", "cost/"))}, config)

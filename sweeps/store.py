@@ -18,8 +18,10 @@ import yaml
 
 from microdit.errors import ConfigError
 from microdit.files import write_text
+from microdit.finite import is_sound
 from sweeps.database import prepare, upgrade
 from sweeps.kinds import MLFLOW
+from sweeps.order import unsound_scores
 from sweeps.patience import Patient
 from sweeps.provenance import provenance, user
 from sweeps.secrets import masked, remember
@@ -149,13 +151,17 @@ class Store:
         return next(iter(found), None)
 
     def finished(self, identity: Mapping[str, str]) -> Any | None:
-        """The newest finished run with these tags in any study, None if there is none; an original before a copy."""
+        """Return the newest finished run with these tags in any study, an original before a copy, or None.
+
+        A run with a score that is no finite number counts as failed.
+        """
         ours = self.client.search_experiments(filter_string="name LIKE 'microdit/%'")
         experiments = [e.experiment_id for e in ours]
         words = [f"tags.`{name}` = '{value}'" for name, value in identity.items()]
         words.append(f"attributes.status = '{STATUS_DONE}'")
         order = ["attributes.end_time DESC"]
         found = self.client.search_runs(experiments, " and ".join(words), order_by=order, max_results=50)
+        found = [run for run in found if not unsound_scores(run.data.metrics)]
         originals = [run for run in found if "microdit.reused_from" not in run.data.tags]
         return next(iter([*originals, *found]), None)
 
@@ -188,6 +194,7 @@ class Store:
             for name in origin.data.metrics
             if not name.startswith("system/")
             for m in self.client.get_metric_history(origin.info.run_id, name)
+            if is_sound(m.value)
         ]
         params = [Param(name, str(value)) for name, value in ({"seed": trial.seed} | dict(trial.params)).items()]
         for start in range(0, len(metrics), 1000):
@@ -214,12 +221,13 @@ class Store:
             self.client.set_terminated(run.info.run_id, "KILLED")
 
     def final_metrics(self, launch: Launch) -> list[tuple[str, int, Mapping[str, float]]]:
-        """(arm, seed, metrics) of every finished child, the newest of each trial."""
+        """Return (arm, seed, metrics) of every finished child with sound scores, the newest of each trial."""
         words = f"tags.`mlflow.parentRunId` = '{launch.parent_id}' and attributes.status = '{STATUS_DONE}'"
         rows: dict[tuple[str, int], Mapping[str, float]] = {}
         order = ["attributes.start_time ASC"]
         for run in self.client.search_runs([launch.experiment_id], words, order_by=order, max_results=5000):
-            rows[run.data.tags["microdit.arm"], int(run.data.params["seed"])] = run.data.metrics
+            if not unsound_scores(run.data.metrics):
+                rows[run.data.tags["microdit.arm"], int(run.data.params["seed"])] = run.data.metrics
         return [(arm, seed, metrics) for (arm, seed), metrics in rows.items()]
 
 

@@ -17,6 +17,8 @@ from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 
+from microdit.finite import is_sound
+
 
 def claim(storage: RDBStorage, trial_id: int, key: str, owner: str, attributes: Mapping[str, Any]) -> bool:
     """Mark a waiting trial as running, with `owner` under user attribute `key` and a first heartbeat.
@@ -80,6 +82,51 @@ def heartbeats(storage: RDBStorage, study_id: int) -> dict[int, datetime]:
             .filter(models.TrialModel.study_id == study_id, models.TrialModel.state == TrialState.RUNNING)
         )
         return dict(rows.all())
+
+
+def fail_unsound(storage: RDBStorage, study_id: int, notes: Mapping[str, Any], result: str) -> int:
+    """Fail the completed trials whose values are no finite numbers, which other versions wrote; return how many.
+
+    sqlite keeps NaN as NULL, on which Optuna fails whenever it reads the study. The values are removed. A trial with
+    user attribute `result` has no score on purpose, and stays.
+    """
+    found = 0
+    with _create_scoped_session(storage.scoped_session) as session:
+        for trial_id, state, ids, sound in _values(session, study_id):
+            done = state == TrialState.COMPLETE and _attribute(session, trial_id, result) is None
+            if (sound and not (done and not ids)) or (state == TrialState.COMPLETE and not done):
+                continue
+            session.query(models.TrialValueModel).filter(models.TrialValueModel.trial_value_id.in_(ids)).delete()
+            if done:
+                found += 1
+                trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+                trial.state = TrialState.FAIL
+                _renote(session, trial_id, notes)
+    return found
+
+
+def _renote(session: Any, trial_id: int, attributes: Mapping[str, Any]) -> None:
+    """Set user attributes also of a finished trial, which Optuna's own way refuses."""
+    model = models.TrialUserAttributeModel
+    session.query(model).filter(model.trial_id == trial_id, model.key.in_(attributes)).delete()
+    session.add_all(model(trial_id=trial_id, key=key, value_json=json.dumps(v)) for key, v in attributes.items())
+
+
+def _values(session: Any, study_id: int) -> list[tuple[int, TrialState, list[int], bool]]:
+    """Return each trial's id, state, the ids of its value rows, and whether all of those are finite numbers."""
+    trials, values = models.TrialModel, models.TrialValueModel
+    rows = (
+        session.query(trials.trial_id, trials.state, values.trial_value_id, values.value)
+        .outerjoin(values, values.trial_id == trials.trial_id)
+        .filter(trials.study_id == study_id)
+    )
+    found: dict[int, tuple[TrialState, list[int], list[bool]]] = {}
+    for trial_id, state, value_id, value in rows.all():
+        _, ids, sound = found.setdefault(trial_id, (state, [], []))
+        if value_id is not None:
+            ids.append(value_id)
+            sound.append(is_sound(value))  # NULL, which is NaN or a marked infinity, is none
+    return [(trial_id, state, ids, all(sound)) for trial_id, (state, ids, sound) in found.items()]
 
 
 def _attribute(session: Any, trial_id: int, key: str) -> Any:

@@ -18,10 +18,11 @@ import optuna
 from filelock import FileLock, Timeout
 
 from microdit.errors import ConfigError, DivergenceError, MicroditError, StopTraining
+from microdit.finite import is_sound
 from microdit.training.stop import StopRequest
 from sweeps.heart import Heart
 from sweeps.logs import into
-from sweeps.order import VALIDATION, WorkOrder, searched, shown_metrics, trial_of
+from sweeps.order import VALIDATION, WorkOrder, searched, shown_metrics, trial_of, unsound_scores
 from sweeps.patience import StoreError, is_of_a_store, patiently, store_trouble
 from sweeps.queue import HALT, LAUNCH, Queue
 from sweeps.search import build_pruner, build_sampler, suggest
@@ -99,8 +100,10 @@ class Worker:
 
     def _run(self, trial: Trial, claimed: optuna.Trial, heart: Heart, trained_in: str) -> None:
         before = self.store.child(self.launch, trial.key)
-        if before is not None and before.info.status == STATUS_DONE:  # ended, and killed before it could say so
-            return self._done(claimed, before.data.metrics, heart)
+        if before is not None and before.info.status == STATUS_DONE:
+            if not unsound_scores(before.data.metrics):  # ended, and killed before the queue had it
+                return self._done(claimed, before.data.metrics, heart)
+            before = None  # it counts as failed
         origin = self.store.finished(trial.identity) if self.order.reuse else None
         if origin is not None:
             self.store.reuse(self.launch, trial, origin)
@@ -140,17 +143,17 @@ class Worker:
         return None
 
     def _diverged(self, claimed: optuna.Trial, error: DivergenceError, recorder: Any, heart: Heart) -> None:
-        """A result of a study that asks where training breaks: recorded with its step, and not a failure."""
+        """Record a result of a study that asks where training breaks: its step, and no score."""
         heart.rest()
         recorder.outcome(DIVERGED)
         recorder.fail(str(error), "")
-        self.queue.note(claimed._trial_id, outcome=DIVERGED)
-        self.queue.complete(claimed, self.order.worst())
+        self.queue.prune(claimed, DIVERGED)
 
     def _done(self, claimed: optuna.Trial, metrics: Mapping[str, float], heart: Heart) -> None:
+        values = self.order.values(metrics)
         heart.rest()
         self.queue.note(claimed._trial_id, final=shown_metrics(metrics))
-        self.queue.complete(claimed, self.order.values(metrics))
+        self.queue.complete(claimed, values)
 
     def _failed(self, claimed: optuna.Trial, error: Exception, recorder: Any, heart: Heart) -> None:
         """Records it on run and trial, and queues it again where another try can help."""
@@ -188,7 +191,7 @@ class Worker:
         def told(step: int, values: Mapping[str, float]) -> None:
             if "train/loss" in values:
                 heart.progress = {name: value for name, value in {"step": step, **values}.items() if name in TOLD}
-            if VALIDATION in values and self.order.search and len(self.order.objectives) == 1:
+            if is_sound(values.get(VALIDATION)) and self.order.search and len(self.order.objectives) == 1:
                 patiently(claimed.report, values[VALIDATION], step)
                 if step < trial.config.training.steps and patiently(claimed.should_prune):
                     raise StopTraining(f"pruned at step {step}")

@@ -1,0 +1,73 @@
+"""Makes the output of `microdit-report` safe: no character can fail to print, and a closed pipe ends it quietly.
+
+The analysis shares no code with the core, whose `microdit.terminal` does the same.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+import unicodedata
+from collections.abc import Callable
+from typing import TextIO
+
+PIPE_CLOSED = 141  # exit status of a process that SIGPIPE ends, as a shell reports it
+FALLBACK = "plain"
+PLAIN = {
+    "→": "->", "←": "<-", "↑": "^", "↓": "v", "±": "+/-", "×": "x", "·": ".", "…": "...", "–": "-", "—": "-", "−": "-",
+    "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "∞": "inf", "“": '"', "”": '"', "‘": "'", "’": "'", "σ": "sigma",
+    "█": "#", "▏": "|", "│": "|", "•": "*", "\u00a0": " ", "\u202f": " ", "\u2009": " ",
+}  # fmt: skip
+
+
+def safely(main: Callable[[], int]) -> int:
+    """Return what `main` returns, its output made safe; 141 if whoever read the output has gone."""
+    prepare_streams()
+    try:
+        try:
+            return main()
+        finally:
+            _flush()
+    except BrokenPipeError:
+        _discard_output()
+        return PIPE_CLOSED
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def prepare_streams() -> None:
+    """Print characters that the terminal's encoding lacks as plain ASCII."""
+    codecs.register_error(FALLBACK, _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=FALLBACK)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_ascii(character) for character in error.object[error.start : error.end]), error.end
+
+
+def _ascii(character: str) -> str:
+    if character in PLAIN:
+        return PLAIN[character]
+    letters = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return letters or character.encode("ascii", "backslashreplace").decode()
+
+
+def _discard_output() -> None:
+    """Let the interpreter's own flush at exit go nowhere, instead of failing once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    streams: tuple[TextIO | None, ...] = (sys.stdout, sys.stderr)
+    for stream in streams:
+        try:
+            if stream is not None and stream.fileno() >= 0:
+                os.dup2(nowhere, stream.fileno())
+        except (OSError, ValueError):  # a stream without a file
+            continue
