@@ -14,6 +14,7 @@ from microdit.errors import ConfigError, MicroditError
 from microdit.files import file_trouble
 from microdit.processes import first_to_fail, is_main, leave
 from microdit.terminal import safely
+from microdit.waiting import waiting
 
 if TYPE_CHECKING:
     from microdit.config import Config
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     arguments = _parsed(with_show(sys.argv[1:] if argv is None else argv))
     try:
+        if arguments.command in NEED_TORCH:
+            _load(arguments.command in (_train, _finetune))
         arguments.command(arguments)
     except MicroditError as error:
         if first_to_fail():
@@ -62,6 +65,14 @@ def _main(argv: Sequence[str] | None) -> int:
         return 1
     leave()
     return 0
+
+
+def _load(first_line: bool) -> None:
+    """Import PyTorch; a busy machine needs most of a minute for it."""
+    if first_line and is_main() and "torch" not in sys.modules:
+        print("loading PyTorch", file=sys.stderr, flush=True)
+    with waiting("PyTorch to load"):
+        import microdit.run  # noqa: F401
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -255,6 +266,8 @@ def _bench(arguments: argparse.Namespace) -> None:
         return
     print(bench_masking(arguments.config, arguments.steps))
 
+
+NEED_TORCH = (_train, _finetune, _sample, _evaluate, _import, _bench)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -34,6 +34,7 @@ from microdit.training.loop import sigma_data, train
 from microdit.training.recorder import Fact, NullRecorder, Recorder
 from microdit.training.stop import StopRequest
 from microdit.training.validation import validate
+from microdit.waiting import waiting
 
 PATIENCE = timedelta(hours=12)  # that processes wait for one another: the main one alone scores pictures
 
@@ -54,16 +55,20 @@ def run(
     output = Path(config.output_dir)
     if accelerator.is_main_process:
         save_config(config, output / "config.yaml")
-    report.start(config, run_facts(config, components, accelerator))
+    stop = stop if stop is not None else StopRequest()
     try:
+        report.start(config, run_facts(config, components, accelerator))
         metrics = _train_and_score(config, components, report, accelerator, progress, stop)
     except (KeyboardInterrupt, StopTraining):
-        report.finish("KILLED")
+        with stop.closing():
+            report.finish("KILLED")
         raise
     except BaseException:
-        report.finish("FAILED")
+        with stop.closing():
+            report.finish("FAILED")
         raise
-    report.finish("FINISHED")
+    with stop.closing():
+        report.finish("FINISHED")
     accelerator.wait_for_everyone()
     return metrics
 
@@ -91,7 +96,8 @@ def check_files(config: Config) -> None:
 
 def _checked(config: Config, device: torch.device) -> Components:
     check_files(config)
-    components = build_components(config, device)
+    with waiting("the data to be read, and encoded if it is not in the cache"):
+        components = build_components(config, device)
     check_counts(config, components)
     return components
 
@@ -176,7 +182,8 @@ def _train_and_score(
     pictures = draw_shown(state.step, denoiser.net)
     if accelerator.is_main_process:
         keep_final(config, denoiser, pictures, shown, recorder)
-    metrics |= evaluate(config, components, denoiser, accelerator)
+    with waiting("samples to be drawn and scored"):
+        metrics |= evaluate(config, components, denoiser, accelerator)
     require_sound(metrics, "at the end of the run")
     if accelerator.is_main_process:
         recorder.metrics(state.step, metrics)

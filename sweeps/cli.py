@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 
 from microdit.errors import ConfigError, DivergenceError, MicroditError, named, nearest
-from microdit.processes import count, first_to_fail, leave
+from microdit.processes import count, first_to_fail, is_main, leave
 from microdit.reading import load_yaml
 from microdit.terminal import safely
+from microdit.waiting import waiting
 from sweeps.patience import file_trouble, is_of_a_store, store_trouble
 from sweeps.secrets import masked
 
@@ -201,6 +202,14 @@ def _refuse_unused(command: str, own: Mapping[str, Any], overrides: Sequence[str
             raise ConfigError(f"unknown key '{key}'; {nearest(key, OWN)}")
 
 
+def _load(words: Words) -> None:
+    """Import what trains and records; a busy machine needs most of a minute for it, so a first line comes before."""
+    if words.command in ("", "train") and is_main() and "torch" not in sys.modules:
+        print("loading PyTorch and Optuna", file=sys.stderr, flush=True)
+    with waiting("PyTorch and Optuna to load"):
+        from sweeps.launch import launch_study  # noqa: F401
+
+
 def _dispatch(words: Words, command_line: str) -> int:
     if words.command == "ui":
         return _ui(words)
@@ -220,12 +229,13 @@ def _dispatch(words: Words, command_line: str) -> int:
     if words.command == "status":
         from sweeps.status import status
 
-        return status(str(words.own["study"]), words.scale, words.queue_uri())
+        return status(str(words.own["study"]), words.scale, words.queue_uri(), words.uri(), words.root)
     if count() > 1 and (words.command != "train" or words.multirun):
         raise ConfigError(
             "torchrun starts several processes of one run, which microdit-sweep train and microdit train can be; the "
             "trials of a study are shared out by workers=N"
         )
+    _load(words)
     options = _options(words, command_line)
     if words.command == "train" and not words.multirun:
         return _train(words, options)

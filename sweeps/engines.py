@@ -7,6 +7,7 @@ queue's affair. Presets lie in experiments/launcher/; `launcher=NAME` chooses on
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +30,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, open_dict
 
 from microdit.errors import ConfigError, nearest
+from microdit.waiting import waiting
 from sweeps.compose import EXPERIMENTS
 from sweeps.patience import StoreError
 from sweeps.secrets import masked
@@ -83,9 +86,10 @@ class LocalEngine:
         def hire(index: int) -> _Hand:
             return _Hand(index, _start(queue_uri, queue_name, index), time.monotonic())
 
-        crew = [hire(index) for index in range(count)]
+        crew: list[_Hand] = []
         shortlived = 0
         try:
+            crew.extend(hire(index) for index in range(count))
             while crew and tick():
                 multiprocessing.connection.wait([hand.process.sentinel for hand in crew], timeout=LOOK)
                 for hand in [hand for hand in crew if not hand.process.is_alive()]:
@@ -97,16 +101,20 @@ class LocalEngine:
                         tick()
                         crew.append(hire(hand.index))
         finally:
-            _end(crew)
+            _end()
 
 
 def _start(queue_uri: str, queue_name: str, index: int) -> SpawnProcess:
     context = multiprocessing.get_context("spawn")  # a forked torch may hang in its own threads
     process = context.Process(target=_live, args=(queue_uri, queue_name, index), name=f"worker {index}")
-    # Ctrl-C reaches all of a terminal's processes; a worker must not die of it before it can say so itself.
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    process.start()
-    signal.signal(signal.SIGINT, previous)
+    # Ctrl-C and the end of a terminal reach all of its processes. Workers have these signals blocked: the launcher ends
+    # them. The resource tracker comes first, because its start would unblock them.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return process
 
 
@@ -137,16 +145,34 @@ def _end_with_the_launcher() -> None:
     os._exit(1)
 
 
-def _end(crew: list[_Hand]) -> None:
-    """Lets workers keep a checkpoint and give their trials back, then ends those that don't."""
-    for hand in crew:
-        hand.process.terminate()
+def _end() -> None:
+    """Let all workers save a checkpoint and return their trials; kill those that need too long, or all if asked again.
+
+    A signal may have come between a worker's start and its entry in the crew, so this asks for all child processes.
+    """
+    crew = multiprocessing.active_children()
+    if not crew:
+        return
+    for process in crew:
+        process.terminate()
+    print(
+        f"stopping: {len(crew)} workers save a checkpoint and return their trials, within {GRACE:.0f} s; "
+        "Ctrl-C again ends them at once",
+        file=sys.stderr,
+        flush=True,
+    )
     until = time.monotonic() + GRACE
-    for hand in crew:
-        hand.process.join(timeout=max(until - time.monotonic(), 0.1))
-        if hand.process.is_alive():
-            hand.process.kill()
-            hand.process.join()
+    try:
+        with waiting("") as wait:
+            while crew and time.monotonic() < until:
+                wait.what = f"{len(crew)} workers to save a checkpoint and stop"
+                multiprocessing.connection.wait([process.sentinel for process in crew], timeout=1.0)
+                crew = [process for process in crew if process.is_alive()]
+    finally:
+        for process in crew:
+            process.kill()
+        for process in crew:
+            process.join()
 
 
 class HydraEngine:
@@ -170,6 +196,9 @@ class HydraEngine:
         show.start()
         try:
             results = launcher.launch(jobs, initial_job_idx=0)
+        except KeyboardInterrupt:
+            print(f"stopping: launcher={self._name} ends its jobs", file=sys.stderr, flush=True)
+            raise
         finally:
             ended.set()
             show.join(timeout=10)

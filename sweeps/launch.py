@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from filelock import FileLock
+from optuna.trial import TrialState
 
 from microdit.budget import training_flops
+from microdit.process_identity import readable
 from microdit.training.progress import format_seconds
-from sweeps.engines import Engine, build_engine
+from microdit.waiting import waiting
+from sweeps.engines import Engine, Tick, build_engine
+from sweeps.interruption import interruptible, undisturbed
+from sweeps.launchers import Presence, end_abandoned
 from sweeps.order import WorkOrder, final_name, shown_metrics, trial_attributes, unsound_scores
 from sweeps.progress import Board
-from sweeps.queue import HALT, LAUNCH, Queue
+from sweeps.queue import HALT, LAUNCH, PLAN, WORKER, Queue
 from sweeps.secrets import masked
 from sweeps.store import STATUS_DONE, Launch, Store
 from sweeps.study import Study
@@ -60,23 +62,12 @@ class Sweep:
 
 
 def launch_study(study: Study, overrides: Sequence[str], options: Options) -> int:
-    """Runs what isn't finished yet; returns 1 where a trial failed."""
+    """Run what is not finished yet; return 1 if a trial failed."""
     begin = time.monotonic()
-    engine = build_engine(options.launcher, options.root, list(options.launcher_options))
-    sweep = _begin(study, overrides, options, engine)
+    with interruptible():
+        engine = build_engine(options.launcher, options.root, list(options.launcher_options))
+        sweep = _launched(study, overrides, options, engine)
     study = sweep.study
-    metric = next(iter(objectives_of(study)))
-    direction = objectives_of(study)[metric]
-    board = Board([float(training_flops(trial.config)) for trial in sweep.trials], final_name(metric), direction)
-    status = "KILLED"
-    try:
-        with interruptible():
-            _work(sweep, engine, board, options)
-        count = sweep.queue.count()
-        status = "FAILED" if count.failed or count.waiting else STATUS_DONE
-    finally:
-        board.close()
-        _leave(sweep, status)
     results = sweep.store.final_metrics(sweep.launch)
     print(f"\n{result_table(_arms(study, results), results)}\n")
     if study.file.holds == "time":
@@ -87,20 +78,42 @@ def launch_study(study: Study, overrides: Sequence[str], options: Options) -> in
     return _failures(sweep)
 
 
-def _begin(study: Study, overrides: Sequence[str], options: Options, engine: Engine) -> Sweep:
-    """Plans, prepares the data, opens both stores, and queues what isn't finished."""
-    suffix = "" if options.reuse else time.strftime("-%Y%m%d-%H%M%S")
-    trials = plan_trials(study, overrides)
-    study = judged(study, trials)
-    store = Store(options.uri, options.root)
+def _launched(study: Study, overrides: Sequence[str], options: Options, engine: Engine) -> Sweep:
+    """Work through the plan; on every way out, the launch's run is ended."""
+    with waiting("the study to be planned"):
+        suffix = "" if options.reuse else time.strftime("-%Y%m%d-%H%M%S")
+        trials = plan_trials(study, overrides)
+        study = judged(study, trials)
     print(f"{study.file.question}\nstudy {study.name}, scale {study.scale}: {len(trials)} trials", flush=True)
+    with waiting("the MLflow store to open"):
+        presence = Presence(Store(options.uri, options.root))
+    status = "KILLED"
+    try:
+        sweep = _begin(study, trials, suffix, options, engine, presence)
+        _work(sweep, engine, presence, options)
+        count = sweep.queue.count()
+        status = "FAILED" if count.failed or count.waiting else STATUS_DONE
+    finally:
+        with undisturbed("closing the launch's run"), waiting("the launch's run in MLflow to be closed"):
+            presence.leave(status)
+    return sweep
+
+
+def _begin(
+    study: Study, trials: list[Trial], suffix: str, options: Options, engine: Engine, presence: Presence
+) -> Sweep:
+    """Prepare the data, open the queue, and put into it what is not finished."""
+    store = presence.store
     _tell("preparing the data (encoded once, then kept in the cache)")
-    trials = prepare_trials(trials, options.root.absolute(), suffix)
+    with waiting("the data to be prepared"):
+        trials = prepare_trials(trials, options.root.absolute(), suffix)
     options.root.mkdir(parents=True, exist_ok=True)
-    with FileLock(options.root / ".launch.lock"):  # the same command may be given twice at once
-        launch = store.start_launch(study, trials, options.command, fresh=not options.reuse)
+    with waiting("the queue to be filled"), FileLock(options.root / ".launch.lock"):  # the same command twice at once
         objectives = objectives_of(study)
         queue = Queue(options.queue_uri, queue_name(study, trials, suffix), list(objectives.values()))
+        end_abandoned(options.queue_uri, options.uri, lambda: store)
+        presence.enter(queue)
+        launch = store.start_launch(study, trials, options.command, not options.reuse, queue.name)
         order = WorkOrder(
             tracking_uri=masked(options.uri),
             experiment_id=launch.experiment_id,
@@ -156,7 +169,7 @@ def _fill(sweep: Sweep, order: WorkOrder, options: Options) -> None:
     queue, trials = sweep.queue, sweep.trials
     arms = list(dict.fromkeys(trial.arm for trial in trials))
     choices = {} if order.search else {"arm": arms, "seed": sorted({trial.seed for trial in trials})}
-    queue.describe(**{LAUNCH: order.as_mapping(), HALT: "", "choices": choices, "plan": len(trials)})
+    queue.describe(**{LAUNCH: order.as_mapping(), HALT: "", "choices": choices, PLAN: len(trials)})
     _bury(sweep)
     count = queue.count()
     joins = count.running > 0
@@ -192,29 +205,48 @@ def _fixed(trial: Trial) -> dict[str, Any]:
     return {"arm": trial.arm, "seed": trial.seed}
 
 
-def _work(sweep: Sweep, engine: Engine, board: Board, options: Options) -> None:
-    """Rounds of workers until no trial waits, then waits for those that run elsewhere."""
+def _work(sweep: Sweep, engine: Engine, presence: Presence, options: Options) -> None:
+    """Start rounds of workers until no trial waits, then wait for trials that other launchers' workers hold."""
+    metric, direction = next(iter(objectives_of(sweep.study).items()))
+    costs = [float(training_flops(trial.config)) for trial in sweep.trials]
+    board = Board(costs, final_name(metric), direction)
 
     def tick() -> bool:
+        presence.tick()
         for line in _bury(sweep):
             board.tell(line)
         board.update(sweep.queue.latest())
         return not (options.fail_fast and sweep.queue.about().get(HALT))
 
     tick()
-    while tick():
-        count = sweep.queue.count()
-        if count.waiting:
-            with lent(options.queue_uri, options.uri):
-                engine.run(sweep.queue.uri, sweep.queue.name, min(options.workers, count.waiting), tick)
-            tick()
-            after = sweep.queue.count()
-            if after.waiting >= count.waiting and not after.running:
-                break  # workers came and went without taking anything
-        elif count.running:
+    try:
+        while tick():
+            count = sweep.queue.count()
+            if count.waiting:
+                with lent(options.queue_uri, options.uri):
+                    engine.run(sweep.queue.uri, sweep.queue.name, min(options.workers, count.waiting), tick)
+                tick()
+                after = sweep.queue.count()
+                if after.waiting >= count.waiting and not after.running:
+                    break  # workers came and went without taking anything
+            elif count.running:
+                _wait_for_others(sweep, tick)
+            else:
+                break
+    finally:
+        board.close()
+
+
+def _wait_for_others(sweep: Sweep, tick: Tick) -> None:
+    """Wait while all that is left runs in workers of other launchers."""
+    with waiting("trials of other launchers") as wait:
+        while tick():
+            held = [t.user_attrs for t in sweep.queue.tries(TrialState.RUNNING)]
+            if not held or sweep.queue.count().waiting:
+                break
+            names = [f"{facts['name']} in {readable(facts.get(WORKER, ''))}" for facts in held]
+            wait.what = f"{len(held)} trials of other launchers: {', '.join(names[:5])}"
             time.sleep(ELSEWHERE_SECONDS)
-        else:
-            break
 
 
 def _bury(sweep: Sweep) -> list[str]:
@@ -226,27 +258,6 @@ def _bury(sweep: Sweep) -> list[str]:
         else:
             again.append(f"again   {attempt.user_attrs['name']}: {why}")
     return again
-
-
-def _leave(sweep: Sweep, status: str) -> None:
-    """Ends the parent run, unless workers of another launch still fill it."""
-    sweep.queue.free_the_dead()
-    if not sweep.queue.count().running:
-        sweep.store.finish_launch(sweep.launch, status)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """A polite `kill` ends a sweep as Ctrl-C does: workers keep a checkpoint and close their runs first."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def best_point(queue: Queue) -> str:

@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from microdit.finite import is_sound
 from microdit.process_identity import readable
 from microdit.training.progress import format_seconds
-from sweeps.queue import ENDED, OUTCOME, STATES, WORKER
+from microdit.waiting import FIRST_SECONDS
+from sweeps.queue import ENDED, LIVE, OUTCOME, STATES, WORKER
 from sweeps.summary import SHOWN, align, digits
 
 PLAIN_SECONDS = 10.0  # between two lines of a log file
@@ -32,7 +33,8 @@ class Board:
         """`costs`: training FLOPs of each trial of the plan; `primary`: what is best, e.g. final/clip_fd."""
         self._costs, self._primary, self._lower = costs, primary, direction == "minimize"
         self._live = sys.stderr.isatty()
-        self._begin = self._shown = time.monotonic()
+        self._begin = time.monotonic()
+        self._shown = self._begin + FIRST_SECONDS - PLAIN_SECONDS
         self._first: dict[int, float] | None = None  # share of each trial that was there when this board began
         self._told: dict[int, int] = {}  # trial -> number of the try whose end was told
         self._latest: Mapping[int, FrozenTrial] = {}
@@ -72,9 +74,12 @@ class Board:
         return " | ".join([words, *(activity(t) for t in tries if t.state == TrialState.RUNNING)])
 
     def _show(self) -> None:
-        if not any(t.state == TrialState.RUNNING for t in self._latest.values()):
+        states = {t.state for t in self._latest.values()}
+        if not states & set(LIVE):
             return
         text = self.summary()
+        if TrialState.RUNNING not in states:
+            text += f" | waiting for workers to start ({time.monotonic() - self._begin:.0f} s)"
         if self._live:
             text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line can't be renewed
             self._write(text, end="")

@@ -31,6 +31,7 @@ ORDER = "order"  # the trial's place in the plan; its tries share it
 WORKER = "worker"  # identity of the process that claimed it
 HALT = "halt"  # of the study: no more trials are handed out, and why
 FINAL = "given_up"  # a failure that is not tried again by this launch
+PLAN = "plan"  # of the study: number of trials
 LAUNCH = "launch"  # of the study: what workers must know besides
 DEAD = "its worker died (killed, or out of memory?)"
 SILENT = f"its worker has sent no heartbeat for {GRACE} s"

@@ -6,7 +6,10 @@ A heartbeat's own time is never compared with a clock: the clocks of two machine
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
+
+Owner = TypeVar("Owner", bound=Hashable)
 
 
 class Silence:
@@ -20,10 +23,10 @@ class Silence:
 
     def __init__(self, patience: float, longest_gap: float) -> None:
         self._patience, self._longest_gap = patience, longest_gap
-        self._since: dict[int, tuple[object, float]] = {}  # owner -> value and when it was first seen
+        self._since: dict[Hashable, tuple[object, float]] = {}  # owner -> value and when it was first seen
         self._looked = -float("inf")
 
-    def silent(self, values: Mapping[int, object]) -> set[int]:
+    def silent(self, values: Mapping[Owner, object]) -> set[Owner]:
         """Return the owners whose value has not changed for long enough; call it with each look at the values."""
         now = time.monotonic()
         seen = self._since if now - self._looked <= self._longest_gap else {}

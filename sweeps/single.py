@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from microdit.config import Config, trial_key
+from microdit.process_identity import this_process
 from microdit.processes import count, is_main
 from microdit.training.stop import asked_by_signals
+from microdit.waiting import waiting
 from sweeps.launch import Options
 from sweeps.order import unsound_scores
 from sweeps.recorder import MlflowRecorder, RunSpec
-from sweeps.store import STATUS_DONE, Store
+from sweeps.store import PROCESS_TAG, STATUS_DONE, Store
 
 EXPERIMENT = "microdit/train"
 
@@ -55,8 +57,10 @@ def _recorder(
     config: Config, key: str, scale: str, overrides: dict[str, str], options: Options
 ) -> MlflowRecorder | None:
     """The run to record in, new or resumed; None, after showing what it gave, where it is finished already."""
-    store = Store(options.uri, options.root)
-    experiment = store.experiment(EXPERIMENT)
+    with waiting("the MLflow store to open"):
+        store = Store(options.uri, options.root)
+        experiment = store.experiment(EXPERIMENT)
+    store.end_dead_runs(EXPERIMENT)
     before = _newest(store, experiment, key, config) if options.reuse else None
     wrong = unsound_scores(before.data.metrics) if before is not None and before.info.status == STATUS_DONE else ""
     if before is not None and wrong:
@@ -68,6 +72,7 @@ def _recorder(
         return None
     tags = {
         "microdit.role": "trial",
+        PROCESS_TAG: this_process(),
         "microdit.study": "train",
         "microdit.arm": config.name,
         "microdit.trial_key": key,

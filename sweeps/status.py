@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from microdit.errors import ConfigError
+from sweeps.launchers import end_abandoned
 from sweeps.progress import status_table
 from sweeps.queue import open_queue
 from sweeps.secrets import masked
+from sweeps.uris import is_there
+
+if TYPE_CHECKING:
+    from sweeps.store import Store
 
 
-def status(study: str, scale: str, queue_uri: str) -> int:
-    """Prints a row a trial of the study's newest plan at this scale; raises ConfigError where it was never launched."""
+def status(study: str, scale: str, queue_uri: str, uri: str, root: Path) -> int:
+    """Print one row per trial of the study's newest plan at this scale; end launches that were killed.
+
+    Raises:
+        ConfigError: if it was never launched.
+    """
     name = study.removesuffix(".yaml").removesuffix(".yml").rpartition("/")[2]
     queue = open_queue(queue_uri, f"{name}/{scale}/")
     if queue is None:
@@ -20,4 +31,12 @@ def status(study: str, scale: str, queue_uri: str) -> int:
     print(status_table(latest))
     states = asdict(queue.count(latest))
     print(f"\n{', '.join(f'{n} {state}' for state, n in states.items() if n)} of {len(latest)} trials ({queue.name})")
+    if is_there(uri) and (ended := end_abandoned(queue_uri, uri, lambda: _store(uri, root))):
+        print(f"ended in MLflow, because their launchers were killed: {', '.join(ended)}")
     return 0
+
+
+def _store(uri: str, root: Path) -> Store:
+    from sweeps.store import Store
+
+    return Store(uri, root)

@@ -19,6 +19,7 @@ import yaml
 from microdit.errors import ConfigError
 from microdit.files import write_text
 from microdit.finite import is_sound
+from microdit.process_identity import is_gone
 from sweeps.database import prepare, upgrade
 from sweeps.kinds import MLFLOW
 from sweeps.order import unsound_scores
@@ -32,6 +33,8 @@ from sweeps.views import views
 from sweeps.watched import watch
 
 STATUS_DONE = "FINISHED"
+QUEUE_TAG = "microdit.queue"  # of a launch: the name of its queue
+PROCESS_TAG = "microdit.process"  # of a single run: the identity of the process that trains it
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # training, not a language model's traces
 
 
@@ -107,10 +110,11 @@ class Store:
                 self.client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
 
-    def start_launch(self, study: Study, trials: Sequence[Trial], command: str, fresh: bool) -> Launch:
+    def start_launch(self, study: Study, trials: Sequence[Trial], command: str, fresh: bool, queue: str = "") -> Launch:
         """The parent run of these trials: the study's newest one at this scale if it has the same plan, else a new one.
 
         An older one of the same plan is left alone: who reads the store takes the newest launch for the present one.
+        The name of its `queue` is a tag, by which an abandoned launch is found and ended.
         """
         about = {
             "mlflow.note.content": study.file.question,
@@ -123,10 +127,12 @@ class Store:
         plan = sha256("\n".join(names).encode()).hexdigest()[:16]
         run = self.newest_launch(experiment, study.scale)
         if run is not None and run.data.tags.get("microdit.plan") == plan and not fresh:
+            self.client.set_tag(run.info.run_id, QUEUE_TAG, queue)
             self.client.update_run(run.info.run_id, status="RUNNING")
             return Launch(self.uri, experiment, run.info.run_id)
         tags = {
             "microdit.role": "study",
+            QUEUE_TAG: queue,
             "microdit.study": study.name,
             "microdit.scale": study.scale,
             "microdit.plan": plan,
@@ -212,6 +218,27 @@ class Store:
         if run is not None and run.info.status == "RUNNING":
             self.client.set_tag(run.info.run_id, "microdit.error", words)
             self.client.set_terminated(run.info.run_id, "FAILED")
+
+    def running_launches(self, study: str, queue: str) -> list[Launch]:
+        """Return the launches of a queue whose parent run has not been ended."""
+        return [
+            Launch(self.uri, run.info.experiment_id, run.info.run_id)
+            for run in self._running(f"microdit/{study}")
+            if run.data.tags.get(QUEUE_TAG) == queue
+        ]
+
+    def end_dead_runs(self, experiment: str) -> None:
+        """End the single runs of an experiment whose processes are gone: they were killed, and may be resumed."""
+        for run in self._running(experiment):
+            if is_gone(run.data.tags.get(PROCESS_TAG, "")):
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def _running(self, experiment: str) -> list[Any]:
+        found = self.client.get_experiment_by_name(experiment)
+        if found is None:
+            return []
+        words = "attributes.status = 'RUNNING'"
+        return list(self.client.search_runs([found.experiment_id], words, max_results=5000))
 
     def finish_launch(self, launch: Launch, status: str) -> None:
         """Ends the parent run, and what children no worker is left to end."""

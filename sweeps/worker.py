@@ -208,8 +208,8 @@ def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
     """
     stop = StopRequest()
     if threading.current_thread() is threading.main_thread():
-        # SIGUSR2 is what submitit sends before a SLURM job's time is up.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        # submitit sends SIGUSR2 before a SLURM job's time is up, a closed terminal SIGHUP.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
             signal.signal(number, lambda _signal, _frame: stop.ask())
     try:
         queue = Queue(_present(revealed(queue_uri, QUEUE)), queue_name)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import torch
 from accelerate import Accelerator
 
+from microdit.processes import is_main
+from microdit.signals import stop_signals
+from microdit.waiting import waiting
+
 AGREE_EVERY = 10  # steps between two agreements on a GPU, which has to catch up for each
+CLOSING_SECONDS = 10.0  # for which signals are ignored while a run is recorded as ended
 ECHO_SECONDS = 1.0  # within which a second signal is the first one's echo: torchrun and SLURM may both pass it on
 
 
@@ -25,9 +33,12 @@ class StopRequest:
         self.requested = False
         self._watched = False
         self._asked = 0.0
+        self._closing = float("-inf")  # when the end of the run began
 
     def ask(self) -> None:
         now = time.monotonic()
+        if now - self._closing < CLOSING_SECONDS:
+            return
         if self.requested and now - self._asked < ECHO_SECONDS:
             return
         if self.requested or not self._watched:
@@ -44,6 +55,15 @@ class StopRequest:
         return bool(accelerator.reduce(asked, "sum") > 0)
 
     @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Keep further signals from interrupting the end of a run, for `CLOSING_SECONDS`."""
+        self._closing = time.monotonic()
+        try:
+            yield
+        finally:
+            self._closing = float("-inf")
+
+    @contextmanager
     def watched(self) -> Iterator[None]:
         """The loop looks at `requested` after each step."""
         self._watched = True
@@ -55,12 +75,29 @@ class StopRequest:
 
 @contextmanager
 def asked_by_signals() -> Iterator[StopRequest]:
-    """Ctrl-C and SIGTERM (a preempted job) ask for a stop; the handlers from before come back afterwards."""
+    """Ctrl-C, SIGTERM and SIGHUP ask for a stop; the earlier handlers are restored afterwards.
+
+    What the process then waits for is printed at once, and again every 10 s.
+    """
     stop = StopRequest()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = [signal.signal(number, lambda _signal, _frame: stop.ask()) for number in numbers]
+    ended = threading.Event()
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        first = not stop.requested
+        stop.ask()
+        if first and is_main():
+            os.write(2, b"\nstopping: this step ends and a checkpoint is saved; Ctrl-C again stops at once\n")
+            threading.Thread(target=_report_until, args=(ended,), daemon=True).start()
+
+    previous = [(number, signal.signal(number, ask)) for number in stop_signals()]
     try:
         yield stop
     finally:
-        for number, handler in zip(numbers, previous, strict=True):
+        ended.set()
+        for number, handler in previous:
             signal.signal(number, handler)
+
+
+def _report_until(ended: threading.Event) -> None:
+    with waiting("the step to end and a checkpoint to be saved"):
+        ended.wait()

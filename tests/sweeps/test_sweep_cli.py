@@ -66,11 +66,10 @@ def test_mistakes_are_one_line_and_leave_nothing(
     line: str, words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main(line.split()) == 2
-    captured = capsys.readouterr()
+    [error] = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("waiting for ")]
     for word in words:
-        assert word in captured.err
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("microdit-sweep: ")
+        assert word in error
+    assert error.startswith("microdit-sweep: ")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,0 +1,13 @@
+"""Signals that ask a process to stop politely."""
+
+from __future__ import annotations
+
+import signal
+
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a preempted job, a closed terminal
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that ask this process to stop; those ignored at its start (nohup, `&`) stay ignored."""
+    known = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+    return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
