@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from microdit.errors import MAX_VALUE_CHARACTERS, ConfigError, named, nearest, shown
-from microdit.reading import MAX_INTEGER, MAX_YAML_BYTES, load_yaml, read_text
+from microdit.reading import MAX_INTEGER, MAX_YAML_BYTES, load_yaml
+from microdit.text_files import read_text
 
 T = TypeVar("T")
 
@@ -272,7 +273,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         close = difflib.get_close_matches(path.name[:MAX_VALUE_CHARACTERS], siblings, n=1, cutoff=CLOSE_NAME)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise ConfigError(f"{named(path, MAX_PATH_SHOWN)}: no such file{hint}")
-    values = load_yaml(read_text(path, ConfigError, MAX_YAML_BYTES), named(path, MAX_PATH_SHOWN))
+    values = load_yaml(read_text(path, ConfigError, limit=MAX_YAML_BYTES), named(path, MAX_PATH_SHOWN))
     if not isinstance(values, dict):
         raise ConfigError(f"{named(path, MAX_PATH_SHOWN)}: must hold a mapping of keys")
     return values

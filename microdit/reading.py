@@ -1,6 +1,6 @@
-"""Reads YAML, JSON and text that others may have written: anything wrong is one error, and nothing takes forever.
+"""Reads YAML that others may have written: anything wrong is one error, and nothing takes forever.
 
-Limits hold for size, nesting and the nodes that aliases expand to. Numbers must be finite, keys must be text.
+Limits hold for size, nesting and the nodes that aliases expand to. Keys must be text. JSON and text: `text_files`.
 """
 
 from __future__ import annotations
@@ -8,14 +8,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from microdit import text_files
-from microdit.errors import ConfigError, MicroditError, named, shown
-from microdit.text_files import MAX_BYTES
+from microdit.errors import ConfigError, MicroditError, named
 
 MAX_YAML_BYTES = 1 << 20
 MAX_DEPTH = 64
@@ -28,11 +25,6 @@ BROKEN = (yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError, A
 Kind = type[MicroditError]
 
 
-def read_text(path: Path | str, kind: Kind = ConfigError, limit: int = MAX_BYTES) -> str:
-    """Return the text of a regular file of at most `limit` bytes; see `text_files.read_text`."""
-    return text_files.read_text(Path(path), kind, limit=limit)
-
-
 def load_yaml(text: str, source: str, kind: Kind = ConfigError) -> Any:
     """Return the one YAML document in `text`; raises `kind` naming `source` and what is wrong."""
     if len(text) > MAX_YAML_BYTES:
@@ -43,25 +35,6 @@ def load_yaml(text: str, source: str, kind: Kind = ConfigError) -> Any:
         return value
     except BROKEN as error:
         raise kind(f"{source}: not valid YAML: {_reason(error)}") from None
-
-
-def read_json(path: Path | str, kind: Kind = ConfigError, limit: int = MAX_BYTES) -> Any:
-    """Return the value in a JSON file; raises `kind` naming the file and what is wrong."""
-    return load_json(read_text(path, kind, limit), named(path, 300), kind)
-
-
-def read_json_mapping(path: Path | str, kind: Kind = ConfigError, limit: int = MAX_BYTES) -> dict[str, Any]:
-    """Return the object in a JSON file; raises `kind` also for any other value."""
-    value = read_json(path, kind, limit)
-    if not isinstance(value, dict):
-        raise kind(f"{named(path, 300)}: must hold a JSON object, got {shown(value)}")
-    return value
-
-
-def load_json(text: str | bytes, source: str, kind: Kind = ConfigError) -> Any:
-    """Return the JSON value in `text`; see `text_files.parse_json`."""
-    words = text_files.decode_text(text, source, kind) if isinstance(text, bytes) else text
-    return text_files.parse_json(words, source, error=kind)
 
 
 def _check_encodable(value: Any, text: str) -> None:

@@ -39,7 +39,7 @@ def read_facts(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as stored:
             facts = _metadata(stored)
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from None
     facts.pop(DIGEST, None)
     return facts
@@ -65,7 +65,7 @@ def read_tensors(path: Path, signed: bool = False) -> dict[str, Tensor]:
         with safe_open(path, "pt") as stored:
             facts = _metadata(stored)
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from None
     expected = facts.pop(DIGEST, None)
     if (expected is None and signed) or expected not in (None, tensors_digest(tensors, facts)):

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from microdit.errors import DataError, MicroditError, named
+from microdit.errors import DataError, MicroditError, named, shown
 
 BYTE_ORDER_MARKS = {  # UTF-32's begin with UTF-16's, so they come first
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -137,6 +137,14 @@ def parse_json(text: str, name: str, line: int = 0, error: type[MicroditError] =
 def read_json(path: Path, error: type[MicroditError] = DataError) -> Any:
     """Return the value of a JSON file."""
     return parse_json(read_text(path, error), str(path), error=error)
+
+
+def read_json_object(path: Path, error: type[MicroditError] = DataError) -> dict[str, Any]:
+    """Return the object in a JSON file; raises `error` also if the file holds any other value."""
+    value = read_json(path, error)
+    if not isinstance(value, dict):
+        raise error(f"{named(path, MAX_PATH_SHOWN)}: must hold a JSON object, got {shown(value)}")
+    return value
 
 
 def json_rows(path: Path, error: type[MicroditError] = DataError) -> Iterator[tuple[int, Any]]:

@@ -16,7 +16,7 @@ from microdit.config import config_from_mapping
 from microdit.config_io import read_yaml, to_mapping
 from microdit.errors import ConfigError, DataError, MicroditError
 from microdit.files import walk_files
-from microdit.reading import load_json, read_json
+from microdit.text_files import parse_json, read_json
 from sweeps.cli import main as sweep
 from sweeps.compose import compose_config
 
@@ -120,7 +120,7 @@ def test_a_missing_file_suggests_only_a_similar_name(tmp_path: Path) -> None:
 def test_a_hostile_json_is_one_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text, encoding="utf-8")
     one_error(lambda: read_json(tmp_path / "x.json", DataError), DataError)
-    one_error(lambda: load_json(text, "x"))
+    one_error(lambda: parse_json(text, "x"), DataError)
 
 
 SETTINGS = [

@@ -18,9 +18,10 @@ import torch
 
 from microdit.data.shards import SUFFIX, Rows, Shard, open_shard, write_shard
 from microdit.encoders.text import TextEncoder
-from microdit.errors import DataError
+from microdit.errors import DataError, shown
 from microdit.files import write_text
 from microdit.model.captions import Captions, as_stored, parts, with_mask
+from microdit.text_files import read_json_object
 
 FORMAT = "microdit-captions-1"
 HEADER, PREFIX = "header.json", "captions-"  # a store's folder is PREFIX and the first digits of its encoder's name
@@ -57,15 +58,16 @@ class CaptionStore:
 
     def __init__(self, folder: Path) -> None:
         try:
-            self.header: Mapping[str, Any] = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-            kind = self.header["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder / HEADER}: can't be read ({error!r})") from None
+            self.header: Mapping[str, Any] = read_json_object(folder / HEADER)
+            kind, sizes = self.header["format"], (self.header["length"], self.header["width"])
+        except KeyError as error:
+            raise DataError(f"{folder / HEADER}: {error} is missing") from None
         if kind != FORMAT:
-            raise DataError(f"{folder / HEADER}: its format is {kind!r}, not '{FORMAT}'")
+            raise DataError(f"{folder / HEADER}: its format is {shown(kind)}, not '{FORMAT}'")
+        if not all(type(size) is int and 0 < size < 1 << 20 for size in sizes):
+            raise DataError(f"{folder / HEADER}: 'length' and 'width' are {shown(sizes)}, not sizes")
         self.folder = folder
         self._shards: list[Shard] = [open_shard(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
-        sizes = (self.header.get("length"), self.header.get("width"))
         for shard in self._shards:
             if shard["features"].shape[1:] != sizes:
                 raise DataError(f"{shard.path}: features {shard['features'].shape}, but {folder / HEADER} says {sizes}")

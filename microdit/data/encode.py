@@ -29,6 +29,7 @@ from microdit.data.shards import DIGITS, SUFFIX, open_shard, pack, write_shard
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.errors import ConfigError, DataError
 from microdit.files import write_text
+from microdit.text_files import read_json_object
 
 log = logging.getLogger(__name__)
 
@@ -165,9 +166,9 @@ def begin(source: Source, latents: Latents, folder: Path, job: Job) -> None:
         write_text(path, json.dumps(header, indent=1, ensure_ascii=False))
         return
     try:
-        there = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: can't be read ({error!r}); start anew with another --out") from None
+        there = read_json_object(path)
+    except DataError as error:
+        raise DataError(f"{error}; start anew with another --out") from None
     for key, value in flatten(json.loads(json.dumps(header))).items():
         found = flatten(there).get(key)
         if found != value and key not in ("autoencoder.path", "source.path"):  # the same may lie elsewhere
@@ -270,7 +271,7 @@ def _finish(folder: Path, paths: Sequence[Path]) -> None:
         skipped += shard.facts["skipped"]
         size = path.stat().st_size
         entries.append({"file": path.name, "count": len(shard["labels"]), "bytes": size, "sha256": path.stem[-DIGITS:]})
-    header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+    header = read_json_object(folder / HEADER)
     index = header | {
         "fingerprint": hashlib.sha256(json.dumps([FORMAT, *entries]).encode()).hexdigest(),
         "statistics": statistics,

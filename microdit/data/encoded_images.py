@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from microdit.data.shards import REMEDY, Rows, Shard, check_digest, open_shard, unpack
-from microdit.errors import DataError
+from microdit.errors import DataError, shown
 from microdit.files import write_text
+from microdit.text_files import read_json_object
 
 FORMAT = "microdit-latents-1"
 INDEX, HEADER = "index.json", "header.json"
@@ -85,20 +85,45 @@ def read_index(folder: Path) -> dict[str, Any]:
             )
         raise DataError(f"{folder} has no {INDEX}; encoded images are made by 'microdit data encode SOURCE --out DIR'")
     try:
-        index = dict(json.loads(path.read_text(encoding="utf-8")))
+        index = read_json_object(path)
         kind = index["format"]
         names = [entry["file"] for entry in index["shards"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: can't be read ({error!r}); {REMEDY}") from None
+        raise DataError(f"{path}: can't be read ({shown(error)}); {REMEDY}") from None
     if kind != FORMAT:
         raise DataError(f"{path}: its format is {kind!r}, not '{FORMAT}'")
     absent = [key for key in KEYS if key not in index]
     if absent:
         raise DataError(f"{path}: '{absent[0]}' is missing; {REMEDY}")
-    outside = [name for name in names if Path(name).name != name]
+    outside = [name for name in names if not isinstance(name, str) or Path(name).name != name or "\0" in name]
     if outside:
-        raise DataError(f"{path}: '{outside[0]}' leads out of the folder")
+        raise DataError(f"{path}: {shown(outside[0])} leads out of the folder")
+    fault = _fault_of(index)
+    if fault:
+        raise DataError(f"{path}: {fault}; {REMEDY}")
     return index
+
+
+def _fault_of(index: Mapping[str, Any]) -> str:
+    """Return what is wrong with the values of an index; "" if nothing is."""
+    latents, statistics = index["latents"], index["statistics"]
+    shape = latents.get("shape") if isinstance(latents, dict) else None
+    if not isinstance(shape, list) or len(shape) != 3 or not all(_is_count(n) and n > 0 for n in shape):
+        return f"'latents.shape' is {shown(shape)}, not three sizes"
+    if not _is_count(index["resolution"]):
+        return f"'resolution' is {shown(index['resolution'])}, not a whole number"
+    if not isinstance(index["classes"], list) or not all(isinstance(name, str) for name in index["classes"]):
+        return "'classes' must be a list of names"
+    if not isinstance(index["fingerprint"], str) or not isinstance(index["autoencoder"], dict):
+        return "'fingerprint' must be text and 'autoencoder' an object"
+    if not isinstance(statistics, dict) or not all(isinstance(one, dict) for one in statistics.values()):
+        return "'statistics' must be an object of objects"
+    wrong = [entry for entry in index["shards"] if not _is_count(entry.get("count"))]
+    return f"the shard {shown(wrong[0])} has no count" if wrong else ""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40
 
 
 def settings_of(index: Mapping[str, Any]) -> dict[str, int]:

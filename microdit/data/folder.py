@@ -8,6 +8,7 @@ image.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from microdit.data.image_files import FORMATS, header_fault, load_square
 from microdit.errors import ConfigError, DataError
 from microdit.rng import hashed_place
 
+MAX_CLASSES = 100_000
 FOLDER_VERSION = 2  # raised when the same files give other pixels or captions
 
 
@@ -101,7 +103,7 @@ def label_number(entry: Captioned, classes: Sequence[str]) -> int:
 
 def _check_images(root: Path, files: list[str]) -> None:
     """Check sizes and headers of all files, so that a broken one is reported before training begins."""
-    absent = [file for file in files if not (root / file).is_file()]
+    absent = [file for file in files if not os.path.isfile(root / file)]  # Path's own raises for an endless name
     if absent:
         raise DataError(f"{root}: captions name {len(absent)} images that do not exist: {some(absent)}")
     empty = [file for file in files if (root / file).stat().st_size == 0]
@@ -119,6 +121,11 @@ def _classes(root: Path, entries: list[Captioned]) -> tuple[str, ...]:
     labels = {entry.label for entry in entries} - {None}
     if all(isinstance(label, str) for label in labels):
         return tuple(sorted(str(label) for label in labels))
+    highest = max((label for label in labels if isinstance(label, int)), default=0)
+    if highest >= MAX_CLASSES:
+        raise DataError(
+            f"{root}: the label {highest:,} is too large; numbers of classes go from 0 to {MAX_CLASSES - 1:,}"
+        )
     if all(isinstance(label, int) for label in labels):
         return tuple(str(index) for index in range(max(int(label) for label in labels if label is not None) + 1))
     raise DataError(f"{root}: some labels are numbers and some are names: {some(sorted(map(repr, labels)))}")

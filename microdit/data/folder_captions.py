@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microdit.errors import DataError, nearest
+from microdit.errors import DataError, named, nearest, shown
+from microdit.files import walk_files
 from microdit.text_files import SURROGATE, csv_rows, json_rows, read_text, tidy
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 CAPTION_COLUMNS = ("text", "caption")
 FILE_COLUMN = "file_name"
 SPLIT_NAMES = ("train", "val")
+MAX_LABEL_DIGITS = 18
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
@@ -31,7 +33,7 @@ class Captioned:
 
 def some(names: Sequence[str], most: int = 3) -> str:
     """The first few names for an error message."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(named, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def read_captions(root: Path) -> list[Captioned]:
@@ -55,7 +57,7 @@ def images_of(root: Path) -> list[str]:
 
     Raises DataError if a name is not UTF-8.
     """
-    images = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if _is_image(path))
+    images = sorted(path.relative_to(root).as_posix() for path in walk_files(root) if _is_image(path))
     undecodable = [repr(os.fsencode(file)) for file in images if SURROGATE.search(file)]
     if undecodable:
         raise DataError(f"{root}: {len(undecodable)} file names are not UTF-8: {some(undecodable)}; rename the files")
@@ -90,7 +92,7 @@ def _from_metadata(root: Path, metadata: Path, images: list[str]) -> list[Captio
         file = _inside(row.get(FILE_COLUMN), metadata, line)
         caption = next((row[column] for column in CAPTION_COLUMNS if row.get(column) is not None), "")
         if not isinstance(caption, str):
-            raise DataError(f"{metadata}, line {line}: the caption must be text, got {caption!r}")
+            raise DataError(f"{metadata}, line {line}: the caption must be text, got {shown(caption)}")
         if tidy(caption):
             label, split = _label(row.get("label"), metadata, line), _split(row.get("split"), metadata, line)
             entries.append(Captioned(file, tidy(caption), label, split))
@@ -146,11 +148,11 @@ def _hint(name: str, columns: list[str]) -> str:
 
 def _inside(name: Any, metadata: Path, line: int) -> str:
     if not isinstance(name, str) or not name.strip():
-        raise DataError(f"{metadata}, line {line}: '{FILE_COLUMN}' is empty or no text: {name!r}")
+        raise DataError(f"{metadata}, line {line}: '{FILE_COLUMN}' is empty or no text: {shown(name)}")
     # Judged by the name, not by where links lead: a folder of links to one's own files is fine.
     tidy = os.path.normpath(name.replace("\\", "/"))
     if os.path.isabs(tidy) or tidy.split(os.sep)[0] in ("..", "") or ":" in tidy.split(os.sep)[0]:
-        raise DataError(f"{metadata}, line {line}: '{name}' leads out of the folder {metadata.parent}")
+        raise DataError(f"{metadata}, line {line}: '{named(name)}' leads out of the folder {metadata.parent}")
     return Path(tidy).as_posix()
 
 
@@ -158,15 +160,15 @@ def _label(value: Any, metadata: Path, line: int) -> int | str | None:
     if value is None or value == "":
         return None
     if isinstance(value, str):
-        return int(value) if value.isascii() and value.isdigit() else value
+        return int(value) if value.isascii() and value.isdigit() and len(value) <= MAX_LABEL_DIGITS else value
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    raise DataError(f"{metadata}, line {line}: 'label' must be a name or a number from 0 up, got {value!r}")
+    raise DataError(f"{metadata}, line {line}: 'label' must be a name or a number from 0 up, got {shown(value)}")
 
 
 def _split(value: Any, metadata: Path, line: int) -> str | None:
     if value is None or value == "":
         return None
     if value not in SPLIT_NAMES:
-        raise DataError(f"{metadata}, line {line}: 'split' is {value!r}; {nearest(value, SPLIT_NAMES)}")
+        raise DataError(f"{metadata}, line {line}: 'split' is {shown(value)}; {nearest(value, SPLIT_NAMES)}")
     return str(value)

@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from microdit.errors import DataError
+from microdit.errors import DataError, shown
 
 SUFFIX = ".safetensors"
 DIGITS = 16  # of the digest that a name ends in
 DTYPES = {"F16": np.float16, "I64": np.int64, "U64": np.uint64, "U8": np.uint8, "BOOL": np.bool_}
 REMEDY = "delete it and give the same command again: what is missing is made anew"
+
+
+HEADER_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -74,15 +77,17 @@ def open_shard(path: Path) -> Shard:
             header = json.loads(stream.read(length))
             facts = json.loads(header.pop("__metadata__", {}).get("facts", "{}"))
             end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: its header can't be read ({error!r}); {REMEDY}") from None
+            if not isinstance(facts, dict) or not isinstance(end, int):
+                raise ValueError("its facts are no object")
+        except HEADER_ERRORS as error:
+            raise DataError(f"{path}: its header can't be read ({shown(error)}); {REMEDY}") from None
     if size != 8 + length + end:
         raise DataError(f"{path}: is {size} bytes, but its header tells of {8 + length + end}; {REMEDY}")
     data = np.asarray(np.memmap(path, np.uint8, "r"))[8 + length :]
     try:
         tensors = {name: _view(data, entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: its header doesn't fit its data ({error!r}); {REMEDY}") from None
+    except HEADER_ERRORS as error:
+        raise DataError(f"{path}: its header doesn't fit its data ({shown(error)}); {REMEDY}") from None
     return Shard(path, tensors, facts)
 
 

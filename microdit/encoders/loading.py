@@ -6,12 +6,14 @@ import pickle
 
 from safetensors import SafetensorError
 
-# All that a damaged, foreign or unreachable file makes the loaders raise; anything else is a bug.
+# All that a damaged, foreign or unreachable file makes the loaders raise. A RecursionError is a RuntimeError.
 LOAD_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
     OSError,
-    KeyError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
     TypeError,
     AttributeError,
     ImportError,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from microdit.model.moe import ExpertsConfig
 from microdit.model.presets import preset
 from microdit.model.widths import WidthConfig
 from microdit.tensors import read_tensors, write_tensors
+from microdit.text_files import read_json_object
 
 # (beginning of a released name, of ours); everything else is called alike.
 NAMES = (
@@ -114,7 +114,7 @@ def load_imported(folder: Path | str) -> DiT:
 
 
 def _read_config(path: Path) -> DiTConfig:
-    values = json.loads(path.read_text()) if path.suffix == ".json" and path.is_file() else read_yaml(path)
+    values = read_json_object(path, ConfigError) if path.suffix == ".json" else read_yaml(path)
     if "qkv_multipliers" not in values:
         return parse(DiTConfig, values, str(path))
     try:

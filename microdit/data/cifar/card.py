@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from microdit.errors import DataError
 from microdit.files import write_text
+from microdit.text_files import read_json_object
 
 CARD, CARD_TEXT, SELECTION, DOWNLOAD = "card.json", "card.md", "selection.parquet", "download.json"
 
@@ -36,7 +38,10 @@ class Card:
 
     @classmethod
     def load(cls, path: Path) -> Card:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json_object(path)
+        absent = [field.name for field in fields(cls) if field.name not in stored and field.default is MISSING]
+        if absent:
+            raise DataError(f"{path}: '{absent[0]}' is missing")
         return cls(**{name: stored[name] for name in cls.__dataclass_fields__ if name in stored})
 
 
@@ -50,7 +55,7 @@ def write_card(out: Path, card: Card) -> None:
 def read_download(out: Path) -> dict[str, Any] | None:
     """What the last complete download of this folder came to."""
     path = out / DOWNLOAD
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json_object(path) if path.is_file() else None
 
 
 def card_text(card: Card, download: Mapping[str, Any] | None) -> str:

@@ -21,6 +21,7 @@ from microdit.data.cifar.img2dataset import find_python, run
 from microdit.data.cifar.settings import Fetch
 from microdit.errors import DataError
 from microdit.files import atomic_path, write_text
+from microdit.text_files import read_json_object
 
 FETCHED = "download"
 IMAGES = "images"
@@ -84,7 +85,7 @@ def _same_request(path: Path, card: Card, fetch: Fetch) -> None:
     if not path.is_file():
         write_text(path, json.dumps(wanted, indent=1) + "\n")
         return
-    there = json.loads(path.read_text(encoding="utf-8"))
+    there = read_json_object(path)
     for key, value in wanted.items():
         if there.get(key) != value:
             raise DataError(
@@ -95,7 +96,7 @@ def _same_request(path: Path, card: Card, fetch: Fetch) -> None:
 
 def _tool(out: Path) -> str | None:
     path = out / DOWNLOAD
-    return json.loads(path.read_text(encoding="utf-8"))["tool"] if path.is_file() else None
+    return str(read_json_object(path).get("tool", "")) or None if path.is_file() else None
 
 
 def _outcomes(out: Path, shards: Path) -> tuple[list[tuple[dict[str, Any], Path]], Counter[str]]:

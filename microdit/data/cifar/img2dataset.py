@@ -5,7 +5,6 @@ It asks for pandas below 3, albumentations and wandb, none of which this project
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from microdit.data.own_python import Tool
 from microdit.errors import DataError
 from microdit.files import write_text
 from microdit.process_identity import identity_of, is_alive, pid_of
+from microdit.text_files import read_json_object
 
 TOOL = Tool(
     "img2dataset",
@@ -96,8 +96,8 @@ def _watch(process: subprocess.Popen[bytes], shards: Path) -> None:
 
 def progress(shards: Path) -> tuple[int, int]:
     """Urls tried and images got in the complete shards."""
-    stats = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(shards.glob("*_stats.json"))]
-    return sum(one["count"] for one in stats), sum(one["successes"] for one in stats)
+    stats = [read_json_object(path) for path in sorted(shards.glob("*_stats.json"))]
+    return sum(int(one.get("count", 0)) for one in stats), sum(int(one.get("successes", 0)) for one in stats)
 
 
 def _end_left_over(noted: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from microdit.data.cifar.settings import WORDS_FILE
 from microdit.errors import DataError, nearest
+from microdit.reading import load_yaml
 from microdit.text_files import check_characters, read_text
 
 KEYS = ("words", "not")
@@ -67,10 +67,7 @@ class ClassWords:
 def load_words(path: Path = WORDS_FILE) -> ClassWords:
     """Reads a list like `words.yaml`; raises DataError naming the file and the entry at fault."""
     text = read_text(path, name=f"the word list {path}")
-    try:
-        listed = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DataError(f"the word list {path} can't be read: {error}") from error
+    listed = load_yaml(text, f"the word list {path}", DataError)
     if not isinstance(listed, dict) or not listed:
         raise DataError(f"the word list {path} must map each class to its 'words' and, if any, 'not'")
     meaning: dict[str, str | None] = {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from microdit.data.encode import Source
 from microdit.data.sources.table import HUB, Columns, TableSource, tars
 from microdit.errors import DataError
+from microdit.text_files import read_json_object
 
 KINDS = (
     "a folder of captioned images, a folder that datasets' save_to_disk wrote, hf:NAME for one of the hub, a folder or "
@@ -29,9 +29,9 @@ class Wanted:
 def is_mds(word: str) -> bool:
     """Whether `word` is a folder in MDS format."""
     try:
-        index = json.loads((Path(word).expanduser() / "index.json").read_text(encoding="utf-8"))
+        index = read_json_object(Path(word).expanduser() / "index.json")
         return all(shard["format"] == "mds" for shard in index["shards"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (DataError, RuntimeError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -1,0 +1,213 @@
+"""Every reader of a file that others may have written: a valid seed, and the call that reads it.
+
+A reader gets a folder that holds the seed's other files, and the mutated file in its place. It may raise only the
+project's own errors.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save
+
+from analysis.claims import load_claims
+from analysis.load import tiles
+from analysis.reading import load_json, load_yaml_mapping, read_text
+from analysis.settings import flatten
+from analysis.study import study_of
+from microdit.config import load_config
+from microdit.config_io import to_mapping
+from microdit.data.caption_store import CaptionStore
+from microdit.data.cifar.card import Card
+from microdit.data.cifar.words import WORDS_FILE, load_words
+from microdit.data.encoded_images import open_images, read_index
+from microdit.data.folder import split_folder
+from microdit.data.image_files import load_square
+from microdit.data.shards import open_shard
+from microdit.data.sources.choose import is_mds
+from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
+from microdit.evaluation.folder import evaluate_folder
+from microdit.evaluation.prompts import read_prompts
+from microdit.model.released import _read_config
+from microdit.tensors import read_facts, read_tensors
+from microdit.training.checkpoint import read_checkpoint
+from microdit.training.optimizer_file import read_optimizer
+from sweeps.compose import compose_config
+from sweeps.study import load_study
+from sweeps.trials import plan_trials
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One reader: the mutated file's name, its valid content, what the content is, and the call."""
+
+    name: str
+    file: str
+    seed: bytes
+    read: Callable[[Path], Any]
+    kind: str = "bytes"  # bytes | json | jsonl | yaml: whose parsed structure is mutated too
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+    slow: bool = False  # more than a few milliseconds per case
+
+
+def _png(mode: str = "RGB", side: int = 16) -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, (side, side), "red" if mode != "I;16" else 40_000).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _image(kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.effect_noise((24, 20), 60).convert("RGB").save(stream, kind)
+    return stream.getvalue()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+@cache
+def _tensors() -> bytes:
+    return save({"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.int64)}, {"facts": "{}"})
+
+
+def _shard() -> bytes:
+    tensors = {
+        "latents": torch.zeros(3, 2, 4, 4, dtype=torch.float16),
+        "labels": torch.tensor([0, 1, 1]),
+        "held_out": torch.tensor([False, True, False]),
+        "digests": torch.arange(3),
+        "features": torch.zeros(3, 4, 5, dtype=torch.float16),
+    }
+    return save(tensors, {"facts": json.dumps({"errors": [], "statistics": {}})})
+
+
+INDEX = {
+    "format": "microdit-latents-1",
+    "resolution": 16,
+    "classes": ["a", "b"],
+    "latents": {"shape": [2, 4, 4]},
+    "autoencoder": {"class": "pixels"},
+    "statistics": {"train": {"values": 4, "sum": 1.0, "squares": 2.0}},
+    "fingerprint": "abc",
+    "shards": [{"file": "0-a.safetensors", "count": 3, "bytes": 10, "sha256": "x"}],
+}
+STUDY = {
+    "question": "Which rate?",
+    "axes": {"optimizer.lr": [1e-4, 1e-3]},
+    "arms": {"a": {}, "b": {"training.clip": 0.5}},
+    "baseline": "a_lr=0.0001",
+    "seeds": [0, 1],
+    "metrics": {"primary": "clip_fd", "direction": "minimize"},
+    "scales": {"smoke": {"seeds": [0]}},
+}
+SEARCH = {
+    "question": "Which rate?",
+    "search": {"optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True}, "model.qk_norm": [True, False]},
+    "sampler": {"type": "tpe", "n_startup_trials": 2},
+    "pruner": {"type": "median"},
+    "n_trials": 3,
+    "seeds": [0],
+}
+ROWS = [{"file_name": f"{i}.png", "text": "a red square", "label": i, "split": "train"} for i in range(2)]
+STATE = {"format": 2, "step": 5, "seconds": 1.5, "averaged": 0, "interval": {"sums": {}, "steps": 0}, "files": {}}
+VAE = {"_class_name": "AutoencoderKL", "latent_channels": 4, "block_out_channels": [8], "scaling_factor": 0.2}
+
+
+def _config() -> bytes:
+    return yaml.safe_dump(to_mapping(compose_config(["scale=smoke"])), sort_keys=False).encode()
+
+
+def _study(path: Path) -> Any:
+    return plan_trials(load_study(str(path / "s.yaml"), "smoke"), [])
+
+
+def _report(path: Path) -> Any:
+    tags = {"microdit.study": "s", "microdit.scale": "demo"}
+    parent = SimpleNamespace(data=SimpleNamespace(tags=tags), info=SimpleNamespace(run_id="r"))
+    try:
+        return study_of(load_yaml_mapping(read_text(path / "study.yaml"), "study.yaml"), parent)
+    except (TypeError, ValueError, AttributeError, OverflowError):  # read_study makes its own error of these
+        return None
+
+
+def _listing(path: Path) -> Any:
+    values = load_json(read_text(path / "prompts.json"), "prompts.json")
+    try:
+        return tiles(np.zeros((16, 64, 3), np.uint8), values)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):  # a report leaves the pictures out
+        return None
+
+
+def _reference() -> Any:
+    return SimpleNamespace(classes=("a", "b"), resolution=16, fingerprint="x", __len__=lambda: 0)
+
+
+def readers() -> list[Reader]:
+    """Return the table; made in a call, because some seeds are composed by Hydra."""
+    config = _config()
+    two = {"0.png": _png(), "1.png": _png("RGBA")}
+    csv = b'file_name,text,label\n0.png,a red square,1\n1.png,"two\nlines",0\n'
+    coco = {"annotations": [{"image_id": 1, "caption": "a cat"}, {"image_id": 2, "caption": "a dog"}]}
+    header = {"format": "microdit-captions-1", "fingerprint": "x", "length": 4, "width": 5}
+    card = {name: {} for name in Card.__dataclass_fields__}
+    from analysis import claims as claims_module
+
+    claims = (Path(claims_module.__file__).parent / "claims.yaml").read_bytes()
+    some_claims = yaml.safe_dump(dict(list(yaml.safe_load(claims).items())[:2])).encode()
+    words = yaml.safe_dump({"cat": {"words": ["cat", "kitten"], "not": ["cat food"]}}).encode()
+    evaluated = lambda path: evaluate_folder(path, _reference(), compose_config([]).evaluation, path)  # noqa: E731
+    table = [
+        Reader("config.yaml", "c.yaml", config, lambda p: load_config(p / "c.yaml"), "yaml", slow=True),
+        Reader("a study's YAML", "s.yaml", yaml.safe_dump(STUDY).encode(), _study, "yaml", slow=True),
+        Reader("a search's YAML", "s.yaml", yaml.safe_dump(SEARCH).encode(), _study, "yaml", slow=True),
+        Reader("prompts, one per line", "p.txt", b"a cat\na dog\n", lambda p: read_prompts(p / "p.txt", 1)),
+        Reader("COCO captions", "p.json", _json(coco), lambda p: read_prompts(p / "p.json", 1), "json"),
+        Reader("metadata.jsonl", "metadata.jsonl", b"\n".join(map(_json, ROWS)),
+               lambda p: split_folder(p, 0, 0.5), "jsonl", two),
+        Reader("metadata.csv", "metadata.csv", csv, lambda p: split_folder(p, 0, 0.5), beside=two),
+        Reader("a caption beside its image", "0.txt", b"a red square\n", lambda p: split_folder(p, 0, 0.5),
+               beside={"0.png": _png()}),
+        Reader("prompts.json of a folder", "prompts.json", _json({"prompts": ["a", "b"], "labels": [0, "b"]}),
+               evaluated, "json", {"0.png": _png(), "1.png": b"no image"}),
+        Reader("the word list", "w.yaml", words, lambda p: load_words(p / "w.yaml"), "yaml"),
+        Reader("card.json", "card.json", _json(card), lambda p: Card.load(p / "card.json"), "json"),
+        Reader("an index of latents", "index.json", _json(INDEX), read_index, "json"),
+        Reader("a shard of latents", "s.safetensors", _shard(), lambda p: open_shard(p / "s.safetensors")),
+        Reader("latents by their index", "index.json", _json(INDEX), open_images, "json",
+               {"0-a.safetensors": _shard()}),
+        Reader("a store of captions", "header.json", _json(header), CaptionStore, "json",
+               {"c-x.safetensors": _shard()}),
+        Reader("an MDS index", "index.json", _json({"shards": [{"format": "mds"}]}), lambda p: is_mds(str(p)), "json"),
+        Reader("safetensors", "t.safetensors", _tensors(), lambda p: read_tensors(p / "t.safetensors")),
+        Reader("facts of safetensors", "t.safetensors", _tensors(), lambda p: read_facts(p / "t.safetensors")),
+        Reader("a checkpoint's state", "state.json", _json(STATE), read_checkpoint, "json"),
+        Reader("an optimizer's state", "optimizer.json", _json({"a": [1, {"b": 2}]}), read_optimizer, "json",
+               {"optimizer.safetensors": _tensors()}),
+        Reader("a model's JSON", "m.json", _json({"width": 64, "depth": 2}), lambda p: _read_config(p / "m.json"), "json"),
+        Reader("an autoencoder's configuration", "config.json", _json(VAE),
+               lambda p: build_autoencoder(AutoencoderConfig(str(p))), "json",
+               {"diffusion_pytorch_model.safetensors": b"x"}, slow=True),
+        Reader("claims.yaml", "c.yaml", some_claims, lambda p: load_claims(read_text(p / "c.yaml")), "yaml"),
+        Reader("study.yaml of a launch", "study.yaml", yaml.safe_dump(STUDY).encode(), _report, "yaml"),
+        Reader("config.yaml in a report", "c.yaml", config,
+               lambda p: flatten(load_yaml_mapping(read_text(p / "c.yaml"), "c.yaml")), "yaml", slow=True),
+        Reader("prompts.json in a report", "prompts.json", _json({"tile": 16, "prompts": ["a"]}), _listing, "json"),
+    ]  # fmt: skip
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+        table.append(Reader(f"a {kind} image", "i", _image(kind), lambda p: load_square(p / "i", 16)))
+    return table
+
+
+__all__ = ["WORDS_FILE", "Reader", "readers"]
