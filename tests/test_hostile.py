@@ -74,7 +74,7 @@ def one_error(call: Callable[[], object], kind: type[MicroditError] = ConfigErro
 def test_a_hostile_yaml_is_one_error_that_names_the_file(name: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(YAMLS[name], encoding="utf-8")
-    assert one_error(lambda: read_yaml(path)).startswith(f"{path}: ")
+    assert one_error(lambda: read_yaml(path)).startswith((f"{path}: ", f"{path}, line 1: "))
 
 
 @pytest.mark.parametrize("name", YAMLS)
@@ -204,7 +204,7 @@ def test_a_size_that_no_machine_has_is_rejected_by_arithmetic() -> None:
     with pytest.raises(ConfigError, match=r"depth.*width.*parameters"):
         compose_config(["model.depth=4096", "model.width=131072", "model.mixer.width=128"])
     with pytest.raises(ConfigError, match=r"batch_size.*TB per batch"):
-        compose_config(["training.batch_size=1048576", "data.resolution=32768", "training.accumulation=1"])
+        compose_config(["training.batch_size=1048576", "data.resolution=16384", "training.accumulation=1"])
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-HOSTILE_BYTES = [b"\0", b"\xff", b"[" * 3000, b"9" * 5000, b"&a [*a]", b"!!python/name:os", b"{", b'"',
-                 b"\xed\xa0\x80", b"\n", b"NaN", b"-1e999", b": ", b"- ", b"\\ud800", b"../", b"\x1b[31m", b"\xe2\x80\xa8"]  # fmt: skip
-HOSTILE_VALUES: list[Any] = [None, True, -1, 0, 1e300, 2**70, "", "x" * 300, "../x", "\x1b", "é", [], {}, [[]],
-                             {"a": 1}, [1], 10**9, 0.5, "nan"]  # fmt: skip
+HOSTILE_BYTES = [
+    b"\0", b"\xff", b"[" * 3000, b"9" * 5000, b"&a [*a]", b"!!python/name:os", b"{", b'"', b"\xed\xa0\x80", b"\n",
+    b"NaN", b"-1e999", b": ", b"- ", b"\\ud800", b"../", b"\x1b[31m", b"\xe2\x80\xa8",
+]  # fmt: skip
+HOSTILE_VALUES: list[Any] = [
+    None, True, -1, 0, 1e300, 2**70, "", "x" * 300, "../x", "\x1b", "é", [], {}, [[]], {"a": 1}, [1], 10**9, 0.5, "nan",
+]  # fmt: skip
 
 
 @st.composite
