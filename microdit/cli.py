@@ -133,7 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("checkpoint", type=Path, help=".safetensors or .pt, plain or nested under 'dit.'")
     load.add_argument("--preset", default="MicroDiT_XL_2", help="architecture (default MicroDiT_XL_2)")
     load.add_argument("--config", type=Path, help="architecture as a YAML or JSON of model keys, instead of a preset")
-    load.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and model.yaml")
+    load.add_argument("--text", metavar="PATH", help="text encoder that it was trained on (default: the released one)")
+    load.add_argument("--text-layer", choices=("last", "penultimate"), default="last", help="and its layer (last)")
+    load.add_argument(
+        "--autoencoder", metavar="PATH", help="of its latents (default: the released one of its channels)"
+    )
+    load.add_argument("--out", type=Path, required=True, help="folder for weights, model.yaml and config.yaml")
     load.set_defaults(command=_import)
 
     bench = commands.add_parser("bench", help="training speed of masking methods, as ratios in one process")
@@ -252,9 +257,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from microdit.model.released import import_released
+    from microdit.encoders.text import TextConfig
+    from microdit.encoders.text_record import RELEASED
+    from microdit.imported import import_model
 
-    print(import_released(arguments.checkpoint, arguments.out, arguments.preset, arguments.config))
+    text = TextConfig(arguments.text or RELEASED.path, arguments.text_layer)
+    place = (arguments.checkpoint, arguments.out, arguments.preset, arguments.config)
+    print(import_model(*place, text=text, autoencoder=arguments.autoencoder))
 
 
 def _bench(arguments: argparse.Namespace) -> None:

@@ -34,9 +34,9 @@ def finetune_config(
 
     Raises ConfigError for a folder that is no finished run, and for unknown keys, with the nearest name.
     """
-    if not (run / "config.yaml").is_file() and (run / "model.yaml").is_file():
+    if (run / "model.yaml").is_file():
         raise ConfigError(
-            f"{run} is an imported model, which has no recipe to go on with; train a config.yaml with "
+            f"{run} is an imported model, which has no recipe to continue with; train a config.yaml with "
             f"'training.init' set to it"
         )
     base = load_config(run / "config.yaml")

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from microdit.components import Components
 from microdit.config import Config
 from microdit.diffusion import Denoiser
+from microdit.encoders.text_record import TextRecord
 from microdit.evaluation import score
 from microdit.evaluation.config import METRICS
 from microdit.evaluation.prompts import read_prompts
@@ -89,12 +90,14 @@ def _draw(
     return np.concatenate(gather_object([own]))
 
 
-def keep_final(config: Config, denoiser: Denoiser, pictures: np.ndarray, shown: Prompts, recorder: Recorder) -> None:
-    """Writes averaged weights, the strip of shown pictures and their prompts, and hands them to the recorder."""
+def keep_final(
+    config: Config, denoiser: Denoiser, pictures: np.ndarray, shown: Prompts, text: TextRecord, recorder: Recorder
+) -> None:
+    """Write averaged weights with a record of their text features, shown samples and prompts; log them as artifacts."""
     output = Path(config.output_dir)
     with atomic_path(output / "model.safetensors") as temporary:
         exact = torch.tensor(denoiser.sigma_data, dtype=torch.float64)  # float32 would change the scores' last digits
-        write_tensors(temporary, whole_weights(denoiser.net) | {"sigma_data": exact})
+        write_tensors(temporary, whole_weights(denoiser.net) | {"sigma_data": exact}, text.facts())
     save_png(strip(pictures), output / "samples" / "final.png")
     listing = {
         "tile": pictures.shape[1],

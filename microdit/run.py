@@ -17,6 +17,7 @@ from microdit.budget import COSTS, cost_facts
 from microdit.components import Components, build_components, choose_device, load_plugins
 from microdit.config import ALGORITHM, Config, save_config
 from microdit.diffusion import Denoiser
+from microdit.encoders.text_record import text_record
 from microdit.errors import ConfigError, StopTraining
 from microdit.evaluation import check_scoring, feature_net_name
 from microdit.files import write_text
@@ -181,7 +182,8 @@ def _train_and_score(
     metrics["final/val_loss"] = losses["val/loss"]
     pictures = draw_shown(state.step, denoiser.net)
     if accelerator.is_main_process:
-        keep_final(config, denoiser, pictures, shown, recorder)
+        text = text_record(config.text, components.text_encoder.fingerprint)
+        keep_final(config, denoiser, pictures, shown, text, recorder)
     with waiting("samples to be drawn and scored"):
         metrics |= evaluate(config, components, denoiser, accelerator)
     require_sound(metrics, "at the end of the run")

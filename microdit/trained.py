@@ -17,11 +17,13 @@ from microdit.data.base import build_dataset
 from microdit.diffusion import Denoiser
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.encoders.text import TextEncoder, build_text_encoder
+from microdit.encoders.text_record import check_features
 from microdit.errors import CheckpointError
 from microdit.evaluation import check_scoring, evaluate_folder
 from microdit.finish import evaluate
 from microdit.model import DiT
 from microdit.run import build_accelerator, check_counts
+from microdit.sizes import Sizes, check_sizes
 from microdit.tensors import read_tensors
 from microdit.training.validation import validate
 
@@ -44,18 +46,22 @@ def load_run(folder: Path | str) -> Trained:
     device = choose_device(config)
     if device.type == "cpu":
         torch.set_num_threads(config.training.threads)
-    return Trained(
-        config,
-        load_denoiser(config, folder / "model.safetensors").to(device),
-        open_autoencoder(config, device),
-        build_text_encoder(config.text, device),
-    )
+    denoiser = load_denoiser(config, folder / "model.safetensors").to(device)
+    autoencoder, text_encoder = open_autoencoder(config, device), build_text_encoder(config.text, device)
+    check_sizes(config, Sizes(autoencoder.channels, autoencoder.downsampling, text_encoder.width))
+    return Trained(config, denoiser, autoencoder, text_encoder)
 
 
 def load_denoiser(config: Config, path: Path) -> Denoiser:
-    """The averaged weights at `path` in the network that `config` describes, ready to sample on the CPU."""
+    """Load the averaged weights at `path` into the network that `config` describes, ready to sample on the CPU.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or doesn't fit.
+        ConfigError: if the weights were trained on other text features than `config` names.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; has the run finished?")
+    check_features(path, config.text)
     net = DiT(config.model, seed=None)
     tensors = read_tensors(path)
     try:

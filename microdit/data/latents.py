@@ -109,6 +109,12 @@ class LatentImages:
             # Of features that came with their images the encoder isn't known by its weights, only by its sizes.
             sizes = (store.header["length"], store.header["width"])
             if store.header["fingerprint"] is None and sizes == (text_encoder.length, text_encoder.width):
+                layer = store.header.get("layer", text_encoder.layer)
+                if layer != text_encoder.layer:
+                    raise ConfigError(
+                        f"'text.layer' is {text_encoder.layer}, but the caption features in {store.folder} are of "
+                        f"layer '{layer}'; set text.layer={layer}"
+                    )
                 return store
         return None
 

@@ -118,7 +118,7 @@ def models() -> list[str]:
 
 
 class ClipText:
-    """Token features of a CLIP's text tower, without its pooling and projection; all S tokens count.
+    """Token features of a CLIP's text tower after its final norm, without pooling and projection; all S tokens count.
 
     Loads its weights at the first caption: a run whose captions are encoded already needs only its sizes.
     """
@@ -126,7 +126,7 @@ class ClipText:
     def __init__(self, source: ClipSource, layer: str, length: int | None, device: torch.device | str) -> None:
         if source.text.get("hf_model_name"):
             raise ConfigError(_not_clip(source.name))
-        self._source, self._layer, self._device = source, layer, torch.device(device)
+        self._source, self.layer, self._device = source, layer, torch.device(device)
         self.width = int(source.text.get("width", DEFAULT_WIDTH))
         self.length = int(source.text.get("context_length", DEFAULT_LENGTH))
         self.fingerprint = f"{source.fingerprint}-{layer}"
@@ -151,7 +151,7 @@ class ClipText:
         x = tower.token_embedding(tokens) + tower.positional_embedding[: tokens.shape[1]]
         mask = tower.attn_mask
         mask = mask[: tokens.shape[1], : tokens.shape[1]] if mask is not None else None
-        for block in blocks[:-1] if self._layer == "penultimate" else blocks:
+        for block in blocks[:-1] if self.layer == "penultimate" else blocks:
             x = block(x, attn_mask=mask)
         return tower.ln_final(x).float()
 

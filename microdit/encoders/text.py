@@ -50,6 +50,7 @@ class TextEncoder(Protocol):
 
     width: int
     length: int
+    layer: str
     fingerprint: str
 
     def encode(self, captions: Sequence[str]) -> Captions:

@@ -77,7 +77,7 @@ class TransformersText:
             raise ConfigError(f"'{KEY}': {folder / CONFIG} doesn't tell the encoder's width (hidden_size or d_model)")
         if importlib.util.find_spec("transformers") is None:
             raise ConfigError(f"'{KEY}': {folder} needs the package transformers: pip install 'microdit[text]'")
-        self._folder, self._layer, self._device = folder, layer, torch.device(device)
+        self._folder, self.layer, self._device = folder, layer, torch.device(device)
         self.width, self.length = width, token_count(folder, length)
         small = [path for pattern in ("*.json", "*.txt", "*.model") for path in sorted(folder.glob(pattern))]
         self.fingerprint = f"{sha256(*small, *_weights(folder))}-{layer}-{self.length}"
@@ -127,7 +127,7 @@ class TransformersText:
         missing = sorted(name for name in report["missing_keys"] if not name.startswith(UNUSED))
         if missing:  # transformers would go on with random numbers in their place
             raise ConfigError(f"'{KEY}': {self._folder}: its weights lack {len(missing)} tensors, such as {missing[0]}")
-        if self._layer == "penultimate":
+        if self.layer == "penultimate":
             _drop_last_block(model, self._folder)
         return model.to(self._device).eval().requires_grad_(False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +88,31 @@ def released_config(values: Mapping[str, Any], masking: MaskingConfig | None = N
     )
 
 
-def import_released(checkpoint: Path | str, out: Path | str, preset_name: str, config: Path | None = None) -> str:
-    """Converts a released checkpoint to `out`/model.safetensors and `out`/model.yaml; returns a line that says so.
+def import_released(
+    checkpoint: Path | str,
+    out: Path | str,
+    preset_name: str,
+    config: Path | None = None,
+    facts: Mapping[str, str] | None = None,
+    sigma_data: float | None = None,
+    beside: Callable[[Path, DiTConfig], None] | None = None,
+) -> str:
+    """Convert a released checkpoint to `out`/model.safetensors and `out`/model.yaml; return a line that says so.
 
-    `config` is a YAML or JSON file, of our model keys or of the released model's arguments, instead of a preset.
+    Args:
+        config: a YAML or JSON file, of our model keys or of the released model's arguments, instead of a preset.
+        facts, sigma_data: what to record beside the weights.
+        beside: writes further files into the new folder.
     """
     settings = preset(preset_name) if config is None else _read_config(config)
     net = load_released(checkpoint, settings)
     with atomic_path(out) as folder:
         folder.mkdir()
-        write_tensors(folder / "model.safetensors", net.state_dict())
+        known = {} if sigma_data is None else {"sigma_data": torch.tensor(sigma_data, dtype=torch.float64)}
+        write_tensors(folder / "model.safetensors", net.state_dict() | known, facts)
         (folder / "model.yaml").write_text(yaml.safe_dump(to_mapping(settings), sort_keys=False))
+        if beside is not None:
+            beside(folder, settings)
     count = sum(p.numel() for p in net.parameters())
     return f"{count:,} parameters in {Path(out) / 'model.safetensors'}, settings in {Path(out) / 'model.yaml'}"
 
@@ -107,9 +121,10 @@ def load_imported(folder: Path | str) -> DiT:
     """Opens what `import_released` wrote."""
     folder = Path(folder)
     net = DiT(_read_config(folder / "model.yaml"), seed=None)
-    weights = _read(folder / "model.safetensors")
+    weights = dict(_read(folder / "model.safetensors"))
+    weights.pop("sigma_data", None)
     _compare(weights, net.state_dict(), str(folder / "model.safetensors"))
-    net.load_state_dict(dict(weights))
+    net.load_state_dict(weights)
     return net
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 
+from microdit.encoders.text_record import check_features
 from microdit.errors import CheckpointError, ConfigError
 from microdit.files import content_digest
 from microdit.model import DiT
@@ -86,6 +87,7 @@ def check_initial(config: Config) -> None:
         raise ConfigError(f"'{KEY}' is '{init}', this run's own output folder; give it another 'output_dir'")
     if config.diffusion.sigma_data is None:
         initial_sigma_data(init)
+    check_features(file, config.text)
     with torch.device("meta"):
         own = DiT(config.model, seed=None).state_dict()
     try:

@@ -24,6 +24,7 @@ from microdit.components import build_components
 from microdit.data.caption_store import CaptionStore
 from microdit.data.encoded_images import EncodedImages, open_images, read_index
 from microdit.encoders.text import TextConfig, build_text_encoder
+from microdit.errors import ConfigError
 from sweeps.compose import compose_config
 
 SIDE = 16
@@ -268,6 +269,22 @@ def test_features_of_another_encoder_are_noticed(
     assert "has 4 channels and a factor of 4, but the latents are 4 x 32 x 32" in capsys.readouterr().err
     assert put(mds, tmp_path / "out", *more[:2], "--resolution", "512") == 2
     assert "has latents_256, but --resolution 512 would need latents_512" in capsys.readouterr().err
+
+
+def test_features_of_an_unknown_encoder_are_of_a_known_layer(mds: tuple[Path, Path], tmp_path: Path):
+    """Released features come without their encoder's name: only sizes and the layer can be compared."""
+    out = tmp_path / "out"
+    more = ("--autoencoder", str(vae(tmp_path / "vae")), "--val-fraction", "0.3", "--captions", "--text", "builtin")
+    assert put(mds, out, *more) == 0
+    store = next(out.glob("captions-*"))
+    header = json.loads((store / "header.json").read_text())
+    (store / "header.json").write_text(json.dumps(header | {"fingerprint": None, "path": None}))
+    store.rename(out / "captions-given")
+    words = ["scale=smoke", "data=latents", f"data.path={out}", "data.resolution=256", "model.input_size=32"]
+    words.append(f"cache_dir={tmp_path / 'cache'}")
+    assert len(build_components(compose_config(words)).train)
+    with pytest.raises(ConfigError, match=r"'text\.layer' is penultimate, but .*captions-given are of layer 'last'"):
+        build_components(compose_config([*words, "text.layer=penultimate"]))
 
 
 def test_a_python_without_the_library_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,0 +1,123 @@
+"""The text features that a network was trained on: recorded with its weights, compared when they are used again.
+
+Other features of the same size would give other pictures without any error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microdit.encoders import open_clip_folder
+from microdit.encoders.clip_text import KEY, is_name, known_name
+from microdit.encoders.text import CLIP_HUB, TRANSFORMERS_HUB, TextConfig, build_text_encoder
+from microdit.errors import ConfigError
+from microdit.tensors import read_facts
+
+log = logging.getLogger(__name__)
+
+RELEASED = TextConfig("hf-hub:apple/DFN5B-CLIP-ViT-H-14-378", "last")  # of the paper's released models
+BUNDLED = ("builtin", "minilm")  # names whose files come with a package, so that its version decides
+BY_NAME = "open_clip/"  # fingerprints that begin so hold a name, not a digest of files
+ARCHITECTURE = ("context_length", "vocab_size", "width", "heads", "layers")  # of a text tower
+
+
+@dataclass(frozen=True)
+class TextRecord:
+    """An encoder and the layer whose output is used."""
+
+    name: str  # as published; "" for a local folder
+    layer: str
+    fingerprint: str  # of the encoder's files, the layer and the length; "" if unknown
+
+    def facts(self) -> dict[str, str]:
+        """What is written beside weights."""
+        return {"text.name": self.name, "text.layer": self.layer, "text.fingerprint": self.fingerprint}
+
+    def __str__(self) -> str:
+        return f"'{self.name}'" if self.name else f"a local folder (fingerprint {self.fingerprint[:12]})"
+
+
+def text_record(config: TextConfig, fingerprint: str) -> TextRecord:
+    """The record of a configured encoder; `fingerprint` is "" if its files are unknown."""
+    return TextRecord(published_name(config.path), config.layer, fingerprint)
+
+
+def recorded_text(weights: Path) -> TextRecord | None:
+    """The record beside weights, None if they have none; raises CheckpointError if the file is damaged."""
+    facts = read_facts(weights)
+    if "text.layer" not in facts:
+        return None
+    return TextRecord(facts.get("text.name", ""), facts["text.layer"], facts.get("text.fingerprint", ""))
+
+
+def published_name(path: str) -> str:
+    """One name per published encoder: open_clip's MODEL/TAG becomes its hub repository's; "" for a local folder."""
+    if path in BUNDLED or path.startswith((CLIP_HUB, TRANSFORMERS_HUB)):
+        return path.rstrip("/")
+    if not is_name(path):
+        return ""
+    _, pretrained = known_name(path, KEY)
+    hub = str(pretrained.get("hf_hub") or "")
+    return f"{CLIP_HUB}{hub.rstrip('/')}" if hub.endswith("/") else path  # else one file of a repository of many
+
+
+def check_features(weights: Path, config: TextConfig) -> None:
+    """Compare the configured text features with those that `weights` were trained on, if these are recorded.
+
+    Raises:
+        ConfigError: if they differ; names the setting, both values and the remedy.
+        CheckpointError: if the file is damaged.
+    """
+    record = recorded_text(weights)
+    if record is None:
+        return
+    where = f"{weights} was trained on features of the text encoder {record}, layer '{record.layer}'"
+    if config.layer != record.layer:
+        raise ConfigError(f"'text.layer' is {config.layer}, but {where}; set text.layer={record.layer}")
+    name = published_name(config.path)
+    if name and name == record.name and name not in BUNDLED:
+        return
+    fingerprint = build_text_encoder(config).fingerprint if record.fingerprint else ""
+    if fingerprint and fingerprint == record.fingerprint:
+        return
+    by_content = all(one and not one.startswith(BY_NAME) for one in (fingerprint, record.fingerprint))
+    if by_content or (name and record.name):
+        remedy = f"set text.path={record.name}" if record.name else "set text.path to that folder"
+        raise ConfigError(f"'{KEY}' is '{config.path}', another text encoder: {where}; {remedy}")
+    _check_architecture(record.name or name, Path(config.path).expanduser(), where)
+    log.warning(f"'{KEY}' is '{config.path}', whose weights can't be compared: {where}")
+
+
+def _check_architecture(name: str, folder: Path, where: str) -> None:
+    """Raise ConfigError if a local folder's text tower can't be the published one, as far as open_clip describes it."""
+    published = _settings_of(name.removeprefix(CLIP_HUB))
+    if published is None or not (folder / open_clip_folder.CONFIG).is_file():
+        return
+    own = open_clip_folder.read_settings(folder, KEY)["model_cfg"]
+    expected, found = _architecture(published), _architecture(own)
+    wrong = [f"{key} {found[key]} instead of {value}" for key, value in expected.items() if found[key] != value]
+    if wrong:
+        raise ConfigError(f"'{KEY}' is '{folder}', another text encoder ({', '.join(wrong)}): {where}")
+
+
+def _architecture(settings: Mapping[str, Any]) -> dict[str, Any]:
+    text = settings["text_cfg"]
+    return {key: text.get(key) for key in ARCHITECTURE} | {"quick_gelu": bool(settings.get("quick_gelu", False))}
+
+
+def _settings_of(repository: str) -> Mapping[str, Any] | None:
+    """open_clip's settings of a published model, by its hub repository."""
+    import open_clip
+
+    for model, tag in open_clip.list_pretrained():
+        pretrained = open_clip.get_pretrained_cfg(model, tag)
+        settings = open_clip.get_model_config(model)
+        if str(pretrained.get("hf_hub") or "").rstrip("/") != repository or settings is None:
+            continue
+        if bool(pretrained.get("quick_gelu", False)) == bool(settings.get("quick_gelu", False)):
+            return dict(settings)
+    return None
