@@ -10,10 +10,10 @@ from typing import Any
 from urllib.parse import quote
 
 from analysis.errors import ReportError, nearest
+from analysis.filters import experiments, search_runs
 from analysis.load import Results, load
 from analysis.paper import facts
 from analysis.report import Store, publish, study_folder, write
-from analysis.runs import search
 from analysis.secrets import masked
 from analysis.sections import PAGE, Section, section
 from analysis.sets import Choice
@@ -39,7 +39,7 @@ class Written:
 
 def studies(client: Any) -> list[str]:
     """Names of the studies in a store: the paper's in its order, then others by name."""
-    found = [e.name.removeprefix(PREFIX) for e in client.search_experiments() if e.name.startswith(PREFIX)]
+    found = [e.name.removeprefix(PREFIX) for e in experiments(client) if e.name.startswith(PREFIX)]
     known = list(facts()["studies"])
     return sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
 
@@ -110,11 +110,9 @@ def _line(found: Section) -> str:
 
 def _check_scale(client: Any, scale: str) -> None:
     """Raises ReportError where no study was ever launched at `scale`: a misspelt one would make an empty page."""
-    experiments = [e.experiment_id for e in client.search_experiments() if e.name.startswith(PREFIX)]
+    ours = [e.experiment_id for e in experiments(client) if e.name.startswith(PREFIX)]
     launches: Sequence[Any] = [
-        run
-        for experiment in experiments
-        for run in search(client, experiment, "tags.`microdit.role` = 'study'", "attributes.start_time DESC")
+        run for experiment in ours for run in search_runs(client, [experiment], {"microdit.role": "study"})
     ]
     scales = dict.fromkeys(run.data.tags.get("microdit.scale", "?") for run in launches)
     if scale not in scales:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from analysis.filters import search_runs
 from analysis.store import tables
 
-PAGE = 1000
 PARENT = "mlflow.parentRunId"
 
 
@@ -41,18 +41,6 @@ class Run:
     data: Data
 
 
-def search(client: Any, experiment: str, where: str, order: str) -> list[Any]:
-    """All runs that match, over as many pages as it takes."""
-    runs: list[Any] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment], where, order_by=[order], max_results=PAGE, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
-
-
 def children(client: Any, experiment: str, parent: str, metrics: Sequence[str]) -> Sequence[Any]:
     """The runs of a launch, oldest first, with at least the metrics whose names begin with one of `metrics`."""
     try:
@@ -61,7 +49,7 @@ def children(client: Any, experiment: str, parent: str, metrics: Sequence[str]) 
                 return _of_tables(database, experiment, parent, metrics)
     except sqlite3.Error:
         pass
-    return search(client, experiment, f"tags.`{PARENT}` = '{parent}'", "attributes.start_time ASC")
+    return search_runs(client, [experiment], {PARENT: parent}, order="attributes.start_time ASC")
 
 
 def _of_tables(database: sqlite3.Connection, experiment: str, parent: str, metrics: Sequence[str]) -> list[Run]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from analysis.errors import ReportError
 from analysis.secrets import masked, remember
+from analysis.sqlite_uri import sqlite_path, sqlite_uri
 
 MAKE_ONE = "microdit-sweep study=masking_ratio scale=demo makes one"
 
@@ -35,15 +36,22 @@ def quiet() -> None:
 
 def default_uri() -> str:
     """MLFLOW_TRACKING_URI, or the sqlite file that `microdit-sweep` writes below the working folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('runs/mlflow.db').resolve()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _uri(Path("runs/mlflow.db"))
 
 
 def sqlite_file(uri: str) -> Path | None:
     """The file of a sqlite URI, None for other URIs and for a database in memory."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    name = uri.removeprefix("sqlite:///").partition("?")[0].removeprefix("file:")
-    return Path(name) if name and name != ":memory:" else None
+    try:
+        return sqlite_path(uri)
+    except ValueError as error:
+        raise ReportError(f"tracking_uri={masked(uri)}: {error}") from None
+
+
+def _uri(path: Path) -> str:
+    try:
+        return sqlite_uri(path.resolve())
+    except ValueError as error:
+        raise ReportError(str(error)) from None
 
 
 @contextlib.contextmanager
@@ -68,7 +76,7 @@ def open_store(uri: str) -> Any:
     """
     remember(uri)
     if "://" not in uri and uri.endswith(".db"):
-        uri = f"sqlite:///{Path(uri).resolve()}"
+        uri = _uri(Path(uri))
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
         raise ReportError(f"there is no MLflow store at {file}; {MAKE_ONE}, tracking_uri=URI names another")

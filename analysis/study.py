@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import ReportError, nearest
+from analysis.filters import experiments, search_runs
 from analysis.reading import as_mapping, is_sound, load_yaml_mapping, read_text
-from analysis.runs import search
 
 PREFIX = "microdit/"
+MOVED = " (if runs/ was moved: microdit-sweep relocate root=FOLDER updates its paths)"
 TRIAL = "trial"  # x of a search over several settings: their numbers, as it tried them
 
 
@@ -45,14 +46,14 @@ def find_experiment(client: Any, study: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id
-    present = [e.name.removeprefix(PREFIX) for e in client.search_experiments() if e.name.startswith(PREFIX)]
+    present = [e.name.removeprefix(PREFIX) for e in experiments(client) if e.name.startswith(PREFIX)]
     hint = nearest(study, present) if present else "the store has no study at all"
     raise ReportError(f"the store has no study '{study}'; {hint}")
 
 
 def find_launch(client: Any, experiment: str, study: str, scale: str | None) -> Any:
     """The newest launch, at `scale` where one is given, as MLflow's run; raises ReportError where there is none."""
-    launches = search(client, experiment, "tags.`microdit.role` = 'study'", "attributes.start_time DESC")
+    launches = search_runs(client, [experiment], {"microdit.role": "study"})
     if not launches:
         raise ReportError(f"'{study}' has runs but no launch; microdit-sweep study={study} makes one")
     if scale is None:
@@ -72,7 +73,7 @@ def read_study(client: Any, parent: Any) -> Study:
             return study_of(load_yaml_mapping(read_text(path), "study.yaml"), parent)
         except Exception as error:  # no such artifact: each artifact store has its own exception for it
             words = " ".join(str(error).split())[:200]
-            raise ReportError(f"launch {parent.info.run_id}: its study.yaml can't be read: {words}") from None
+            raise ReportError(f"launch {parent.info.run_id}: its study.yaml can't be read: {words}{MOVED}") from None
 
 
 def study_of(values: Mapping[str, Any], parent: Any) -> Study:

@@ -20,43 +20,17 @@ from microdit.processes import count, first_to_fail, is_main, leave
 from microdit.reading import load_yaml
 from microdit.terminal import safely
 from microdit.waiting import waiting
+from sweeps.help import HELP
 from sweeps.patience import file_trouble, is_of_a_store, store_trouble
 from sweeps.secrets import masked
+from sweeps.sqlite_uri import check_utf8
+from sweeps.words import quoted_path
 
-HELP = """\
-microdit-sweep study=NAME [scale=demo] [key=value ...]   run a study, every trial recorded in MLflow
-microdit-sweep plan study=NAME|all|[A,B] [...]           trials, how far they are, what they cost; trains nothing
-microdit-sweep status study=NAME [scale=demo]            how far a sweep is, from any shell
-microdit-sweep train [key=value ...]                     one run, recorded in experiment microdit/train
-microdit-sweep train -m key=a,b seed=0,1 [...]           Hydra's multirun: every combination, as a study of its own
-microdit-sweep bench                                     what the queue costs a trial beyond training, and a metric
-microdit-sweep config [key=value ...]                    print the complete config.yaml that `microdit train` reads
-microdit-sweep ui [port=5000]                            browse the runs
-
-Words of its own:
-  study=NAME|FILE.yaml   a study of experiments/study, or a file of yours
-  scale=NAME             smoke | demo | gpu | paper (default demo)
-  workers=N              trials at a time (default: the GPUs, else the CPU cores)
-  launcher=NAME          local | joblib | submitit_local | submitit_slurm | ray (experiments/launcher/; its settings as
-                         hydra.launcher.key=value); the same command given again, also elsewhere, adds workers
-  workers_per_gpu=N      trials that share a GPU (default 1)
-  max_retries=N          further tries of a failed trial where one can help (default 1)
-  fail_fast=true         stop at the first failure
-  seeds=[0,1]            instead of the study's own
-  reuse=false            run again what is finished already
-  root=runs              where outputs and the default store lie
-  accelerator=h100       plan: reckon time and money on one of experiments/accelerators.yaml
-  utilisation=0.35       plan: share of its peak that training reaches
-  usd_per_hour=N         plan: what an hour of it costs, instead of the file's price
-  measure=false          plan: don't measure training steps on this machine
-  tracking_uri=URI       MLflow store (default: MLFLOW_TRACKING_URI, else sqlite under root)
-  queue_uri=URI          Optuna storage, postgresql://... say (default: OPTUNA_STORAGE, else sqlite under root)
-Every other key=value overrides experiments/base.yaml for all arms, e.g. training.steps=3000."""
-
-COMMANDS = ("plan", "status", "train", "config", "bench", "ui")
+COMMANDS = ("plan", "status", "train", "config", "bench", "relocate", "ui")
 RUNNING = ("workers", "launcher", "workers_per_gpu", "max_retries", "fail_fast")
 PLAN_ONLY = ("accelerator", "utilisation", "usd_per_hour", "measure")
-OWN = ("study", "scale", "seeds", "reuse", "root", "tracking_uri", "queue_uri", "port", *RUNNING, *PLAN_ONLY)
+STORES = ("tracking_uri", "queue_uri", "artifacts_uri")
+OWN = ("study", "scale", "seeds", "reuse", "root", "port", *STORES, *RUNNING, *PLAN_ONLY)
 STUDY_ONLY = ("study", "seeds", *RUNNING)
 LAUNCHER = "hydra.launcher."
 MULTIRUN = ("-m", "--multirun")
@@ -149,6 +123,10 @@ def _sort(words: Sequence[str]) -> Words:
     overrides = []
     multirun = any(word in MULTIRUN for word in words)
     for word in [word for word in words if word not in MULTIRUN]:
+        try:
+            check_utf8(word)
+        except ValueError as error:
+            raise ConfigError(f"command line: {error}") from None
         key, sep, value = word.partition("=")
         if not sep:
             if command or word not in COMMANDS:
@@ -161,7 +139,7 @@ def _sort(words: Sequence[str]) -> Words:
                 raise ConfigError(f"'{word}': {key} is given already, as {key}={own[key]}")
             own[key] = _value(key, value)
         else:
-            overrides.append(word)
+            overrides.append(word if multirun else quoted_path(word))
     if command in ("", "plan", "status") and "study" not in own:
         raise ConfigError(f"give study=NAME, or one of the commands {', '.join(COMMANDS)} (--help shows all)")
     if multirun and command != "train":
@@ -187,13 +165,13 @@ def _value(key: str, text: str) -> Any:
 def _refuse_unused(command: str, own: Mapping[str, Any], overrides: Sequence[str], multirun: bool) -> None:
     """A word that would be ignored is an error: its giver expects something of it."""
     single = command == "train" and not multirun
-    unused = [key for key in STUDY_ONLY if (command in ("config", "ui", "bench") or single) and key in own]
+    unused = [key for key in STUDY_ONLY if (command in ("config", "ui", "bench", "relocate") or single) and key in own]
     unused += [key for key in ("study", "seeds") if multirun and key in own]
     unused += [key for key in RUNNING if command == "status" and key in own]
     unused += [key for key in RUNNING if command == "plan" and key in own and key != "workers"]
     unused += [key for key in PLAN_ONLY if command != "plan" and key in own]
     unused += ["port"] if "port" in own and command != "ui" else []
-    unused += [overrides[0]] if command in ("ui", "status", "bench") and overrides else []
+    unused += [overrides[0]] if command in ("ui", "status", "bench", "relocate") and overrides else []
     if unused:
         raise ConfigError(f"'{unused[0]}' means nothing to microdit-sweep {command or 'study=...'}")
     for word in overrides:
@@ -213,6 +191,10 @@ def _load(words: Words) -> None:
 def _dispatch(words: Words, command_line: str) -> int:
     if words.command == "ui":
         return _ui(words)
+    if words.command == "relocate":
+        from sweeps.relocate import relocate
+
+        return relocate(words.root, words.uri(), words.queue_uri())
     if words.command == "config":
         from microdit.config_io import to_mapping
         from microdit.sizes import check_stated_sizes
@@ -253,6 +235,7 @@ def _options(words: Words, command_line: str) -> Any:
         workers=_workers(words, per_gpu),
         reuse=words.switch("reuse", True),
         command=command_line,
+        artifacts=str(words.own.get("artifacts_uri", "")),
         launcher=str(words.own.get("launcher", "local")),
         launcher_options=tuple(word for word in words.overrides if word.startswith(LAUNCHER)),
         max_retries=words.number("max_retries", 1, least=0),

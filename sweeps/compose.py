@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -27,6 +26,7 @@ from microdit.config_io import flatten
 from microdit.data.latents import stated_settings
 from microdit.errors import MAX_VALUE_CHARACTERS, ConfigError, named, nearest, shown
 from microdit.sizes import follow_encoders
+from sweeps.words import as_value
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 GROUPS = ("data", "model", "scale", "recipe")
@@ -64,7 +64,7 @@ def as_override(key: str, value: Any) -> list[str]:
     """A YAML value as Hydra overrides; a mapping becomes one override per leaf, so that its other keys stay."""
     if isinstance(value, Mapping):
         return [word for name, item in value.items() for word in as_override(f"{key}.{name}", item)]
-    return [f"{key}={value if key in GROUPS else json.dumps(value, ensure_ascii=False)}"]
+    return [f"{key}={value if key in GROUPS else as_value(value)}"]
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import sqlite3
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +95,25 @@ def upgrade(path: Path, kind: Kind) -> None:
         shutil.copy2(path, kept)
     os.replace(copy, path)
     _say(f"{path} was upgraded to the schema of the installed version; the old file is kept as {kept.name}")
+
+
+@contextmanager
+def rewritten(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection to a copy of `path` that takes its place when the block ends without an error."""
+    _sweep(path)
+    copy = _temporary(path)
+    try:
+        with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as old:
+            old.execute("BEGIN EXCLUSIVE")  # no other process writes meanwhile
+            with closing(sqlite3.connect(copy)) as new:
+                old.backup(new)
+                with new:
+                    yield new
+            _finish(copy)
+            os.replace(copy, path)
+            old.execute("ROLLBACK")
+    finally:
+        _remove(copy)
 
 
 def tables_of(path: Path, kind: Kind) -> dict[str, bool]:

@@ -34,6 +34,7 @@ from microdit.waiting import waiting
 from sweeps.compose import EXPERIMENTS
 from sweeps.patience import StoreError
 from sweeps.secrets import masked
+from sweeps.words import quoted
 
 GRACE = 30.0  # seconds that a trial has to keep a checkpoint and close its run when it must stop
 LOCAL = "local"
@@ -190,7 +191,10 @@ class HydraEngine:
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self._context, task_function=pull, config=self._config
         )
-        jobs = [[f"queue.uri='{shown}'", f"queue.name='{queue_name}'", f"queue.worker={i}"] for i in range(count)]
+        jobs = [
+            [f"queue.uri={quoted(shown)}", f"queue.name={quoted(queue_name)}", f"queue.worker={i}"]
+            for i in range(count)
+        ]
         ended = threading.Event()
         show = threading.Thread(target=_ticking, args=(tick, ended), daemon=True)
         show.start()
@@ -208,7 +212,11 @@ class HydraEngine:
 
     def _compose(self, options: list[str]) -> tuple[DictConfig, HydraContext]:
         """Hydra's own composition of the `worker` job under this launcher, its `hydra` node included."""
-        words = [f"launcher={self._name}", f"hydra.sweep.dir={(self._root / 'launches').resolve()}", *options]
+        words = [
+            f"launcher={self._name}",
+            f"hydra.sweep.dir={quoted(str((self._root / 'launches').resolve()))}",
+            *options,
+        ]
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(str(EXPERIMENTS), job_name="microdit", version_base="1.3"):

@@ -48,6 +48,7 @@ class Options:
     launcher_options: tuple[str, ...] = ()
     max_retries: int = 1
     fail_fast: bool = False
+    artifacts: str = ""  # folder or URI for the files of new experiments
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _launched(study: Study, overrides: Sequence[str], options: Options, engine: 
         study = judged(study, trials)
     print(f"{study.file.question}\nstudy {study.name}, scale {study.scale}: {len(trials)} trials", flush=True)
     with waiting("the MLflow store to open"):
-        presence = Presence(Store(options.uri, options.root))
+        presence = Presence(Store(options.uri, options.root, options.artifacts))
     status = "KILLED"
     try:
         sweep = _begin(study, trials, suffix, options, engine, presence)

@@ -11,6 +11,7 @@ from microdit.process_identity import this_process
 from microdit.processes import count, is_main
 from microdit.training.stop import asked_by_signals
 from microdit.waiting import waiting
+from sweeps.filters import search_runs
 from sweeps.launch import Options
 from sweeps.order import unsound_scores
 from sweeps.recorder import MlflowRecorder, RunSpec
@@ -58,7 +59,7 @@ def _recorder(
 ) -> MlflowRecorder | None:
     """The run to record in, new or resumed; None, after showing what it gave, where it is finished already."""
     with waiting("the MLflow store to open"):
-        store = Store(options.uri, options.root)
+        store = Store(options.uri, options.root, options.artifacts)
         experiment = store.experiment(EXPERIMENT)
     store.end_dead_runs(EXPERIMENT)
     before = _newest(store, experiment, key, config) if options.reuse else None
@@ -87,10 +88,8 @@ def _recorder(
 def _newest(store: Store, experiment: str, key: str, config: Config) -> Any | None:
     """The newest run of these settings that wrote to this folder."""
     folder = Path(config.output_dir).resolve()
-    words = f"tags.`microdit.trial_key` = '{key}' and tags.`microdit.output_dir` = '{folder}'"
-    order = ["attributes.start_time DESC"]
-    found = store.client.search_runs([experiment], words, order_by=order, max_results=1)
-    return found[0] if found else None
+    tags = {"microdit.trial_key": key, "microdit.output_dir": str(folder)}
+    return next(iter(search_runs(store.client, [experiment], tags, most=1)), None)
 
 
 def _show(metrics: dict[str, float], config: Config) -> None:

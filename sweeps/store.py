@@ -5,8 +5,8 @@ Experiments, tags, parents and children are the contract with `analysis`; `sweep
 
 from __future__ import annotations
 
-import logging
-import os
+import multiprocessing
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,32 +20,25 @@ from microdit.errors import ConfigError
 from microdit.files import write_text
 from microdit.finite import is_sound
 from microdit.process_identity import is_gone
-from sweeps.database import prepare, upgrade
-from sweeps.kinds import MLFLOW
+from sweeps.filters import experiments, search_runs
+from sweeps.opening import default_artifacts, location_of, opened, quiet
 from sweeps.order import unsound_scores
 from sweeps.patience import Patient
 from sweeps.provenance import provenance, user
+from sweeps.relocate import advice
 from sweeps.secrets import masked, remember
 from sweeps.study import Study
 from sweeps.trials import Trial
 from sweeps.uris import created_once, own_file
 from sweeps.views import views
-from sweeps.watched import watch
 
 STATUS_DONE = "FINISHED"
 QUEUE_TAG = "microdit.queue"  # of a launch: the name of its queue
 PROCESS_TAG = "microdit.process"  # of a single run: the identity of the process that trains it
+_advised: set[str] = set()
+OURS = "name LIKE 'microdit/%'"
+PARENT = "mlflow.parentRunId"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # training, not a language model's traces
-
-
-def quiet() -> None:
-    """MLflow and its database layer log their every migration; a user's terminal is for the sweep."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow  # sets its loggers up, so ours must come after
-
-    for name in (mlflow.__name__, "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -57,51 +50,33 @@ class Launch:
     parent_id: str
 
 
-def _opened(uri: str) -> Any:
-    """MLflow's client of a store whose tables are complete; a sqlite file is created, checked or upgraded first."""
-    import mlflow
-
-    path = own_file(uri)
-    if path is not None:
-        prepare(path, MLFLOW)
-    client = mlflow.MlflowClient(uri)
-    try:
-        client.search_experiments(max_results=1)  # on a server, creates a fresh store's tables
-    except mlflow.MlflowException as error:
-        if path is None or "out-of-date database schema" not in str(error):
-            raise
-        upgrade(path, MLFLOW)
-        client.search_experiments(max_results=1)
-    if path is not None:
-        watch(client._tracking_client.store.engine, path)
-    return client
-
-
 class Store:
     """A thin view of one tracking server for one sweep."""
 
-    def __init__(self, uri: str, root: Path) -> None:
+    def __init__(self, uri: str, root: Path, artifacts: str = "") -> None:
+        """`artifacts`: a folder or URI under which new experiments keep their files; '' for the default."""
         quiet()
         remember(uri)
         self.uri = uri
         self.root = root
+        self.artifacts = artifacts
         try:
-            with created_once(uri):
-                client = _opened(uri)
+            with created_once(uri), default_artifacts(location_of(self.uri, self.root, self.artifacts, "")):
+                client = opened(uri)
         except ConfigError as error:
             raise ConfigError(f"tracking_uri={masked(uri)}: {error}") from None
         except Exception as error:
             words = masked(" ".join(str(error).split()))[:200]
             raise ConfigError(f"tracking_uri={masked(uri)}: can't be opened ({words})") from None
         self.client: Any = Patient(client)
+        self._advise()
 
     def experiment(self, name: str, tags: Mapping[str, str] | None = None) -> str:
         """Id of the experiment called `name`, made if it isn't there."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            local = self.uri.startswith("sqlite:")
-            location = (self.root / "mlartifacts" / name).resolve().as_uri() if local else None
-            number = self.client.create_experiment(name, artifact_location=location, tags={**KIND, **(tags or {})})
+            where = location_of(self.uri, self.root, self.artifacts, name)
+            number = self.client.create_experiment(name, artifact_location=where, tags={**KIND, **(tags or {})})
             return str(number)
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
@@ -109,6 +84,14 @@ class Store:
             if found.tags.get(key) != value:
                 self.client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
+
+    def _advise(self) -> None:
+        """Print one line if the folder of this store was moved, once per process."""
+        path = own_file(self.uri)
+        words = advice(path, self.root) if path is not None and multiprocessing.parent_process() is None else ""
+        if words and words not in _advised:
+            _advised.add(words)
+            print(words, file=sys.stderr, flush=True)
 
     def start_launch(self, study: Study, trials: Sequence[Trial], command: str, fresh: bool, queue: str = "") -> Launch:
         """The parent run of these trials: the study's newest one at this scale if it has the same plan, else a new one.
@@ -152,30 +135,24 @@ class Store:
 
     def newest_launch(self, experiment: str, scale: str = "") -> Any | None:
         """The parent run of an experiment's newest launch, at `scale` or at any; None where there is none."""
-        words = "tags.`microdit.role` = 'study'" + (f" and tags.`microdit.scale` = '{scale}'" if scale else "")
-        found = self.client.search_runs([experiment], words, order_by=["attributes.start_time DESC"], max_results=1)
-        return next(iter(found), None)
+        tags = {"microdit.role": "study"} | ({"microdit.scale": scale} if scale else {})
+        return next(iter(search_runs(self.client, [experiment], tags, most=1)), None)
 
     def finished(self, identity: Mapping[str, str]) -> Any | None:
         """Return the newest finished run with these tags in any study, an original before a copy, or None.
 
         A run with a score that is no finite number counts as failed.
         """
-        ours = self.client.search_experiments(filter_string="name LIKE 'microdit/%'")
-        experiments = [e.experiment_id for e in ours]
-        words = [f"tags.`{name}` = '{value}'" for name, value in identity.items()]
-        words.append(f"attributes.status = '{STATUS_DONE}'")
-        order = ["attributes.end_time DESC"]
-        found = self.client.search_runs(experiments, " and ".join(words), order_by=order, max_results=50)
+        ours = [e.experiment_id for e in experiments(self.client, OURS)]
+        found = search_runs(self.client, ours, identity, STATUS_DONE, "attributes.end_time DESC", most=50)
         found = [run for run in found if not unsound_scores(run.data.metrics)]
         originals = [run for run in found if "microdit.reused_from" not in run.data.tags]
         return next(iter([*originals, *found]), None)
 
     def child(self, launch: Launch, key: str) -> Any | None:
         """The newest run of trial `key` under this launch; half a copy of a reused run is swept away."""
-        words = f"tags.`microdit.trial_key` = '{key}' and tags.`mlflow.parentRunId` = '{launch.parent_id}'"
-        order = ["attributes.start_time DESC"]
-        for run in self.client.search_runs([launch.experiment_id], words, order_by=order, max_results=9):
+        tags = {"microdit.trial_key": key, PARENT: launch.parent_id}
+        for run in search_runs(self.client, [launch.experiment_id], tags, most=9):
             if "microdit.reused_from" not in run.data.tags or run.info.status == STATUS_DONE:
                 return run
             self.client.delete_run(run.info.run_id)
@@ -243,16 +220,14 @@ class Store:
     def finish_launch(self, launch: Launch, status: str) -> None:
         """Ends the parent run, and what children no worker is left to end."""
         self.client.set_terminated(launch.parent_id, status)
-        words = f"tags.`mlflow.parentRunId` = '{launch.parent_id}' and attributes.status = 'RUNNING'"
-        for run in self.client.search_runs([launch.experiment_id], words, max_results=5000):
+        for run in search_runs(self.client, [launch.experiment_id], {PARENT: launch.parent_id}, "RUNNING"):
             self.client.set_terminated(run.info.run_id, "KILLED")
 
     def final_metrics(self, launch: Launch) -> list[tuple[str, int, Mapping[str, float]]]:
         """Return (arm, seed, metrics) of every finished child with sound scores, the newest of each trial."""
-        words = f"tags.`mlflow.parentRunId` = '{launch.parent_id}' and attributes.status = '{STATUS_DONE}'"
+        tags, order = {PARENT: launch.parent_id}, "attributes.start_time ASC"
         rows: dict[tuple[str, int], Mapping[str, float]] = {}
-        order = ["attributes.start_time ASC"]
-        for run in self.client.search_runs([launch.experiment_id], words, order_by=order, max_results=5000):
+        for run in search_runs(self.client, [launch.experiment_id], tags, STATUS_DONE, order):
             if not unsound_scores(run.data.metrics):
                 rows[run.data.tags["microdit.arm"], int(run.data.params["seed"])] = run.data.metrics
         return [(arm, seed, metrics) for (arm, seed), metrics in rows.items()]

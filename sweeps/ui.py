@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from microdit.errors import ConfigError
+from sweeps.filters import experiments
 from sweeps.secrets import masked
 from sweeps.views import ARMS, TAG, TRIALS
 
@@ -41,7 +42,9 @@ def serve(uri: str, root: Path, port: int) -> int:
 def links(store: Any, address: str) -> list[str]:
     """One link for all experiments, then for each of ours one to its runs and one to its newest launch, which tells
     what is asked and what came out."""
-    found = store.client.search_experiments(filter_string="name LIKE 'microdit/%'", order_by=["name ASC"])
+    from sweeps.store import OURS
+
+    found = experiments(store.client, OURS)
     width = max([len(experiment.name) for experiment in found], default=0)
     lines = [f"{'all'.ljust(width)}  {address}/#/experiments?{WORKFLOW}"]
     for experiment in found:

@@ -1,0 +1,47 @@
+"""Values as Hydra's override grammar reads them back unchanged, whatever characters they have."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+PATHS = ("output_dir", "cache_dir", "data.path", "autoencoder.path", "text_encoder.path", "evaluation.prompts")
+SIMPLE = re.compile(r"[\w./~:+-]*")
+
+
+def quoted(text: str) -> str:
+    """`text` as a quoted value: backslashes before a quote or at the end are doubled, and quotes are escaped."""
+    text = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", text)
+    return "'" + re.sub(r"\\+\Z", lambda found: found[0] * 2, text) + "'"
+
+
+def quoted_path(word: str) -> str:
+    """`key=value` of the command line, its value quoted if the key takes a path that Hydra's grammar would misread."""
+    key, sep, value = word.partition("=")
+    if not sep or key not in PATHS or SIMPLE.fullmatch(value) or _is_quoted(word, value):
+        return word
+    plain = value.replace("${", "\\${")  # no interpolation
+    return f"{key}={quoted(plain)}"
+
+
+def _is_quoted(word: str, value: str) -> bool:
+    if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
+        return False
+    try:
+        [parsed] = OverridesParser.create().parse_overrides([word])
+    except HydraException:
+        return False
+    return isinstance(parsed.value(), str)
+
+
+def as_value(value: Any) -> str:
+    """A YAML value as Hydra's grammar has it."""
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(as_value(item) for item in value)}]"
+    return json.dumps(value, ensure_ascii=False)
