@@ -214,8 +214,7 @@ class Store:
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
             return []
-        words = "attributes.status = 'RUNNING'"
-        return list(self.client.search_runs([found.experiment_id], words, max_results=5000))
+        return search_runs(self.client, [found.experiment_id], {}, "RUNNING")
 
     def finish_launch(self, launch: Launch, status: str) -> None:
         """Ends the parent run, and what children no worker is left to end."""
