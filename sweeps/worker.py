@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from microdit.errors import ConfigError, DivergenceError, MicroditError, StopTraining
 from microdit.finite import is_sound
+from microdit.terminal import prepare_streams
 from microdit.training.stop import StopRequest
 from sweeps.heart import Heart
 from sweeps.logs import into
@@ -206,6 +207,7 @@ def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
 
     Raises StoreError where the queue stays away: its trial is then freed like a dead worker's.
     """
+    prepare_streams()
     stop = StopRequest()
     if threading.current_thread() is threading.main_thread():
         # submitit sends SIGUSR2 before a SLURM job's time is up, a closed terminal SIGHUP.
