@@ -15,7 +15,7 @@ LARGEST = sys.float_info.max  # what MLflow's sqlite store returns for infinity
 
 def is_sound(value: float | None) -> bool:
     """Return whether `value` is a finite number, not one that a store gives in place of infinity."""
-    return value is not None and -LARGEST < value < LARGEST
+    return value is not None and -LARGEST < float(value) < LARGEST
 
 
 def unsound(values: Mapping[str, float]) -> str:
