@@ -95,7 +95,7 @@ def build_pruner(setting: Any, source: str) -> optuna.pruners.BasePruner:
 def _named(setting: Any, known: Mapping[str, type], role: str, source: str) -> tuple[str, dict[str, Any]]:
     options = dict(setting) if isinstance(setting, Mapping) else {"type": setting}
     name = options.pop("type", None)
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ConfigError(f"{source}: '{role}' is {shown(name)}; {nearest(name, known)}")
     return str(name), options
 
@@ -109,7 +109,7 @@ def _build(kind: Any, options: Mapping[str, Any], role: str, source: str) -> Any
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return kind(**options)
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, LookupError, ArithmeticError, AttributeError, AssertionError) as error:
         raise ConfigError(f"{source}: '{role}': {' '.join(str(error).split())}") from None
 
 
