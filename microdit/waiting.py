@@ -29,10 +29,11 @@ class Wait:
 
 
 def _say(text: str) -> None:
-    stream = sys.stderr  # looked up at each line: a trial's output goes to its log file
-    live = stream is not None and stream.isatty()
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads it any more
-        print(f"\r\033[K{text}" if live else text, file=stream, flush=True)
+    stream = sys.stderr  # looked up at each line: a trial's output goes to its log file, but a user looks elsewhere
+    for target in (stream, getattr(stream, "terminal", None)):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads it any more
+            if target is not None:
+                print(f"\r\033[K{text}" if target.isatty() else text, file=target, flush=True)
 
 
 class Reporter:

@@ -13,10 +13,10 @@ from sweeps.secrets import masked
 
 
 class MaskedStream(io.TextIOBase):
-    """Writes to `stream` what `masked` leaves of a text."""
+    """Writes to `stream` what `masked` leaves of a text. `terminal`: where reports of waits go too."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, terminal: TextIO | None = None) -> None:
+        self._stream, self.terminal = stream, terminal
 
     def writable(self) -> bool:
         return True
@@ -32,7 +32,7 @@ class MaskedStream(io.TextIOBase):
 @contextlib.contextmanager
 def into(stream: TextIO) -> Iterator[None]:
     """Send everything printed or logged to `stream`, masked."""
-    shown: TextIO = MaskedStream(stream)  # type: ignore[assignment]
+    shown: TextIO = MaskedStream(stream, sys.stderr)  # type: ignore[assignment]
     handler = logging.StreamHandler(shown)
     root = logging.getLogger()
     level = root.level
