@@ -96,7 +96,7 @@ def test_from_metadata_to_report(
 
     # Latents, once.
     encode = ["data", "encode", str(images), "--out", "latents", "--resolution", "64", "--autoencoder", "vae"]
-    captions = ["--captions", "--text", str(text), "--text-layer", "penultimate", "--shard-size", "16"]
+    captions = ["--captions", "--text", str(text), "--shard-size", "16"]
     done(microdit([*encode, *captions, "--cache-dir", "cache"]), capsys)
     index = json.loads((home / "latents" / "index.json").read_text())
     assert index["autoencoder"]["channels"] == stack.autoencoder["latent_channels"]
