@@ -120,7 +120,7 @@ class Results:
             try:
                 root = Path(self.client.download_artifacts(run_id, "samples", folder))
                 listing = load_json(read_text(root / "prompts.json"), "prompts.json")
-                strip = np.asarray(Image.open(root / "final.png").convert("RGB"))
+                strip = np.asarray(Image.open(root / "final.png", formats=["PNG"]).convert("RGB"))
                 return tiles(strip, listing)
             except Exception:  # no such artifact: each artifact store has its own exception for it
                 return None

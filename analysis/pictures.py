@@ -45,7 +45,7 @@ class Picture:
 
     def size(self, width: int) -> tuple[int, int]:
         """Width and height of the inlined picture."""
-        with Image.open(self.path) as picture:
+        with Image.open(self.path, formats=["PNG"]) as picture:
             return _fit(picture.size, width)
 
     def data(self, width: int) -> str:
@@ -85,7 +85,7 @@ def inline(path: Path, width: int) -> str:
 @lru_cache(maxsize=64)
 def _encoded(data: bytes, width: int, photograph: bool) -> str:
     """By contents: a study's own page and the page of all studies show the same pictures from different places."""
-    with Image.open(io.BytesIO(data)) as opened:
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
         picture = opened.convert("RGB").resize(_fit(opened.size, width), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     if photograph:

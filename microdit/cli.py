@@ -216,8 +216,11 @@ def _sample(arguments: argparse.Namespace) -> None:
 
     from microdit.diffusion import GuidanceInterval
     from microdit.sampling import generate, grid, save_png
+    from microdit.text_files import check_characters
     from microdit.trained import load_run
 
+    for number, caption in enumerate(arguments.captions, 1):
+        check_characters(caption, f"caption {number}", ConfigError)
     trained = load_run(arguments.run)
     keys = ("steps", "guidance", "guidance_by")
     changes = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}

@@ -151,7 +151,7 @@ def load_art(code: str) -> np.ndarray:
         raise DataError(_missing()) from error
     except OSError as error:
         raise DataError(f"package {DISTRIBUTION} {art_version()} lacks the drawing {code}.png: {error}") from error
-    art = np.array(Image.open(io.BytesIO(data)).convert("RGBA"))
+    art = np.array(Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGBA"))
     art[drawing.rows :] = 0
     water = np.abs(art[..., :3].astype(int) - (85, 172, 238)).sum(-1) < 110
     art[drawing.drop_blue_below :][water[drawing.drop_blue_below :]] = 0

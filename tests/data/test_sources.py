@@ -80,6 +80,20 @@ def test_what_is_no_source_is_told_what_one_is(tmp_path: Path, capsys: pytest.Ca
     assert all(word in said for word in ("folder of captioned images", "hf:NAME", "webdataset tars", "MDS"))
 
 
+def float_tiff() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.ones((9, 9), np.float32)).save(stream, "TIFF")
+    return stream.getvalue()
+
+
+def test_captions_of_tars_follow_the_rule_of_text_files(tmp_path: Path):
+    pytest.importorskip("datasets", reason=HUB)
+    changed = {"003.txt": "\ufeffone\u2028two \x85 three\r\n".encode()}
+    tar(tmp_path / "0.tar", range(10), changed)
+    assert encode(tmp_path / "*.tar", tmp_path / "out") == 0
+    assert open_images(tmp_path / "out").caption(3) == "one two three"
+
+
 def test_tars_are_read_in_order_and_go_on(tmp_path: Path):
     pytest.importorskip("datasets", reason=HUB)
     tar(tmp_path / "00.tar", range(5))
@@ -103,6 +117,8 @@ def test_tars_are_read_in_order_and_go_on(tmp_path: Path):
         ({"008.txt": b"caf\xe9"}, "the caption after 007 is not UTF-8"),
         ({"008.png": b""}, "image 008 of"),
         ({"008.txt": b""}, "008 has no caption"),
+        ({"008.txt": b"a\0b"}, "the caption of 008: the text holds a NUL"),
+        ({"008.png": float_tiff()}, "floating-point"),
         ({"001.txt": b"caf\xe9"}, "a caption among the first is not UTF-8"),
     ],
 )
