@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,6 +73,7 @@ def _load(first_line: bool) -> None:
     """Import PyTorch; a busy machine needs most of a minute for it."""
     if first_line and is_main() and "torch" not in sys.modules:
         print("loading PyTorch", file=sys.stderr, flush=True)
+    atexit.register(gc.freeze)  # at exit, Python would collect all of PyTorch's objects, which takes seconds
     with waiting("PyTorch to load"):
         import microdit.run  # noqa: F401
 

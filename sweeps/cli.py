@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import gc
 import math
 import os
 import shlex
@@ -184,6 +186,7 @@ def _load(words: Words) -> None:
     """Import what trains and records; a busy machine needs most of a minute for it, so a first line comes before."""
     if words.command in ("", "train") and is_main() and "torch" not in sys.modules:
         print("loading PyTorch and Optuna", file=sys.stderr, flush=True)
+    atexit.register(gc.freeze)  # at exit, Python would collect all of PyTorch's objects, which takes seconds
     with waiting("PyTorch and Optuna to load"):
         from sweeps.launch import launch_study  # noqa: F401
 

@@ -6,8 +6,10 @@ queue's affair. Presets lie in experiments/launcher/; `launcher=NAME` chooses on
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
 import sys
 import threading
@@ -130,13 +132,14 @@ def _live(queue_uri: str, queue_name: str, index: int) -> None:
     except Exception:
         print(masked(traceback.format_exc()), end="", file=sys.stderr, flush=True)
         code = 1
-    raise SystemExit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)  # the interpreter's own end collects all of PyTorch's objects, for up to 20 s on a busy machine
 
 
 def _end_with_the_launcher() -> None:
     """A launcher that is gone (killed, say) must not leave workers that nobody shows or stops."""
-    import os
-
     parent = multiprocessing.parent_process()
     if parent is None:
         return
