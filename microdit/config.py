@@ -62,13 +62,10 @@ ADDED = {
     "sampler.guidance_by": "caption",
     "alignment.weights": None,
 }
-# The version of what a run computes from its settings and data. Raise it when results change; say why in HISTORY, and
-# in `_unchanged` which runs stay what they were.
+# The version of what a run computes from its settings and data. Raise it when results change; say in HISTORY what
+# changed, and in `former_key` which runs stay what they were.
 ALGORITHM = 2
-HISTORY = {
-    1: "",
-    2: "the initialization became the released model's, checkpoints and runs are identified by their data's content",
-}
+HISTORY = {2: "the initialization of every network became the released model's"}
 # Stands where a value must be given; a plan is made without it. Not OmegaConf's ???, which a merge drops in silence
 # where the key has a value already.
 REQUIRED = "REQUIRED"
@@ -234,6 +231,11 @@ def training_key(config: Config) -> str:
 def former_key(config: Config) -> str | None:
     """The trial's key under algorithm 1 if the same settings mean the same there, else None."""
     return _digest(stable_mapping(config)) if _unchanged(config) else None
+
+
+def changes_since(algorithm: int) -> str:
+    """What distinguishes the runs of an older algorithm from those of this one."""
+    return "; ".join(words for version, words in sorted(HISTORY.items()) if version > algorithm) or "unknown"
 
 
 def _unchanged(config: Config) -> bool:

@@ -163,8 +163,15 @@ def read_signed(path: Path, optional: bool = False) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
+    return verified(values, optional)
+
+
+def verified(values: dict[str, Any], optional: bool = False) -> dict[str, Any]:
+    """Values of a signed JSON file without their digest; raises ValueError as `read_signed` does."""
     stored = values.pop(DIGEST, None)
-    if not (optional and stored is None) and stored != _json_digest(values):
+    if stored is None and not optional:
+        raise ValueError("it has no checksum")
+    if stored is not None and stored != _json_digest(values):
         raise ValueError("wrong checksum: the file was changed or damaged")
     return values
 

@@ -15,7 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from microdit.alignment.encoders import check_encoder
 from microdit.budget import COSTS, cost_facts
 from microdit.components import Components, build_components, choose_device, load_plugins
-from microdit.config import ALGORITHM, Config, save_config
+from microdit.config import Config, save_config
 from microdit.diffusion import Denoiser
 from microdit.encoders.text_record import text_record
 from microdit.errors import ConfigError, StopTraining
@@ -128,7 +128,6 @@ def run_facts(config: Config, components: Components, accelerator: Accelerator) 
     """What is known before the first step."""
     return {
         "data_fingerprint": components.data_fingerprint,
-        "algorithm": ALGORITHM,
         "feature_net": feature_net_name(config.evaluation),
         "sigma_data": sigma_data(config, components.train),
         "device": device_name(accelerator.device),

@@ -23,7 +23,7 @@ from sweeps.interruption import interruptible, undisturbed
 from sweeps.launchers import Presence, end_abandoned
 from sweeps.order import WorkOrder, final_name, shown_metrics, trial_attributes, unsound_scores
 from sweeps.progress import Board
-from sweeps.queue import HALT, LAUNCH, PLAN, WORKER, Queue
+from sweeps.queue import ENDED, HALT, LAUNCH, PLAN, WORKER, Queue
 from sweeps.secrets import masked
 from sweeps.store import STATUS_DONE, Launch, Store
 from sweeps.study import Study
@@ -186,6 +186,17 @@ def _fill(sweep: Sweep, order: WorkOrder, options: Options) -> None:
     finished = done.done + done.pruned
     where = masked(queue.uri)
     _tell(f"{finished} finished before, {done.waiting} to run{beside}, {options.workers} at a time ({where})")
+    _tell_outdated(sweep, options)
+
+
+def _tell_outdated(sweep: Sweep, options: Options) -> None:
+    """Report in one line which runs of older algorithms the trials still to run do not reuse, and why."""
+    latest = sweep.queue.latest().values()
+    waiting = {(t.user_attrs["arm"], int(t.user_attrs["seed"])) for t in latest if t.state not in ENDED}
+    if options.reuse and waiting:
+        words = sweep.store.outdated(sweep.launch.experiment_id, sweep.study.scale, waiting)
+        if words:
+            _tell(words)
 
 
 def _finished(sweep: Sweep, trial: Trial, options: Options) -> Any | None:
@@ -196,7 +207,7 @@ def _finished(sweep: Sweep, trial: Trial, options: Options) -> Any | None:
         return None
     if child is not None:
         return child if child.info.status == STATUS_DONE else None
-    origin = sweep.store.finished(trial.identity) if options.reuse else None
+    origin = sweep.store.finished_trial(trial) if options.reuse else None
     if origin is not None:
         sweep.store.reuse(sweep.launch, trial, origin)
     return origin

@@ -47,7 +47,7 @@ def _states(study: Study, trials: Sequence[Trial], store: Store | None, options:
     states = dict.fromkeys((trial.key for trial in trials), "pending")
     if store is not None and not study.file.search:
         for trial in trials:
-            found = store.finished(trial.identity)
+            found = store.finished_trial(trial)
             if found is not None:
                 here = found.data.tags.get("microdit.study") == study.name
                 states[trial.key] = "done" if here else "reused"

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from microdit.config import Config
+from microdit.config import ALGORITHM, Config
+from microdit.errors import DataError
 from microdit.finite import require_sound
 from microdit.training.recorder import Fact
 from sweeps.patience import Patient
@@ -24,7 +25,8 @@ from sweeps.secrets import masked, without_known
 FLUSH_SECONDS = 5.0  # one by one, sqlite takes 25 ms a metric; in batches, a hundredth of that
 BATCH = 1000  # metrics that MLflow takes at once
 SYSTEM_SECONDS = 10.0  # between two readings of the machine's load
-FACT_TAGS = ("algorithm", "data_fingerprint", "feature_net", "device", "versions")
+FACT_TAGS = ("data_fingerprint", "feature_net", "device", "versions")
+PLANNED = ("data_fingerprint", "feature_net")  # facts that are known before a run starts
 ERROR_TAGS = ("microdit.error", "microdit.traceback")
 CURVES = ("train/loss", "val/loss")  # one of each report that a run may make twice
 BUDGET = ("steps", "batch_size")  # what analysis compares runs of a study by
@@ -75,7 +77,7 @@ class MlflowRecorder:
 
     def open(self) -> str:
         """Makes the run, or wakes the one to go on with; returns its id."""
-        tags = dict(self._spec.tags) | self._provenance.tags
+        tags = dict(self._spec.tags) | self._provenance.tags | {"microdit.algorithm": str(ALGORITHM)}
         if self.run_id:
             self._seen = {name: max((p.step for p in self._history(name)), default=0) for name in CURVES}
             self._client.update_run(self.run_id, status="RUNNING")
@@ -97,6 +99,7 @@ class MlflowRecorder:
 
         if not self._open:
             self.open()
+        self._check_planned(facts)
         tags = {f"microdit.{name}": str(facts[name]) for name in FACT_TAGS}
         tags["microdit.samples"] = str(config.evaluation.samples)
         for name in BUDGET:  # also in config.yaml, which a reader of many runs would have to fetch from each
@@ -114,6 +117,17 @@ class MlflowRecorder:
                 self.artifact(path)
         self.metrics(0, {"cost/gflops_per_image": float(facts["gflops_per_image"])})
         self._start_monitor()
+
+    def _check_planned(self, facts: Mapping[str, Fact]) -> None:
+        """Raises DataError if data, prompts or scoring networks have changed since the run was planned."""
+        for name in PLANNED:
+            planned = self._spec.tags.get(f"microdit.{name}")
+            if planned and planned != str(facts[name]):
+                what = "the data" if name == "data_fingerprint" else "a scoring network or the prompts"
+                raise DataError(
+                    f"{what} of {self._spec.name} changed after this run was planned ({planned} then, {facts[name]} "
+                    "now); give the same command again to start a run on what is there now"
+                )
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Record values; raises DivergenceError, and records none, if one is no finite number."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,31 @@ from sweeps.launch import Options
 from sweeps.order import unsound_scores
 from sweeps.recorder import MlflowRecorder, RunSpec
 from sweeps.store import PROCESS_TAG, STATUS_DONE, Store
+from sweeps.trials import folder_name, identity_tags
 
 EXPERIMENT = "microdit/train"
 
 
 def train_one(config: Config, scale: str, overrides: dict[str, str], options: Options) -> int:
-    """Trains `config`, or shows what it gave if it is finished already; an interrupted run goes on.
+    """Train `config`, or show its results if it is finished already; an interrupted run is resumed.
 
     `overrides` become the run's parameters beside the seed. An `output_dir` among them is kept. Of several processes
-    (torchrun), the main one alone deals with the store.
+    (torchrun), only the main one prepares the data and uses the store.
     """
     from microdit.run import run
 
-    key = trial_key(config)
-    if "output_dir" not in overrides:
-        folder = options.root / "train" / f"{config.name}-seed{config.seed}-{key[:8]}"
-        config = dataclasses.replace(config, output_dir=str(folder))
-    recorder = _recorder(config, key, scale, overrides, options) if is_main() else None
-    if not _agreed(config, recorder is not None):
+    recorder = None
+    if is_main():
+        identity = _identity(config)
+        if "output_dir" not in overrides:
+            data = identity["microdit.data_fingerprint"]
+            name = folder_name(f"{config.name}-seed{config.seed}", trial_key(config), data)
+            config = dataclasses.replace(config, output_dir=str(options.root / "train" / name))
+        recorder = _recorder(config, identity, scale, overrides, options)
+    trains, folder = _agreed(config, recorder is not None)
+    if not trains:
         return 0
+    config = dataclasses.replace(config, output_dir=folder)
     with asked_by_signals() as stop:
         metrics = run(config, recorder, progress=True, stop=stop)
     if is_main():
@@ -42,27 +49,37 @@ def train_one(config: Config, scale: str, overrides: dict[str, str], options: Op
     return 0
 
 
-def _agreed(config: Config, trains: bool) -> bool:
-    """Whether the main process trains, as all have to know."""
+def _identity(config: Config) -> dict[str, str]:
+    """Tags of the run that `config` describes with the data, prompts and networks that are there now."""
+    from microdit.evaluation import feature_net_name
+    from microdit.run import prepare
+
+    data = prepare(config).data_fingerprint
+    return identity_tags(trial_key(config), data, feature_net_name(config.evaluation))
+
+
+def _agreed(config: Config, trains: bool) -> tuple[bool, str]:
+    """Whether the main process trains and in which folder, as all have to know."""
     if count() == 1:
-        return trains
+        return trains, config.output_dir
     from accelerate.utils import broadcast_object_list
 
     from microdit.run import build_accelerator
 
     build_accelerator(config)  # the processes meet
-    return bool(broadcast_object_list([trains])[0])
+    found = broadcast_object_list([trains, config.output_dir])
+    return bool(found[0]), str(found[1])
 
 
 def _recorder(
-    config: Config, key: str, scale: str, overrides: dict[str, str], options: Options
+    config: Config, identity: dict[str, str], scale: str, overrides: dict[str, str], options: Options
 ) -> MlflowRecorder | None:
-    """The run to record in, new or resumed; None, after showing what it gave, where it is finished already."""
+    """The run to record in, new or resumed; None, after showing its results, if it is finished already."""
     with waiting("the MLflow store to open"):
         store = Store(options.uri, options.root, options.artifacts)
         experiment = store.experiment(EXPERIMENT)
     store.end_dead_runs(EXPERIMENT)
-    before = _newest(store, experiment, key, config) if options.reuse else None
+    before = _newest(store, experiment, identity, config) if options.reuse else None
     wrong = unsound_scores(before.data.metrics) if before is not None and before.info.status == STATUS_DONE else ""
     if before is not None and wrong:
         print(f"run {before.info.run_id} finished, but {wrong}: it counts as failed and is trained again", flush=True)
@@ -71,12 +88,15 @@ def _recorder(
         print("finished before; reuse=false runs it again")
         _show({k: v for k, v in before.data.metrics.items() if k.startswith(("final/", "cost/"))}, config)
         return None
+    if before is None and options.reuse:
+        words = store.outdated(experiment, scale, {(config.name, config.seed)})
+        print(words, end="\n" if words else "", file=sys.stderr)
     tags = {
         "microdit.role": "trial",
         PROCESS_TAG: this_process(),
         "microdit.study": "train",
         "microdit.arm": config.name,
-        "microdit.trial_key": key,
+        **identity,
         "microdit.scale": scale,
         "microdit.rerun": f"microdit train {Path(config.output_dir).resolve() / 'config.yaml'}",
     }
@@ -85,11 +105,13 @@ def _recorder(
     return MlflowRecorder(options.uri, spec, before.info.run_id if before is not None else None)
 
 
-def _newest(store: Store, experiment: str, key: str, config: Config) -> Any | None:
-    """The newest run of these settings that wrote to this folder."""
-    folder = Path(config.output_dir).resolve()
-    tags = {"microdit.trial_key": key, "microdit.output_dir": str(folder)}
-    return next(iter(search_runs(store.client, [experiment], tags, most=1)), None)
+def _newest(store: Store, experiment: str, identity: dict[str, str], config: Config) -> Any | None:
+    """The newest run of this identity that wrote to this folder, or that was killed before it recorded its folder."""
+    folder = str(Path(config.output_dir).resolve())
+    for run in search_runs(store.client, [experiment], identity, most=50):
+        if run.data.tags.get("microdit.output_dir", folder) == folder:
+            return run
+    return None
 
 
 def _show(metrics: dict[str, float], config: Config) -> None:

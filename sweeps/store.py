@@ -8,7 +8,8 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from microdit.config import ALGORITHM, changes_since
 from microdit.errors import ConfigError
 from microdit.files import write_text
 from microdit.finite import is_sound
@@ -149,6 +151,28 @@ class Store:
         originals = [run for run in found if "microdit.reused_from" not in run.data.tags]
         return next(iter([*originals, *found]), None)
 
+    def finished_trial(self, trial: Trial) -> Any | None:
+        """The newest finished run of `trial`, by this algorithm or by an older one that computed the same."""
+        found = self.finished(trial.identity)
+        return self.finished(trial.former) if found is None and trial.former else found
+
+    def outdated(self, experiment: str, scale: str, names: Collection[tuple[str, int]]) -> str:
+        """One line about runs of older algorithms with these arms and seeds, which aren't reused; '' if none."""
+        words = f"tags.`microdit.role` = 'trial' and tags.`microdit.scale` = '{scale}'"
+        counts: dict[int, Counter[str]] = {}
+        for run in self.client.search_runs([experiment], words, max_results=5000):
+            algorithm = int(run.data.tags.get("microdit.algorithm", "1"))
+            name = run.data.tags.get("microdit.arm", ""), int(run.data.params.get("seed", -1))
+            if algorithm < ALGORITHM and name in names:
+                state = "finished" if run.info.status == STATUS_DONE else "unfinished"
+                counts.setdefault(algorithm, Counter())[state] += 1
+        parts = []
+        for algorithm, count in sorted(counts.items()):
+            listed = " and ".join(f"{n} {state}" for state, n in sorted(count.items()))
+            verb = "runs" if count.total() > 1 else "run"
+            parts.append(f"{listed} {verb} of algorithm {algorithm} are not reused: {changes_since(algorithm)}")
+        return "; ".join(parts) + " (they stay in the store)" if parts else ""
+
     def child(self, launch: Launch, key: str) -> Any | None:
         """The newest run of trial `key` under this launch; half a copy of a reused run is swept away."""
         tags = {"microdit.trial_key": key, PARENT: launch.parent_id}
@@ -170,6 +194,8 @@ class Store:
             "microdit.study": trial.study,
             "microdit.scale": trial.scale,
             "microdit.arm": trial.arm,
+            "microdit.algorithm": str(ALGORITHM),
+            **trial.identity,
         }
         run = self.client.create_run(launch.experiment_id, run_name=trial.name, tags=tags)
         metrics = [

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from microdit.budget import training_flops
-from microdit.config import Config, config_from_mapping, stable_mapping, trial_key
+from microdit.config import Config, config_from_mapping, former_key, stable_mapping, trial_key
 from microdit.config_io import flatten
 from microdit.errors import ConfigError, nearest
 from microdit.sizes import check_stated_sizes
@@ -36,6 +36,7 @@ class Trial:
     params: Mapping[str, Any]  # flattened settings that differ within the study
     data_fingerprint: str = ""  # of what it trains on, once that is prepared
     feature_net: str = ""  # what it is scored on
+    former: Mapping[str, str] = field(default_factory=dict)  # its identity under an older algorithm that did the same
 
     @property
     def name(self) -> str:
@@ -44,12 +45,22 @@ class Trial:
     @property
     def identity(self) -> dict[str, str]:
         """Tags that a run must have to be this trial: settings, seed, data and scoring networks."""
-        tags = {
-            "microdit.trial_key": self.key,
-            "microdit.data_fingerprint": self.data_fingerprint,
-            "microdit.feature_net": self.feature_net,
-        }
-        return {name: value for name, value in tags.items() if value}
+        return identity_tags(self.key, self.data_fingerprint, self.feature_net)
+
+
+def identity_tags(key: str, data_fingerprint: str, feature_net: str) -> dict[str, str]:
+    """Tags that make two runs the same: settings, seed and algorithm, content of the data, and what scores them."""
+    tags = {
+        "microdit.trial_key": key,
+        "microdit.data_fingerprint": data_fingerprint,
+        "microdit.feature_net": feature_net,
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def folder_name(name: str, key: str, data_fingerprint: str) -> str:
+    """A run's folder: its name, and a digest of settings and data, so that other data never meet its checkpoints."""
+    return f"{name}-{hashlib.sha256(f'{key}/{data_fingerprint}'.encode()).hexdigest()[:8]}"
 
 
 def plan_trials(study: Study, overrides: Sequence[str], complete: bool = True) -> list[Trial]:
@@ -108,7 +119,7 @@ def prepare_trials(trials: Sequence[Trial], root: Path, suffix: str = "") -> lis
 
     for trial in trials:  # what the last one lacks is told before the first one's images are encoded
         check_files(trial.config)
-    fingerprints: dict[object, str] = {}
+    fingerprints: dict[object, tuple[str, str]] = {}
     ready = []
     for trial in trials:
         config = trial.config
@@ -116,14 +127,27 @@ def prepare_trials(trials: Sequence[Trial], root: Path, suffix: str = "") -> lis
         sizes = (model.in_channels, model.input_size, model.caption_channels, config.evaluation.samples)
         shared = (config.data, config.autoencoder, config.text, config.alignment, model.side, *sizes)
         if shared not in fingerprints:
-            fingerprints[shared] = prepare(config).data_fingerprint
-        data = fingerprints[shared]
-        digest = hashlib.sha256(f"{trial.key}/{data}".encode()).hexdigest()[:8]
-        folder = root / trial.study / trial.scale / f"{trial.arm}-seed{trial.seed}-{digest}{suffix}"
+            components = prepare(config)
+            fingerprints[shared] = components.data_fingerprint, components.train.fingerprint
+        data, train_data = fingerprints[shared]
+        name = folder_name(f"{trial.arm}-seed{trial.seed}", trial.key, data)
+        folder = root / trial.study / trial.scale / f"{name}{suffix}"
         config = dataclasses.replace(config, output_dir=str(folder))
         net = feature_net_name(config.evaluation)
-        ready.append(dataclasses.replace(trial, config=config, data_fingerprint=data, feature_net=net))
+        former = _former_identity(config, train_data, net)
+        ready.append(dataclasses.replace(trial, config=config, data_fingerprint=data, feature_net=net, former=former))
     return ready
+
+
+def _former_identity(config: Config, train_data: str, feature_net: str) -> dict[str, str]:
+    """Tags of a run of algorithm 1 that computed what `config` does now; {} if there can be none.
+
+    Algorithm 1 named the data by its training split alone, which also fixes the other split of generated scenes and of
+    encoded images, but not of a folder.
+    """
+    key = former_key(config)
+    whole = config.data.name == "emoji-captions" or (config.data.name == "latents" and config.data.originals is None)
+    return identity_tags(key, train_data, feature_net) if key is not None and whole else {}
 
 
 def check_holds(study: Study, configs: Mapping[str, Config]) -> None:

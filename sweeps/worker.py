@@ -105,7 +105,7 @@ class Worker:
             if not unsound_scores(before.data.metrics):  # ended, and killed before the queue had it
                 return self._done(claimed, before.data.metrics, heart)
             before = None  # it counts as failed
-        origin = self.store.finished(trial.identity) if self.order.reuse else None
+        origin = self.store.finished_trial(trial) if self.order.reuse else None
         if origin is not None:
             self.store.reuse(self.launch, trial, origin)
             self.queue.note(claimed._trial_id, reused_from=origin.info.run_id)
@@ -178,7 +178,7 @@ class Worker:
         tags = {
             "mlflow.parentRunId": self.launch.parent_id,
             "microdit.role": "trial",
-            "microdit.trial_key": trial.key,
+            **trial.identity,
             "microdit.study": trial.study,
             "microdit.arm": trial.arm,
             "microdit.scale": trial.scale,

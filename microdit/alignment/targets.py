@@ -7,7 +7,7 @@ a lock and renamed into place whole, and is then only read; it takes 2 N T E byt
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,14 @@ from torch import Tensor
 from microdit.alignment.config import AlignmentConfig
 from microdit.alignment.encoders import PatchEncoder, build_encoder
 from microdit.data.base import CaptionedImages
-from microdit.errors import ConfigError
-from microdit.files import atomic_path
+from microdit.data.verify import CHECKED, damaged
+from microdit.errors import ConfigError, DataError
+from microdit.files import atomic_path, read_signed, signed
+
+log = logging.getLogger(__name__)
 
 FORMAT = "patches-1"
+FEATURES, HEADER = "features.npy", "header.json"
 BATCH = 64  # images encoded at once
 
 
@@ -66,12 +70,44 @@ def encode_targets(images: CaptionedImages, encoder: PatchEncoder, cache_dir: Pa
     folder = cache_dir / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
+        shape = (len(images), encoder.side**2, encoder.width)
+        found = _opened(folder, shape, cache_dir / CHECKED)
+        if found is None:
             with atomic_path(folder) as temporary:
                 temporary.mkdir()
-                _write(images, encoder, temporary / "features.npy")
-                (temporary / "header.json").write_text(json.dumps(identity), encoding="utf-8")
-    return PatchTargets(np.load(folder / "features.npy", mmap_mode="r"), key)
+                _write(images, encoder, temporary / FEATURES)
+                facts = {**identity, "features": _digest(temporary / FEATURES)}
+                (temporary / HEADER).write_text(signed(facts), encoding="utf-8")
+            found = np.load(folder / FEATURES, mmap_mode="r")
+    return PatchTargets(found, key)
+
+
+def _opened(folder: Path, shape: tuple[int, ...], memory: Path) -> np.ndarray | None:
+    """The features in `folder`; None if there are none, or, with a line in the log, if they are damaged."""
+    if not folder.is_dir():
+        return None
+    path = folder / FEATURES
+    try:
+        expected = read_signed(folder / HEADER)["features"]
+
+        def check(path: Path) -> None:
+            if _digest(path) != expected:
+                raise DataError(f"{path}: wrong checksum: the file was changed or damaged")
+
+        for _, why in damaged([path], check, memory, str(expected)):
+            raise ValueError(why)
+        features = np.load(path, mmap_mode="r")
+        if features.shape != shape or features.dtype != np.float16:
+            raise ValueError(f"{path}: it holds {features.dtype} {features.shape}, not float16 {shape}")
+        return features
+    except (OSError, ValueError, KeyError) as error:
+        log.warning("%s is damaged (%s); encoded again", folder, error)
+        return None
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write(images: CaptionedImages, encoder: PatchEncoder, path: Path) -> None:

@@ -7,8 +7,9 @@ one that was interrupted goes on where it stopped. M captions, S tokens, Y width
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,12 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from microdit.data.shards import SUFFIX, Rows, Shard, open_shard, write_shard
+from microdit.data.shards import REMEDY, SUFFIX, Rows, Shard, check_shard, open_shard, write_shard
+from microdit.data.verify import damaged, read_verified
 from microdit.encoders.text import TextEncoder
 from microdit.errors import DataError, shown
-from microdit.files import write_text
+from microdit.files import read_signed, signed, write_text
 from microdit.model.captions import Captions, as_stored, parts, with_mask
-from microdit.text_files import read_json_object
+
+log = logging.getLogger(__name__)
 
 FORMAT = "microdit-captions-1"
 HEADER, PREFIX = "header.json", "captions-"  # a store's folder is PREFIX and the first digits of its encoder's name
@@ -58,7 +61,7 @@ class CaptionStore:
 
     def __init__(self, folder: Path) -> None:
         try:
-            self.header: Mapping[str, Any] = read_json_object(folder / HEADER)
+            self.header: Mapping[str, Any] = read_verified(folder / HEADER)
             kind, sizes = self.header["format"], (self.header["length"], self.header["width"])
         except KeyError as error:
             raise DataError(f"{folder / HEADER}: {error} is missing") from None
@@ -121,12 +124,40 @@ class CaptionStore:
         self._index()
 
 
-def create_store(folder: Path, header: Mapping[str, Any]) -> CaptionStore:
-    """Opens the store in `folder`, or begins one; `header` has `fingerprint`, `length`, `width`."""
-    if not (folder / HEADER).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / HEADER, json.dumps({"format": FORMAT, **header}, indent=1, ensure_ascii=False))
+def create_store(folder: Path, header: Mapping[str, Any], memory: Path | None = None) -> CaptionStore:
+    """Open the store in `folder`, or begin one; `header` has `fingerprint`, `length`, `width`.
+
+    Damaged files are removed, with a line in the log: their captions have no features then and are encoded again.
+    `memory` is a folder that keeps which files were found good.
+    """
+    path = folder / HEADER
+    if not _is_header(path, header):
+        if path.exists():
+            log.warning("%s: damaged, or of another text encoder; written again", path)
+        write_text(path, signed({"format": FORMAT, **header}))
+    shape = (header["length"], header["width"])
+    for bad, why in damaged(sorted(folder.glob(f"*{SUFFIX}")), partial(_check, shape=shape), memory, str(shape)):
+        log.warning("%s; its captions are encoded again", why.removesuffix(f"; {REMEDY}"))
+        bad.unlink(missing_ok=True)
     return CaptionStore(folder)
+
+
+def _is_header(path: Path, header: Mapping[str, Any]) -> bool:
+    try:
+        found = read_signed(path, optional=True)
+    except (OSError, ValueError):
+        return False
+    keys = ("fingerprint", "length", "width")
+    return found.get("format") == FORMAT and [found.get(key) for key in keys] == [header[key] for key in keys]
+
+
+def _check(path: Path, shape: tuple[int, int]) -> None:
+    """Raises DataError where a file of features is not what was written, or of other sizes."""
+    check_shard(path)
+    shard = open_shard(path)
+    found = shard["features"].shape
+    if found[1:] != shape or shard["digests"].shape != found[:1]:
+        raise DataError(f"{path}: its features are {found}, not (M, {shape[0]}, {shape[1]})")
 
 
 def text_header(encoder: TextEncoder, **more: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,10 +25,10 @@ from microdit.data.caption_store import digests
 from microdit.data.encode_job import Job
 from microdit.data.encoded_images import FORMAT, HEADER, INDEX, SPLITS, sigma_of
 from microdit.data.shards import DIGITS, SUFFIX, open_shard, pack, write_shard
+from microdit.data.verify import read_verified
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.errors import ConfigError, DataError
-from microdit.files import write_text
-from microdit.text_files import read_json_object
+from microdit.files import signed, sweep, write_text
 
 log = logging.getLogger(__name__)
 
@@ -163,10 +162,10 @@ def begin(source: Source, latents: Latents, folder: Path, job: Job) -> None:
     path = folder / HEADER
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(header, indent=1, ensure_ascii=False))
+        write_text(path, signed(header))
         return
     try:
-        there = read_json_object(path)
+        there = read_verified(path)
     except DataError as error:
         raise DataError(f"{error}; start anew with another --out") from None
     for key, value in flatten(json.loads(json.dumps(header))).items():
@@ -271,7 +270,7 @@ def _finish(folder: Path, paths: Sequence[Path]) -> None:
         skipped += shard.facts["skipped"]
         size = path.stat().st_size
         entries.append({"file": path.name, "count": len(shard["labels"]), "bytes": size, "sha256": path.stem[-DIGITS:]})
-    header = read_json_object(folder / HEADER)
+    header = read_verified(folder / HEADER)
     index = header | {
         "fingerprint": hashlib.sha256(json.dumps([FORMAT, *entries]).encode()).hexdigest(),
         "statistics": statistics,
@@ -280,9 +279,8 @@ def _finish(folder: Path, paths: Sequence[Path]) -> None:
         "skipped": skipped,
         "shards": entries,
     }
-    for left in folder.glob(".shard.*"):  # of processes that were killed
-        shutil.rmtree(left, ignore_errors=True)
-    write_text(folder / INDEX, json.dumps(index, indent=1, ensure_ascii=False))
+    sweep(folder)
+    write_text(folder / INDEX, signed(index))
 
 
 def _psnr(errors: Sequence[float]) -> float | None:

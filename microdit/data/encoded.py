@@ -7,6 +7,7 @@ interrupted start goes on too. N images, C channels, S text tokens, Y width of t
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,11 +30,17 @@ from microdit.data.caption_store import (
 )
 from microdit.data.encode import EncodedPictures, Record, chunk_ranges, write_images
 from microdit.data.encode_job import Job
-from microdit.data.encoded_images import INDEX, EncodedImages, open_images
+from microdit.data.encoded_images import HEADER, INDEX, EncodedImages, open_images
+from microdit.data.shards import REMEDY, SUFFIX, check_shard
+from microdit.data.verify import CHECKED, damaged
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.encoders.text import TextEncoder
+from microdit.errors import DataError
+from microdit.files import read_signed
 from microdit.model.captions import Captions
 from microdit.rng import generator
+
+log = logging.getLogger(__name__)
 
 FORMAT = "encoded-2"
 
@@ -93,12 +100,34 @@ def encode_dataset(
     folder = Path(cache_dir) / _key(dataset.fingerprint, autoencoder.fingerprint)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
+        _discard_damaged(folder, Path(cache_dir) / CHECKED)
         if not (folder / INDEX).is_file():
             text_encoder.encode([""])  # weights that can't be loaded are found here, before the pictures' long work
             pictures = EncodedPictures(autoencoder, dataset.resolution, "")
             write_images(AsSource(dataset), pictures, folder, job)
     images = open_images(folder)
     return with_captions(images, None, text_encoder, Path(cache_dir), store_captions)
+
+
+def _discard_damaged(folder: Path, memory: Path) -> None:
+    """Remove what is damaged in a cache folder, with one line in the log, so that it is encoded again."""
+    bad = damaged(sorted(folder.glob(f"*{SUFFIX}")), check_shard, memory)
+    for name in (INDEX, HEADER):
+        try:
+            read_signed(folder / name)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            bad.append((folder / name, f"{folder / name}: {error}"))
+    if not bad and (folder / INDEX).is_file():
+        try:
+            open_images(folder)
+        except DataError as error:  # a file is missing or doesn't fit
+            bad.append((folder / INDEX, str(error)))
+    if bad:
+        log.warning("%s; encoded again (%d files)", bad[0][1].removesuffix(f"; {REMEDY}"), len(bad))
+    for path in {*(path for path, _ in bad), *([folder / INDEX] if bad else [])}:
+        path.unlink(missing_ok=True)
 
 
 def with_captions(
@@ -114,7 +143,7 @@ def with_captions(
         folder = cache_dir / store_name(text_encoder.fingerprint)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            store = create_store(folder, text_header(text_encoder))
+            store = create_store(folder, text_header(text_encoder), cache_dir / CHECKED)
             if not store.knows(images.digests).all():
                 encode_captions(store, (images.caption(i) for i in range(len(images))), text_encoder)
         features = StoredCaptions(store, images.digests)

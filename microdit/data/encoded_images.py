@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from microdit.data.shards import REMEDY, Rows, Shard, check_digest, open_shard, unpack
+from microdit.data.verify import damaged, read_verified
 from microdit.errors import DataError, shown
-from microdit.files import write_text
-from microdit.text_files import read_json_object
 
 FORMAT = "microdit-latents-1"
 INDEX, HEADER = "index.json", "header.json"
@@ -85,7 +83,7 @@ def read_index(folder: Path) -> dict[str, Any]:
             )
         raise DataError(f"{folder} has no {INDEX}; encoded images are made by 'microdit data encode SOURCE --out DIR'")
     try:
-        index = read_json_object(path)
+        index = read_verified(path)
         kind = index["format"]
         names = [entry["file"] for entry in index["shards"]]
     except (ValueError, KeyError, TypeError) as error:
@@ -176,10 +174,6 @@ def check_all(files: list[Path], memory: Path) -> None:
 
     Raises DataError naming the file that was changed.
     """
-    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    mark = memory / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
-    if mark.is_file():
-        return
-    for path in files:
-        check_digest(path)
-    write_text(mark, "".join(f"{path}\n" for path, _, _ in facts))
+    bad = damaged(files, check_digest, memory)
+    if bad:
+        raise DataError(bad[0][1])

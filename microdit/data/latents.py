@@ -19,6 +19,7 @@ from microdit.data.caption_store import HEADER, PREFIX, CaptionStore, StoredCapt
 from microdit.data.encoded import EncodedDataset, with_captions
 from microdit.data.encoded_images import as_words, check_all, open_images, read_index, settings_of
 from microdit.data.image_files import load_square
+from microdit.data.verify import CHECKED
 from microdit.encoders.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextEncoder
 from microdit.errors import ConfigError, DataError
@@ -96,7 +97,7 @@ class LatentImages:
         """
         store = self._store(text_encoder)
         files = [shard.path for shard in self.images.shards] + (store.files if store else [])
-        check_all(files, cache_dir / "checked")
+        check_all(files, cache_dir / CHECKED)
         data = with_captions(self.images, self.split, text_encoder, cache_dir, store_captions and store is None)
         return data if store is None else data.with_features(StoredCaptions(store, self.images.digests))
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from microdit.errors import DataError, shown
+from microdit.files import scratch_folder
 
 SUFFIX = ".safetensors"
 DIGITS = 16  # of the digest that a name ends in
@@ -47,16 +46,13 @@ class Shard:
 def write_shard(folder: Path, prefix: str, tensors: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Path:
     """Writes `folder`/`prefix`DIGEST.safetensors and returns its path; tensors of a type in DTYPES."""
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".shard.", dir=folder))
-    try:
+    with scratch_folder(folder, "shard") as scratch:
         temporary = scratch / "shard"
         arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         save_file(arrays, temporary, {"facts": json.dumps(facts, ensure_ascii=False)})
         target = folder / f"{prefix}{digest_of(temporary)}{SUFFIX}"
         temporary.chmod(0o644)  # the library makes files that nobody else can read
         os.replace(temporary, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
@@ -94,6 +90,12 @@ def open_shard(path: Path) -> Shard:
 def _view(data: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
     start, end = entry["data_offsets"]
     return data[start:end].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+
+
+def check_shard(path: Path) -> None:
+    """Raises DataError where it can't be opened as a shard, or isn't what was written."""
+    open_shard(path)
+    check_digest(path)
 
 
 def check_digest(path: Path) -> None:

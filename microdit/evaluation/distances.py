@@ -8,9 +8,8 @@ features, ours on the chosen network's. All but the Fréchet distances of `exact
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from microdit.encoders.scoring import ScoringClip
-from microdit.errors import DataError
+from microdit.errors import CheckpointError, DataError
 from microdit.evaluation.config import EvalConfig
 from microdit.evaluation.frechet import Moments, frechet_distance
 from microdit.evaluation.networks import FEATURES_VERSION, FeatureNet
 from microdit.evaluation.reference import Pictures, RealPictures, RealSets
-from microdit.files import write_text
+from microdit.files import atomic_path, read_signed, signed, write_text
+from microdit.tensors import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 
 NEIGHBOURS = 3  # Kynkäänniemi et al.'s k, torch-fidelity's default
 PRC_ROWS = 2048  # pictures at once whose distances to all others are held: 0.8 GB in float64 against 50,000
 OVERLAP = ("precision", "recall")
+FEATURES = "features"  # the tensor in a file of the cache
 
 
 class Distances:
@@ -69,33 +70,61 @@ class Distances:
         path = self.cache / name
         # A lock of the operating system: it is free again when its holder dies.
         with FileLock(f"{path}.lock"):
-            if path.is_file():
-                return json.loads(path.read_text(encoding="utf-8"))
-            values = self._measure(RealPictures(self.real.data, self.real.held), net, metrics)
-            write_text(path, json.dumps(values))
-            return values
+            found = _stored_floors(path, metrics)
+            if found is None:
+                found = self._measure(RealPictures(self.real.data, self.real.held), net, metrics)
+                write_text(path, signed(found))
+            return found
 
     def _reference_name(self, net: FeatureNet) -> str:
         """Names the reference's features on disk by all that determines them: data, count, weights, resizing."""
         return f"v{FEATURES_VERSION}-{self.real.name}-{net.name}-{net.digest[:12]}-{net.resize}"
 
     def _measure(self, pictures: Pictures | RealPictures, net: FeatureNet, metrics: Sequence[str]) -> dict[str, float]:
-        import torch_fidelity as tf
+        """`metrics` of `pictures`, by torch-fidelity's functions of features; its own cache, of pickles, is off."""
+        from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+        from torch_fidelity.metric_kid import kid_features_to_metric
+        from torch_fidelity.metric_prc import prc_features_to_metric
+        from torch_fidelity.utils import create_feature_extractor
 
-        from microdit.evaluation.features import register
+        from microdit.evaluation.features import EXTRACTORS, register
 
-        reference: Dataset[Tensor] = RealPictures(self.real.data, self.real.reference)
-        options: dict[str, Any] = {
-            "input1": pictures,
-            "input2": reference,
-            "input2_cache_name": self._reference_name(net),
-            "feature_extractor": register(net.name),
+        options = self._options(net, len(pictures))
+        layer = EXTRACTORS[net.name].get_default_feature_layer_for_metric("fid")
+        extractor = create_feature_extractor(register(net.name), [layer], **options)
+
+        def features(of: Dataset[Tensor]) -> Tensor:
+            return _features(of, extractor, layer, options)
+
+        path = self.cache / f"{self._reference_name(net)}-features-{layer}.safetensors"
+
+        def of_reference() -> Tensor:
+            shape = (len(self.real.reference), net.width)
+            reference = RealPictures(self.real.data, self.real.reference)
+            return _kept(path, shape, lambda: features(reference))
+
+        own, found = features(pictures), {}
+        if "fd" in metrics and net.exact:
+            real = self._moments(net, of_reference)
+            found[_keys()["fd"]] = frechet_distance(Moments.of(own.numpy()), real)
+        elif "fd" in metrics:
+            statistics = [fid_features_to_statistics(one) for one in (own, of_reference())]
+            found |= fid_statistics_to_metric(*statistics, verbose=False)
+        if "kid" in metrics:
+            found |= kid_features_to_metric(own, of_reference(), **options)
+        if set(OVERLAP) & set(metrics):
+            found |= prc_features_to_metric(own, of_reference(), **options)
+        return {name: float(found[_keys()[name]]) for name in metrics}
+
+    def _options(self, net: FeatureNet, count: int) -> dict[str, Any]:
+        """torch-fidelity's settings for `count` pictures."""
+        return {
+            "cache": False,
             "kid_subsets": self.config.kid_subsets,
-            "kid_subset_size": min(self.config.kid_subset_size, len(pictures), len(self.real.reference)),
+            "kid_subset_size": min(self.config.kid_subset_size, count, len(self.real.reference)),
             "prc_neighborhood": NEIGHBOURS,
             "prc_batch_size": PRC_ROWS,
             "batch_size": self.config.batch_size,
-            "cache_root": str(self.cache),
             "rng_seed": self.config.seed,
             "cuda": torch.cuda.is_available(),
             "verbose": False,
@@ -103,39 +132,22 @@ class Distances:
             "scoring_clip": self.clip,  # torch-fidelity hands these two to the extractor's constructor
             "feature_net": net,
         }
-        if net.exact:
-            return self._exact(net, metrics, options)
-        asked = {"fid": "fd" in metrics, "kid": "kid" in metrics, "prc": bool(set(OVERLAP) & set(metrics))}
-        found = tf.calculate_metrics(**options, **asked)
-        return {name: float(found[_keys()[name]]) for name in metrics}
 
-    def _exact(self, net: FeatureNet, metrics: Sequence[str], options: dict[str, Any]) -> dict[str, float]:
-        """As torch-fidelity, from the same features, with the Fréchet distance by `frechet_distance`."""
-        from torch_fidelity.metric_kid import kid_features_to_metric
-        from torch_fidelity.metric_prc import prc_features_to_metric
-        from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id_cached
-
-        from microdit.evaluation.features import EXTRACTORS
-
-        layer = EXTRACTORS[net.name].get_default_feature_layer_for_metric("fid")
-        extractor = create_feature_extractor(options["feature_extractor"], [layer], **options)
-
-        def features(of: int) -> Tensor:
-            return extract_featuresdict_from_input_id_cached(of, extractor, **options)[layer]
-
-        own, found = features(1), {}
-        if "fd" in metrics:
-            path = self.cache / f"{self._reference_name(net)}-moments.npz"
-            if not path.is_file():
-                Moments.of(features(2).numpy()).save(path)
-            found[_keys()["fd"]] = frechet_distance(Moments.of(own.numpy()), Moments.load(path))
-        if set(metrics) - {"fd"}:
-            real = features(2)
-            if "kid" in metrics:
-                found |= kid_features_to_metric(own, real, **options)
-            if set(OVERLAP) & set(metrics):
-                found |= prc_features_to_metric(own, real, **options)
-        return {name: float(found[_keys()[name]]) for name in metrics}
+    def _moments(self, net: FeatureNet, features: Callable[[], Tensor]) -> Moments:
+        """Moments of the reference's features, kept on disk."""
+        path = self.cache / f"{self._reference_name(net)}-moments.safetensors"
+        if path.is_file():
+            try:
+                found = Moments.load(path)
+                if found.mean.shape == (net.width,) and found.root.shape[1:] == (net.width,):
+                    return found
+                reason = f"{path}: its sizes are not the network's"
+            except CheckpointError as error:
+                reason = str(error)
+            log.warning("%s; computed again", reason)
+        made = Moments.of(features().numpy())
+        made.save(path)
+        return made
 
     def _check_neighbours(self, count: int) -> None:
         least = min(count, len(self.real.reference), len(self.real.held))
@@ -152,6 +164,43 @@ class Distances:
                 "upward. Compare it only with others of %d samples and with its floor, %.4g",
                 *(count, net.width, net.title, count, floors["fd"]),
             )
+
+
+def _features(pictures: Dataset[Tensor], extractor: Any, layer: str, options: Mapping[str, Any]) -> Tensor:
+    """Features (N, F) of pictures, on the CPU."""
+    from torch_fidelity.utils import get_featuresdict_from_dataset
+
+    names = ("batch_size", "cuda", "save_cpu_ram", "verbose")
+    return get_featuresdict_from_dataset(pictures, extractor, **{name: options[name] for name in names})[layer]
+
+
+def _kept(path: Path, shape: tuple[int, int], compute: Callable[[], Tensor]) -> Tensor:
+    """The features at `path`, verified; computed, and kept there, if they are missing or, with a log line, damaged."""
+    if path.is_file():
+        try:
+            found = read_tensors(path, signed=True)
+            if found.keys() == {FEATURES} and found[FEATURES].shape == shape:
+                return found[FEATURES]
+            reason = f"{path}: holds {', '.join(found)}, not the features of {shape[0]} pictures"
+        except CheckpointError as error:
+            reason = str(error)
+        log.warning("%s; computed again", reason)
+    made = compute().contiguous()
+    with atomic_path(path) as temporary:
+        write_tensors(temporary, {FEATURES: made})
+    return made
+
+
+def _stored_floors(path: Path, metrics: Sequence[str]) -> dict[str, float] | None:
+    """The scores of real pictures at `path`; None if they are missing or, with a log line, damaged."""
+    if not path.is_file():
+        return None
+    try:
+        found = read_signed(path)
+        return {name: float(found[name]) for name in metrics}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s: %s; computed again", path, error)
+        return None
 
 
 def _keys() -> dict[str, str]:

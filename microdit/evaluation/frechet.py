@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.linalg import svdvals
 
+from microdit.errors import CheckpointError
 from microdit.files import atomic_path
+from microdit.tensors import read_tensors, write_tensors
 
 TOLERANCE = 1e-7  # of the distance: rounding that the quick route may add to it, by a generous estimate
 
@@ -39,15 +42,17 @@ class Moments:
             return Moments(mean, np.asarray(np.linalg.qr(centred, mode="r")))
 
     def save(self, path: Path) -> None:
-        """Writes both, atomically."""
-        with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, mean=self.mean, root=self.root)
+        """Write both with a digest, atomically."""
+        with atomic_path(path) as temporary:
+            write_tensors(temporary, {"mean": torch.from_numpy(self.mean), "root": torch.from_numpy(self.root)})
 
     @staticmethod
     def load(path: Path) -> Moments:
-        """What `save` wrote."""
-        with np.load(path) as stored:
-            return Moments(stored["mean"], stored["root"])
+        """Read what `save` wrote; raises CheckpointError if it is damaged."""
+        stored = read_tensors(path, signed=True)
+        if stored.keys() != {"mean", "root"}:
+            raise CheckpointError(f"{path}: holds {', '.join(stored)}, not mean and root")
+        return Moments(stored["mean"].numpy(), stored["root"].numpy())
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
