@@ -14,6 +14,7 @@ from analysis.filters import experiments, search_runs
 from analysis.load import Results, load
 from analysis.paper import facts
 from analysis.report import Store, publish, study_folder, write
+from analysis.scratch import scratch_folder, sweep
 from analysis.secrets import masked
 from analysis.sections import PAGE, Section, section
 from analysis.sets import Choice
@@ -122,10 +123,10 @@ def _check_scale(client: Any, scale: str) -> None:
 
 def _put(path: Path, text: str) -> None:
     """By a rename, so that a reader never meets half a page."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    sweep(path.parent)
     try:
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
+        with scratch_folder(path.parent, path.name) as scratch:
+            (scratch / path.name).write_text(text, encoding="utf-8")
+            os.replace(scratch / path.name, path)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise ReportError(f"{path} can't be written: {error.strerror or error}") from None

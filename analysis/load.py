@@ -26,6 +26,7 @@ from analysis.study import TRIAL, Study, find_experiment, find_launch, hue_of, r
 
 MEASURED = ("final/", "cost/")
 TAGS = (
+    "algorithm",
     "data_fingerprint",
     "feature_net",
     "samples",
@@ -36,6 +37,7 @@ TAGS = (
     "trial_key",
     "command",
 )
+ABSENT = {"reused_from": "", "algorithm": "1"}  # what a missing tag means: only algorithm 1 wrote none
 PLACES = ("x", "hue", "outcome")
 BAND = "val/loss_q"
 BANDS = re.compile(BAND + r"\d+")  # the last validation loss, by quarter of the noise levels
@@ -241,7 +243,7 @@ def _row(run: Any, study: Study, arm: str, seed: int, configs: Configs | None) -
     kept = {k: v for k, v in sorted(metrics.items()) if k.startswith(MEASURED)}
     row |= kept | {k: v for k, v in sorted(metrics.items()) if BANDS.fullmatch(k)}
     for name in (*TAGS, "reused_from"):
-        row[f"tag.{name}"] = tags.get(f"microdit.{name}", "" if name == "reused_from" else NOT_RECORDED)
+        row[f"tag.{name}"] = tags.get(f"microdit.{name}", ABSENT.get(name, NOT_RECORDED))
     if configs is not None:
         row |= _budget(run, configs)
     return row | {f"param.{k}": v for k, v in sorted(params.items()) if k != "seed"}

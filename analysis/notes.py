@@ -34,7 +34,9 @@ def notes(results: Results) -> list[str]:
     found.append(f"Hardware: {hardware}; seconds are wall-clock for training, on a machine that may be shared.{holds}")
     dirty = " with uncommitted changes" if "true" in set(frame["tag.git_dirty"]) else ""
     commits = ", ".join(dict.fromkeys(str(commit)[:10] for commit in frame["tag.git_commit"]))
-    found.append(f"Scale {study.scale}; code {commits}{dirty}; data {results.tag('data_fingerprint')[:16]}.")
+    algorithm = f", algorithm {results.tag('algorithm')}" if results.tags("algorithm") != ["1"] else ""
+    data = results.tag("data_fingerprint")[:16]
+    found.append(f"Scale {study.scale}; code {commits}{dirty}{algorithm}; data {data}.")
     reused = int((frame["tag.reused_from"] != "").sum())
     if reused:
         found.append(f"{reused} of {len(frame)} runs were trained in an earlier launch and reused.")

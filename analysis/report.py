@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from analysis.load import Results
 from analysis.notes import notes
 from analysis.prose import sentences
 from analysis.samples import sample_figure
+from analysis.scratch import scratch_folder, sweep
 from analysis.search import search_figures
 from analysis.sections import PAGE, answer, commands
 from analysis.store import brief
@@ -65,9 +64,10 @@ def write(results: Results, folder: Path, store: str = "") -> list[Path]:
     All are made before the first is put in place, and each is put there by a rename; a file of the user's own that lies
     in `folder` stays. A figure is left out, and an older one removed, where no run has what it shows.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".report.", dir=folder))
-    try:
+    sweep(folder)
+    with scratch_folder(folder, "report") as own:
+        scratch = own / "files"
+        scratch.mkdir()
         _make(results, scratch)
         page_html = study_page(results, sorted(scratch.iterdir()), store)
         (scratch / PAGE).write_text(page_html, encoding="utf-8")
@@ -77,8 +77,6 @@ def write(results: Results, folder: Path, store: str = "") -> list[Path]:
         for name in OPTIONAL:
             if name not in made:
                 (folder / name).unlink(missing_ok=True)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return [folder / name for name in made]
 
 

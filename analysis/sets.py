@@ -100,6 +100,7 @@ def refuse(sets: Sequence[RunSet]) -> None:
 def identity(frame: pd.DataFrame, holds: str) -> pd.DataFrame:
     """A column of words per fact that comparable runs share, a row per run."""
     facts = {
+        "algorithm": frame["tag.algorithm"] if "tag.algorithm" in frame else pd.Series("1", index=frame.index),
         "data": frame["tag.data_fingerprint"],
         "networks": frame["tag.feature_net"],
         "samples": frame["tag.samples"],

@@ -16,7 +16,7 @@ from microdit.data.latents import LatentImages, check_autoencoder
 from microdit.encoders.autoencoder import OF_DATA, Autoencoder, AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
 from microdit.errors import ConfigError
-from microdit.files import stamp
+from microdit.files import stamp, sweep
 from microdit.roles import allow_plugins
 from microdit.sizes import Sizes, check_sizes
 
@@ -59,6 +59,8 @@ def build_components(config: Config, device: torch.device | str = "cpu") -> Comp
     Raises ConfigError where the network's sizes don't fit what the encoders give, before anything is encoded.
     """
     device = torch.device(device)
+    cache = Path(config.cache_dir).expanduser()
+    sweep(cache, depth=2)
     train_images, val_images = _images(config.data, "train"), _images(config.data, "val")
     autoencoder = open_autoencoder(config, device, train_images)
     text_encoder = _text_encoder(config.text, device, stamp(config.text.path))
@@ -66,7 +68,6 @@ def build_components(config: Config, device: torch.device | str = "cpu") -> Comp
     for images in (train_images, val_images):
         if isinstance(images, LatentImages):
             images.decode_by(autoencoder)
-    cache = Path(config.cache_dir).expanduser()
     train = _encoded(config, train_images, autoencoder, text_encoder, cache / "encoded")
     targets = build_targets(config.alignment, config.model.side, train_images, device, cache / "patches")
     return Components(

@@ -93,12 +93,14 @@ def sweep(root: Path | str, depth: int = 0) -> list[Path]:
 
 
 def _is_scratch(path: Path, name: str) -> bool:
-    """Whether it holds nothing but what `scratch_folder` and its users put into one."""
+    """Whether it holds an owner's lock or, of an older version, nothing but what the name says."""
     try:
-        found = [entry for entry in os.listdir(path) if entry != REPLACED and not entry.startswith(OWNER)]
+        found = os.listdir(path)
     except OSError:
         return False
-    return all(entry[:SCRATCH_NAME_LENGTH] == name for entry in found)
+    if any(entry.startswith(OWNER) for entry in found):
+        return True
+    return all(entry[:SCRATCH_NAME_LENGTH] == name or entry == REPLACED for entry in found)
 
 
 def _is_abandoned(path: Path) -> bool:

@@ -20,7 +20,7 @@ from microdit.diffusion import Denoiser
 from microdit.encoders.text_record import text_record
 from microdit.errors import ConfigError, StopTraining
 from microdit.evaluation import check_scoring, feature_net_name
-from microdit.files import write_text
+from microdit.files import sweep, write_text
 from microdit.finish import evaluate, keep_final
 from microdit.finite import require_sound
 from microdit.footprint import batch_bytes, check_memory
@@ -55,6 +55,7 @@ def run(
     components = _checked(config, accelerator.device)
     output = Path(config.output_dir)
     if accelerator.is_main_process:
+        sweep(output, depth=1)
         save_config(config, output / "config.yaml")
     stop = stop if stop is not None else StopRequest()
     try:

@@ -75,7 +75,8 @@ def save_png(image: np.ndarray, path: Path | str) -> None:
     """Writes (H, W, 3) uint8 atomically."""
     from PIL import Image
 
-    from microdit.files import atomic_path
+    from microdit.files import atomic_path, sweep
 
+    sweep(Path(path).parent)
     with atomic_path(path) as temporary:
         Image.fromarray(image).save(temporary, format="PNG")

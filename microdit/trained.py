@@ -20,6 +20,7 @@ from microdit.encoders.text import TextEncoder, build_text_encoder
 from microdit.encoders.text_record import check_features
 from microdit.errors import CheckpointError
 from microdit.evaluation import check_scoring, evaluate_folder
+from microdit.files import sweep
 from microdit.finish import evaluate
 from microdit.model import DiT
 from microdit.run import build_accelerator, check_counts
@@ -100,4 +101,5 @@ def evaluate_pictures(folder: Path | str, config: Config) -> dict[str, float]:
     check_scoring(evaluation)
     reference = build_dataset(config.data, config.evaluation.reference_split)
     cache = Path(config.cache_dir).expanduser() / "features"
+    sweep(cache)
     return evaluate_folder(folder, reference, evaluation, cache)

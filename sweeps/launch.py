@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock
 from optuna.trial import TrialState
 
+from microdit import files
 from microdit.budget import training_flops
 from microdit.process_identity import readable
 from microdit.training.progress import format_seconds
@@ -109,6 +110,8 @@ def _begin(
     with waiting("the data to be prepared"):
         trials = prepare_trials(trials, options.root.absolute(), suffix)
     options.root.mkdir(parents=True, exist_ok=True)
+    for folder, depth in ((options.root, 0), (options.root / ".trained", 0), (options.root / study.name, 3)):
+        files.sweep(folder, depth)
     with waiting("the queue to be filled"), FileLock(options.root / ".launch.lock"):  # the same command twice at once
         objectives = objectives_of(study)
         queue = Queue(options.queue_uri, queue_name(study, trials, suffix), list(objectives.values()))

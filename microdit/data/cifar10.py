@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from microdit.errors import ConfigError, DataError
-from microdit.files import atomic_path
+from microdit.files import atomic_path, sweep
 from microdit.rng import derive_seed
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -37,6 +37,7 @@ def write_cifar10(root: Path, out: Path, seed: int, download: bool) -> dict[str,
         raise ConfigError(f"--out {out} is there already; choose a new folder")
     parts = [(split, _open(root, train, download)) for split, train in SPLITS]
     counts: dict[str, int] = {}
+    sweep(out.parent)
     with atomic_path(out) as temporary:
         lines = []
         for entry, image in _entries(parts, seed):

@@ -125,6 +125,7 @@ def write_images(
     Raises ConfigError where the folder was begun with other settings, DataError where an image is broken or its latents
     are not finite; shards that were finished stay.
     """
+    sweep(folder, depth=1)
     begin(source, latents, folder, job)
     tally, count, began, there = Tally(), 0, time.monotonic(), shards_there(folder)
 
@@ -279,7 +280,6 @@ def _finish(folder: Path, paths: Sequence[Path]) -> None:
         "skipped": skipped,
         "shards": entries,
     }
-    sweep(folder)
     write_text(folder / INDEX, signed(index))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from microdit.config_io import parse, read_yaml, to_mapping
 from microdit.errors import CheckpointError, ConfigError
-from microdit.files import atomic_path
+from microdit.files import atomic_path, sweep
 from microdit.model.config import DiTConfig
 from microdit.model.dit import DiT
 from microdit.model.masking import MaskingConfig
@@ -106,6 +106,7 @@ def import_released(
     """
     settings = preset(preset_name) if config is None else _read_config(config)
     net = load_released(checkpoint, settings)
+    sweep(Path(out).parent)
     with atomic_path(out) as folder:
         folder.mkdir()
         known = {} if sigma_data is None else {"sigma_data": torch.tensor(sigma_data, dtype=torch.float64)}

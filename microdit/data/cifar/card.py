@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from microdit.data.verify import read_verified
 from microdit.errors import DataError
-from microdit.files import write_text
+from microdit.files import signed, write_text
 from microdit.text_files import read_json_object
 
 CARD, CARD_TEXT, SELECTION, DOWNLOAD = "card.json", "card.md", "selection.parquet", "download.json"
@@ -31,6 +31,7 @@ class Card:
     named: Mapping[str, int]
     """Chosen rows whose caption names the class, under whatever label."""
     source: Mapping[str, Any]
+    selection_sha256: str = ""  # of SELECTION; older cards have none
 
     @property
     def size(self) -> int:
@@ -38,7 +39,7 @@ class Card:
 
     @classmethod
     def load(cls, path: Path) -> Card:
-        stored = read_json_object(path)
+        stored = read_verified(path)
         absent = [field.name for field in fields(cls) if field.name not in stored and field.default is MISSING]
         if absent:
             raise DataError(f"{path}: '{absent[0]}' is missing")
@@ -49,7 +50,7 @@ def write_card(out: Path, card: Card) -> None:
     """`card.json` last: where it is, the selection is complete."""
     write_text(out / CARD_TEXT, card_text(card, read_download(out)))
     tools = {name: version(name) for name in ("microdit", "pyarrow")}
-    write_text(out / CARD, json.dumps({"name": "cifar-captions", **asdict(card), "made_with": tools}, indent=1) + "\n")
+    write_text(out / CARD, signed({"name": "cifar-captions", **asdict(card), "made_with": tools}) + "\n")
 
 
 def read_download(out: Path) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from microdit.data.cifar.card import CARD_TEXT, DOWNLOAD, SELECTION, Card, card_
 from microdit.data.cifar.img2dataset import find_python, run
 from microdit.data.cifar.settings import Fetch
 from microdit.errors import DataError
-from microdit.files import atomic_path, write_text
+from microdit.files import atomic_path, sweep, write_text
 from microdit.text_files import read_json_object
 
 FETCHED = "download"
@@ -141,6 +141,7 @@ def _reasons(failed: Counter[str]) -> str:
 
 def _lay_out(target: Path, rows: list[tuple[dict[str, Any], Path]]) -> None:
     """A folder per class and `metadata.jsonl`; the files are links to the fetched ones where the disk can do that."""
+    sweep(target.parent)
     with atomic_path(target) as temporary:
         lines = []
         for row, image in sorted(rows, key=lambda pair: pair[0]["key"]):

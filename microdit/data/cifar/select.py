@@ -24,7 +24,7 @@ from microdit.data.cifar.source import HubSource, ParquetSource, open_source
 from microdit.data.cifar.urls import REASONS, refusal
 from microdit.data.cifar.words import ClassWords, load_words
 from microdit.errors import DataError
-from microdit.files import atomic_path, sha256
+from microdit.files import atomic_path, content_digest, sha256, sweep
 from microdit.rng import derive_seed
 from microdit.text_files import tidy
 
@@ -50,6 +50,7 @@ def select(request: Request, out: Path) -> Card:
     columns = list(dict.fromkeys([*READ_COLUMNS, *(column for step in todo for column in step.columns)]))
     source.check(columns)
     counts = Counts(source.rows)
+    sweep(out)
     with atomic_path(out / SELECTION) as temporary:
         pool = Pool(temporary.with_name("candidates.parquet"), request.seed, words.classes)
         for batch in source.batches(columns):
@@ -71,6 +72,7 @@ def select(request: Request, out: Path) -> Card:
         chosen={name: _per_split(chosen, name) for name in words.classes},
         named=_named(chosen, words.classes),
         source={"given": request.coyo, "parts": source.describe()},
+        selection_sha256=content_digest(out / SELECTION),
     )
     write_card(out, card)
     return card
@@ -173,6 +175,10 @@ def _found(out: Path, identity: Mapping[str, Any]) -> Card:
         raise DataError(f"{out} holds another selection: '{key}' is {now}; choose another --out or remove that folder")
     if not (out / SELECTION).is_file():
         raise DataError(f"{out} has {CARD} but no {SELECTION}; remove {CARD} to choose anew")
+    if card.selection_sha256 not in ("", content_digest(out / SELECTION)):
+        raise DataError(
+            f"{out / SELECTION}: wrong checksum: the file was changed or damaged; remove {out / CARD} to choose anew"
+        )
     return card
 
 
