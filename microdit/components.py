@@ -16,6 +16,7 @@ from microdit.data.latents import LatentImages, check_autoencoder
 from microdit.encoders.autoencoder import OF_DATA, Autoencoder, AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
 from microdit.errors import ConfigError
+from microdit.evaluation.reference import originals_digest, reference_rows
 from microdit.files import stamp, sweep
 from microdit.roles import allow_plugins
 from microdit.sizes import Sizes, check_sizes
@@ -31,11 +32,13 @@ class Components:
     text_encoder: TextEncoder
     train: EncodedDataset
     val: EncodedDataset
+    originals: str = ""  # digest of the pictures that scores are measured against, if the data's own don't cover them
 
     @property
     def data_fingerprint(self) -> str:
-        """Names the content of everything that is read in training."""
-        return data_fingerprint(self.train, self.val)
+        """Names the content of everything that is read in training, and of the originals that scores compare with."""
+        trained_on = data_fingerprint(self.train, self.val)
+        return f"{trained_on}-{self.originals[:8]}" if self.originals else trained_on
 
 
 def load_plugins(config: Config) -> None:
@@ -77,7 +80,16 @@ def build_components(config: Config, device: torch.device | str = "cpu") -> Comp
         text_encoder,
         replace(train, targets=targets),
         _encoded(config, val_images, autoencoder, text_encoder, cache / "encoded"),
+        _originals(config, train_images if config.evaluation.reference_split == "train" else val_images),
     )
+
+
+def _originals(config: Config, images: CaptionedImages) -> str:
+    """Digest of the originals that scores are measured against."""
+    if not config.evaluation.samples:
+        return ""
+    rows, count = reference_rows(len(images), config.evaluation.samples, config.evaluation.reference_count)
+    return originals_digest(images, rows[: count + config.evaluation.samples])
 
 
 def open_autoencoder(config: Config, device: torch.device | str, images: CaptionedImages | None = None) -> Autoencoder:

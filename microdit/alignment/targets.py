@@ -18,7 +18,7 @@ from torch import Tensor
 
 from microdit.alignment.config import AlignmentConfig
 from microdit.alignment.encoders import PatchEncoder, build_encoder
-from microdit.data.base import CaptionedImages
+from microdit.data.base import CaptionedImages, HasOriginals
 from microdit.data.verify import CHECKED, damaged
 from microdit.errors import ConfigError, DataError
 from microdit.files import atomic_path, read_signed, signed
@@ -66,6 +66,8 @@ def encode_targets(images: CaptionedImages, encoder: PatchEncoder, cache_dir: Pa
     Raises ConfigError where the encoder gives another shape than it says, or what half precision can't hold.
     """
     identity = {"data": images.fingerprint, "encoder": encoder.fingerprint, "side": encoder.side}
+    if isinstance(images, HasOriginals) and images.originals_state():
+        identity["originals"] = images.originals_state()
     key = hashlib.sha256("/".join([FORMAT, *map(str, identity.values())]).encode()).hexdigest()[:16]
     folder = cache_dir / key
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -48,6 +48,19 @@ class CaptionedImages(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Item: ...
+
+
+@runtime_checkable
+class HasOriginals(Protocol):
+    """A dataset whose items may be read from files that its fingerprint doesn't cover."""
+
+    def originals_digest(self, rows: Iterable[int]) -> str:
+        """Digest of the content of these items' files; '' if there are none."""
+        ...
+
+    def originals_state(self) -> str:
+        """Digest of what the system keeps of all files; it changes whenever one is written, and none is read."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ or read from where the originals lie.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from microdit.data.verify import CHECKED
 from microdit.encoders.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextEncoder
 from microdit.errors import ConfigError, DataError
+from microdit.files import content_digest, file_state
 
 
 class LatentImages:
@@ -56,6 +57,25 @@ class LatentImages:
         """Of the shards' checksums, the split, how much of it is used, and whether originals stand for it."""
         parts = [self.index["fingerprint"], self.split, str(len(self)), "originals" if self._originals else "decoded"]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
+
+    def originals_digest(self, rows: Iterable[int]) -> str:
+        """Digest of the content of these images' originals; '' if there are none, and latents are decoded instead."""
+        if self._originals is None:
+            return ""
+        digest = hashlib.sha256()
+        for row in rows:
+            path = self._originals / self.images.key(int(row))
+            digest.update(content_digest(path).encode() if path.is_file() else b"missing")
+        return digest.hexdigest()
+
+    def originals_state(self) -> str:
+        """Digest of the originals' `file_state`: it changes whenever one is written, without reading any."""
+        if self._originals is None:
+            return ""
+        paths = [self._originals / self.images.key(row) for row in range(len(self))]
+        return hashlib.sha256(
+            repr([file_state(path) if path.is_file() else None for path in paths]).encode()
+        ).hexdigest()
 
     def __len__(self) -> int:
         return len(self.images)

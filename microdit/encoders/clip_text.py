@@ -23,6 +23,7 @@ from microdit.encoders.open_clip_folder import (
     clip_fingerprint,
     open_clip_folder,
     read_settings,
+    with_parsed,
 )
 from microdit.errors import ConfigError, nearest
 
@@ -93,7 +94,10 @@ def named_source(path: str) -> ClipSource:
 
     def load(device: torch.device) -> tuple[Any, Tokenizer]:
         try:
-            model = open_clip.create_model(model_name, pretrained=tag, device=device, precision="fp32")
+            file = Path(open_clip.download_pretrained(dict(pretrained)))  # safetensors if the repository has them
+            known = str(file) if file.suffix == ".safetensors" else None
+            model = open_clip.create_model(model_name, pretrained=known, device=device, precision="fp32")
+            model = model if known else with_parsed(model, file)
             return model.eval().requires_grad_(False), open_clip.get_tokenizer(model_name)
         except LOAD_ERRORS as error:
             origin = str(pretrained.get("hf_hub") or pretrained.get("url")).strip("/")

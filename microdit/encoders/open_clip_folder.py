@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from microdit.encoders.loading import LOAD_ERRORS, short
-from microdit.errors import ConfigError
+from microdit.errors import CheckpointError, ConfigError
 from microdit.files import sha256
 from microdit.text_files import read_json
+from microdit.torch_file import read_torch_file
 
 CONFIG, MERGES = "open_clip_config.json", "bpe_merges.txt.gz"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -87,7 +88,7 @@ def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu")
 
     name = f"local-dir:{folder}"
     try:
-        model = open_clip.create_model(name, device=device, precision="fp32", load_weights=True)
+        model = _load_model(name, folder, device)
         merges = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
         tokenize = open_clip.get_tokenizer(name, **merges)
     except LOAD_ERRORS as error:
@@ -103,6 +104,29 @@ def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu")
         fingerprint=clip_fingerprint(folder),
         device=torch.device(device),
     )
+
+
+def _load_model(name: str, folder: Path, device: torch.device | str) -> Any:
+    """The folder's network with its weights: by open_clip from safetensors; a pickle of torch is only parsed."""
+    import open_clip
+
+    if (folder / WEIGHTS[0]).is_file():
+        return open_clip.create_model(name, device=device, precision="fp32", load_weights=True)
+    return with_parsed(open_clip.create_model(name, device=device, precision="fp32", load_weights=False), folder)
+
+
+def with_parsed(model: Any, path: Path) -> Any:
+    """`model` with the weights of a file of `torch.save`, or of the one in a folder; raises one of LOAD_ERRORS."""
+    path = path / WEIGHTS[1] if path.is_dir() else path
+    try:
+        stored = read_torch_file(path)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(stored, dict):
+        raise TypeError(f"{path} holds no state dict")
+    stored = stored.get("state_dict", stored)
+    model.load_state_dict({name.removeprefix("module."): tensor for name, tensor in stored.items()})
+    return model
 
 
 def context_length(folder: Path) -> int | None:

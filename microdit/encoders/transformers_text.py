@@ -116,11 +116,21 @@ class TransformersText:
     def _model(self) -> Any:
         import transformers
 
+        pickles = [path.name for path in _weights(self._folder) if path.suffix != ".safetensors"]
+        if pickles:
+            raise ConfigError(
+                f"'{KEY}': {self._folder}: transformers can't load it: {pickles[0]} is a pickle, which could run any "
+                "code; save the model again as safetensors (save_pretrained does) in an environment that you trust"
+            )
         kind = CLASSES.get(_read_settings(self._folder)["model_type"], "AutoModel")
         with _quiet():
             try:
                 model, report = getattr(transformers, kind).from_pretrained(
-                    self._folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+                    self._folder,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    dtype=torch.float32,
+                    output_loading_info=True,
                 )
             except LOAD_ERRORS as error:
                 raise ConfigError(f"'{KEY}': {self._folder}: transformers can't load it: {short(error)}") from None

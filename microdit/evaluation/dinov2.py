@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microdit.errors import ConfigError
+from microdit.errors import CheckpointError, ConfigError
 from microdit.evaluation.weights import SCORING
+from microdit.torch_file import read_torch_file
 
 NAME = "dinov2"  # among the networks of weights.py
 SIDE, PATCH = 224, 14  # pixels: of the pictures that are scored, of a patch
@@ -32,13 +33,13 @@ def dinov2_width(path: Path, digest: str, key: str) -> int:
 
     Raises ConfigError where it isn't one of DINOv2's without registers.
     """
-    return _width(_read(path, key, mapped=True), path, key)
+    return _width(_read(path, key, shapes=True), path, key)
 
 
 @lru_cache(maxsize=4)
 def check_dinov2(path: Path, digest: str, key: str) -> None:
     """Raises ConfigError where `build_dinov2` would, from the tensors' names and shapes alone."""
-    _network(_read(path, key, mapped=True), SIDE, path, key)
+    _network(_read(path, key, shapes=True), SIDE, path, key)
 
 
 @lru_cache(maxsize=1)
@@ -78,12 +79,12 @@ def _network(stored: dict[str, Tensor], side: int, path: Path, key: str) -> nn.M
     return network.eval().requires_grad_(False)
 
 
-def _read(path: Path, key: str, mapped: bool = False) -> dict[str, Tensor]:
-    """The file's tensors; where `mapped`, they stay in it until they are read."""
+def _read(path: Path, key: str, shapes: bool = False) -> dict[str, Tensor]:
+    """The file's tensors, without their values if only `shapes` are needed."""
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # whatever a broken or foreign file makes of the unpickler
-        raise ConfigError(f"'{key}': {path} can't be read: {' '.join(str(error).split())[:200]}") from None
+        stored = read_torch_file(path, values=not shapes)
+    except CheckpointError as error:
+        raise ConfigError(f"'{key}': {error}") from None
     if not isinstance(stored, dict) or not isinstance(stored.get("pos_embed"), Tensor):
         raise ConfigError(f"'{key}': {path} is no checkpoint of DINOv2: it has no 'pos_embed'")
     return dict(stored)

@@ -1,13 +1,14 @@
 """Networks whose features the distances are measured on, in the form that torch-fidelity plugs in.
 
 Each is a subclass of torch-fidelity's `FeatureExtractorBase`, registered under a name; torch-fidelity then feeds it
-datasets of uint8 images (3, H, W), keeps the features of a named input on disk and computes the metrics from them.
+datasets of uint8 images (3, H, W) and computes the metrics from their features.
 Another network is its name in `FEATURE_NETS` (config.py), a case of `feature_net` (networks.py) and a row of
 `EXTRACTORS`. Only what measures or checks loads this file: torch-fidelity takes seconds to import.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
@@ -22,11 +23,12 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from microdit.encoders.scoring import ScoringClip
-from microdit.errors import ConfigError
+from microdit.errors import CheckpointError, ConfigError
 from microdit.evaluation.dinov2 import SIDE, dinov2_normalised, open_dinov2
 from microdit.evaluation.lite0 import CPU_CHUNK, build_lite0, fold_batch_norm, lite0_pixels
 from microdit.evaluation.networks import SCORE_CLIP, FeatureNet
 from microdit.evaluation.weights import SCORING
+from microdit.torch_file import read_torch_file
 
 
 class _SingleLayer(FeatureExtractorBase):
@@ -92,16 +94,20 @@ class ScoreClipFeatures(_SingleLayer):
 def open_inception(path: Path, digest: str) -> FeatureExtractorInceptionV3:
     """torch-fidelity's Inception-v3 with the weights at `path`; `digest` tells a changed file apart.
 
-    Raises ConfigError where the file is in another layout. It is read as tensors alone first: torch-fidelity itself
-    would run whatever code a file brings along.
+    torch-fidelity itself would run whatever code a file holds: it gets a copy, in memory, of the tensors alone.
+
+    Raises:
+        ConfigError: if the file is in another layout.
     """
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        stored = read_torch_file(path)
         if not isinstance(stored, dict) or "Mixed_7c.branch1x1.conv.weight" not in stored:
             raise ValueError("it has no 'Mixed_7c.branch1x1.conv.weight'")
-        del stored
-        return FeatureExtractorInceptionV3("inception-v3", ["2048"], feature_extractor_weights_path=str(path))
-    except Exception as error:  # whatever a broken or foreign file makes of the unpickler
+        copy = io.BytesIO()
+        torch.save(stored, copy)
+        copy.seek(0)
+        return FeatureExtractorInceptionV3("inception-v3", ["2048"], feature_extractor_weights_path=copy)
+    except (CheckpointError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"'{SCORING.weights}': {path} is not torch-fidelity's Inception-v3: {' '.join(str(error).split())[:300]}"
         ) from None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from microdit.files import sha256
+from microdit.torch_file import read_torch_file
 
 LITE0_SIDE = 224  # pixels; the size that it was trained at
 CPU_CHUNK = 2  # pictures at once on a CPU: activations of more leave its caches (53 pictures/s at 2, 40 at 8)
@@ -49,7 +51,7 @@ def build_lite0(classifier: bool = False) -> nn.Module:
     import timm
 
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    stored = torch.load(lite0_weights(), map_location="cpu", weights_only=True)
+    stored = read_torch_file(Path(lite0_weights()))
     network.load_state_dict({lite0_key(key): value for key, value in stored.items()}, strict=True)
     if not classifier:
         network.reset_classifier(0)  # type: ignore[operator]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from microdit.data.base import CaptionedImages, Item
+from microdit.data.base import CaptionedImages, HasOriginals, Item
 from microdit.errors import ConfigError
 from microdit.rng import numpy_generator
 
@@ -43,6 +44,17 @@ class RealPictures(Dataset[Tensor]):
         return torch.from_numpy(np.ascontiguousarray(self.data[int(self.rows[i])].image)).permute(2, 0, 1)
 
 
+def reference_rows(size: int, samples: int, reference_count: int) -> tuple[np.ndarray, int]:
+    """A dataset's rows in the order in which they are scored against, and how many of the first are the reference."""
+    count = min(reference_count, max(size - samples, size // 2))
+    return numpy_generator(0, "evaluation-reference").permutation(size), count
+
+
+def originals_digest(data: CaptionedImages, rows: Iterable[int]) -> str:
+    """Digest of files behind these rows that the data's fingerprint doesn't cover; '' if there are none."""
+    return data.originals_digest(rows) if isinstance(data, HasOriginals) else ""
+
+
 class RealSets:
     """Two disjoint sets of a dataset's images: the reference, and `held`, as many as there are samples.
 
@@ -60,12 +72,12 @@ class RealSets:
             raise ConfigError(
                 f"'evaluation.reference_split' has {len(data)} images; at least 4 are needed to score against"
             )
-        count = min(reference_count, max(len(data) - samples, len(data) // 2))
-        rows = numpy_generator(0, "evaluation-reference").permutation(len(data))
+        rows, count = reference_rows(len(data), samples, reference_count)
         self.data = data
         self.reference = rows[:count]
         self.held = rows[count : count + samples]
-        self.name = f"{data.fingerprint[:20]}-{count}"
+        originals = originals_digest(data, [*self.reference, *self.held])[:12]
+        self.name = f"{data.fingerprint[:20]}-{count}" + (f"-{originals}" if originals else "")
         if count < reference_count or len(self.held) < samples:
             log.warning(
                 "%d real pictures are too few for a reference of %d and a floor from %d more: the reference has %d and "

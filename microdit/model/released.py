@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from microdit.model.presets import preset
 from microdit.model.widths import WidthConfig
 from microdit.tensors import read_tensors, write_tensors
 from microdit.text_files import read_json_object
+from microdit.torch_file import read_torch_file
 
 # (beginning of a released name, of ours); everything else is called alike.
 NAMES = (
@@ -45,7 +45,7 @@ def load_released(source: Path | str | Mapping[str, Tensor], config: DiTConfig) 
 
     Args:
         source: a .safetensors or .pt/.pth/.bin file, or a state dict; plain, or nested under `dit.` beside an
-            autoencoder and a text encoder, whose entries are left aside. Pickles are read with `weights_only`.
+            autoencoder and a text encoder, whose entries are left aside. Pickles are parsed, never unpickled.
         config: the architecture, from `preset` or `released_config`.
 
     Raises CheckpointError listing missing, unexpected and misshapen entries.
@@ -144,15 +144,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise CheckpointError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return read_tensors(path)
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: holds more than weights, and such a pickle could run any code, so it is not opened "
-            f"({' '.join(str(error).split())[:160]})"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from None
+    loaded = read_torch_file(path)
     for wrapper in ("state_dict", "state", "model"):  # trainers wrap the weights in these
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
