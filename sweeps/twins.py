@@ -6,6 +6,7 @@ be reached, as from another machine, a trial trains for itself.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +15,12 @@ from pathlib import Path
 from filelock import FileLock
 
 from microdit.config import training_key
+from microdit.errors import CheckpointError
 from microdit.files import atomic_path, write_text
-from microdit.training.checkpoint import checkpoint_folder, checkpoints
+from microdit.training.checkpoint import checkpoint_folder, checkpoints, read_checkpoint
 from sweeps.trials import Trial
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 20  # seconds to wait for a twin that trains now; then the trial goes back to the queue
 
@@ -57,6 +61,11 @@ def _take_over(trial: Trial, note: Path, folder: Path) -> str:
     origin = Path(note.read_text(encoding="utf-8"))
     last = checkpoint_folder(origin / "checkpoints", trial.config.training.steps)
     if last not in checkpoints(last.parent):
+        return ""
+    try:
+        read_checkpoint(last)
+    except CheckpointError as error:
+        log.warning("%s; this trial trains for itself", error)
         return ""
     with atomic_path(own / last.name) as temporary:
         shutil.copytree(last, temporary)

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 
 from microdit.errors import ConfigError
-from microdit.files import content_digest
+from microdit.files import atomic_path, content_digest, sweep
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,11 @@ def _fetched(url: str, key: str) -> Path:
     with FileLock(f"{path}.lock"):  # processes of a sweep may come at once
         if path.is_file():
             return path
+        sweep(path.parent)
         begins = re.search(r"-([0-9a-f]{8,})\.", path.name)  # torch hub's custom: the digest's first digits
         try:
-            torch.hub.download_url_to_file(url, str(path), begins and begins[1], progress=False)
+            with atomic_path(path) as temporary:
+                torch.hub.download_url_to_file(url, str(temporary), begins and begins[1], progress=False)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigError(f"'{key}': {url} can't be fetched to {path}: {error}") from None
     return path

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
 from microdit.data.base import CaptionedImages, DataConfig, Item, build_dataset
 from microdit.evaluation import EvalConfig, score
@@ -65,6 +69,44 @@ def test_cached_features_give_identical_numbers_without_reading_the_reference(tm
     assert scored(reference, tmp_path / "one") == first
     assert reference.reads == 0
     assert scored(reference, tmp_path / "two") == first
+
+
+class Planted:
+    """What leaves a trace when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+def test_a_damaged_file_is_computed_again_with_one_line_and_no_pickle_is_opened(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, trace = tmp_path / "cache", tmp_path / "executed"
+    first = scored(build_dataset(DATA, "train"), cache)
+    files = sorted(path for path in cache.iterdir() if path.suffix != ".lock")
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    floor = json.loads(next(path for path in files if path.suffix == ".json").read_text())
+    for path in files:
+        whole = path.read_bytes()
+        swapped = whole.replace(b'"fd": ', b'"fd":9') if path.suffix == ".json" else whole[:-5] + b"wrong"
+        assert swapped != whole
+        for damaged in (swapped, whole[: len(whole) // 2], b"", pickle.dumps(Planted(trace))):
+            for other in files:  # each is read only if the one computed from it is missing
+                if other.suffix == ".json" and other != path:
+                    other.unlink()
+            path.write_bytes(damaged)
+            caplog.clear()
+            assert scored(build_dataset(DATA, "train"), cache) == first
+            [line] = [record.getMessage() for record in caplog.records if "computed again" in record.getMessage()]
+            assert str(path) in line
+    assert json.loads(next(path for path in files if path.suffix == ".json").read_text()) == floor
+    for path in cache.glob("*.safetensors"):  # the names of an older version's cache
+        torch.save(Planted(trace), path.with_suffix(".pt"))
+    assert scored(build_dataset(DATA, "train"), cache) == first
+    assert not trace.exists()
 
 
 def test_other_data_or_counts_never_meet_stale_features(tmp_path: Path) -> None:
