@@ -144,7 +144,7 @@ def _open_stream(stream: IO[bytes]) -> tuple[Any, Load]:
 def _storages(found: Any) -> list[_Storage]:
     if isinstance(found, _View):
         return [found.storage]
-    parts = found.values() if isinstance(found, Mapping) else found if isinstance(found, (list, tuple)) else ()
+    parts = found.values() if isinstance(found, dict) else found if isinstance(found, (list, tuple)) else ()
     return [storage for part in parts for storage in _storages(part)]
 
 
@@ -172,9 +172,8 @@ def _tensor(view: _View, load: Load | None, loaded: dict[str, Tensor]) -> Tensor
         return torch.empty_strided(view.size, view.stride, dtype=storage.dtype, device="meta")
     if storage.key not in loaded:
         content = load(storage)
-        loaded[storage.key] = (
-            torch.frombuffer(content, dtype=storage.dtype) if content else torch.empty(0, dtype=storage.dtype)
-        )
+        empty = torch.empty(0, dtype=storage.dtype)
+        loaded[storage.key] = torch.frombuffer(content, dtype=storage.dtype) if content else empty
     return loaded[storage.key].as_strided(view.size, view.stride, view.offset)
 
 

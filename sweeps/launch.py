@@ -195,11 +195,12 @@ def _fill(sweep: Sweep, order: WorkOrder, options: Options) -> None:
 def _tell_outdated(sweep: Sweep, options: Options) -> None:
     """Report in one line which runs of older algorithms the trials still to run do not reuse, and why."""
     latest = sweep.queue.latest().values()
-    waiting = {(t.user_attrs["arm"], int(t.user_attrs["seed"])) for t in latest if t.state not in ENDED}
-    if options.reuse and waiting:
-        words = sweep.store.outdated(sweep.launch.experiment_id, sweep.study.scale, waiting)
-        if words:
-            _tell(words)
+    names = {(t.user_attrs["arm"], int(t.user_attrs["seed"])) for t in latest if t.state not in ENDED}
+    words = (
+        sweep.store.outdated(sweep.launch.experiment_id, sweep.study.scale, names) if options.reuse and names else ""
+    )
+    if words:
+        _tell(words)
 
 
 def _finished(sweep: Sweep, trial: Trial, options: Options) -> Any | None:
