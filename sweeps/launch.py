@@ -194,12 +194,9 @@ def _fill(sweep: Sweep, order: WorkOrder, options: Options) -> None:
 
 def _tell_outdated(sweep: Sweep, options: Options) -> None:
     """Report in one line which runs of older algorithms the trials still to run do not reuse, and why."""
-    latest = sweep.queue.latest().values()
-    names = {(t.user_attrs["arm"], int(t.user_attrs["seed"])) for t in latest if t.state not in ENDED}
-    words = (
-        sweep.store.outdated(sweep.launch.experiment_id, sweep.study.scale, names) if options.reuse and names else ""
-    )
-    if words:
+    tries = sweep.queue.latest().values() if options.reuse else ()
+    names = {(t.user_attrs["arm"], int(t.user_attrs["seed"])) for t in tries if t.state not in ENDED}
+    if words := sweep.store.outdated(sweep.launch.experiment_id, sweep.study.scale, names):
         _tell(words)
 
 
