@@ -57,10 +57,12 @@ def build_targets(
 ) -> PatchTargets | NoTargets:
     """What `config` aligns with, for a grid of `side` x `side` patches of `images`."""
     encoder = build_encoder(config, side, device)
-    return encode_targets(images, encoder, cache_dir) if encoder.width else NoTargets()
+    return encode_targets(images, encoder, cache_dir, cache_dir.parent / CHECKED) if encoder.width else NoTargets()
 
 
-def encode_targets(images: CaptionedImages, encoder: PatchEncoder, cache_dir: Path) -> PatchTargets:
+def encode_targets(
+    images: CaptionedImages, encoder: PatchEncoder, cache_dir: Path, memory: Path | None = None
+) -> PatchTargets:
     """Encodes `images`, or opens what an earlier call with the same content left in `cache_dir`.
 
     Raises ConfigError where the encoder gives another shape than it says, or what half precision can't hold.
@@ -73,7 +75,7 @@ def encode_targets(images: CaptionedImages, encoder: PatchEncoder, cache_dir: Pa
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         shape = (len(images), encoder.side**2, encoder.width)
-        found = _opened(folder, shape, cache_dir / CHECKED)
+        found = _opened(folder, shape, memory)
         if found is None:
             with atomic_path(folder) as temporary:
                 temporary.mkdir()
@@ -84,7 +86,7 @@ def encode_targets(images: CaptionedImages, encoder: PatchEncoder, cache_dir: Pa
     return PatchTargets(found, key)
 
 
-def _opened(folder: Path, shape: tuple[int, ...], memory: Path) -> np.ndarray | None:
+def _opened(folder: Path, shape: tuple[int, ...], memory: Path | None) -> np.ndarray | None:
     """The features in `folder`; None if there are none, or, with a line in the log, if they are damaged."""
     if not folder.is_dir():
         return None
