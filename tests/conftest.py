@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,12 @@ settings.load_profile("untimed")
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Encoded data and reference features, shared by the session's runs."""
-    return tmp_path_factory.mktemp("cache")
+    """Encoded data and reference features, shared by the session's runs.
+
+    MICRODIT_TEST_CACHE names a folder that many sessions share, as mutation runs do.
+    """
+    shared = os.environ.get("MICRODIT_TEST_CACHE")
+    return Path(shared) if shared else tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")

