@@ -116,6 +116,8 @@ def _fault_of(index: Mapping[str, Any]) -> str:
         return "'fingerprint' must be text and 'autoencoder' an object"
     if not isinstance(statistics, dict) or not all(isinstance(one, dict) for one in statistics.values()):
         return "'statistics' must be an object of objects"
+    if not isinstance(index["shards"], list) or not index["shards"]:
+        return f"'shards' is {shown(index['shards'])}, not a list of at least one"
     wrong = [entry for entry in index["shards"] if not _is_count(entry.get("count"))]
     return f"the shard {shown(wrong[0])} has no count" if wrong else ""
 
@@ -166,6 +168,9 @@ def _opened(path: Path, entry: Mapping[str, Any], index: Mapping[str, Any]) -> S
     found, expected = shard["latents"].shape, (entry["count"], *index["latents"]["shape"])
     if found != expected:
         raise DataError(f"{path}: its latents are {found}, but {path.parent / INDEX} says {expected}; {REMEDY}")
+    for name in ("labels", "held_out", "digests"):
+        if shard[name].shape != found[:1]:
+            raise DataError(f"{path}: its {name} are {shard[name].shape}, not {found[:1]}; {REMEDY}")
     return shard
 
 
