@@ -84,7 +84,7 @@ def _read(path: Path, key: str, shapes: bool = False) -> dict[str, Tensor]:
     try:
         stored = read_torch_file(path, values=not shapes)
     except CheckpointError as error:
-        raise ConfigError(f"'{key}': {error}") from None
+        raise ConfigError(f"'{key}': {path} can't be read: {str(error).removeprefix(f'{path}: ')}") from None
     if not isinstance(stored, dict) or not isinstance(stored.get("pos_embed"), Tensor):
         raise ConfigError(f"'{key}': {path} is no checkpoint of DINOv2: it has no 'pos_embed'")
     return dict(stored)
