@@ -1,70 +1,171 @@
-"""Workers, launcher or all at once are killed at random moments; the table is that of an undisturbed sweep."""
+"""Launchers and workers are killed at random and at chosen moments; weights and tables are those of a calm sweep."""
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
+import json
+import os
 import random
-import signal
+import shutil
 import subprocess
+import sys
 import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
-from launching import start, table, workers
+from launching import table
+from mlflow import MlflowClient
+
+from microdit.files import SCRATCH
+
+STUDY = """
+question: Does anything get lost?
+arms: {a: {optimizer.lr: 1.0e-3}, b: {optimizer.lr: 2.0e-3}}
+baseline: a
+seeds: [0]
+"""
+SETTINGS = (
+    "training.steps=20 training.checkpoint_every=4 training.log_every=2 training.sample_every=0 data.train_size=64 "
+    "training.batch_size=8 evaluation.samples=0"
+)
+HERE = Path(__file__).resolve().parent
+DDL = "CREATE TABLE|ALTER TABLE|alembic_version|INSERT INTO"
+ANY = ""
+WINDOWS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
+    "launcher, any time": lambda draw: {"who": "launcher", "after": draw.uniform(0.05, 25)},
+    "worker, any time": lambda draw: {"who": "worker", "after": draw.uniform(0.05, 15)},
+    "tracking store": lambda draw: {"who": "launcher", "path": r"mlflow\.db", "count": draw.randint(1, 12)},
+    "queue's store": lambda draw: {"who": "launcher", "path": r"optuna\.db", "count": draw.randint(1, 12)},
+    "migration": lambda draw: {"who": "launcher", "sql": DDL, "count": draw.randint(1, 200)},
+    "cache": lambda draw: {"who": "launcher", "path": "/cache/", "count": draw.randint(1, 60)},
+    "checkpoint": lambda draw: {"who": "worker", "path": "checkpoints", "count": draw.randint(1, 150)},
+    "claim": lambda draw: _sql("worker", "sweeps.transactions:claim", draw.randint(1, 10)),
+    "failure": lambda draw: {"fail": True} | _sql("worker", "sweeps.transactions:fail", draw.randint(1, 25)),
+    "filling": lambda draw: _sql("launcher", "sweeps.launch:_fill", draw.randint(1, 60)),
+    "end": lambda draw: _sql("launcher", "sweeps.launchers:Presence.leave", draw.randint(1, 30)),
+}
+FRESH = ("tracking store", "queue's store", "migration", "cache")  # windows of a first launch alone
 
 
-def strike(launcher: subprocess.Popen[bytes], draw: random.Random) -> str:
-    """One of: kill -9 of a worker, of the launcher, of all; SIGTERM of the launcher."""
-    kind = draw.choice(("worker", "worker", "launcher", "all", "polite"))
-    crew = workers(launcher)
-    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-        if kind == "worker" and crew:
-            draw.choice(crew).kill()
-        elif kind == "polite":
-            launcher.send_signal(signal.SIGTERM)
-        elif kind in ("launcher", "all"):
-            launcher.kill()
-            for worker in crew if kind == "all" else []:
-                worker.kill()
-    return kind
+def _sql(who: str, within: str, count: int) -> dict[str, Any]:
+    return {"who": who, "within": within, "sql": ANY, "count": count}
 
 
-def survive(folder: Path, cache: Path, kills: int, seed: int) -> list[str]:
-    """Launches again and again until all is done; `kills` strikes fall while trials run. Returns what struck."""
-    draw = random.Random(seed)
-    struck: list[str] = []
-    deadline = time.monotonic() + 600 + 60 * kills
-    while time.monotonic() < deadline:
-        launcher = start(folder, cache)
-        while launcher.poll() is None and len(struck) < kills:
-            if not workers(launcher):
-                time.sleep(0.1)
-                continue
-            time.sleep(draw.uniform(2.0, 9.0))  # a worker takes some seconds to import torch
-            if launcher.poll() is None:
-                struck.append(strike(launcher, draw))
-        code = launcher.wait(timeout=600)
-        if code == 0:
-            return struck
+class Zygote:
+    """The process that forks launches; see `zygote.py`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def ask(self, request: Any = None) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        if request is not None:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def launch(self, folder: Path, cache: Path, strike: dict[str, Any]) -> int:
+        """Run the study in `folder` to the launcher's end and return its exit code; negative for a signal."""
+        (folder / "mine.yaml").write_text(STUDY)
+        words = ["study=mine.yaml", "scale=smoke", "workers=2", f"cache_dir={cache}", *SETTINGS.split()]
+        pid = self.ask({"launch": [str(folder), words, strike]})
+        deadline = time.monotonic() + 600
+        while time.monotonic() < deadline:
+            code = self.ask({"poll": pid})
+            if code is not None:
+                return int(code)
+            time.sleep(0.05)
+        raise AssertionError((folder / "said.txt").read_text()[-3000:])
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    hidden = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE")
+    surroundings = {k: v for k, v in os.environ.items() if k not in hidden} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / "zygote.py")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=surroundings
+    ) as process:
+        try:
+            made = Zygote(process)
+            assert made.ask() == "ready"
+            yield made
+        finally:
+            process.kill()
+
+
+def finish(zygote: Zygote, folder: Path, cache: Path) -> None:
+    """Give the same command until it succeeds, as a user does."""
+    for _ in range(3):
+        if zygote.launch(folder, cache, {}) == 0:
+            return
     raise AssertionError((folder / "said.txt").read_text()[-3000:])
 
 
-def compare(tmp_path: Path, cache: Path, kills: int, seed: int) -> None:
-    for name in ("struck", "calm"):
-        (tmp_path / name).mkdir()
-    struck = survive(tmp_path / "struck", cache, kills, seed)
-    survive(tmp_path / "calm", cache, 0, seed)
-    print(f"survived {len(struck)} kills: {', '.join(struck)}")
-    assert table(tmp_path / "struck") == table(tmp_path / "calm")
-    assert len(table(tmp_path / "calm")) == 4
+def weights(folder: Path) -> dict[str, str]:
+    files = sorted(folder.glob("runs/mine/smoke/*/model.safetensors"))
+    return {path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_kills_change_nothing(tmp_path: Path, cache_dir: Path) -> None:
-    compare(tmp_path, cache_dir, kills=3, seed=1)
+def assert_sound(folder: Path, cache: Path, calm: Path) -> None:
+    said = (folder / "said.txt").read_text()
+    assert "Traceback" not in said, said[-5000:]
+    assert table(folder) == table(calm)
+    assert weights(folder) == weights(calm)
+    assert len(weights(folder)) == 2
+    client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    left = [path for root in (folder, cache) for path in root.rglob(".*") if SCRATCH.fullmatch(path.name)]
+    assert not left, "scratch folders of killed processes"
+
+
+def _begin(tmp_path: Path, number: int, calm: Path, window: str) -> Path:
+    """Make a folder for the next sweep; the cache is filled already unless it is to be struck."""
+    folder = tmp_path / f"struck{number}"
+    folder.mkdir()
+    if window != "cache":
+        shutil.copytree(calm / "cache", folder / "cache")
+    return folder
+
+
+def strike_all(zygote: Zygote, tmp_path: Path, plan: list[str], seed: int) -> Counter[str]:
+    """Strike once per launch, in the order of `plan`; return how many strikes hit per window."""
+    draw = random.Random(seed)
+    hits: Counter[str] = Counter()
+    calm = tmp_path / "calm"
+    calm.mkdir()
+    finish(zygote, calm, tmp_path / "calm" / "cache")
+    folder, number = _begin(tmp_path, 0, calm, plan[0]), 0
+    for window in plan:
+        finished = (folder / "runs").is_dir() and len(weights(folder)) == 2
+        if finished or (window in FRESH and (folder / "runs" / "optuna.db").exists()):
+            finish(zygote, folder, folder / "cache")
+            assert_sound(folder, folder / "cache", calm)
+            number += 1
+            folder = _begin(tmp_path, number, calm, window)
+        zygote.launch(folder, folder / "cache", WINDOWS[window](draw))
+        hits[window] += (folder / "struck").exists()
+        (tmp_path / "hits.json").write_text(json.dumps(hits))
+    finish(zygote, folder, folder / "cache")
+    assert_sound(folder, folder / "cache", calm)
+    return hits
+
+
+def test_kills_change_nothing(zygote: Zygote, tmp_path: Path) -> None:
+    hits = strike_all(zygote, tmp_path, ["checkpoint", "claim", "end"], seed=1)
+    assert sum(hits.values()) >= 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2, 3])
-def test_many_kills_change_nothing(tmp_path: Path, cache_dir: Path, seed: int) -> None:
-    compare(tmp_path, cache_dir, kills=15, seed=seed)
+def test_two_hundred_kills_change_nothing(zygote: Zygote, tmp_path: Path) -> None:
+    """`MICRODIT_KILLS` sets another number of launches."""
+    draw = random.Random(2)
+    plan = [draw.choice(list(WINDOWS)) for _ in range(int(os.environ.get("MICRODIT_KILLS", "300")))]
+    hits = strike_all(zygote, tmp_path, plan, seed=3)
+    print(f"{sum(hits.values())} kills in {len(plan)} launches: {dict(hits)}")
+    assert set(hits) == set(WINDOWS)
