@@ -1,0 +1,196 @@
+"""A CUDA device without a GPU: torch's FakeTensorMode computes shapes, dtypes and devices of tensors, and no values.
+
+A tensor left on the CPU raises where a GPU would raise. What a program reads from a tensor is made up, so the harness
+answers reads and records where each one happens: on a GPU every such place waits for the device.
+
+Not possible under the mode, and hence done outside it or left out:
+- a network's initial weights (torch's trunc_normal_ looks at what it drew) and weights read from files: modules are
+  made as real ones on the CPU and then moved to the device, under the mode, by the program's own `.to(device)`;
+- writing checkpoints and safetensors files, the encoded-data cache and PNG files: there are no values to write;
+- scores: torch-fidelity's statistics need values (its networks run: see test_scoring_networks);
+- torch's autograd engine, which needs a driver: a small one in Python runs the same nodes;
+- torch.compile, FSDP and several processes;
+- CUDA's own kernels: whether a kernel exists for a dtype or size, memory, speed and rounding.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import PartialState
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import _disable_current_modes
+
+import microdit
+from microdit.config import Config
+from microdit.run import build_accelerator
+
+PACKAGE = Path(microdit.__file__).parent
+CUDA = torch.device("cuda", 0)
+
+
+@dataclass
+class Reads:
+    """Where the program read values of tensors on the device, as `module.function`; `true_at` gets true there."""
+
+    true_at: frozenset[str] = frozenset()
+    of_device: set[str] = field(default_factory=set)
+
+    def value(self, tensor: Tensor) -> bool | int | float:
+        """Zero for a tensor on the device, one for a tensor on the CPU and at `true_at`."""
+        number = 1
+        if tensor.device.type == "cuda":
+            place = _reader()
+            self.of_device.add(place)
+            number = int(place in self.true_at)
+        return bool(number) if tensor.dtype == torch.bool else float(number) if tensor.is_floating_point() else number
+
+
+def _reader() -> str:
+    """The innermost function of the package on the stack."""
+    frame = sys._getframe()
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(PACKAGE):
+            return ".".join([*path.relative_to(PACKAGE).with_suffix("").parts, frame.f_code.co_qualname])
+        frame = frame.f_back  # type: ignore[assignment]
+    return "?"
+
+
+class _Mode(FakeTensorMode):
+    """Answers `item`, `bool`, `int` and `float`, and boolean indices, which take all rows."""
+
+    def __init__(self, reads: Reads) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self.reads = reads
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default):
+            return self.reads.value(args[0])
+        if func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            if any(i is not None and i.device.type == "cuda" for i in args[1]):
+                self.reads.of_device.add(_reader())
+            with self:
+                args = (args[0], [None if i is None else torch.arange(len(i), device=i.device) for i in args[1]])
+        return super().dispatch(func, types, args, kwargs or {})
+
+
+def _answering(reads: Reads) -> dict[str, Callable[..., Any]]:
+    """Methods of tensors in the place of torch's: `tolist` and `numpy` give zeros, the latter only on the CPU."""
+    own = {name: getattr(Tensor, name) for name in ("numpy", "tolist", "backward")}
+
+    def numpy(tensor: Tensor, *args: Any, **keywords: Any) -> np.ndarray:
+        if not isinstance(tensor, FakeTensor):
+            return own["numpy"](tensor, *args, **keywords)
+        if tensor.device.type == "cuda":
+            raise TypeError("can't convert a tensor on the device to numpy: copy it to the CPU first")
+        return np.zeros(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+    def tolist(tensor: Tensor) -> Any:
+        if not isinstance(tensor, FakeTensor):
+            return own["tolist"](tensor)
+        if tensor.device.type == "cuda":
+            reads.of_device.add(_reader())
+        return np.zeros(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")).tolist()
+
+    def run_backward(tensor: Tensor, *args: Any, **keywords: Any) -> None:
+        if isinstance(tensor, FakeTensor):
+            backward(tensor)
+        else:
+            own["backward"](tensor, *args, **keywords)
+
+    return {"numpy": numpy, "tolist": tolist, "backward": run_backward}
+
+
+def backward(loss: Tensor) -> None:
+    """What torch's autograd engine does, which needs a driver for tensors on CUDA: it asks for their streams."""
+    order: list[Any] = []
+    _visit(loss.grad_fn, order, set())
+    incoming: dict[Any, list[Tensor | None]] = {node: [None] * len(node._input_metadata) for node in order}
+    incoming[loss.grad_fn][0] = torch.ones_like(loss)
+    with torch.no_grad():
+        for node in reversed(order):
+            if all(grad is None for grad in incoming[node]):
+                continue
+            found = node(*incoming.pop(node))
+            grads = found if isinstance(found, tuple) else (found,)
+            for (target, number), grad in zip(node.next_functions, grads, strict=True):
+                if target is not None and grad is not None:
+                    expected = target._input_metadata[number]
+                    assert grad.device == expected.device, f"{node.name()} gives {target.name()} a gradient elsewhere"
+                    if grad.shape != expected.shape:  # it was broadcast
+                        grad = grad.sum_to_size(expected.shape)
+                    if grad.dtype != expected.dtype:
+                        grad = grad.to(expected.dtype)
+                    before = incoming[target][number]
+                    incoming[target][number] = grad if before is None else before + grad
+
+
+def _visit(node: Any, order: list[Any], seen: set[Any]) -> None:
+    """Appends the graph under `node`, each node after those that it passes gradients to."""
+    stack = [(node, False)]
+    while stack:
+        current, done = stack.pop()
+        if done:
+            order.append(current)
+        elif current not in seen:
+            seen.add(current)
+            stack.append((current, True))
+            stack += [(target, False) for target, _ in current.next_functions if target is not None]
+
+
+def _to(module: nn.Module, *args: Any, **keywords: Any) -> nn.Module:
+    """`Module.to`, which torch can't do to a module that is fake already: that must be on the device it is sent to."""
+    held = [tensor for tensor in (*module.parameters(), *module.buffers()) if isinstance(tensor, FakeTensor)]
+    if not held:
+        return _REAL_TO(module, *args, **keywords)
+    device = torch._C._nn._parse_to(*args, **keywords)[0]
+    assert device is None or {tensor.device.type for tensor in held} == {device.type}
+    return module
+
+
+_REAL_TO = nn.Module.to
+
+
+@contextmanager
+def fake_cuda(true_at: Iterable[str] = ()) -> Iterator[Reads]:
+    """Inside, `.to("cuda")` works, and every operation checks its tensors' devices."""
+    reads = Reads(frozenset(true_at))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Module, "to", _to)
+        # autocast turns itself off if there is no GPU
+        patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+        for name, method in _answering(reads).items():
+            patch.setattr(Tensor, name, method)
+        with _Mode(reads):
+            yield reads
+
+
+def made_outside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, giving real tensors on the CPU also if it is called under the mode."""
+
+    def outside(*args: Any, **keywords: Any) -> Any:
+        with unset_fake_temporarily(), _disable_current_modes():
+            return function(*args, **keywords)
+
+    return outside
+
+
+def accelerator_on_cuda(config: Config, patch: pytest.MonkeyPatch) -> Accelerator:
+    """Accelerate's own, told that its device is a GPU."""
+    accelerator = build_accelerator(config)
+    for state in (accelerator.state, PartialState()):
+        patch.setitem(state.__dict__, "device", CUDA)
+    assert accelerator.device == CUDA
+    return accelerator

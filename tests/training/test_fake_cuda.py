@@ -1,0 +1,313 @@
+"""Training, validation and sampling of every method and option on a fake CUDA device: no tensor is left on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_cuda import CUDA, accelerator_on_cuda, backward, fake_cuda, made_outside
+from torch import nn
+
+from microdit.alignment import encoders
+from microdit.alignment.encoders import Lite0Patches
+from microdit.alignment.targets import PatchTargets
+from microdit.components import Components, build_components
+from microdit.config import Config, config_from_mapping
+from microdit.config_io import assign, to_mapping
+from microdit.data.caption_store import CaptionFeatures
+from microdit.data.encoded import EncodedDataset
+from microdit.diffusion import Denoiser
+from microdit.encoders import autoencoder as autoencoders
+from microdit.encoders.autoencoder import Pixels, build_autoencoder
+from microdit.encoders.text import build_text_encoder
+from microdit.model import DiT
+from microdit.model.captions import Captions, parts, with_mask
+from microdit.model.methods import MASKINGS
+from microdit.prompts import shown_prompts
+from microdit.sampling import generate
+from microdit.training import loop
+from microdit.training.recorder import NullRecorder
+from microdit.training.validation import validate
+
+Changes = dict[str, Any]
+
+MASKING = "model.masking."
+METHODS: dict[str, Changes] = {
+    "none": {MASKING + "method": "none", MASKING + "ratio": 0.0},
+    "naive in blocks": {MASKING + "method": "naive", MASKING + "block_size": 2},
+    "deferred": {MASKING + "method": "deferred"},
+    "deferred in blocks, narrow mixer": {
+        MASKING + "block_size": 2,
+        "model.mixer": {"depth": 2, "width": 16, "head_dim": 8, "attn_ratio": 1.0, "ffn_ratio": 2.0},
+    },
+    "deferred, no mixer": {"model.mixer.depth": 0},
+    "maskdit": {MASKING + "method": "maskdit"},
+    "maskdit in blocks, narrow decoder": {
+        MASKING + "method": "maskdit",
+        MASKING + "block_size": 2,
+        MASKING + "decoder": {"depth": 2, "width": 16, "head_dim": 8, "ffn_ratio": 2.0},
+    },
+    "maskdit, no decoder blocks, no reconstruction": {
+        MASKING + "method": "maskdit",
+        MASKING + "decoder.depth": 0,
+        MASKING + "reconstruction": 0.0,
+    },
+    "routing in blocks": {MASKING + "method": "routing", MASKING + "block_size": 2},
+    "sprint": {MASKING + "method": "sprint"},
+    "sprint, paths dropped, no mask": {
+        MASKING + "method": "sprint",
+        MASKING + "route.path_drop": 0.5,
+        MASKING + "ratio": 0.0,
+    },
+}
+PLAIN: Changes = {"training.unmasked_tail": 0.5}
+LOADED: Changes = {  # what most easily leaves a tensor behind, all at once
+    "training.unmasked_tail": 0.5,
+    "training.accumulation": 2,
+    "training.precision": "bf16",
+    "optimizer.type": "muon",
+    "model.experts.every_n": 1,
+    "alignment.encoder": "efficientnet-lite0",
+    "model.attn_width": {"schedule": "layerwise", "start": 0.5, "end": 1.0, "multiple_of": None},
+    "model.ffn_width": {"schedule": "layerwise", "start": 1.0, "end": 4.0, "multiple_of": None},
+    "sampler.guidance": 2.0,
+}
+PATHS = {MASKING + "method": "sprint", MASKING + "route.path_drop": 0.5, "sampler.guidance_by": "path_drop"}
+INTERVAL = {"sampler.guidance": 2.0, "sampler.guidance_interval": {"sigma_low": 0.1, "sigma_high": 10.0}}
+OPTIONS: dict[str, Changes] = {
+    "plain": {},
+    "muon": {"optimizer.type": "muon", "optimizer.muon.nesterov": False},
+    "accumulation": {"training.accumulation": 4},
+    "bf16": {"training.precision": "bf16"},
+    "experts": {"model.experts.every_n": 1},
+    "alignment, last block": {"alignment.encoder": "efficientnet-lite0", "alignment.block": 2, "alignment.hidden": 8},
+    "switches of the network": {"model.bias": True, "model.qk_norm": False, "model.ffn.type": "gelu"},
+    "switches of the update": {
+        "training.ema.decay": 0.0,
+        "training.clip": 0.0,
+        "training.caption_dropout": 1.0,
+        "optimizer.no_decay": ["embedders", "norms", "biases"],
+        "schedule.type": "constant",
+        "schedule.warmup_steps": 1,
+    },
+    "late average, captions kept": {"training.ema.start_step": -1, "training.caption_dropout": 0.0},
+    "validated and sampled on the way": {"training.val_every": 1, "training.sample_every": 1},
+    "pixels": {"autoencoder.path": "pixels", "model.in_channels": 3, "model.input_size": 32, "model.patch_size": 4},
+    "euler": {"sampler.type": "euler", "sampler.steps": 2},
+    "heun, churn": {
+        "sampler.steps": 2,
+        "sampler.churn": {"amount": 20.0, "sigma_min": 0.0, "sigma_max": 1e9, "noise": 1.0},
+    },
+    "guidance interval": INTERVAL,
+    "path-drop guidance": {**PATHS, "sampler.guidance": 2.0},
+    "path-drop guidance, interval": {**PATHS, **INTERVAL},
+}
+CASES = {
+    **{name: LOADED | changes for name, changes in METHODS.items()},
+    **{name: PLAIN | changes for name, changes in OPTIONS.items()},
+}
+LONG = {f"{name}, plain": PLAIN | changes for name, changes in METHODS.items()}  # each alone, in full precision
+# Where a run waits for the device: at each log line and checkpoint, once at the start, once per batch of samples, and
+# once per noise level if guidance has an interval. Steps, and the networks that encode, must not.
+WAITS = {
+    "training.meter.Meter.check",
+    "training.meter.Meter.read",
+    "training.loop._check_same_step",
+    "finite.require_finite",
+}
+ASKING = {"diffusion.samplers.guided.<locals>.model"}
+
+
+def with_changes(base: Config, changes: dict[str, Any]) -> Config:
+    values = to_mapping(base)
+    for key, value in changes.items():
+        assign(values, key, value)
+    return config_from_mapping(values)
+
+
+def prepared(config: Config) -> Components:
+    """Real data; features to align with are made up, as encoding them takes seconds."""
+    plain = replace(config, alignment=replace(config.alignment, encoder="none"))
+    components = build_components(plain)
+    if config.alignment.encoder == "none":
+        return components
+    features = np.ones((len(components.train), config.model.patches, 320), np.float16)
+    return replace(components, train=replace(components.train, targets=PatchTargets(features, "made up")))
+
+
+def trained_and_sampled(
+    config: Config,
+    components: Components,
+    patch: pytest.MonkeyPatch,
+    true_at: Iterable[str] = (),
+    decodes: bool = False,
+) -> set[str]:
+    """Trains, validates and samples, then returns where the program waited for the device.
+
+    Latents are decoded as pixels, which is quick, unless `decodes`.
+    """
+    accelerator = accelerator_on_cuda(config, patch)
+    patch.setattr(loop, "DiT", made_outside(DiT))
+    patch.setattr(loop, "build_alignment", made_outside(loop.build_alignment))
+    patch.setattr(loop, "save_checkpoint", lambda *arguments: None)
+    patch.setattr(autoencoders, "_load", made_outside(autoencoders._load))
+    seen: list[int] = []
+
+    def draw(step: int, net: DiT) -> None:
+        shown = shown_prompts(components.val, 2)
+        pictures = generate(Denoiser(net, 0.5).eval(), decoder, shown.features, config.sampler, 0)
+        side = config.model.input_size * decoder.downsampling
+        assert pictures.shape[:3] == (2, side, side)
+        seen.append(step)
+
+    with fake_cuda(true_at) as reads:
+        decoder = build_autoencoder(config.autoencoder, accelerator.device) if decodes else Pixels()
+        state = loop.train(config, components.train, components.val, NullRecorder(), accelerator, draw)
+        assert {p.device for p in state.parameters()} == {CUDA}
+        assert {p.device for p in state.averaged.parameters()} == {CUDA}
+        for kept in state.optimizer.state.values():
+            assert {value.device for value in kept.values() if torch.is_tensor(value) and value.ndim} <= {CUDA}
+        validate(Denoiser(state.averaged, 0.5).eval(), components.val, config)
+        draw(config.training.steps, state.averaged)
+    assert seen == ([0, 1, 2] if config.training.sample_every else [2])
+    return reads.of_device
+
+
+@pytest.fixture
+def small(smoke_config: Config, tmp_path: Path) -> Config:
+    changes = {"output_dir": str(tmp_path), "training.steps": 2, "sampler.steps": 1, "training.sample_every": 0}
+    return with_changes(smoke_config, changes)
+
+
+def run_case(small: Config, changes: Changes, patch: pytest.MonkeyPatch, **options: Any) -> None:
+    config = with_changes(small, changes)
+    waits = trained_and_sampled(config, prepared(config), patch, **options)
+    assert waits == WAITS | (set() if config.sampler.guidance_interval.everywhere else ASKING)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_runs_on_the_device(case: str, small: Config, monkeypatch: pytest.MonkeyPatch):
+    run_case(small, CASES[case], monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LONG)
+def test_methods_run_alone_in_full_precision(case: str, small: Config, monkeypatch: pytest.MonkeyPatch):
+    run_case(small, LONG[case], monkeypatch)
+
+
+@pytest.mark.parametrize("case", ["guidance interval", "path-drop guidance, interval"])
+def test_guidance_runs_inside_its_interval_too(case: str, small: Config, monkeypatch: pytest.MonkeyPatch):
+    run_case(small, CASES[case], monkeypatch, true_at=ASKING)
+
+
+def test_latents_are_encoded_and_decoded_on_the_device(small: Config, monkeypatch: pytest.MonkeyPatch):
+    run_case(small, {}, monkeypatch, decodes=True)
+    with fake_cuda() as reads:
+        autoencoder = build_autoencoder(small.autoencoder, CUDA)
+        latents = autoencoder.encode(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))
+    assert (latents.device, latents.shape, reads.of_device) == (CUDA, (2, 4, 8, 8), set())
+
+
+@dataclass(frozen=True)
+class PaddedFeatures:
+    """Caption features of which only the first token counts."""
+
+    tokens: CaptionFeatures
+
+    def take(self, rows: np.ndarray) -> Captions:
+        tokens, _ = parts(self.tokens.take(rows))
+        mask = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+        mask[:, 0] = True
+        return with_mask(tokens, mask)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_padded_captions_run_on_the_device(guidance: float, small: Config, monkeypatch: pytest.MonkeyPatch):
+    config = with_changes(small, LOADED | {"sampler.guidance": guidance})
+    found = prepared(config)
+    padded = {split: data.with_features(PaddedFeatures(data.features)) for split, data in splits(found).items()}
+    assert trained_and_sampled(config, replace(found, **padded), monkeypatch) == WAITS
+
+
+def splits(components: Components) -> dict[str, EncodedDataset]:
+    return {"train": components.train, "val": components.val}
+
+
+@pytest.mark.parametrize("side", [4, 16])
+def test_features_to_align_with_are_encoded_on_the_device(side: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(encoders, "build_lite0", made_outside(encoders.build_lite0))
+    monkeypatch.setattr(encoders, "fold_batch_norm", made_outside(encoders.fold_batch_norm))
+    with fake_cuda() as reads:
+        features = Lite0Patches(side, CUDA).encode(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))
+    assert (features.device, features.shape[:2], reads.of_device) == (CUDA, (2, side**2), set())
+
+
+def test_captions_are_encoded_on_the_device(small: Config):
+    encoder = build_text_encoder(small.text, CUDA)
+    encoder._source = replace(encoder._source, load=partial(moved, encoder._source.load))
+    with fake_cuda() as reads:
+        tokens, _ = parts(encoder.encode(["a red ball", "a cat"]))
+    assert (tokens.device, reads.of_device) == (CUDA, set())
+
+
+def moved(load: Callable[[torch.device], tuple[nn.Module, Any]], device: torch.device) -> tuple[nn.Module, Any]:
+    network, tokenizer = made_outside(load)(torch.device("cpu"))
+    return network.to(device), tokenizer
+
+
+def test_every_method_is_tried():
+    tried = {changes.get(MASKING + "method", "deferred") for changes in METHODS.values()}
+    assert tried == MASKINGS.keys()
+
+
+# The harness itself: it must see the mistakes that a GPU would show.
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda x: x + torch.zeros(3),
+        lambda x: torch.cat([x, torch.zeros(3)]),
+        lambda x: torch.where(x > 0, x, torch.zeros(3)),
+        lambda x: x.gather(0, torch.zeros(3, dtype=torch.int64)),
+        lambda x: nn.Linear(3, 3)(x),
+        lambda x: x.numpy(),
+    ],
+)
+def test_a_tensor_left_on_the_cpu_is_noticed(mistake: Callable[[torch.Tensor], Any]):
+    with fake_cuda():
+        x = torch.ones(3).to("cuda")
+        with pytest.raises((RuntimeError, TypeError), match="device"):
+            mistake(x)
+
+
+def test_a_wait_for_the_device_is_noticed():
+    with fake_cuda() as reads:
+        x = torch.ones(3).to("cuda")
+        for wait in (lambda: x.sum().item(), lambda: bool((x > 0).any()), lambda: x.tolist(), lambda: x[x > 0]):
+            wait()
+            assert reads.of_device
+            reads.of_device.clear()
+        x.cpu().numpy()
+        assert not reads.of_device
+
+
+def test_the_small_autograd_engine_gives_torchs_gradients():
+    def loss(net: nn.Module) -> torch.Tensor:
+        x = torch.linspace(-1, 1, 12).view(3, 4)
+        hidden = net[1](net[0](x)) + net[0].bias  # used twice, and broadcast
+        return (net[2](hidden).square().mean() + hidden.abs().sum(1, keepdim=True) * net[0].weight[0]).sum()
+
+    ours, theirs = (nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 4)) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    backward(loss(ours))
+    loss(theirs).backward()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
