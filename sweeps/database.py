@@ -103,15 +103,15 @@ def rewritten(path: Path) -> Iterator[sqlite3.Connection]:
     _sweep(path)
     copy = _temporary(path)
     try:
-        with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as old:
-            old.execute("BEGIN EXCLUSIVE")  # no other process writes meanwhile
-            with closing(sqlite3.connect(copy)) as new:
+        with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as lock:
+            lock.execute("BEGIN IMMEDIATE")  # no other process writes meanwhile; this one reads over another connection
+            with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(copy)) as new:
                 old.backup(new)
                 with new:
                     yield new
             _finish(copy)
             os.replace(copy, path)
-            old.execute("ROLLBACK")
+            lock.execute("ROLLBACK")
     finally:
         _remove(copy)
 

@@ -43,7 +43,7 @@ def relocate(root: Path, uri: str, queue_uri: str) -> int:
             with created_once(sqlite_uri(file)), rewritten(file) as database:
                 changed += rewrite(database, place, new)
         changed += _rewrite_files(new, place)
-        print(f"{place} -> {new}: {changed} entries rewritten")
+        print(f"{place} -> {new}: {changed} entries rewritten; restart a microdit-sweep ui that shows it")
     if not old:
         print(f"{new}: every path is up to date")
     return 0

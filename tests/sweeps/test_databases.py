@@ -6,7 +6,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy
 
 from microdit.errors import ConfigError
-from sweeps.database import BESIDE, Kind, prepare
+from sweeps.database import BESIDE, Kind, prepare, rewritten
 from sweeps.kinds import MLFLOW, OPTUNA
 from sweeps.storage import open_storage
 from sweeps.store import Store
@@ -215,3 +215,19 @@ def test_no_journal_is_left_beside_a_new_queue(tmp_path: Path) -> None:
     with created_once(f"sqlite:///{path}"):
         prepare(path, OPTUNA)
     assert not [ending for ending in BESIDE if Path(f"{path}{ending}").exists()]
+
+
+def test_a_file_is_rewritten_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE t AS SELECT 1 AS a")
+        database.commit()
+    with suppress(RuntimeError), rewritten(path) as copy:
+        copy.execute("UPDATE t SET a = 2")
+        raise RuntimeError("halfway")
+    with rewritten(path) as copy:
+        assert copy.execute("SELECT a FROM t").fetchone() == (1,)
+        copy.execute("UPDATE t SET a = 3")
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT a FROM t").fetchone() == (3,)
+    assert os.listdir(tmp_path) == ["x.db"]

@@ -8,6 +8,8 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from sweeps.cli import main
 from sweeps.filters import search_runs, where
@@ -15,6 +17,13 @@ from sweeps.queue import open_queue
 from sweeps.sqlite_uri import sqlite_uri
 
 NAME = 'a place, it\'s #1 (50%)? "new" dîr {x}'  # every kind of character that URIs and filters treat differently
+
+
+def forget() -> None:
+    """Drop what MLflow keeps as long as a process lives: open files, and where a run's artifacts were."""
+    _artifact_repos_cache.clear()
+    for engine in SqlAlchemyStore._engine_map.values():
+        engine.dispose()
 
 
 @pytest.fixture
@@ -56,6 +65,7 @@ def test_a_project_with_any_name_works_and_can_be_moved(
     assert f"{study}/runs -> {moved}/runs" in capfd.readouterr().out
     assert main(["relocate"]) == 0
     assert "up to date" in capfd.readouterr().out
+    forget()
     client = mlflow.MlflowClient(sqlite_uri(moved / "runs" / "mlflow.db"))
     experiment = client.get_experiment_by_name("microdit/mine")
     [run] = search_runs(client, [experiment.experiment_id], {"microdit.role": "trial"})
