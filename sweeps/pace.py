@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from microdit.components import choose_device
 from microdit.config import Config
 from microdit.config_io import to_mapping
 from microdit.errors import ConfigError
-from microdit.files import write_text
+from microdit.files import read_signed, signed, write_text
 from microdit.machine import device_name
 
 TRIES = 3  # the fastest counts: whatever else the machine does can only slow a step down
@@ -40,14 +41,25 @@ def kept_seconds_per_image(config: Config) -> float:
     path = Path(config.cache_dir).expanduser() / "pace" / f"{digest}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        if path.is_file():
-            return float(json.loads(path.read_text())["seconds_per_image"])
+        if (kept := _kept(path)) is not None:
+            return kept
         tries = [measure_seconds_per_image(config) for _ in range(TRIES)]
         seconds = min((value for value in tries if value is not None), default=None)
         if seconds is None:
             raise ConfigError("a network of this study doesn't fit this machine, so its time can't be measured here")
-        write_text(path, json.dumps({"seconds_per_image": seconds, **what}, indent=1))
+        write_text(path, signed({"seconds_per_image": seconds, **what}))
     return seconds
+
+
+def _kept(path: Path) -> float | None:
+    """The measurement kept at `path`, None if there is none or it is damaged."""
+    try:
+        return float(read_signed(path)["seconds_per_image"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"{path}: the kept speed can't be read ({error}); it is measured again", file=sys.stderr)
+        return None
 
 
 def training_seconds(config: Config) -> float:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from microdit.errors import ConfigError, DataError
 from microdit.files import atomic_path, sweep
@@ -18,7 +21,12 @@ NOUNS = {
 } | {name: (f"a {name}",) for name in CLASSES[2:]}
 TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "an image of {}", "a small photo of {}", "{}, photo")
 STREAM = "cifar10/captions"
-SPLITS = (("train", True), ("val", False))
+URL = "https://www.cs.toronto.edu/~kriz"
+ARCHIVE = "cifar-10-binary.tar.gz"  # plain bytes; the Python version holds pickles
+ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+FOLDER = "cifar-10-batches-bin"
+FILES = {"train": tuple(f"data_batch_{k}.bin" for k in range(1, 6)), "val": ("test_batch.bin",)}
+SIDE = 32
 
 
 def caption(label: str, seed: int, number: int) -> str:
@@ -29,18 +37,20 @@ def caption(label: str, seed: int, number: int) -> str:
 
 
 def write_cifar10(root: Path, out: Path, seed: int, download: bool) -> dict[str, int]:
-    """Writes PNG files and `metadata.jsonl` into the new folder `out`; returns the images of each split.
+    """Writes PNG files and `metadata.jsonl` into the new folder `out`; returns the number of images per split.
 
-    Raises ConfigError where `out` holds something already, DataError where CIFAR-10 is not at `root` or is damaged.
+    Raises:
+        ConfigError: if `out` is not empty.
+        DataError: if the archive is missing at `root` or is not the published one.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} is there already; choose a new folder")
-    parts = [(split, _open(root, train, download)) for split, train in SPLITS]
+    path = _open(root, download)
     counts: dict[str, int] = {}
     sweep(out.parent)
-    with atomic_path(out) as temporary:
+    with tarfile.open(path) as archive, atomic_path(out) as temporary:
         lines = []
-        for entry, image in _entries(parts, seed):
+        for entry, image in _entries(archive, seed):
             path = temporary / entry["file_name"]
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
@@ -50,22 +60,37 @@ def write_cifar10(root: Path, out: Path, seed: int, download: bool) -> dict[str,
     return counts
 
 
-def _open(root: Path, train: bool, download: bool) -> Any:
-    from torchvision.datasets import CIFAR10
+def _open(root: Path, download: bool) -> Path:
+    """The verified archive of CIFAR-10's binary version at `root`."""
+    from torchvision.datasets.utils import check_integrity, download_url
 
+    path = root.expanduser() / ARCHIVE
     try:
-        return CIFAR10(str(root.expanduser()), train=train, download=download)
-    except Exception as error:  # The library raises RuntimeError for what is missing, and urllib's and pickle's own.
-        hint = "" if download else " (--download fetches it there; cifar-10-python.tar.gz may lie there already)"
-        raise DataError(f"--root {root}: CIFAR-10 can't be opened: {str(error).split(chr(10))[0]}{hint}") from error
+        if download:
+            download_url(f"{URL}/{ARCHIVE}", path.parent, ARCHIVE, ARCHIVE_MD5)
+    except Exception as error:  # RuntimeError for other content, and urllib's own
+        raise DataError(f"--root {root}: {ARCHIVE} can't be downloaded: {str(error).split(chr(10))[0]}") from error
+    if not path.is_file():
+        raise DataError(f"--root {root}: {ARCHIVE} is missing (--download fetches it)")
+    if not check_integrity(path, ARCHIVE_MD5):
+        raise DataError(f"{path}: is not the published file (MD5 {ARCHIVE_MD5}); remove it and use --download")
+    return path
 
 
-def _entries(parts: list[tuple[str, Any]], seed: int) -> Iterator[tuple[dict[str, str], Any]]:
+def _images(archive: tarfile.TarFile, split: str) -> Iterator[tuple[int, Image.Image]]:
+    """Label and image of each row: one byte, then planes of red, green and blue, 32 x 32 each."""
+    for name in FILES[split]:
+        member = archive.extractfile(f"{FOLDER}/{name}")
+        assert member is not None
+        rows = np.frombuffer(member.read(), np.uint8).reshape(-1, 1 + 3 * SIDE * SIDE)
+        for row in rows:
+            yield int(row[0]), Image.fromarray(row[1:].reshape(3, SIDE, SIDE).transpose(1, 2, 0))
+
+
+def _entries(archive: tarfile.TarFile, seed: int) -> Iterator[tuple[dict[str, str], Image.Image]]:
     number = 0
-    for split, images in parts:
-        if tuple(images.classes) != CLASSES:
-            raise DataError(f"{images.root}: its classes are {', '.join(images.classes)}, not CIFAR-10's")
-        for image, target in images:
+    for split in FILES:
+        for target, image in _images(archive, split):
             label = CLASSES[target]
             name = f"{split}/{label}/{number:05}.png"
             yield {"file_name": name, "text": caption(label, seed, number), "label": label, "split": split}, image

@@ -81,8 +81,8 @@ def _add_cifar_captions(kinds: Any) -> None:
 
 def _add_cifar10(kinds: Any) -> None:
     made = kinds.add_parser("cifar10", help="CIFAR-10 as a folder of images with captions from templates")
-    made.add_argument("--root", type=Path, required=True, help="folder of cifar-10-batches-py, as torchvision keeps it")
-    made.add_argument("--download", action="store_true", help="fetch or unpack it there first, by torchvision")
+    made.add_argument("--root", type=Path, required=True, help="folder of cifar-10-binary.tar.gz")
+    made.add_argument("--download", action="store_true", help="fetch it into --root first")
     made.add_argument("--out", type=Path, required=True, help="new folder for images and metadata.jsonl")
     made.add_argument("--seed", type=types.seed, default=0, help="draws the captions (default 0)")
     made.set_defaults(command=_cifar10)

@@ -219,7 +219,6 @@ def test_a_list_of_other_classes(tmp_path: Path) -> None:
         (["--coyo", "GOOD", "--min-words", "9", "--max-words", "3"], "--min-words is 9, above --max-words 3"),
         (["--coyo", "GOOD", "--max-aspect", "0.5"], "--max-aspect is 0.5"),
         (["--coyo", "GOOD", "--min-clip", "31"], "--min-clip is 31.0; it must lie between 0 and 1"),
-        (["--coyo", "GOOD", "--per-class", "0"], "--per-class is 0; it must be at least 1"),
         (["--coyo", "GOOD", "--val-fraction", "1"], "--val-fraction is 1.0"),
         (["--coyo", "GOOD", "--timeout", "0"], "--timeout is 0; it must be at least 1"),
         (["--coyo", "GOOD", "--words", "no.yaml"], "the word list no.yaml: no such file"),
@@ -239,6 +238,13 @@ def test_one_sentence_and_nothing_half_written(
     words = [str(tmp_path / word) if (tmp_path / word).is_dir() else word for word in words]
     assert message in failing(capsys, *words, "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_an_option_of_the_wrong_size_is_rejected_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["data", "cifar-captions", "--coyo", str(tmp_path), "--out", str(tmp_path / "out"), "--per-class", "0"])
+    assert end.value.code == 2
+    assert "argument --per-class: '0' is no whole number from 1" in capsys.readouterr().err
 
 
 class Stream:
