@@ -11,8 +11,19 @@ from hypothesis import strategies as st
 from planted import results
 from scipy import stats
 
-from analysis.compare import against_baseline, differences, hedges, holm, median_interval, paired_test, winner
+from analysis.compare import (
+    against_baseline,
+    differences,
+    hedges,
+    holm,
+    median_interval,
+    p_value,
+    paired_test,
+    sentence,
+    winner,
+)
 from analysis.power import power, seeds_needed, told
+from analysis.stats import Estimate
 
 P = st.lists(st.floats(0, 1), min_size=1, max_size=9)
 
@@ -164,3 +175,55 @@ def test_differences_skip_seeds_without_a_finite_value() -> None:
     rows = [("a", 0, 1.0), ("b", 0, 3.0), ("a", 1, math.nan), ("b", 1, 3.0), ("a", 2, 5.0), ("b", 2, math.inf)]
     frame = pd.DataFrame(rows, columns=["arm", "seed", "score"])
     assert differences(frame, "score", "b", "a").tolist() == [2.0]
+
+
+def test_every_column_of_a_comparison() -> None:
+    frame = results("s", ARMS, lambda settings: settings["gain"]).frame
+    row = against_baseline(frame, "base", ["clip_fd"]).iloc[0]
+    scores = frame.pivot_table(index="seed", columns="arm", values="final/clip_fd")
+    values = (scores["good"] - scores["base"]).to_numpy()
+    low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    d_z = values.mean() / values.std(ddof=1)
+    expected = {
+        "difference": values.mean(),
+        "low": low,
+        "high": high,
+        "deviation": values.std(ddof=1),
+        "d_z": d_z,
+        "g_z": d_z * 0.7236,  # J(3), of Hedges' (1981) table
+        "p": stats.ttest_1samp(values, 0).pvalue,
+        "median": np.median(values),
+    }
+    assert row[[*expected]].to_dict() == pytest.approx(expected, rel=1e-3)
+    assert row[["metric", "arm", "against", "n"]].tolist() == ["clip_fd", "good", "base", 4]
+    assert values.min() <= row["median_low"] < row["median"] < row["median_high"] <= values.max()
+    without = against_baseline(frame, "base", ["clip_fd"], medians=False).iloc[0]
+    assert without[["median", "median_low", "median_high"]].isna().all()
+    assert without["p"] == row["p"]
+
+
+@pytest.mark.parametrize(("value", "effect", "p"), [(2.0, math.inf, 0.0), (-2.0, -math.inf, 0.0), (0.0, 0.0, 1.0)])
+def test_equal_differences_have_an_interval_of_no_width(value: float, effect: float, p: float) -> None:
+    found = paired_test([value] * 3)
+    assert (found.difference.low, found.difference.high, found.n) == (value, value, 3)
+    assert (found.deviation, found.p, found.d_z, found.g_z) == (0.0, p, effect, effect)
+    assert math.isnan(paired_test([value] * 2).g_z)
+
+
+def test_the_better_of_two_arms_wins_either_way() -> None:
+    frame = results("s", {"a": {"gain": 0.0}, "b": {"gain": -9.0}}, lambda s: s["gain"]).frame
+    assert winner(frame, "clip_fd", lower_is_better=True) == "b"
+    assert winner(frame, "clip_score", lower_is_better=False) == "b"
+    assert winner(frame[frame["arm"] == "b"], "clip_fd", lower_is_better=True) is None
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(1e-4, "p = 0.00010"), (0.99e-4, "p < 0.0001"), (0.0123, "p = 0.012"), (math.nan, "no p")]
+)
+def test_p_values_in_print(p: float, text: str) -> None:
+    assert p_value(p) == text
+
+
+@pytest.mark.parametrize(("p", "word"), [(0.05, "within noise of"), (0.0499, "differs from")])
+def test_a_difference_is_beyond_noise_below_five_percent(p: float, word: str) -> None:
+    assert f"a: {word} b" in sentence("a", "b", Estimate(1.0, 0.5, 3), p, "FD", lower_is_better=True)

@@ -325,3 +325,22 @@ def test_log_ticks_are_few_and_within_bounds(low: float, factor: float) -> None:
 )
 def test_an_axis_is_logarithmic_where_its_values_stand_evenly_so(values: list[float], log: bool) -> None:
     assert Across.of(pd.Series(values)).log == log
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ([2, 2], "n=2 pairs; bars: 95% interval of the pairs, cut where it leaves the panel. Below 1: better."),
+        ([1, 1], "n=1 pair; no interval at n=1. Below 1: better."),
+        ([1, 2], "n=1 to 2 pairs; bars: 95% interval of the pairs, cut where it leaves the panel. Below 1: better."),
+    ],
+)
+def test_a_noise_figure_says_how_many_pairs_it_has(pairs: list[int], words: str) -> None:
+    rows = [("base", seed, 1.0) for seed in (0, 1)]
+    rows += [(arm, seed, 1.2) for arm, count in zip(("one", "two"), pairs, strict=True) for seed in range(count)]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "val/loss_q1"]).assign(run_id="id", hue="", x="")
+    found = results("another", {"base": {}, "one": {}, "two": {}}, lambda s: 0.0, baseline="base")
+    figure = noise_figure(dataclasses.replace(found, frame=frame))
+    assert figure is not None
+    texts = " ".join(text.get_text() for text in [*figure.texts, *(t for axis in figure.axes for t in axis.texts)])
+    assert words in " ".join(f"{texts} {figure.get_suptitle()}".split())

@@ -106,3 +106,28 @@ def test_many_differences_of_one_seed_are_one_sentence() -> None:
     [said] = sentences(dataclasses.replace(found, study=dataclasses.replace(found.study, baseline="base")))
     assert said.startswith("CLIP-FD against base at n=1, which no interval can tell from noise: a +")
     assert ", b +" in said
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "text"),
+    [
+        (12345.0, False, "12345"),
+        (123.456, False, "123.5"),
+        (0.00012345, False, "0.0001234"),
+        (999999.0, True, "+999999"),
+        (1e6, True, "+1e+06"),
+        (1e6, False, "1e+06"),
+        (-2.5e-5, True, "-2.5e-05"),
+        (0.0, True, "0"),
+        (math.inf, False, "-"),
+    ],
+)
+def test_numbers_in_print(value: float, sign: bool, text: str) -> None:
+    assert number(value, sign=sign) == text
+
+
+def test_nothing_has_neither_mean_nor_interval() -> None:
+    found = estimate([math.nan])
+    assert found.n == 0
+    assert math.isnan(found.mean)
+    assert math.isnan(found.half)

@@ -93,3 +93,23 @@ def test_a_seed_that_is_not_through_yet_is_left_out() -> None:
     assert found is not None
     assert (found.values, found.n) == ((1.0, 2.0, 4.0), 2)
     assert trend_of(table[[1.0]]) is None
+
+
+def test_a_seed_of_equal_scores_has_no_rank_correlation() -> None:
+    found = trend(AXIS, np.array([[1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 3.0, 4.0]]))
+    assert found.rho == pytest.approx(0.5)  # the mean of 0 and 1
+
+
+def test_a_whole_table_keeps_all_its_values() -> None:
+    table = pd.DataFrame({8.0: [1.0, 2], 1.0: [3.0, 4], 2.0: [5.0, 6], 4.0: [7.0, 8]})
+    assert list(blocks(table).columns) == [1.0, 2.0, 4.0, 8.0]
+    whole_numbers = trend_of(pd.DataFrame({1: [1, 2], 2: [3, 4], 4: [5, 6]}))
+    assert whole_numbers is not None
+    assert whole_numbers.values == (1.0, 2.0, 4.0)
+    assert all(isinstance(value, float) for value in whole_numbers.values)
+
+
+def test_three_values_stay_even_if_one_seed_is_whole() -> None:
+    table = pd.DataFrame({1.0: [1.0, 2.0], 2.0: [3.0, np.nan], 4.0: [5.0, 6.0]})
+    assert list(blocks(table).columns) == [1.0, 2.0, 4.0]
+    assert len(blocks(table)) == 1

@@ -268,3 +268,106 @@ def test_a_wrong_claim_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ReportError, match=r"claims\.yaml, s, 't'") as caught:
         parse("s", good | changes)
     assert message in str(caught.value)
+
+
+def the_first_line(study: str, arms: Arms, score: Score, **changes: Any) -> str:
+    found = results(study, arms, score, noise=0.0, **changes)
+    return line(found, verdicts(found)[0])
+
+
+def test_the_line_of_one_comparison_on_one_metric() -> None:
+    """No noise: every seed has the difference itself, so the interval has no width and p is 0."""
+    text = the_first_line("ffn_activation", PLANTED[3][1], PLANTED[3][2], metrics=["clip_fd"])
+    assert text == (
+        "SwiGLU beats GELU (trust: seed): **reproduced**: arm1 against arm0: -9.000 [-9.000, -9.000] CLIP-FD ↓, "
+        "p < 0.0001, n=4. Not tested: fd, clip_score."
+    )
+
+
+def test_the_line_of_a_trend_tells_its_test_and_steps() -> None:
+    blocks = axis("model.masking.block_size", [1, 2, 4, 8], **DEFERRED)
+    text = the_first_line("mask_granularity", blocks, PLANTED[2][2])  # 8, 16, 32, 64: 18.4 per doubling
+    assert text == (
+        "larger contiguous masked blocks are worse (trust: seed): **reproduced**: holds in 3 of 3 checks; "
+        "trend over masking block size: +18.400 [18.400, 18.400] FD ↓ per doubling, p < 0.0001, n=4, "
+        "Page's L, rho 1.00, 3 of 3 steps that way."
+    )
+
+
+def test_groups_of_a_trend_are_named_if_there_are_several() -> None:
+    arms = {
+        f"{method}{size}": {METHOD: method, RATIO: 0.75, "model.masking.block_size": size}
+        for method in ("naive", "deferred")
+        for size in (1, 2, 4)
+    }
+    found = results("mask_granularity", arms, lambda s: 8 * s["model.masking.block_size"], metrics=["fd"])
+    first = verdicts(found)[0]
+    assert [check.what for check in first.checks] == [
+        f"trend over masking block size at masking method {method}, masking ratio 0.75"
+        for method in ("naive", "deferred")
+    ]
+
+
+def test_a_gap_has_no_direction_of_its_own() -> None:
+    found = results("masking_ratio", MASKED, masked, noise=0.0, metrics=["fd"])
+    gap = verdicts(found)[1]
+    assert line(found, gap).startswith(f"{gap.claim.text} (trust: {gap.claim.trust}): **reproduced**: gap over masking")
+    assert " FD per unit, " in line(found, gap)
+
+
+def test_every_column_of_the_table_of_verdicts() -> None:
+    found = results("ffn_activation", PLANTED[3][1], PLANTED[3][2], metrics=["clip_fd"])
+    one = verdicts(found)[0]
+    [row] = verdict.table([one]).to_dict("records")
+    [check] = one.checks
+    assert row == {
+        "claim": "SwiGLU beats GELU",
+        "trust": "seed",
+        "source": "",
+        "section": one.claim.section,
+        "kind": "better",
+        "verdict": REPRODUCED,
+        "check": "arm1 against arm0",
+        "metric": "clip_fd",
+        "n": 4,
+        "value": check.value.mean,
+        "low": check.value.low,
+        "high": check.value.high,
+        "unit": "",
+        "p": check.p,
+        "holds": True,
+        "detail": "",
+        "seeds_needed": None,
+    }
+    open_ = verdicts(results("ffn_activation", PLANTED[3][1], lambda s: 0.4 * PLANTED[3][2](s) / 9.0, seeds=3))[0]
+    needed = verdict.table([open_])["seeds_needed"].tolist()
+    assert needed == pytest.approx([check.needed or np.nan for check in open_.checks], nan_ok=True)
+    nothing = verdicts(results("ffn_activation", {"a": {"model.ffn.type": "gelu"}}, lambda s: 0.0))
+    assert verdict.table(nothing)["detail"].tolist() == ["no arm with model.ffn.type=swiglu"]
+
+
+@pytest.mark.parametrize(
+    ("study", "arms", "why"),
+    [
+        ("micro_budget", {"a": {"model.depth": 4}}, "fewer than two arms"),
+        (
+            "masking_ratio",
+            {"a": {METHOD: "naive", RATIO: 0.5}, "b": {METHOD: "deferred", RATIO: 0.75}},
+            "no two arms with the same model.masking.ratio",
+        ),
+        (
+            "weight_decay",
+            axis("optimizer.weight_decay", [0.1]),
+            "fewer than two values of optimizer.weight_decay at a seed",
+        ),
+        (
+            "mask_granularity",
+            axis("model.masking.block_size", [2], **DEFERRED),
+            "fewer than two values of model.masking.block_size at a seed where model.masking.ratio above 0",
+        ),
+    ],
+)
+def test_why_a_claim_is_not_tested(study: str, arms: Arms, why: str) -> None:
+    found = results(study, arms, lambda settings: 0.0)
+    first = verdicts(found)[0]
+    assert line(found, first) == f"{first.claim.text} (trust: {first.claim.trust}): **not tested here**: {why}."

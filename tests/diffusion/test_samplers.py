@@ -239,3 +239,42 @@ def test_an_interval_without_guidance_is_refused(smoke_config: Config):
         dataclasses.replace(smoke_config, sampler=limited)
     scored = dataclasses.replace(smoke_config.evaluation, guidance=2.0)
     dataclasses.replace(smoke_config, sampler=limited, evaluation=scored)  # scores have guidance
+
+
+def test_noise_is_raised_as_in_algorithm_2():
+    """One step of Euler's method with churn against the paper's lines, in double precision."""
+    config = SamplerConfig("euler", 1, sigma_max=2.0, churn=ChurnConfig(0.3, 0.5, 3.0, 1.5))
+    raised = 2.0 * 1.3
+    fresh = torch.stack([torch.randn(4, 8, 8, generator=each, dtype=torch.float64) for each in churn(2)])
+    x = NOISE.double() * 2.0 + (raised**2 - 2.0**2) ** 0.5 * 1.5 * fresh
+    slope = (x - gaussian_denoiser(x.float(), torch.full((2,), raised)).double()) / raised
+    expected = (x - raised * slope).float()
+    torch.testing.assert_close(sample(gaussian_denoiser, NOISE, config, churn(2)), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("low", "high", "churns"), [(1.99, 2.01, True), (2.1, 9.0, False), (0.0, 1.9, False)])
+def test_noise_is_raised_only_between_its_levels(low: float, high: float, churns: bool):
+    config = SamplerConfig("euler", 1, sigma_max=2.0, churn=ChurnConfig(0.3, low, high))
+    plain = sample(gaussian_denoiser, NOISE, SamplerConfig("euler", 1, sigma_max=2.0))
+    # The denoiser is linear, and one step to 0 gives what it predicts: raised noise changes that.
+    assert torch.equal(sample(gaussian_denoiser, NOISE, config, churn(2)), plain) != churns
+
+
+def test_models_get_float32_and_noise_levels_are_float64():
+    kinds = set()
+
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        kinds.update((x.dtype, sigma.dtype))
+        return x
+
+    sample(model, NOISE, SamplerConfig(steps=1))
+    assert kinds == {torch.float32}
+    assert sigma_steps(SamplerConfig()).dtype == torch.float64
+
+
+def test_limits_of_settings_are_allowed_values():
+    assert sigma_steps(SamplerConfig(steps=1)).tolist() == pytest.approx([80.0, 0.0])
+    SamplerConfig(guidance_interval=GuidanceInterval(0.0, 0.002), guidance=2.0)  # sigma_min lies inside
+    for wrong in (0.0, -1.0):
+        with pytest.raises(ConfigError, match=r"'diffusion\.sigma_data'"):
+            DiffusionConfig(sigma_data=wrong)
