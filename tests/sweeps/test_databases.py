@@ -141,8 +141,8 @@ def test_an_older_store_is_upgraded_on_a_copy_and_kept(tmp_path: Path) -> None:
             "VALUES (1, 'microdit/old', 'x', 'active')"
         )
         connection.exec_driver_sql(
-            "INSERT INTO runs (run_uuid, name, user_id, status, lifecycle_stage, experiment_id) "
-            "VALUES ('0123', 'kept', 'me', 'FINISHED', 'active', 1)"
+            "INSERT INTO runs (run_uuid, name, user_id, status, start_time, lifecycle_stage, experiment_id) "
+            "VALUES ('0123', 'kept', 'me', 'FINISHED', 1, 'active', 1)"
         )
     engine.dispose()
     before = path.read_bytes()
