@@ -86,6 +86,7 @@ class Zygote:
 def zygote() -> Iterator[Zygote]:
     hidden = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE")
     surroundings = {k: v for k, v in os.environ.items() if k not in hidden} | {"OMP_NUM_THREADS": "1"}
+    surroundings["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path])  # the fork server imports `warm` from there
     command = [sys.executable, str(HERE / "zygote.py")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=surroundings

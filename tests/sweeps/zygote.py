@@ -22,7 +22,7 @@ from typing import Any
 
 FILES = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "sqlite3.connect"}  # of Python's audit events
 STRIKE, STRUCK = "strike.json", "struck"
-PRELOAD = ["mlflow", "torch", "optuna", "hydra", "sweeps.launch", "sweeps.worker", "sweeps.recorder", "microdit.run"]
+PRELOAD = ["warm"]
 
 
 def die() -> None:

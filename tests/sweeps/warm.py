@@ -1,0 +1,38 @@
+"""On import, train for two steps and record it: what libraries import late is then there for every fork."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+import sweeps.launch
+import sweeps.worker  # noqa: F401
+from microdit.run import run
+from sweeps.compose import compose_config
+from sweeps.recorder import MlflowRecorder, RunSpec
+from sweeps.storage import open_storage
+from sweeps.store import Store
+
+SETTINGS = "scale=smoke training.steps=2 training.batch_size=8 data.train_size=64 evaluation.samples=0"
+
+
+def warm_up(folder: Path) -> None:
+    torch.set_num_threads(1)
+    open_storage(f"sqlite:///{folder / 'optuna.db'}").engine.dispose()
+    store = Store(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    spec = RunSpec(store.experiment("warm"), "warm", {}, {"seed": 0}, "warm")
+    words = [*SETTINGS.split(), f"cache_dir={folder / 'cache'}", f"output_dir={folder / 'run'}"]
+    run(compose_config(words), MlflowRecorder(store.uri, spec))
+
+
+with (
+    tempfile.TemporaryDirectory() as _folder,
+    open(os.devnull, "w") as _nowhere,
+    contextlib.redirect_stdout(_nowhere),
+    contextlib.redirect_stderr(_nowhere),
+):
+    warm_up(Path(_folder))
