@@ -10,7 +10,7 @@ from torch import Tensor
 
 from microdit.diffusion import Denoiser, guided
 from microdit.model import DiT, DiTConfig, MaskingConfig
-from microdit.model.captions import MaskedTokens, beside_null, dropped
+from microdit.model.captions import MaskedTokens, as_stored, beside_null, dropped
 from microdit.model.masking import DecoderConfig, RouteConfig
 from microdit.model.mixer import MixerConfig
 from microdit.rng import generator
@@ -113,3 +113,30 @@ def test_guidance_steps_away_from_the_same_null_caption():
     conditional, null = denoiser(x, sigma, y), denoiser(x, sigma, torch.zeros_like(y.tokens))
     expected = null + 3 * (conditional - null)
     torch.testing.assert_close(guided(denoiser, y, 3.0)(x, sigma), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_masked_tokens_are_cut_moved_and_repeated_with_their_masks():
+    tokens = torch.arange(12.0, dtype=torch.float32).view(3, 2, 2)
+    mask = torch.tensor([[True, False], [True, True], [False, True]])
+    both = MaskedTokens(tokens, mask)
+    assert len(both) == 3
+    cut = both[1:]
+    assert torch.equal(cut.tokens, tokens[1:])
+    assert torch.equal(cut.mask, mask[1:])
+    twice = both.repeat_interleave(2)
+    assert torch.equal(twice.tokens, tokens[[0, 0, 1, 1, 2, 2]])
+    assert torch.equal(twice.mask, mask[[0, 0, 1, 1, 2, 2]])
+    moved = both.to("meta", non_blocking=True)
+    assert (moved.tokens.device.type, moved.mask.device.type) == ("meta", "meta")
+    assert (moved.tokens.dtype, moved.mask.dtype) == (torch.float32, torch.bool)
+
+
+def test_stored_captions_are_rounded_to_half_precision():
+    tokens = torch.tensor([[[0.1, 70.01]]])
+    mask = torch.tensor([[True]])
+    stored = as_stored(MaskedTokens(tokens, mask))
+    assert isinstance(stored, MaskedTokens)
+    assert stored.tokens.dtype == torch.float32
+    assert torch.equal(stored.tokens, torch.tensor([[[0.0999755859375, 70.0]]]))  # the nearest half floats
+    assert torch.equal(stored.mask, mask)
+    assert torch.equal(as_stored(tokens), stored.tokens)
