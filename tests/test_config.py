@@ -8,8 +8,10 @@ from typing import Literal
 
 import pytest
 
+from microdit.config import former_key
 from microdit.config_io import parse, read_yaml, to_mapping
 from microdit.errors import ConfigError, nearest
+from sweeps.compose import compose_config
 
 
 @dataclass(frozen=True)
@@ -81,3 +83,11 @@ def test_a_missing_file_names_its_neighbour(tmp_path: Path):
 
 def test_nearest_lists_all_when_nothing_is_close():
     assert nearest("zzz", ["alpha", "beta"]) == "valid choices: alpha, beta"
+
+
+def test_only_a_run_from_stored_weights_is_what_the_first_algorithm_computed() -> None:
+    """The key was computed by the code of commit 472a175, the last one of that algorithm."""
+    weights = Path(__file__).parent / "model" / "reference" / "small.safetensors"
+    words = ["scale=smoke", "diffusion.sigma_data=0.9"]
+    assert former_key(compose_config([*words, f"training.init={weights}"])) == "2ea56d7af79f1840"
+    assert former_key(compose_config(words)) is None

@@ -54,6 +54,19 @@ def test_runs_of_another_budget_are_apart(fresh: Fresh) -> None:
         read(fresh, 3)
 
 
+def test_runs_of_another_algorithm_are_apart(fresh: Fresh) -> None:
+    writer = launch(fresh)
+    writer.run("none", 0, final(30.0))  # the first algorithm wrote no tag
+    writer.run("naive_75", 0, final(40.0))
+    writer.run("none", 0, final(10.0), algorithm="2")
+    writer.run("naive_75", 0, final(20.0), algorithm="2")
+    assert shown(read(fresh)) == {"none": 10.0, "naive_75": 20.0}
+    assert shown(read(fresh, 2)) == {"none": 30.0, "naive_75": 40.0}
+    assert any("algorithm 1 instead of 2" in note for note in notes(read(fresh)))
+    with pytest.raises(MixtureError, match="algorithm: 2 for 2 runs"):
+        read(fresh, None)
+
+
 def test_the_same_images_in_other_steps_are_one_budget(fresh: Fresh) -> None:
     writer = launch(fresh)
     writer.run("none", 0, final(10.0), config=budget(200, 8))

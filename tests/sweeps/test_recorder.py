@@ -15,6 +15,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from microdit.config import Config, load_config, save_config, trial_key
+from microdit.errors import DataError
 from sweeps.patience import StoreError
 from sweeps.recorder import MlflowRecorder, RunSpec, near_square
 from sweeps.store import Launch, Store
@@ -75,6 +76,22 @@ def test_a_run_is_recorded_as_the_schema_says(store: Store, config: Config) -> N
     assert len(tags["microdit.git_commit"]) in (4, 40)  # "none" where there is no repository
     assert tags["microdit.git_dirty"] in ("true", "false")
     assert run.inputs.dataset_inputs[0].dataset.digest == "abc123"
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("data_fingerprint", "the data of a/seed0 changed"),
+        ("feature_net", "a scoring network or the prompts"),
+    ],
+)
+def test_a_run_whose_data_or_networks_changed_since_its_plan_is_rejected(
+    store: Store, config: Config, name: str, what: str
+) -> None:
+    tags = {"microdit.arm": "a", "microdit.trial_key": "k", f"microdit.{name}": "planned"}
+    spec = RunSpec(store.experiment("microdit/train"), "a/seed0", tags, {"seed": 0}, "microdit-sweep x")
+    with pytest.raises(DataError, match=what):
+        MlflowRecorder(store.uri, spec).start(config, FACTS)
 
 
 def test_pictures_have_steps_and_the_stored_config_runs_again(store: Store, config: Config, tmp_path: Path) -> None:
