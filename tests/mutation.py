@@ -32,6 +32,7 @@ AREAS = {
 }
 SMALLEST = "microdit.model.counting.*"  # a run of these few mutants makes all of them, and the statistics of the tests
 QUICK_SECONDS = 10.0  # tests that a mutant meets first, as long as they take together
+CANNOT_RUN = (4, 5)  # pytest's codes for a wrong command, such as a conftest that can't be imported, and for no tests
 SLOWEST_SECONDS = 200.0  # a mutant that takes longer hangs, and counts as killed
 
 
@@ -58,6 +59,10 @@ class Tests:
         self._seconds = stats["duration_by_test"]
         self._reaching = stats["tests_by_mangled_function_name"]
         self._more = list(more)
+
+    def quickest(self) -> list[str]:
+        """The quicker half of all tests."""
+        return sorted(self._seconds, key=self._seconds.__getitem__)[: len(self._seconds) // 2]
 
     def of(self, mutant: str) -> tuple[list[str], list[str]]:
         """The quickest tests of a mutant, and the others."""
@@ -91,7 +96,10 @@ def survives(mutant: str, tests: Sequence[str]) -> bool:
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return status == 0
+            code = os.waitstatus_to_exitcode(status)
+            if code in CANNOT_RUN:
+                raise RuntimeError(f"pytest can't run the tests of {mutant or 'the unmutated code'} (code {code})")
+            return code == 0
         time.sleep(0.02)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -109,6 +117,8 @@ def run_sample(sample: Sequence[str], verdicts: Path, tests: Tests, again: bool)
         os.chdir(FOLDER)
         sys.path.insert(0, str(Path.cwd()))
         pytest.main(["--collect-only", "-qqq"])
+        if not survives("", tests.quickest()):
+            raise RuntimeError("the tests fail on unmutated code, so verdicts would mean nothing")
         for name in missing:
             quick, others = tests.of(name)
             known[name] = survives(name, quick) and survives(name, others)
