@@ -51,6 +51,10 @@ def test_flops_are_what_pytorch_counts(config, masked):
     assert counter.get_total_flops() == pytest.approx(ours, rel=0.001)
 
 
+def test_no_mixer_costs_nothing():
+    assert cost.flops_by_part(CONFIGS["no mixer"])["mixer"] == 0
+
+
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_parts_sum_to_the_whole_network(config):
     net = DiT(config)

@@ -45,11 +45,19 @@ def test_a_checkpoint_nested_beside_other_networks_opens(weights, tmp_path):
 def test_import_writes_a_folder_that_opens_again(tmp_path):
     words = import_released(SMALL, tmp_path / "small", "MicroDiT_Tiny_2", REFERENCE / "small.json")
     net = load_imported(tmp_path / "small")
-    assert f"{sum(p.numel() for p in net.parameters()):,} parameters" in words
+    count, folder = sum(p.numel() for p in net.parameters()), tmp_path / "small"
+    assert words == f"{count:,} parameters in {folder / 'model.safetensors'}, settings in {folder / 'model.yaml'}"
     assert net.config == CONFIG
     assert all(
         torch.equal(a, b) for a, b in zip(net.parameters(), load_released(SMALL, CONFIG).parameters(), strict=True)
     )
+
+
+def test_a_model_released_without_its_mixer_has_none():
+    without = released_config(ARGUMENTS | {"use_patch_mixer": False})
+    absent = released_config({key: value for key, value in ARGUMENTS.items() if key != "use_patch_mixer"})
+    assert without.masking.method == "naive"
+    assert absent == CONFIG  # the released constructor's default is to have one
 
 
 def test_half_precision_weights_open(weights):
