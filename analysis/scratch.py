@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 OWNER = "owner-"  # the beginning of the name of a writer's lock
 OLDER = re.compile(r"\.report\.[a-z0-9_]{8}|\..+\.html\.\d+")  # folders and files of older versions, without a lock
+EMPTY_SECONDS = 60.0  # after which an empty scratch folder is abandoned: a writer locks its folder at once
 ABANDONED_SECONDS = 3600.0  # without a change, after which a folder of unknown owner is abandoned
 
 
@@ -63,10 +64,11 @@ def _is_abandoned(path: Path) -> bool:
         owners = _owners(path)
         if owners and owners[0].name == f"{OWNER}{_machine()}":
             return not _is_locked(owners[0])
-        newest = max(os.lstat(found).st_mtime for found in (path, *path.rglob("*")))
+        found = [path, *path.rglob("*")]
+        newest = max(os.lstat(entry).st_mtime for entry in found)
     except OSError:  # its writer removes it at this moment
         return False
-    return time.time() - newest > ABANDONED_SECONDS
+    return time.time() - newest > (ABANDONED_SECONDS if len(found) > 1 else EMPTY_SECONDS)
 
 
 def _is_locked(path: Path) -> bool:

@@ -28,6 +28,7 @@ SCRATCH = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}", re.DOTALL)  # what tempfil
 SCRATCH_NAME_LENGTH = 40  # characters of the target's name; a folder's name may have 255 bytes
 REPLACED = "old"  # in a scratch folder: the folder that the new one replaces
 OWNER = "owner-"  # in a scratch folder: the beginning of the name of its writer's lock
+EMPTY_SECONDS = 60.0  # after which an empty scratch folder is abandoned: a writer locks its folder at once
 ABANDONED_SECONDS = 3600.0  # without a change, after which a scratch folder of unknown owner is abandoned
 DIGEST = "sha256"  # key of a signed JSON file: the digest of everything else in it
 
@@ -72,7 +73,8 @@ def sweep(root: Path | str, depth: int = 0) -> list[Path]:
     """Remove the scratch folders of dead writers in `root` and `depth` levels below; return their paths.
 
     A writer of this machine (since its boot) is dead if nobody holds its lock. Of other writers only the age is known:
-    their folders are removed after an hour without a change. A replacement that was interrupted between its two
+    their folders are removed after an hour without a change, and empty ones, left between their creation and their
+    lock, after a minute. A replacement that was interrupted between its two
     renames is completed.
     """
     swept: list[Path] = []
@@ -108,10 +110,11 @@ def _is_abandoned(path: Path) -> bool:
         owners = list(path.glob(f"{OWNER}*"))
         if owners and owners[0].name == f"{OWNER}{_machine()}":
             return not _is_locked(owners[0])
-        newest = max(os.lstat(found).st_mtime for found in (path, *path.rglob("*")))
+        found = [path, *path.rglob("*")]
+        newest = max(os.lstat(entry).st_mtime for entry in found)
     except OSError:  # its writer removes it at this moment
         return False
-    return time.time() - newest > ABANDONED_SECONDS
+    return time.time() - newest > (ABANDONED_SECONDS if len(found) > 1 else EMPTY_SECONDS)
 
 
 def _is_locked(path: Path) -> bool:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,16 @@ def test_of_unknown_writers_age_decides_and_the_users_folders_stay(tmp_path: Pat
     old(far)
     assert sweep(tmp_path) == [far]
     assert sorted(tmp_path.iterdir()) == sorted([fresh, mine])
+
+
+def test_an_empty_folder_is_swept_after_a_minute(tmp_path: Path) -> None:
+    """Left by a writer that was killed before it could lock its folder, or while it removed it."""
+    new, left = tmp_path / ".model.safetensors.abcd1234", tmp_path / ".model.safetensors.efgh5678"
+    for path, age in ((new, 0), (left, 61)):
+        path.mkdir()
+        os.utime(path, (time.time() - age,) * 2)
+    assert sweep(tmp_path) == [left]
+    assert new.is_dir()
 
 
 def test_a_replacement_cut_between_its_two_renames_is_completed(tmp_path: Path) -> None:
