@@ -115,7 +115,7 @@ def test_finding_equals_reading_from_left_to_right(parts: list[str]) -> None:
         ("cat: {words: [cat], not: cats eye}", "'not' must be a list"),
         ("cat: {words: [7]}", "7 under 'words' is no text"),
         ("[cat]", "must map each class"),
-        ("cat: [", "can't be read"),
+        ("cat: [", "not valid YAML"),
     ],
 )
 def test_a_word_list_at_fault_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -25,6 +25,7 @@ from microdit.data.caption_store import CaptionStore
 from microdit.data.encoded_images import EncodedImages, open_images, read_index
 from microdit.encoders.text import TextConfig, build_text_encoder
 from microdit.errors import ConfigError
+from microdit.files import read_signed, signed
 from sweeps.compose import compose_config
 
 SIDE = 16
@@ -293,8 +294,8 @@ def test_features_of_an_unknown_encoder_are_of_a_known_layer(mds: tuple[Path, Pa
     more = ("--autoencoder", str(vae(tmp_path / "vae")), "--val-fraction", "0.3", "--captions", "--text", "builtin")
     assert put(mds, out, *more) == 0
     store = next(out.glob("captions-*"))
-    header = json.loads((store / "header.json").read_text())
-    (store / "header.json").write_text(json.dumps(header | {"fingerprint": None, "path": None}))
+    header = read_signed(store / "header.json")
+    (store / "header.json").write_text(signed(header | {"fingerprint": None, "path": None}))
     store.rename(out / "captions-given")
     words = ["scale=smoke", "data=latents", f"data.path={out}", "data.resolution=256", "model.input_size=32"]
     words.append(f"cache_dir={tmp_path / 'cache'}")

@@ -24,6 +24,7 @@ from microdit.data.cifar.urls import (
     refusal,
 )
 from microdit.data.cifar.urls import USER as USER_NAME
+from microdit.files import read_signed, signed
 
 CLOSED = [  # IANA's special-purpose registries: blocks that no public host has an address in
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.2.0/24",
@@ -168,9 +169,9 @@ def test_a_selection_by_an_older_rule_is_not_downloaded(tmp_path: Path, capsys: 
     write(tmp_path / "coyo", [row(k, f"a cat number {k}") for k in range(4)])
     line = ["data", "cifar-captions", "--coyo", str(tmp_path / "coyo"), "--out", str(tmp_path / "out"), "--select-only"]
     assert main(line) == 0
-    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    card = read_signed(tmp_path / "out" / "card.json")
     del card["identity"]["url_rule"]
-    (tmp_path / "out" / "card.json").write_text(json.dumps(card))
+    (tmp_path / "out" / "card.json").write_text(signed(card))
     capsys.readouterr()
     assert main(line) == 2
     assert "holds another selection: 'url_rule' is 1, there None" in capsys.readouterr().err

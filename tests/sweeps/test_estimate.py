@@ -209,7 +209,7 @@ def test_a_plan_takes_other_assumptions(
         (["accelerator=h10"], ["accelerators.yaml", "'h10'", "'h100'"]),
         (["utilisation=0"], ["utilisation=0", "at most 1"]),
         (["utilisation=35"], ["utilisation=35", "at most 1"]),
-        (["utilisation=.nan"], ["utilisation=nan", "at most 1"]),
+        (["utilisation=.nan"], ["utilisation=.nan", "at most 1"]),
         (["utilisation=high"], ["utilisation=high", "at most 1"]),
         (["usd_per_hour=-1"], ["usd_per_hour=-1", "at least 0"]),
         (["usd_per_hour=true"], ["usd_per_hour=True", "number"]),
@@ -223,9 +223,9 @@ def test_wrong_assumptions_are_one_line(
     assert main([*PLAN, *words, f"root={tmp_path / 'runs'}"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "", "refused before anything is printed"
-    assert captured.err.count("\n") == 1
+    [line] = [line for line in captured.err.splitlines() if not line.startswith("waiting for ")]  # on a slow machine
     for word in said:
-        assert word in captured.err
+        assert word in line
 
 
 @pytest.mark.parametrize("line", ["study=masking_ratio scale=smoke accelerator=l4", "train measure=false"])

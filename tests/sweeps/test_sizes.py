@@ -31,8 +31,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main(list(words)) == 2
     captured = capsys.readouterr()
     assert not captured.out
-    assert captured.err.count("\n") == 1
-    return captured.err
+    [line] = [line for line in captured.err.splitlines() if not line.startswith("waiting for ")]  # on a slow machine
+    return line
 
 
 def autoencoder_folder(root: Path, channels: int, blocks: int) -> Path:

@@ -7,7 +7,7 @@ Not possible under the mode, and hence done outside it or left out:
 - a network's initial weights (torch's trunc_normal_ looks at what it drew) and weights read from files: modules are
   made as real ones on the CPU and then moved to the device, under the mode, by the program's own `.to(device)`;
 - writing checkpoints and safetensors files, the encoded-data cache and PNG files: there are no values to write;
-- scores: torch-fidelity's statistics need values (its networks run: see test_scoring_networks);
+- scores: torch-fidelity's statistics need values;
 - torch's autograd engine, which needs a driver: a small one in Python runs the same nodes;
 - torch.compile, FSDP and several processes;
 - CUDA's own kernels: whether a kernel exists for a dtype or size, memory, speed and rounding.
