@@ -186,7 +186,7 @@ def _json_digest(values: Mapping[str, Any]) -> str:
 
 
 def file_state(path: Path | str) -> tuple[int, ...]:
-    """What changes whenever a file is written, replaced, renamed or given another time, as far as the system tells.
+    """Return size, times, inode and device of a file, which change if it is written, replaced or renamed.
 
     The time of the inode's last change (ctime) is among it: a user can set the time of modification, but not that one.
     """

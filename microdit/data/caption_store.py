@@ -152,7 +152,7 @@ def _is_header(path: Path, header: Mapping[str, Any]) -> bool:
 
 
 def _check(path: Path, shape: tuple[int, int]) -> None:
-    """Raises DataError where a file of features is not what was written, or of other sizes."""
+    """Raise DataError if a file of features is damaged or has other sizes."""
     check_shard(path)
     shard = open_shard(path)
     found = shard["features"].shape

@@ -7,7 +7,7 @@ The rule:
   laid on white where they are transparent.
 - 16-bit grey is scaled to 8 bits. CMYK without a profile is converted by (255 - C)(255 - K) / 255.
 - Rejected: damaged and truncated files, more than `MAX_PIXELS` pixels, floating point, 32-bit and signed integers, and
-  colours that can't be told (a profile that doesn't fit the pixels, other primaries without a profile).
+  undefined colors (a profile that doesn't fit the pixels, other primaries without a profile).
 
 JPEG has no checksum: damage within its data that still decodes can't be noticed.
 """

@@ -93,7 +93,7 @@ def _view(data: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
 
 
 def check_shard(path: Path) -> None:
-    """Raises DataError where it can't be opened as a shard, or isn't what was written."""
+    """Raise DataError if it can't be opened as a shard or is damaged."""
     open_shard(path)
     check_digest(path)
 

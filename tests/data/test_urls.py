@@ -1,4 +1,4 @@
-"""Of a foreign list only http(s) urls of public hosts are kept; the rest is dropped, counted and told."""
+"""Keep only http(s) URLs of public hosts in a foreign list; drop and count the rest."""
 
 from __future__ import annotations
 
