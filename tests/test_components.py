@@ -15,6 +15,7 @@ from microdit.assets import TEXT_CLIP, VAE
 from microdit.components import build_components
 from microdit.config import Config
 from microdit.encoders.text import TextConfig
+from microdit.errors import ConfigError
 from microdit.evaluation import features
 from microdit.run import run
 
@@ -47,7 +48,7 @@ def test_encoded_captions_need_no_text_encoder(smoke_config: Config, tmp_path: P
     monkeypatch.setattr(open_clip, "create_model", never)
     found = build_components(dataclasses.replace(smoke_config, text=TextConfig(str(tmp_path / "clip"))))
     assert found.train.fingerprint == expected.train.fingerprint
-    with pytest.raises(AssertionError, match="loaded"):
+    with pytest.raises(ConfigError, match="loaded"):
         found.text_encoder.encode(["a cat"])
 
 

@@ -88,7 +88,7 @@ def assert_same(found: Results, wanted: Results) -> None:
 def test_the_short_cut_reads_what_mlflows_client_reads(store: str) -> None:
     found, wanted = both(store, Client(store))
     assert_same(found, wanted)
-    assert len(found.frame) == 60 - 5
+    assert len(found.frame) == 60 - 6
     assert any(line.endswith("failed (OutOfMemoryError: no room)") for line in found.absent)
     assert any(line.endswith("finished with final/clip_fd = nan") for line in found.absent)
     assert sorted(found.others["outcome"]) == ["failed", "finished", "killed", "running"]
@@ -109,7 +109,7 @@ def test_a_sqlite_store_is_asked_for_no_run_one_by_one(store: str, monkeypatch: 
         client, "search_runs", lambda ids, where, **rest: searched.append(where) or search(ids, where, **rest)
     )
     found = load(client, STUDY)
-    assert len(found.histories("val/loss", found.arms)) == 55
+    assert len(found.histories("val/loss", found.arms)) == 54
     assert searched == ["tags.`microdit.role` = 'study'"], "the trials come from the tables"
 
 
