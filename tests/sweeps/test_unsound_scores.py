@@ -48,7 +48,7 @@ def test_a_study_with_a_stored_nan_is_readable_and_names_the_trial(
         assert database.execute("SELECT count(*) FROM trial_values WHERE value IS NULL").fetchone() == (2,)
     with pytest.raises(AssertionError):
         optuna.load_study(study_name=NAME, storage=uri).trials  # noqa: B018 - the fault that is worked around
-    assert status("masking_ratio", "smoke", uri) == 0
+    assert status("masking_ratio", "smoke", uri, f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path) == 0
     out = capsys.readouterr().out
     rows = {line.split()[0]: line for line in out.splitlines() if line.startswith("arm")}
     assert [name for name, line in rows.items() if "failed" in line] == ["arm1/seed0", "arm2/seed0"]
