@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from microdit.signals import stop_signals
 
@@ -22,8 +24,26 @@ def interruptible() -> Iterator[None]:
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    with _handled(stop):
+    with _handled(stop), _repeated_if_lost():
         yield
+
+
+@contextmanager
+def _repeated_if_lost() -> Iterator[None]:
+    """Send SIGINT again if Python ignored a KeyboardInterrupt, as it does in callbacks of weak references."""
+    before = sys.unraisablehook
+
+    def hook(lost: Any) -> None:
+        if lost.exc_type is KeyboardInterrupt:
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager
