@@ -121,7 +121,7 @@ def test_killed_and_interrupted_sweeps_go_on_to_the_same_weights(
     assert launch(study, LONG) == 0
     run = runs()["only/seed0"]
     assert run.info.status == "FINISHED"
-    assert run.data.tags["microdit.attempt"] == "3"
+    assert run.data.tags["microdit.attempt"] in ("2", "3")  # 2 if the interruption came before the next worker began
     assert "microdit.error" not in run.data.tags
     client = MlflowClient(f"sqlite:///{Path('runs/mlflow.db').resolve()}")
     steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")]
