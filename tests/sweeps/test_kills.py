@@ -35,8 +35,8 @@ HERE = Path(__file__).resolve().parent
 DDL = "CREATE TABLE|ALTER TABLE|alembic_version|INSERT INTO"
 ANY = ""
 WINDOWS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
-    "launcher, any time": lambda draw: {"who": "launcher", "after": draw.uniform(0.05, 25)},
-    "worker, any time": lambda draw: {"who": "worker", "after": draw.uniform(0.05, 15)},
+    "launcher, any time": lambda draw: {"who": "launcher", "after": draw.uniform(0.05, 8)},
+    "worker, any time": lambda draw: {"who": "worker", "after": draw.uniform(0.05, 4)},
     "tracking store": lambda draw: {"who": "launcher", "path": r"mlflow\.db", "count": draw.randint(1, 12)},
     "queue's store": lambda draw: {"who": "launcher", "path": r"optuna\.db", "count": draw.randint(1, 12)},
     "migration": lambda draw: {"who": "launcher", "sql": DDL, "count": draw.randint(1, 200)},
