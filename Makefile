@@ -38,10 +38,10 @@ ui: $(READY)
 
 # Trains the shipped autoencoder and the two CLIPs anew (about 80 minutes on one core); microdit/assets/README.md has the figures.
 assets: $(READY)
-	$(BIN)/python -m microdit.assets.build_vae --minutes 38
-	$(BIN)/python -m microdit.assets.build_clip score --minutes 22
-	$(BIN)/python -m microdit.assets.build_clip text --minutes 20
-	$(BIN)/python -m microdit.assets.measure
+	$(BIN)/python -m microdit.assets.build.vae --minutes 38
+	$(BIN)/python -m microdit.assets.build.clip score --minutes 22
+	$(BIN)/python -m microdit.assets.build.clip text --minutes 20
+	$(BIN)/python -m microdit.assets.build.evaluate
 
 bench: $(READY)
 	$(BIN)/microdit bench

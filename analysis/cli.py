@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import ReportError, nearest, shortened
-from analysis.secrets import masked
-from analysis.terminal import safely
+from microdit.common.process.terminal import safely
+from microdit.common.stores.secrets import masked
 
 if TYPE_CHECKING:
-    from analysis.sets import Choice
+    from analysis.io.comparable_runs import SetSelection
 
 HELP = """\
 microdit-report STUDY [scale=NAME] [tracking_uri=URI] [out=results]
@@ -60,7 +60,7 @@ class Words:
     uri: str
     out: Path
     publish: bool
-    choice: Choice
+    choice: SetSelection
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +75,7 @@ def _main(argv: Sequence[str] | None) -> int:
         return 0
     try:
         if words[0] == BENCH:
-            from analysis.bench import bench
+            from report_scaling import bench
 
             return bench(words[1:])
         wanted = _sort(words)
@@ -92,7 +92,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _sort(words: Sequence[str]) -> Words:
-    from analysis.store import default_uri
+    from analysis.io.store import default_uri
 
     found: dict[str, str] = {}
     for word in words:
@@ -116,23 +116,23 @@ def _sort(words: Sequence[str]) -> Words:
     return Words(found["study"], found.get("scale"), uri, Path(found.get("out", "results")), publish == "true", choice)
 
 
-def _choice(which: str, code: str) -> Choice:
-    from analysis.sets import Choice
+def _choice(which: str, code: str) -> SetSelection:
+    from analysis.io.comparable_runs import SetSelection
 
     if code not in ("same", "any"):
         raise ReportError(f"code={code}: it must be same or any")
     if which != "only" and not (which.isascii() and which.isdigit() and len(which) < 10 and int(which)):
         raise ReportError(f"set={which}: it must be a number from 1, or only")
-    return Choice(None if which == "only" else int(which), code == "any")
+    return SetSelection(None if which == "only" else int(which), code == "any")
 
 
 def _report(words: Words) -> int:
-    from analysis.load import load
-    from analysis.notes import notes
-    from analysis.prose import claims, sentences
-    from analysis.report import publish, study_folder, write
-    from analysis.store import open_store
-    from analysis.tables import terminal
+    from analysis.io.results import load
+    from analysis.io.store import open_store
+    from analysis.report.footnotes import table_footnotes
+    from analysis.report.sentences import claims, comparison_sentences
+    from analysis.report.study import publish, study_folder, write
+    from analysis.report.tables import terminal
 
     results = load(open_store(words.uri), words.study, words.scale, words.choice)
     study = results.study
@@ -142,7 +142,11 @@ def _report(words: Words) -> int:
     except OSError as error:
         raise ReportError(f"{folder} can't be written: {error.strerror or error}") from None
     print(f"{study.question}\n\n{terminal(results)}\n")
-    blocks = (sentences(results), [text.replace("**", "") for text in claims(results)], notes(results))
+    blocks = (
+        comparison_sentences(results),
+        [text.replace("**", "") for text in claims(results)],
+        table_footnotes(results),
+    )
     for line in "\n\n".join("\n".join(block) for block in blocks if block).split("\n"):
         print(f"- {line}" if line else "")
     print()
@@ -156,10 +160,10 @@ def _report(words: Words) -> int:
 
 
 def _report_all(words: Words) -> int:
-    from analysis.every import report_all
-    from analysis.report import Store
-    from analysis.sections import PAGE
-    from analysis.store import open_store
+    from analysis.io.store import open_store
+    from analysis.report.all_studies import report_all
+    from analysis.report.html_sections import PAGE
+    from analysis.report.study import Store
 
     store = Store(open_store(words.uri), words.uri)
     made = report_all(store, words.out, words.scale, words.choice, words.publish, print)

@@ -2,6 +2,6 @@
 
 import sys
 
-from microdit.cli import main
+from microdit.cli.main import main
 
 sys.exit(main())

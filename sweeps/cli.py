@@ -17,29 +17,29 @@ from typing import Any
 
 import yaml
 
-from microdit.errors import ConfigError, DivergenceError, MicroditError, named, nearest
-from microdit.processes import count, first_to_fail, is_main, leave
-from microdit.reading import load_yaml
-from microdit.terminal import safely
-from microdit.waiting import waiting
+from microdit.common.errors import ConfigError, DivergenceError, MicroditError, named, nearest
+from microdit.common.files.strict_yaml import load_yaml
+from microdit.common.process.distributed import destroy_process_group, is_main, should_report_error, world_size
+from microdit.common.process.terminal import safely
+from microdit.common.process.waiting import waiting
+from microdit.common.stores.secrets import masked
+from microdit.common.stores.sqlite_uri import check_utf8
+from sweeps.config.override_quoting import quoted_path
 from sweeps.help import HELP
-from sweeps.patience import file_trouble, is_of_a_store, store_trouble
-from sweeps.secrets import masked
-from sweeps.sqlite_uri import check_utf8
-from sweeps.words import quoted_path
+from sweeps.tracking.retry import file_trouble, is_store_error, store_trouble
 
 COMMANDS = ("plan", "status", "train", "config", "bench", "relocate", "ui")
 RUNNING = ("workers", "launcher", "workers_per_gpu", "max_retries", "fail_fast")
 PLAN_ONLY = ("accelerator", "utilisation", "usd_per_hour", "measure")
 STORES = ("tracking_uri", "queue_uri", "artifacts_uri")
-OWN = ("study", "scale", "seeds", "reuse", "root", "port", *STORES, *RUNNING, *PLAN_ONLY)
+SWEEP_KEYS = ("study", "scale", "seeds", "reuse", "root", "port", *STORES, *RUNNING, *PLAN_ONLY)
 STUDY_ONLY = ("study", "seeds", *RUNNING)
 LAUNCHER = "hydra.launcher."
 MULTIRUN = ("-m", "--multirun")
 
 
 @dataclass(frozen=True)
-class Words:
+class CommandLine:
     """The command line, sorted: the sweep's own words, and overrides of the recipe."""
 
     command: str
@@ -56,13 +56,13 @@ class Words:
         return str(self.own.get("scale") or "demo")
 
     def uri(self) -> str:
-        from sweeps.uris import absolute_uri, default_uri
+        from sweeps.tracking.uris import absolute_uri, default_uri
 
         given = self.own.get("tracking_uri")
         return absolute_uri(str(given)) if given else default_uri(self.root)
 
     def queue_uri(self) -> str:
-        from sweeps.uris import absolute_uri, default_queue_uri
+        from sweeps.tracking.uris import absolute_uri, default_queue_uri
 
         given = self.own.get("queue_uri")
         return absolute_uri(str(given), "queue_uri") if given else default_queue_uri(self.root)
@@ -98,28 +98,28 @@ def _main(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if is_of_a_store(error):
+        if is_store_error(error):
             _say(masked(store_trouble(error)))
             return 2
         if words_of_it := file_trouble(error):
             _say(masked(words_of_it))
             return 2
-        if first_to_fail():
+        if should_report_error():
             print(masked(traceback.format_exc()), end="", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         _say("interrupted; the same command goes on where it stopped")
         return 130
-    leave()
+    destroy_process_group()
     return code
 
 
 def _say(words: str) -> None:
-    if first_to_fail():  # of a run's processes
+    if should_report_error():  # of a run's processes
         print(f"microdit-sweep: {words}", file=sys.stderr)
 
 
-def _sort(words: Sequence[str]) -> Words:
+def _sort(words: Sequence[str]) -> CommandLine:
     command = ""
     own: dict[str, Any] = {}
     overrides = []
@@ -133,10 +133,10 @@ def _sort(words: Sequence[str]) -> Words:
         if not sep:
             if command or word not in COMMANDS:
                 raise ConfigError(
-                    f"'{named(word)}' is neither a command nor key=value; {nearest(word, (*COMMANDS, *OWN))}"
+                    f"'{named(word)}' is neither a command nor key=value; {nearest(word, (*COMMANDS, *SWEEP_KEYS))}"
                 )
             command = word
-        elif key in OWN:
+        elif key in SWEEP_KEYS:
             if key in own:
                 raise ConfigError(f"'{word}': {key} is given already, as {key}={own[key]}")
             own[key] = _value(key, value)
@@ -149,7 +149,7 @@ def _sort(words: Sequence[str]) -> Words:
     _refuse_unused(command, own, overrides, multirun)
     if multirun and not overrides:
         raise ConfigError("-m needs at least one key=a,b: a list of values to combine, such as seed=0,1")
-    return Words(command, own, overrides, multirun)
+    return CommandLine(command, own, overrides, multirun)
 
 
 def _value(key: str, text: str) -> Any:
@@ -178,44 +178,44 @@ def _refuse_unused(command: str, own: Mapping[str, Any], overrides: Sequence[str
         raise ConfigError(f"'{unused[0]}' means nothing to microdit-sweep {command or 'study=...'}")
     for word in overrides:
         key = word.partition("=")[0]
-        if key != "seed" and "." not in key and difflib.get_close_matches(key, OWN, n=1, cutoff=0.8):
-            raise ConfigError(f"unknown key '{key}'; {nearest(key, OWN)}")
+        if key != "seed" and "." not in key and difflib.get_close_matches(key, SWEEP_KEYS, n=1, cutoff=0.8):
+            raise ConfigError(f"unknown key '{key}'; {nearest(key, SWEEP_KEYS)}")
 
 
-def _load(words: Words) -> None:
+def _load(words: CommandLine) -> None:
     """Import what trains and records; a busy machine needs most of a minute for it, so a first line comes before."""
     if words.command in ("", "train") and is_main() and "torch" not in sys.modules:
         print("loading PyTorch and Optuna", file=sys.stderr, flush=True)
     atexit.register(gc.freeze)  # at exit, Python would collect all of PyTorch's objects, which takes seconds
     with waiting("PyTorch and Optuna to load"):
-        from sweeps.launch import launch_study  # noqa: F401
+        from sweeps.execution.launch import launch_study  # noqa: F401
 
 
-def _dispatch(words: Words, command_line: str) -> int:
+def _dispatch(words: CommandLine, command_line: str) -> int:
     if words.command == "ui":
         return _ui(words)
     if words.command == "relocate":
-        from sweeps.relocate import relocate
+        from sweeps.tracking.relocate import relocate
 
         return relocate(words.root, words.uri(), words.queue_uri())
     if words.command == "config":
-        from microdit.config_io import to_mapping
-        from microdit.sizes import check_stated_sizes
-        from sweeps.compose import compose_config
+        from microdit.common.parsing import to_mapping
+        from microdit.pipeline.sizes import check_stated_sizes
+        from sweeps.config.hydra_compose import compose_config
 
         config = compose_config([f"scale={words.scale}", *words.overrides])
         check_stated_sizes(config)
         print(yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True), end="")
         return 0
     if words.command == "bench":
-        from sweeps.bench import bench
+        from queue_overhead import bench
 
         return bench()
     if words.command == "status":
-        from sweeps.status import status
+        from sweeps.execution.status_command import status
 
         return status(str(words.own["study"]), words.scale, words.queue_uri(), words.uri(), words.root)
-    if count() > 1 and (words.command != "train" or words.multirun):
+    if world_size() > 1 and (words.command != "train" or words.multirun):
         raise ConfigError(
             "torchrun starts several processes of one run, which microdit-sweep train and microdit train can be; the "
             "trials of a study are shared out by workers=N"
@@ -227,8 +227,8 @@ def _dispatch(words: Words, command_line: str) -> int:
     return _study(words, options)
 
 
-def _options(words: Words, command_line: str) -> Any:
-    from sweeps.launch import Options
+def _options(words: CommandLine, command_line: str) -> Any:
+    from sweeps.execution.launch import Options
 
     per_gpu = words.number("workers_per_gpu", 1)
     return Options(
@@ -246,13 +246,13 @@ def _options(words: Words, command_line: str) -> Any:
     )
 
 
-def _study(words: Words, options: Any) -> int:
-    from sweeps.launch import launch_study
-    from sweeps.study import load_study, study_names
+def _study(words: CommandLine, options: Any) -> int:
+    from sweeps.config.study import load_study, study_names
+    from sweeps.execution.launch import launch_study
 
     overrides = [word for word in words.overrides if not word.startswith(LAUNCHER)]
     if words.multirun:
-        from sweeps.multirun import multirun_study
+        from sweeps.config.multirun import multirun_study
 
         study, fixed = multirun_study(overrides, words.scale)
         return launch_study(study, fixed, options)
@@ -267,25 +267,25 @@ def _study(words: Words, options: Any) -> int:
         raise ConfigError(f"study={named}: several studies can be planned together, but are launched one by one")
     studies = [load_study(str(name), words.scale, tuple(seeds) if seeds else None) for name in names]
     if words.command == "plan":
-        from sweeps.estimate import estimate_options
-        from sweeps.plan import plan_study
+        from sweeps.planning.cost_estimate import estimate_options
+        from sweeps.planning.plan_command import plan_study
 
         return plan_study(studies, overrides, options, estimate_options(words.own))
     return launch_study(studies[0], overrides, options)
 
 
-def _workers(words: Words, per_gpu: int) -> int:
+def _workers(words: CommandLine, per_gpu: int) -> int:
     if "workers" not in words.own:
-        from sweeps.worker import visible_gpus
+        from sweeps.execution.worker import visible_gpus
 
         return len(visible_gpus()) * per_gpu or len(os.sched_getaffinity(0))
     return words.number("workers", 1)
 
 
-def _train(words: Words, options: Any) -> int:
-    from microdit.sizes import check_stated_sizes
-    from sweeps.compose import compose_config
-    from sweeps.single import train_one
+def _train(words: CommandLine, options: Any) -> int:
+    from microdit.pipeline.sizes import check_stated_sizes
+    from sweeps.config.hydra_compose import compose_config
+    from sweeps.execution.train_command import train_one
 
     config = compose_config([f"scale={words.scale}", *words.overrides])
     check_stated_sizes(config)
@@ -293,8 +293,8 @@ def _train(words: Words, options: Any) -> int:
     return train_one(config, words.scale, overrides, options)
 
 
-def _ui(words: Words) -> int:
-    from sweeps.ui import serve
+def _ui(words: CommandLine) -> int:
+    from sweeps.tracking.mlflow_ui import serve
 
     port = words.own.get("port", 5000)
     if not isinstance(port, int) or not 0 < port < 65536:

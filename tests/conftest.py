@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from microdit.config import Config
-from sweeps.compose import compose_config
+from microdit.config.schema import Config
+from sweeps.config.hydra_compose import compose_config
 
 torch.set_num_threads(1)
 

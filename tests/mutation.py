@@ -30,7 +30,9 @@ AREAS = {
     "training": ("microdit/training",),
     "statistics": ("analysis",),
 }
-SMALLEST = "microdit.model.counting.*"  # a run of these few mutants makes all of them, and the statistics of the tests
+SMALLEST = (
+    "microdit.model.cost.flops.*"  # a run of these few mutants makes all of them, and the statistics of the tests
+)
 QUICK_SECONDS = 10.0  # tests that a mutant meets first, as long as they take together
 CANNOT_RUN = (4, 5)  # pytest's codes for a wrong command, such as a conftest that can't be imported, and for no tests
 SLOWEST_SECONDS = 200.0  # a mutant that takes longer hangs, and counts as killed

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from microdit.cli import main
-from microdit.config import config_from_mapping
-from microdit.config_io import read_yaml, to_mapping
-from microdit.errors import ConfigError, DataError, MicroditError
-from microdit.files import walk_files
-from microdit.text_files import parse_json, read_json
+from microdit.cli.main import main
+from microdit.common.errors import ConfigError, DataError, MicroditError
+from microdit.common.files.atomic import walk_files
+from microdit.common.files.text import parse_json, read_json
+from microdit.common.parsing import read_yaml, to_mapping
+from microdit.config.schema import config_from_mapping
 from sweeps.cli import main as sweep
-from sweeps.compose import compose_config
+from sweeps.config.hydra_compose import compose_config
 
 BILLION_LAUGHS = "a: &a [x, x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(24)
@@ -277,7 +277,7 @@ def test_loops_and_bushes_of_links_are_walked_once(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
-from microdit.terminal import safely
+from microdit.common.process.terminal import safely
 def main():
     print("100 → 50 ± 2 × 3 é 日 σ")
     print("bar █ ✓", file=sys.stderr)

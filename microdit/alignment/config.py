@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from microdit.alignment.encoders import ENCODERS
-from microdit.errors import ConfigError
-from microdit.limits import check_limits
-from microdit.roles import check_name
+from microdit.alignment.patch_encoders import ENCODERS
+from microdit.common.errors import ConfigError
+from microdit.common.limits import check_limits
+from microdit.common.registry import check_name
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microdit.alignment.config import AlignmentConfig
-from microdit.alignment.encoders import build_encoder
-from microdit.model import DiT, DiTConfig, MaskPlan
-from microdit.model.counting import linear_flops
-from microdit.model.init import initialise_beside
+from microdit.alignment.patch_encoders import build_encoder
+from microdit.model import DiT, DiTConfig, PatchMask
+from microdit.model.cost.flops import linear_flops
+from microdit.model.init import initialise_module
 
 
 class NoAlignment(nn.Module):
@@ -24,7 +24,7 @@ class NoAlignment(nn.Module):
     def attach(self, net: DiT) -> None:
         """Nothing of the network is read."""
 
-    def forward(self, loss: Tensor, target: Tensor, plan: MaskPlan | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, loss: Tensor, target: Tensor, plan: PatchMask | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss as it is, and no reading."""
         return loss, {}
 
@@ -58,7 +58,7 @@ class PatchAlignment(nn.Module):
         if torch.is_grad_enabled():
             self._tokens = tokens
 
-    def forward(self, loss: Tensor, target: Tensor, plan: MaskPlan | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, loss: Tensor, target: Tensor, plan: PatchMask | None) -> tuple[Tensor, dict[str, Tensor]]:
         """`loss` - weight x the mean cosine over the patches that the block saw (equation 8); reads that cosine.
 
         Args:
@@ -88,5 +88,5 @@ def build_alignment(config: AlignmentConfig, model: DiTConfig, seed: int | None)
     hidden = model.width if config.hidden is None else config.hidden
     alignment = PatchAlignment(config.block_of(model.depth), model.width, hidden, features, config.weight)
     if seed is not None:
-        initialise_beside(alignment, seed, "alignment")
+        initialise_module(alignment, seed, "alignment")
     return alignment

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from microdit.errors import ConfigError, DataError
-from microdit.files import atomic_path, sweep
-from microdit.rng import derive_seed
+from microdit.common.errors import ConfigError, DataError
+from microdit.common.files.atomic import atomic_path, sweep
+from microdit.common.rng import derive_seed
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NOUNS = {

@@ -1,7 +1,8 @@
 """EDM diffusion: the denoiser with its loss, and the samplers."""
 
 from microdit.diffusion.edm import Denoiser, DiffusionConfig, draw_sigma, quantile_sigma
-from microdit.diffusion.samplers import GuidanceInterval, SamplerConfig, guided, sample, sigma_steps
+from microdit.diffusion.guidance import GuidanceInterval, guided
+from microdit.diffusion.samplers import SamplerConfig, sample, sigma_steps
 
 __all__ = [
     "Denoiser",

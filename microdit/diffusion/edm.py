@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microdit.errors import ConfigError
-from microdit.limits import check_limits
-from microdit.model import Denoised, DiT, MaskPlan
-from microdit.model.captions import Captions
+from microdit.common.errors import ConfigError
+from microdit.common.limits import check_limits
+from microdit.model import DiT, MaskingLossInputs, PatchMask
+from microdit.model.conditioning import Captions
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Denoiser(nn.Module):
         self.net = net
         self.sigma_data = sigma_data
 
-    def forward(self, x: Tensor, sigma: Tensor, y: Captions, plan: MaskPlan | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, y: Captions, plan: PatchMask | None = None) -> Tensor:
         """The denoised latent.
 
         Args:
@@ -74,7 +74,7 @@ class Denoiser(nn.Module):
         c_noise = sigma.float().log() / 4
         return c_skip * x + c_out * self.net(c_in * x, c_noise, y, plan).float()
 
-    def loss(self, x: Tensor, y: Captions, sigma: Tensor, noise: Tensor, plan: MaskPlan | None = None) -> Tensor:
+    def loss(self, x: Tensor, y: Captions, sigma: Tensor, noise: Tensor, plan: PatchMask | None = None) -> Tensor:
         """Loss of each image (B,), as the masking method counts the weighted error of patches; EDM equations 2 and 8.
 
         Args:
@@ -87,4 +87,4 @@ class Denoiser(nn.Module):
         weight = (sigma.square() + self.sigma_data**2) / (sigma * self.sigma_data).square()  # (B,)
         error = (denoised - x).square().mean(1, keepdim=True)  # (B, 1, H, W)
         error = F.avg_pool2d(error, self.net.config.patch_size).flatten(1)  # (B, T)
-        return self.net.masking.loss(Denoised(weight.unsqueeze(1) * error, noisy, denoised), plan)
+        return self.net.masking.loss(MaskingLossInputs(weight.unsqueeze(1) * error, noisy, denoised), plan)

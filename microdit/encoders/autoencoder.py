@@ -14,12 +14,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from microdit.common.errors import ConfigError
+from microdit.common.files.digests import sha256
+from microdit.common.files.text import read_json
+from microdit.common.finite import require_finite
 from microdit.encoders.hub import cached_hub_file, hub_folder
 from microdit.encoders.loading import LOAD_ERRORS, short
-from microdit.errors import ConfigError
-from microdit.files import sha256
-from microdit.finite import require_finite
-from microdit.text_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def autoencoder_folder(path: str) -> Path:
     Raises ConfigError telling what to put where if it can't be had.
     """
     if path == "builtin":
-        from microdit.assets import VAE
+        from microdit.encoders.bundled import VAE
 
         return VAE
     folder = Path(path).expanduser()

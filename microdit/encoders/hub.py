@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from microdit.common.errors import ConfigError
 from microdit.encoders.loading import LOAD_ERRORS, short
-from microdit.errors import ConfigError
 
 
 def hub_folder(

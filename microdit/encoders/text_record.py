@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microdit.encoders import open_clip_folder
-from microdit.encoders.clip_text import KEY, is_name, known_name
+from microdit.common.errors import ConfigError
+from microdit.common.files.tensors import read_facts
+from microdit.encoders import open_clip_checkpoint
+from microdit.encoders.open_clip_text import KEY, is_name, known_name
 from microdit.encoders.text import CLIP_HUB, TRANSFORMERS_HUB, TextConfig, build_text_encoder
-from microdit.errors import ConfigError
-from microdit.tensors import read_facts
 
 log = logging.getLogger(__name__)
 
@@ -95,9 +95,9 @@ def check_features(weights: Path, config: TextConfig) -> None:
 def _check_architecture(name: str, folder: Path, where: str) -> None:
     """Raise ConfigError if a local folder's text tower can't be the published one, as far as open_clip describes it."""
     published = _settings_of(name.removeprefix(CLIP_HUB))
-    if published is None or not (folder / open_clip_folder.CONFIG).is_file():
+    if published is None or not (folder / open_clip_checkpoint.CONFIG).is_file():
         return
-    own = open_clip_folder.read_settings(folder, KEY)["model_cfg"]
+    own = open_clip_checkpoint.read_settings(folder, KEY)["model_cfg"]
     expected, found = _architecture(published), _architecture(own)
     wrong = [f"{key} {found[key]} instead of {value}" for key, value in expected.items() if found[key] != value]
     if wrong:

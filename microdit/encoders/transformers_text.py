@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from microdit.common.errors import ConfigError
+from microdit.common.files.digests import sha256
+from microdit.common.files.text import read_json
 from microdit.encoders.loading import LOAD_ERRORS, short
-from microdit.errors import ConfigError
-from microdit.files import sha256
-from microdit.model.captions import MaskedTokens
-from microdit.text_files import read_json
+from microdit.model.conditioning import MaskedTokens
 
 KEY = "text.path"
 CONFIG, WEIGHTS = "config.json", ("*.safetensors", "pytorch_model*.bin")  # the first kind that is there

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from microdit.errors import ConfigError, nearest
-from microdit.limits import check_limits
+from microdit.common.errors import ConfigError, nearest
+from microdit.common.limits import check_limits
 
 METRICS = ("fd", "kid", "clip_fd", "clip_score", "class_accuracy", "precision", "recall")
 DEFAULT_METRICS = METRICS[:5]
-ON_FEATURES = ("fd", "kid", "precision", "recall")  # measured on `feature_net`; the others on `clip`
+FEATURE_NET_METRICS = ("fd", "kid", "precision", "recall")  # measured on `feature_net`; the others on `clip`
 FEATURE_NETS = ("efficientnet-lite0", "inception-v3", "dinov2")
 BUILTIN_NET = "efficientnet-lite0"  # comes with a package, the others' weights with a file
 

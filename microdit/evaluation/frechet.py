@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from scipy.linalg import svdvals
 
-from microdit.errors import CheckpointError
-from microdit.files import atomic_path
-from microdit.tensors import read_tensors, write_tensors
+from microdit.common.errors import CheckpointError
+from microdit.common.files.atomic import atomic_path
+from microdit.common.files.tensors import read_tensors, write_tensors
 
 TOLERANCE = 1e-7  # of the distance: rounding that the quick route may add to it, by a generous estimate
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from microdit.data.base import CaptionedImages, HasOriginals, Item
-from microdit.errors import ConfigError
-from microdit.rng import numpy_generator
+from microdit.common.errors import ConfigError
+from microdit.common.rng import numpy_generator
+from microdit.data.dataset import CaptionedImages, HasOriginals, Sample
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def originals_digest(data: CaptionedImages, rows: Iterable[int]) -> str:
     return data.originals_digest(rows) if isinstance(data, HasOriginals) else ""
 
 
-class RealSets:
+class ReferenceSplit:
     """Two disjoint sets of a dataset's images: the reference, and `held`, as many as there are samples.
 
     The distance of `held` to the reference is the floor: what a perfect generator would get at these counts. Where the
@@ -85,6 +85,6 @@ class RealSets:
                 *(len(data), reference_count, samples, count, len(self.held)),
             )
 
-    def held_items(self) -> list[Item]:
+    def held_items(self) -> list[Sample]:
         """The held pictures with their captions and labels."""
         return [self.data[int(row)] for row in self.held]

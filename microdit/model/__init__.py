@@ -1,26 +1,24 @@
 """The model core: one configurable DiT for every study."""
 
-from microdit.model.config import DiTConfig
+from microdit.model.checkpoint_import import import_released, load_imported_folder, load_released, released_config
+from microdit.model.config import DiTConfig, MaskingConfig
 from microdit.model.dit import DiT
-from microdit.model.mask_plan import MaskPlan, plan_from_keep, random_plan
-from microdit.model.masking import Denoised, MaskingConfig
-from microdit.model.matching import match_constant
+from microdit.model.masking.base import MaskingLossInputs
+from microdit.model.masking.patch_mask import PatchMask, mask_from_keep, random_mask
 from microdit.model.presets import PRESETS, preset
-from microdit.model.released import import_released, load_imported, load_released, released_config
 
 __all__ = [
     "PRESETS",
-    "Denoised",
     "DiT",
     "DiTConfig",
-    "MaskPlan",
     "MaskingConfig",
+    "MaskingLossInputs",
+    "PatchMask",
     "import_released",
-    "load_imported",
+    "load_imported_folder",
     "load_released",
-    "match_constant",
-    "plan_from_keep",
+    "mask_from_keep",
     "preset",
-    "random_plan",
+    "random_mask",
     "released_config",
 ]

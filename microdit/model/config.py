@@ -5,16 +5,139 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from microdit.errors import ConfigError
-from microdit.limits import check_limits
-from microdit.model.feed_forward import FEED_FORWARDS, FeedForwardConfig
-from microdit.model.mask_plan import kept_patches
-from microdit.model.masking import MaskingConfig
-from microdit.model.methods import MASKINGS
-from microdit.model.mixer import MixerConfig
-from microdit.model.moe import ExpertsConfig
-from microdit.model.widths import WidthConfig
-from microdit.roles import check_name
+from microdit.common.errors import ConfigError
+from microdit.common.limits import check_limits
+from microdit.common.parsing import FrozenOptions
+from microdit.common.registry import check_name
+from microdit.model.layers.feed_forward import FEED_FORWARDS
+from microdit.model.masking.patch_mask import kept_patches
+from microdit.model.masking.registry import MASKING_METHODS
+from microdit.model.width_schedules import WidthConfig
+
+
+@dataclass(frozen=True)
+class FeedForwardConfig:
+    """Which feed-forward the dense blocks use; the caption block always has a SwiGLU."""
+
+    type: str = "swiglu"  # swiglu | gelu | dotted path of a FeedForward class
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """Which blocks have experts, and how many."""
+
+    num: int = 8
+    capacity: float = 2.0  # experts that process a token, on average
+    every_n: int = 0  # block i (from 0) has experts where n divides i + 1, except the backbone's last; 0: all dense
+    ffn_scale: float = 1.0  # hidden width of one expert, as a share of the dense feed-forward's
+
+    def __post_init__(self) -> None:
+        check_limits("model.experts", self, num=4096, ffn_scale=1024)
+        if self.num < 1:
+            raise ConfigError(f"'model.experts.num' is {self.num}; it must be at least 1")
+        if not 0 < self.capacity <= self.num:
+            raise ConfigError(
+                f"'model.experts.capacity' is {self.capacity}; it must lie in (0, {self.num}], the number of experts"
+            )
+        if not self.ffn_scale > 0:
+            raise ConfigError(f"'model.experts.ffn_scale' is {self.ffn_scale}; it must be above 0")
+        if self.every_n < 0:
+            raise ConfigError(f"'model.experts.every_n' is {self.every_n}; it must be at least 0 (0: dense)")
+
+    def in_backbone(self, index: int, depth: int) -> bool:
+        """Whether backbone block `index` of `depth` has experts."""
+        return self.every_n > 0 and (index + 1) % self.every_n == 0 and index != depth - 1
+
+    def in_mixer(self, index: int) -> bool:
+        """Whether mixer block `index` has experts: as in the backbone, but never the first, and the last too."""
+        return self.every_n > 0 and index > 0 and (index + 1) % self.every_n == 0
+
+
+@dataclass(frozen=True)
+class MixerConfig:
+    """The patch-mixer of deferred masking; methods without a mixer ignore it."""
+
+    depth: int = 4
+    width: int | None = None  # null: the model's
+    head_dim: int | None = None  # null: the model's
+    attn_ratio: float = 1.0
+    ffn_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_limits("model.mixer", self, depth=4096, width=1 << 17, head_dim=1 << 14, attn_ratio=1024, ffn_ratio=1024)
+        if self.depth < 0:
+            raise ConfigError(f"'model.mixer.depth' is {self.depth}; it must be at least 0")
+        for key in ("attn_ratio", "ffn_ratio"):
+            if not getattr(self, key) > 0:
+                raise ConfigError(f"'model.mixer.{key}' is {getattr(self, key)}; it must be above 0")
+        for key in ("width", "head_dim"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise ConfigError(f"'model.mixer.{key}' is {getattr(self, key)}; it must be at least 1, or null")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """MaskDiT's decoder; the original has 8 blocks, 512 wide."""
+
+    depth: int = 2
+    width: int | None = None  # null: the model's
+    head_dim: int | None = None  # null: the model's
+    ffn_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_limits("model.masking.decoder", self, depth=4096, width=1 << 17, head_dim=1 << 14, ffn_ratio=1024)
+        if self.depth < 0:
+            raise ConfigError(f"'model.masking.decoder.depth' is {self.depth}; it must be at least 0")
+        if not self.ffn_ratio > 0:
+            raise ConfigError(f"'model.masking.decoder.ffn_ratio' is {self.ffn_ratio}; it must be above 0")
+        for key in ("width", "head_dim"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
+                raise ConfigError(
+                    f"'model.masking.decoder.{key}' is {getattr(self, key)}; it must be at least 1, or null"
+                )
+
+
+@dataclass(frozen=True)
+class RouteConfig:
+    """Blocks at the beginning and at the end of the backbone that see all patches; those between see the kept ones."""
+
+    before: int = 2
+    after: int = 2
+    path_drop: float = 0.0  # sprint: share of images that go around the blocks between, in training
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.path_drop < 1:
+            raise ConfigError(f"'model.masking.route.path_drop' is {self.path_drop}; it must lie in [0, 1)")
+        for key in ("before", "after"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"'model.masking.route.{key}' is {getattr(self, key)}; it must be at least 0")
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    """How patches are dropped in training; samplers always see all of them."""
+
+    method: str = "deferred"  # a name of microdit.model.masking.registry.MASKINGS | dotted path of a Masking class
+    ratio: float = 0.75  # share of patches dropped
+    block_size: int = 1  # patches are dropped in contiguous blocks of block_size x block_size
+    decoder: DecoderConfig = DecoderConfig()  # maskdit
+    reconstruction: float = 0.1  # maskdit: weight of the reconstruction term
+    route: RouteConfig = RouteConfig()  # routing, sprint
+    options: FrozenOptions = field(default_factory=FrozenOptions)  # whatever a class of yours asks for
+
+    def __post_init__(self) -> None:
+        check_limits("model.masking", self, block_size=1 << 16, reconstruction=1e12)
+        if not 0 <= self.ratio < 1:
+            raise ConfigError(f"'model.masking.ratio' is {self.ratio}; it must lie in [0, 1)")
+        if self.block_size < 1:
+            raise ConfigError(f"'model.masking.block_size' is {self.block_size}; it must be at least 1")
+        if self.reconstruction < 0:
+            raise ConfigError(f"'model.masking.reconstruction' is {self.reconstruction}; it must be at least 0")
+        if self.method == "none" and self.ratio != 0:
+            raise ConfigError(
+                f"'model.masking.method' is none, but 'model.masking.ratio' is {self.ratio}; set the ratio to 0, or "
+                "the method to naive or deferred"
+            )
 
 
 @dataclass(frozen=True)
@@ -68,14 +191,14 @@ class DiTConfig:
         self.ffn_width.check("model.ffn_width")
         self._check_heads()
         check_name(self.ffn.type, FEED_FORWARDS, "model.ffn.type")
-        check_name(self.masking.method, MASKINGS, "model.masking.method")
-        if self.masking.method in MASKINGS:
-            MASKINGS[self.masking.method].check(self)
+        check_name(self.masking.method, MASKING_METHODS, "model.masking.method")
+        if self.masking.method in MASKING_METHODS:
+            MASKING_METHODS[self.masking.method].check(self)
             self._check_path_drop()
         kept_patches(self.side, self.masking.ratio, self.masking.block_size)
 
     def _check_path_drop(self) -> None:
-        able = [name for name, method in MASKINGS.items() if method.drops_paths]
+        able = [name for name, method in MASKING_METHODS.items() if method.drops_paths]
         if self.masking.route.path_drop and self.masking.method not in able:
             raise ConfigError(
                 f"'model.masking.route.path_drop' is {self.masking.route.path_drop}, but 'model.masking.method' "

@@ -11,18 +11,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from microdit.model.blocks import BlockShape, CaptionBlock, DiTBlock, FinalLayer
-from microdit.model.captions import Captions, mean_token, settled, with_mask
+from microdit.common.registry import resolve
+from microdit.model.conditioning import Captions, mean_token, replace_empty_captions, with_mask
 from microdit.model.config import DiTConfig
-from microdit.model.embedders import PatchEmbed, Projection, TimestepEmbedder, sincos_positions
-from microdit.model.feed_forward import FEED_FORWARDS, FeedForward, SwiGLU
-from microdit.model.init import initialise
-from microdit.model.mask_plan import MaskPlan
-from microdit.model.methods import build_masking
-from microdit.model.mixer import NoMixer, PatchMixer
-from microdit.model.moe import ExpertChoice
-from microdit.model.widths import attention_width, hidden_width
-from microdit.roles import resolve
+from microdit.model.init import initialize
+from microdit.model.layers.blocks import BlockShape, CaptionBlock, DiTBlock, FinalLayer
+from microdit.model.layers.embeddings import CaptionMLP, PatchEmbed, TimestepEmbedder, sincos_positions
+from microdit.model.layers.feed_forward import FEED_FORWARDS, FeedForward, SwiGLU
+from microdit.model.layers.moe import ExpertChoice
+from microdit.model.layers.patch_mixer import NoMixer, PatchMixer
+from microdit.model.masking.patch_mask import PatchMask
+from microdit.model.masking.registry import build_masking
+from microdit.model.width_schedules import attention_width, hidden_width
 
 
 class DiT(nn.Module):
@@ -45,21 +45,21 @@ class DiT(nn.Module):
         )
         self.x_embedder = PatchEmbed(config.in_channels, config.patch_size, config.width)
         self.t_embedder = TimestepEmbedder(config.width)
-        self.y_embedder = Projection(config.caption_channels, config.width, config.norm_eps)
+        self.y_embedder = CaptionMLP(config.caption_channels, config.width, config.norm_eps)
         caption_hidden = hidden_width(
             config.width, config.caption_ffn_ratio, SwiGLU.matrices, config.ffn_width.multiple_of
         )
         self.caption_block = CaptionBlock(shape, SwiGLU(config.width, caption_hidden, config.bias))
-        self.pooled_embedder = Projection(config.width, config.width, config.norm_eps)
+        self.pooled_embedder = CaptionMLP(config.width, config.width, config.norm_eps)
         self.masking = build_masking(config)
         self.mixer = _build_mixer(config) if self.masking.uses_mixer and config.mixer.depth else NoMixer()
         self.blocks = nn.ModuleList(_build_backbone(config, shape))
         head = replace(shape, width=self.masking.head_width)
         self.final_layer = FinalLayer(head, config.patch_size**2 * config.in_channels)
         if seed is not None:
-            initialise(self, seed)
+            initialize(self, seed)
 
-    def forward(self, x: Tensor, t: Tensor, y: Captions, plan: MaskPlan | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Captions, plan: PatchMask | None = None) -> Tensor:
         """Predicts from scaled noisy latents; see `microdit.diffusion.Denoiser` for the scalings.
 
         Args:
@@ -80,7 +80,7 @@ class DiT(nn.Module):
 
     def condition(self, t: Tensor, y: Captions) -> tuple[Tensor, Captions]:
         """Noise level and pooled caption (B, D), and the caption tokens that are attended to (B, S, D)."""
-        tokens, mask = settled(y)
+        tokens, mask = replace_empty_captions(y)
         tokens = self.caption_block(self.y_embedder(tokens), mask)
         return self.t_embedder(t) + self.pooled_embedder(mean_token(tokens, mask)), with_mask(tokens, mask)
 
@@ -90,7 +90,7 @@ class DiT(nn.Module):
         x = x.view(len(x), side, side, p, p, self.config.in_channels)
         return torch.einsum("brspqc->bcrpsq", x).reshape(len(x), self.config.in_channels, side * p, side * p)
 
-    def mask_plan(self, batch: int, generator: torch.Generator, masked: bool = True) -> MaskPlan | None:
+    def mask_plan(self, batch: int, generator: torch.Generator, masked: bool = True) -> PatchMask | None:
         """A fresh mask for `batch` images of a training step that masks, or doesn't; None where nothing is dropped."""
         masking = self.masking
         return masking.plan(batch, generator) if masked else masking.unmasked_plan(batch, generator)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from microdit.model.blocks import CaptionBlock, DiTBlock, FinalLayer
-from microdit.model.moe import ExpertChoice
-from microdit.rng import generator
+from microdit.common.rng import generator
+from microdit.model.layers.blocks import CaptionBlock, DiTBlock, FinalLayer
+from microdit.model.layers.moe import ExpertChoice
 
 if TYPE_CHECKING:
     from microdit.model.dit import DiT
@@ -27,7 +27,7 @@ BOUND = 2.0  # of truncated normals: absolute, as in the released model, so in e
 
 
 @torch.no_grad()
-def initialise(net: DiT, seed: int) -> None:
+def initialize(net: DiT, seed: int) -> None:
     """Sets every parameter as the released model does (`tests/model/reference/tiny_init.json` has its statistics).
 
     Linears are Xavier-uniform, embedders normal (0.02). Biases are zero, except the patch embedding's: it keeps a
@@ -43,7 +43,7 @@ def initialise(net: DiT, seed: int) -> None:
 
 
 @torch.no_grad()
-def initialise_beside(part: nn.Module, seed: int, name: str) -> None:
+def initialise_module(part: nn.Module, seed: int, name: str) -> None:
     """Sets every parameter of a part that is trained beside the network by the general rules, in streams of `name`."""
     parameters = dict(part.named_parameters())
     for path, rule in _general_rules(part).items():

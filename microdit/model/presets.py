@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from microdit.errors import ConfigError, nearest
-from microdit.model.config import DiTConfig
-from microdit.model.masking import MaskingConfig
-from microdit.model.mixer import MixerConfig
-from microdit.model.moe import ExpertsConfig
-from microdit.model.widths import WidthConfig
+from microdit.common.errors import ConfigError, nearest
+from microdit.model.config import DiTConfig, ExpertsConfig, MaskingConfig, MixerConfig
+from microdit.model.width_schedules import WidthConfig
 
 # The paper's ablations use DiT-Tiny/2 at 256 px (32x32x4 latents) with 1024-wide caption features. The DiTs here have
 # constant width and dense feed-forwards; the released models grow layer-wise and have experts in every second block.

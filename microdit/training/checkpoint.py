@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from microdit.alignment.loss import Alignment
-from microdit.errors import CheckpointError
-from microdit.files import atomic_path, read_signed, remove, signed
+from microdit.common.errors import CheckpointError
+from microdit.common.files.atomic import atomic_path, remove
+from microdit.common.files.digests import read_signed, signed
+from microdit.common.files.tensors import read_tensors, write_tensors
 from microdit.model import DiT
-from microdit.tensors import read_tensors, write_tensors
+from microdit.training.fsdp import load_optimizer, load_weights, unsharded_copy, whole_optimizer, whole_weights
 from microdit.training.optimizer_file import REST, read_optimizer, write_optimizer
-from microdit.training.shards import load_optimizer, load_weights, whole_net, whole_optimizer, whole_weights
 
 STATE = "state.json"
 MODULES = ("weights", "ema", "alignment")  # what has a file of tensors each
@@ -34,7 +35,7 @@ FORMAT = 2  # 1: the optimizer's state was a pickle (optimizer.pt)
 
 
 @dataclass(frozen=True)
-class Interval:
+class PartialLogWindow:
     """Sums over the steps since the last reading of the loss, so that a stop in between leaves no mark on the curve."""
 
     sums: Mapping[str, float] = field(default_factory=dict)  # of each reading, by its name
@@ -52,7 +53,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
-    interval: Interval = field(default_factory=Interval)
+    interval: PartialLogWindow = field(default_factory=PartialLogWindow)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All that the optimiser updates."""
@@ -65,7 +66,7 @@ class TrainState:
 
         Where weights are shared out, all processes must ask for it.
         """
-        return whole_net(self.ema.module if int(self.ema.n_averaged) else self.net)  # type: ignore[arg-type]
+        return unsharded_copy(self.ema.module if int(self.ema.n_averaged) else self.net)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def load_checkpoint(folder: Path, state: TrainState, identity: Identity) -> None
         facts = stored.facts
         state.ema.n_averaged.fill_(facts["averaged"])
         state.step, state.seconds = int(facts["step"]), float(facts["seconds"])
-        state.interval = Interval(**facts["interval"])
+        state.interval = PartialLogWindow(**facts["interval"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder, " ".join(str(error).split())[:300]) from None
 
@@ -207,7 +208,7 @@ def _check_identity(folder: Path, facts: Mapping[str, Any], identity: Identity) 
     if facts.get("algorithm") != identity.algorithm:
         raise _Foreign(
             f"{folder}: was written by algorithm {facts.get('algorithm')}, and this is algorithm {identity.algorithm} "
-            f"(see ALGORITHM in microdit/config.py); {advice}"
+            f"(see ALGORITHM in microdit/config/schema.py); {advice}"
         )
     if facts.get("training_key") != identity.training_key:
         raise _Foreign(

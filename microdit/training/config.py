@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from microdit.errors import ConfigError
-from microdit.limits import check_limits
+from microdit.common.errors import ConfigError
+from microdit.common.limits import check_limits
 
 
 @dataclass(frozen=True)

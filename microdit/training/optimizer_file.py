@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from microdit.errors import CheckpointError
-from microdit.tensors import read_tensors, write_tensors
+from microdit.common.errors import CheckpointError
+from microdit.common.files.tensors import read_tensors, write_tensors
 
 TENSORS, REST = "optimizer.safetensors", "optimizer.json"
 TENSOR, TUPLE, PAIRS = "tensor", "tuple", "pairs"  # keys of a JSON object that stands for something else

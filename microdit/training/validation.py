@@ -6,11 +6,11 @@ import dataclasses
 
 import torch
 
-from microdit.config import Config
-from microdit.data.encoded import EncodedDataset
+from microdit.common.finite import require_sound
+from microdit.common.rng import generator
+from microdit.config.schema import Config
+from microdit.data.latents.training_data import EncodedDataset
 from microdit.diffusion import Denoiser, DiffusionConfig, quantile_sigma
-from microdit.finite import require_sound
-from microdit.rng import generator
 
 BANDS = 4  # the noise levels, ascending, in equal shares
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from report_store import ARMS, SCORES, StudyWriter, final, study_file
 
-from analysis.store import quiet
+from analysis.io.store import quiet
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.load import Results
-from analysis.study import Study
+from analysis.io.results import Results
+from analysis.io.study import Study
 
 METRICS = ("fd", "clip_fd", "clip_score")
 Score = Callable[[Mapping[str, Any]], float]

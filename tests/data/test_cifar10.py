@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from microdit.cli import main
+from microdit.cli.main import main
 from microdit.data import cifar10
-from microdit.data.base import DataConfig, build_dataset
 from microdit.data.cifar10 import CLASSES
+from microdit.data.config import DataConfig
+from microdit.data.registry import build_dataset
 
 BATCHES = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
 

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from microdit.config import Config
+from microdit.common.errors import ConfigError
+from microdit.common.rng import generator
+from microdit.config.schema import Config
 from microdit.diffusion import (
     Denoiser,
     DiffusionConfig,
@@ -22,9 +24,8 @@ from microdit.diffusion import (
     sample,
     sigma_steps,
 )
-from microdit.diffusion.samplers import ChurnConfig, GuidedBy, Model
-from microdit.errors import ConfigError
-from microdit.rng import generator
+from microdit.diffusion.guidance import GuidedBy, Model
+from microdit.diffusion.samplers import ChurnConfig
 
 MEAN, STD = 0.7, 0.5
 
@@ -200,9 +201,9 @@ def test_guidance_is_what_it_was_where_it_applies():
 
 
 def test_pictures_are_drawn_with_the_samplers_interval_and_weaker_prediction(smoke_config: Config):
-    from microdit.components import build_components
     from microdit.model import DiT, MaskingConfig
-    from microdit.sampling import generate
+    from microdit.pipeline.generate import generate
+    from microdit.pipeline.inputs import build_components
 
     parts = build_components(smoke_config)
     sprint = MaskingConfig("sprint", route=dataclasses.replace(smoke_config.model.masking.route, path_drop=0.1))

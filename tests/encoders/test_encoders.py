@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from microdit.assets import ROOT, TEXT_CLIP, VAE
-from microdit.assets.bpe import learn_merges, vocabulary_size
-from microdit.assets.measure import embedders, held_out, psnr, retrieval
-from microdit.assets.swaps import swap
+from microdit.assets.build.bpe import learn_merges, vocabulary_size
+from microdit.assets.build.evaluate import embedders, held_out, psnr, retrieval
+from microdit.assets.build.hard_negatives import swap
+from microdit.common.errors import ConfigError
 from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
-from microdit.encoders.open_clip_folder import open_clip_folder
-from microdit.encoders.scoring import ScoringClip
+from microdit.encoders.bundled import ROOT, TEXT_CLIP, VAE
+from microdit.encoders.open_clip_checkpoint import open_clip_folder
 from microdit.encoders.text import TextConfig, build_text_encoder
-from microdit.errors import ConfigError
+from microdit.evaluation.clip import ScoringClip
 
 
 def images_of(items: list) -> torch.Tensor:

@@ -18,10 +18,10 @@ from huggingface_hub import constants
 from open_clip.pretrained import _PRETRAINED
 from safetensors.torch import save_file
 
-from microdit.assets import TEXT_CLIP
+from microdit.common.errors import ConfigError
 from microdit.encoders import text as text_module
+from microdit.encoders.bundled import TEXT_CLIP
 from microdit.encoders.text import TextConfig, build_text_encoder, text_length
-from microdit.errors import ConfigError
 
 DFN5B, TINY = "ViT-H-14-quickgelu/dfn5b", "ViT-test-tiny"
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from real_formats import clip_text_folder, t5_folder
 
-from microdit.config import Config
-from microdit.data.shards import open_shard
+from microdit.common.errors import ConfigError
+from microdit.config.schema import Config
+from microdit.data.latents.shards import open_shard
 from microdit.encoders.autoencoder import AutoencoderConfig
 from microdit.encoders.text import TextConfig, build_text_encoder, text_length
-from microdit.errors import ConfigError
-from microdit.model.captions import mean_token
+from microdit.model.conditioning import mean_token
 
 transformers = pytest.importorskip("transformers")
 
@@ -175,9 +175,9 @@ def test_a_run_learns_from_masked_captions(folders: dict[str, Path], smoke_confi
 
 def assert_run(config: Config, text: TextConfig, width: int, folder: Path) -> None:
     """Trains a few steps with caption dropout and draws under guidance; no number may be lost on the way."""
-    from microdit.run import run
-    from microdit.sampling import generate
-    from microdit.trained import load_run
+    from microdit.pipeline.generate import generate
+    from microdit.pipeline.pretrained import load_run
+    from microdit.pipeline.train_and_evaluate import run
 
     config = dataclasses.replace(
         config,

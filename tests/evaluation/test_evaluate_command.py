@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from microdit.cli import main
-from microdit.config import Config, load_config, save_config
-from microdit.data.base import build_dataset
+from microdit.cli.main import main
+from microdit.config.schema import Config, load_config, save_config
+from microdit.data.registry import build_dataset
 from microdit.evaluation import evaluate_folder
 
 COUNT = 12

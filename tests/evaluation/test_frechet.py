@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
+from frechet_trace import bench_frechet
 
 from microdit.evaluation import frechet
 from microdit.evaluation.frechet import TOLERANCE, Moments, frechet_distance
-from microdit.evaluation.frechet_bench import bench_frechet
 
 F = 48
 

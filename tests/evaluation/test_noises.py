@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 
-from analysis.noise import NOISE
-from microdit import finish
-from microdit.components import Components, build_components
-from microdit.config import Config
+from analysis.stats.variance_components import NOISE
+from microdit.config.schema import Config
 from microdit.diffusion import Denoiser
 from microdit.evaluation import describe
 from microdit.evaluation.config import DEFAULT_METRICS
 from microdit.model import DiT
-from microdit.run import build_accelerator
+from microdit.pipeline import final_evaluation
+from microdit.pipeline.inputs import RunInputs, build_components
+from microdit.pipeline.train_and_evaluate import build_accelerator
 
-Parts = tuple[Config, Components, Denoiser, Accelerator]
+Parts = tuple[Config, RunInputs, Denoiser, Accelerator]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def parts(smoke_config: Config) -> Parts:
 def evaluated(parts: Parts, noises: int, **changes: Any) -> dict[str, float]:
     config, *rest = parts
     evaluation = dataclasses.replace(config.evaluation, noises=noises, **changes)
-    return finish.evaluate(dataclasses.replace(config, evaluation=evaluation), *rest)
+    return final_evaluation.generate_and_score(dataclasses.replace(config, evaluation=evaluation), *rest)
 
 
 def test_the_first_noise_is_that_of_a_single_evaluation(parts: Parts) -> None:
@@ -68,8 +68,8 @@ def test_processes_share_each_noise(parts: Parts, monkeypatch: pytest.MonkeyPatc
         scored.append(pictures)
         return {"fd": float(len(scored))}
 
-    monkeypatch.setattr(finish, "score", keep)
-    finish.evaluate(config, components, denoiser, alone)
+    monkeypatch.setattr(final_evaluation, "score", keep)
+    final_evaluation.generate_and_score(config, components, denoiser, alone)
     whole, scored = list(scored), []
     drawn: list[list[np.ndarray]] = [[], []]
     for index in (1, 0):
@@ -78,8 +78,8 @@ def test_processes_share_each_noise(parts: Parts, monkeypatch: pytest.MonkeyPatc
             drawn[index].append(own[0])
             return own if index else [own[0], drawn[1][len(drawn[0]) - 1]]
 
-        monkeypatch.setattr(finish, "gather_object", gathered)
-        values = finish.evaluate(config, components, denoiser, Process(index))  # type: ignore[arg-type]
+        monkeypatch.setattr(final_evaluation, "gather_object", gathered)
+        values = final_evaluation.generate_and_score(config, components, denoiser, Process(index))  # type: ignore[arg-type]
         assert bool(values) == (index == 0)
     assert [len(part) for part in drawn[1]] == [4, 4]
     for together, single in zip(scored, whole, strict=True):
@@ -88,11 +88,11 @@ def test_processes_share_each_noise(parts: Parts, monkeypatch: pytest.MonkeyPatc
 
 
 def test_evaluation_noise_has_streams_of_its_own() -> None:
-    assert finish.noise_stream(0) == "evaluation"
-    assert len({finish.noise_stream(noise) for noise in range(20)}) == 20
+    assert final_evaluation.noise_stream(0) == "evaluation"
+    assert len({final_evaluation.noise_stream(noise) for noise in range(20)}) == 20
 
 
 def test_a_further_noise_repeats_nothing_that_it_does_not_change() -> None:
     scores = {"fd": 1.0, "fd_floor": 0.5, "clip_score_real": 30.0, "samples": 8.0}
-    assert finish.named_scores(scores, 0) == {f"final/{name}": value for name, value in scores.items()}
-    assert finish.named_scores(scores, 2) == {"final/noise2/fd": 1.0}
+    assert final_evaluation.prefix_scores(scores, 0) == {f"final/{name}": value for name, value in scores.items()}
+    assert final_evaluation.prefix_scores(scores, 2) == {"final/noise2/fd": 1.0}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from microdit.errors import ConfigError
+from microdit.common.errors import ConfigError
 from microdit.evaluation import EvalConfig, check_scoring, feature_net_name
-from microdit.evaluation.prompts import read_prompts
+from microdit.evaluation.prompt_files import read_prompts
 
 COCO = {
     "info": {"year": 2014},

@@ -13,12 +13,15 @@ from real_formats import dinov2_weights, inception_weights
 from scipy.linalg import svdvals
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from microdit.data.base import CaptionedImages, DataConfig, build_dataset
-from microdit.errors import ConfigError
-from microdit.evaluation import EvalConfig, check_scoring, describe, feature_net_name, score, weights
-from microdit.evaluation.networks import feature_net
-from microdit.evaluation.reference import Pictures, RealPictures, RealSets
-from microdit.evaluation.weights import PUBLISHED, Published
+from microdit.common.errors import ConfigError
+from microdit.data.config import DataConfig
+from microdit.data.dataset import CaptionedImages
+from microdit.data.registry import build_dataset
+from microdit.encoders import pretrained_weights
+from microdit.encoders.pretrained_weights import PUBLISHED, Published
+from microdit.evaluation import EvalConfig, check_scoring, describe, feature_net_name, score
+from microdit.evaluation.feature_networks import feature_net
+from microdit.evaluation.reference import Pictures, RealPictures, ReferenceSplit
 
 SAMPLES, REFERENCE = 4, 5
 DATA = DataConfig(max_objects=1, train_size=10, val_size=SAMPLES, resolution=32)
@@ -53,7 +56,7 @@ def test_inception_gives_the_numbers_of_torch_fidelity(
 ) -> None:
     config = replace(CONFIG, feature_weights=str(inception_file))
     found = score(images, ["a cat"] * SAMPLES, [-1] * SAMPLES, reference, config, tmp_path)
-    real = RealPictures(reference, RealSets(reference, SAMPLES, REFERENCE).reference)
+    real = RealPictures(reference, ReferenceSplit(reference, SAMPLES, REFERENCE).reference)
     own = torch_fidelity.calculate_metrics(
         input1=Pictures(images),
         input2=real,
@@ -112,7 +115,7 @@ def test_published_weights_are_torch_fidelitys() -> None:
 def test_missing_weights_say_which_file_from_where_and_where_to(
     net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "hub_folder", lambda: tmp_path)
+    monkeypatch.setattr(pretrained_weights, "hub_folder", lambda: tmp_path)
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a download")
@@ -132,7 +135,7 @@ def test_missing_weights_say_which_file_from_where_and_where_to(
 
 
 def test_a_url_is_fetched_once_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "hub_folder", lambda: tmp_path / "hub")
+    monkeypatch.setattr(pretrained_weights, "hub_folder", lambda: tmp_path / "hub")
     source = tmp_path / "net-0123456789.pth"
     source.write_bytes(b"weights")
     config = replace(CONFIG, feature_weights=source.as_uri())
@@ -160,7 +163,7 @@ def test_dinov2_measures(reference: CaptionedImages, images: np.ndarray, tmp_pat
     path = dinov2_weights(tmp_path / "dinov2_vits14_pretrain.pth")
     config = replace(CONFIG, feature_net="dinov2", feature_weights=str(path), metrics=("fd", "recall"))
     assert feature_net_name(config).startswith("dinov2-vit-s-14@")
-    same = np.stack([reference[int(row)].image for row in RealSets(reference, REFERENCE, REFERENCE).reference])
+    same = np.stack([reference[int(row)].image for row in ReferenceSplit(reference, REFERENCE, REFERENCE).reference])
     given = (["a cat"] * len(same), [-1] * len(same), reference, config, tmp_path / "cache")
     found = score(same, *given)
     assert found["fd"] == pytest.approx(0, abs=1e-6 * found["fd_floor"])

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from microdit.data.base import CaptionedImages, DataConfig, Item, build_dataset
+from microdit.data.config import DataConfig
+from microdit.data.dataset import CaptionedImages, Sample
+from microdit.data.registry import build_dataset
 from microdit.evaluation import EvalConfig, score
 
 COUNT = 48
@@ -25,7 +27,7 @@ SCORE_ONCE = """
 import json, sys
 import numpy as np
 import torch
-from microdit.data.base import DataConfig, build_dataset
+from microdit.data.dataset import DataConfig, build_dataset
 from microdit.evaluation import EvalConfig, score
 torch.set_num_threads(1)
 data = DataConfig(max_objects=1, train_size=128, val_size=48)
@@ -49,7 +51,7 @@ class Counting:
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, i: int) -> Item:
+    def __getitem__(self, i: int) -> Sample:
         self.reads += 1
         return self.data[i]
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from microdit.data.base import CaptionedImages, DataConfig, Item, build_dataset
-from microdit.errors import DataError
+from microdit.common.errors import DataError
+from microdit.data.config import DataConfig
+from microdit.data.dataset import CaptionedImages, Sample
+from microdit.data.registry import build_dataset
 from microdit.evaluation import EvalConfig, evaluate_folder, score
 
 COUNT = 12
@@ -24,25 +26,25 @@ def reference() -> CaptionedImages:
 
 
 @pytest.fixture(scope="module")
-def items() -> list[Item]:
+def items() -> list[Sample]:
     data = build_dataset(DATA, "val")
     return [data[i] for i in range(COUNT)]
 
 
-def write_pictures(root: Path, items: list[Item]) -> list[str]:
+def write_pictures(root: Path, items: list[Sample]) -> list[str]:
     names = [f"{i:03}.png" for i in range(len(items))]
     for name, item in zip(names, items, strict=True):
         Image.fromarray(item.image).save(root / name)
     return names
 
 
-def write_prompts(root: Path, items: list[Item], **changes: object) -> None:
+def write_prompts(root: Path, items: list[Sample], **changes: object) -> None:
     listing = {"prompts": [item.caption for item in items], "labels": [item.label for item in items]} | changes
     (root / "prompts.json").write_text(json.dumps(listing), encoding="utf-8")
 
 
 def test_prompts_and_metadata_give_the_scores_of_the_arrays(
-    tmp_path: Path, reference: CaptionedImages, items: list[Item]
+    tmp_path: Path, reference: CaptionedImages, items: list[Sample]
 ) -> None:
     expected = score(
         np.stack([item.image for item in items]),
@@ -71,7 +73,7 @@ def fails(root: Path, reference: CaptionedImages, words: str) -> None:
         evaluate_folder(root, reference, CONFIG, root / "cache")
 
 
-def test_faults_are_named(tmp_path: Path, reference: CaptionedImages, items: list[Item]) -> None:
+def test_faults_are_named(tmp_path: Path, reference: CaptionedImages, items: list[Sample]) -> None:
     fails(tmp_path / "absent", reference, "absent is not a folder")
     write_pictures(tmp_path, items)
     fails(tmp_path, reference, "12 of 12 images have no caption")

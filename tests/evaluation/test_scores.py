@@ -16,15 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from microdit.data.base import CaptionedImages, DataConfig, build_dataset
-from microdit.encoders.scoring import ScoringClip
-from microdit.errors import ConfigError, DataError
+from microdit.common.errors import ConfigError, DataError
+from microdit.data.config import DataConfig
+from microdit.data.dataset import CaptionedImages
+from microdit.data.registry import build_dataset
 from microdit.evaluation import EvalConfig, describe, feature_net_name, score
+from microdit.evaluation.clip import ScoringClip
 from microdit.evaluation.config import FEATURE_NETS
-from microdit.evaluation.features import EXTRACTORS, EfficientNetLite0Features
-from microdit.evaluation.networks import SCORE_CLIP
-from microdit.evaluation.reference import RealSets
-from microdit.evaluation.scores import class_accuracy
+from microdit.evaluation.feature_extractors import EXTRACTORS, EfficientNetLite0Features
+from microdit.evaluation.feature_networks import SCORE_CLIP
+from microdit.evaluation.reference import ReferenceSplit
+from microdit.evaluation.score import class_accuracy
 
 COUNT = 96
 # As many reference pictures as samples, and one subset of all: KID then does not depend on which are drawn.
@@ -146,7 +148,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 def test_distances_equal_independent_arithmetic(
     real: Drawn, reference: CaptionedImages, at_best: dict[str, float]
 ) -> None:
-    sets = RealSets(reference, COUNT, COUNT)
+    sets = ReferenceSplit(reference, COUNT, COUNT)
     stacks = (real.images, np.stack([reference[int(row)].image for row in sets.reference]))
     network = EfficientNetLite0Features("lite0", ["pooled"])
     with torch.no_grad():
@@ -167,7 +169,7 @@ def test_precision_and_recall_equal_independent_arithmetic(
     config = replace(CONFIG, reference_count=count, metrics=("precision", "recall"))
     pictures = np.concatenate([real.images[:12], blurred(real.images[12:count], 2.0)])
     found = score(pictures, real.captions[:count], real.labels[:count], reference, config, cache)
-    rows = RealSets(reference, count, count).reference
+    rows = ReferenceSplit(reference, count, count).reference
     network = EfficientNetLite0Features("lite0", ["pooled"])
     stacks = (pictures, np.stack([reference[int(row)].image for row in rows]))
     with torch.no_grad():

@@ -11,12 +11,13 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 
-from microdit.assets import SCORE_CLIP
-from microdit.data.base import DataConfig, build_dataset
-from microdit.encoders.open_clip_folder import CONFIG
-from microdit.encoders.scoring import clip_folder, clip_title
-from microdit.errors import ConfigError
+from microdit.common.errors import ConfigError
+from microdit.data.config import DataConfig
+from microdit.data.registry import build_dataset
+from microdit.encoders.bundled import SCORE_CLIP
+from microdit.encoders.open_clip_checkpoint import CONFIG
 from microdit.evaluation import EvalConfig, check_scoring, describe, feature_net_name, score
+from microdit.evaluation.clip import clip_folder, clip_title
 
 DATA = DataConfig(max_objects=1, train_size=24, val_size=8)
 CONFIG_ = EvalConfig(reference_count=16, metrics=("clip_fd", "clip_score", "class_accuracy"))

@@ -21,31 +21,31 @@ import yaml
 from PIL import Image
 from safetensors.torch import save
 
-from analysis.claims import load_claims
-from analysis.load import tiles
-from analysis.reading import load_json, load_yaml_mapping, read_text
-from analysis.settings import flatten
-from analysis.study import study_of
-from microdit.config import load_config
-from microdit.config_io import to_mapping
-from microdit.data.caption_store import CaptionStore
-from microdit.data.cifar.card import Card
-from microdit.data.cifar.words import WORDS_FILE, load_words
-from microdit.data.encoded_images import open_images, read_index
-from microdit.data.folder import split_folder
-from microdit.data.image_files import load_square
-from microdit.data.shards import open_shard
-from microdit.data.sources.choose import is_mds
+from analysis.claims.selection import load_claims
+from analysis.io.reading import load_json, load_yaml_mapping, read_text
+from analysis.io.results import tiles
+from analysis.io.run_config import flatten
+from analysis.io.study import study_of
+from microdit.common.files.tensors import read_facts, read_tensors
+from microdit.common.parsing import to_mapping
+from microdit.config.schema import load_config
+from microdit.data.cifar_captions.class_words import WORDS_FILE, load_words
+from microdit.data.cifar_captions.data_card import Card
+from microdit.data.image_folder.dataset import split_folder
+from microdit.data.images.reader import load_square
+from microdit.data.latents.caption_store import CaptionStore
+from microdit.data.latents.reader import open_images, read_index
+from microdit.data.latents.shards import open_shard
+from microdit.data.sources.registry import is_mds
 from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
-from microdit.evaluation.folder import evaluate_folder
-from microdit.evaluation.prompts import read_prompts
-from microdit.model.released import _read_config
-from microdit.tensors import read_facts, read_tensors
+from microdit.evaluation.image_folder import evaluate_folder
+from microdit.evaluation.prompt_files import read_prompts
+from microdit.model.checkpoint_import import _read_config
 from microdit.training.checkpoint import read_checkpoint
 from microdit.training.optimizer_file import read_optimizer
-from sweeps.compose import compose_config
-from sweeps.study import load_study
-from sweeps.trials import plan_trials
+from sweeps.config.hydra_compose import compose_config
+from sweeps.config.study import load_study
+from sweeps.planning.trials import plan_trials
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def readers() -> list[Reader]:
     coco = {"annotations": [{"image_id": 1, "caption": "a cat"}, {"image_id": 2, "caption": "a dog"}]}
     header = {"format": "microdit-captions-1", "fingerprint": "x", "length": 4, "width": 5}
     card = {name: {} for name in Card.__dataclass_fields__}
-    from analysis import claims as claims_module
+    from analysis.claims import selection as claims_module
 
     claims = (Path(claims_module.__file__).parent / "claims.yaml").read_bytes()
     some_claims = yaml.safe_dump(dict(list(yaml.safe_load(claims).items())[:2])).encode()

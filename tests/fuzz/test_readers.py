@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis.errors import ReportError
-from microdit.errors import MicroditError
+from microdit.common.errors import MicroditError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from mutations import mutated_bytes, structured

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from microdit.common.rng import generator
 from microdit.model import DiT
-from microdit.rng import generator
 
 
 def randomise(net: DiT) -> DiT:

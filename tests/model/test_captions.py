@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from microdit.common.rng import generator
 from microdit.diffusion import Denoiser, guided
 from microdit.model import DiT, DiTConfig, MaskingConfig
-from microdit.model.captions import MaskedTokens, as_stored, beside_null, dropped
-from microdit.model.masking import DecoderConfig, RouteConfig
-from microdit.model.mixer import MixerConfig
-from microdit.rng import generator
+from microdit.model.conditioning import MaskedTokens, append_null_captions, drop_captions, round_to_half
+from microdit.model.config import DecoderConfig, MixerConfig, RouteConfig
 
 LENGTHS = (3, 77, 9)
 BASE = DiTConfig(input_size=8, width=64, depth=3, head_dim=16, caption_channels=12, mixer=MixerConfig(2, width=32))
@@ -93,17 +92,17 @@ def test_a_caption_of_padding_alone_is_the_null_caption():
 
 def test_null_captions_are_zeros_of_which_all_count():
     y, rows = captions(), torch.tensor([True, False, False])
-    found = dropped(y, rows)
+    found = drop_captions(y, rows)
     assert isinstance(found, MaskedTokens)
     assert found.tokens[0].count_nonzero() == 0
     assert found.mask.sum(1).tolist() == [77, 77, 9]
     assert torch.equal(found.tokens[1:], y.tokens[1:])
-    both = beside_null(y)
+    both = append_null_captions(y)
     assert isinstance(both, MaskedTokens)
     assert both.mask.sum(1).tolist() == [*LENGTHS, 77, 77, 77]
     plain = y.tokens
-    assert torch.equal(dropped(plain, rows), torch.where(rows.view(-1, 1, 1), torch.zeros(()), plain))
-    assert torch.equal(beside_null(plain), torch.cat([plain, torch.zeros_like(plain)]))
+    assert torch.equal(drop_captions(plain, rows), torch.where(rows.view(-1, 1, 1), torch.zeros(()), plain))
+    assert torch.equal(append_null_captions(plain), torch.cat([plain, torch.zeros_like(plain)]))
 
 
 @torch.no_grad()
@@ -134,9 +133,9 @@ def test_masked_tokens_are_cut_moved_and_repeated_with_their_masks():
 def test_stored_captions_are_rounded_to_half_precision():
     tokens = torch.tensor([[[0.1, 70.01]]])
     mask = torch.tensor([[True]])
-    stored = as_stored(MaskedTokens(tokens, mask))
+    stored = round_to_half(MaskedTokens(tokens, mask))
     assert isinstance(stored, MaskedTokens)
     assert stored.tokens.dtype == torch.float32
     assert torch.equal(stored.tokens, torch.tensor([[[0.0999755859375, 70.0]]]))  # the nearest half floats
     assert torch.equal(stored.mask, mask)
-    assert torch.equal(as_stored(tokens), stored.tokens)
+    assert torch.equal(round_to_half(tokens), stored.tokens)

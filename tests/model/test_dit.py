@@ -8,12 +8,10 @@ import pytest
 import torch
 from small import inputs, randomise
 
-from microdit.model import DiT, DiTConfig, MaskingConfig, plan_from_keep
-from microdit.model.feed_forward import FeedForwardConfig
-from microdit.model.mixer import MixerConfig
-from microdit.model.moe import ExpertsConfig
-from microdit.model.widths import WidthConfig
-from microdit.rng import generator
+from microdit.common.rng import generator
+from microdit.model import DiT, DiTConfig, MaskingConfig, mask_from_keep
+from microdit.model.config import ExpertsConfig, FeedForwardConfig, MixerConfig
+from microdit.model.width_schedules import WidthConfig
 
 BASE = DiTConfig(
     input_size=8, width=64, depth=4, head_dim=16, caption_channels=12, mixer=MixerConfig(depth=2, width=32)
@@ -60,7 +58,7 @@ def test_dropped_patches_come_back_as_zeros_and_kept_ones_do_not(method):
 def test_only_deferred_masking_tells_kept_patches_of_dropped_ones(method, knows):
     net = build(method)
     x, t, y = inputs(2)
-    plan = plan_from_keep(torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]), 16)  # the upper row of patches
+    plan = mask_from_keep(torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]), 16)  # the upper row of patches
     changed = x.clone()
     changed[:, :, 2:] += 1.0
     same = torch.equal(net(x, t, y, plan), net(changed, t, y, plan))
@@ -70,7 +68,7 @@ def test_only_deferred_masking_tells_kept_patches_of_dropped_ones(method, knows)
 @torch.no_grad()
 def test_a_plan_that_keeps_all_is_no_plan():
     net = build("deferred")
-    everything = plan_from_keep(torch.arange(16).expand(2, -1), 16)
+    everything = mask_from_keep(torch.arange(16).expand(2, -1), 16)
     torch.testing.assert_close(net(*inputs(2), everything), net(*inputs(2)), rtol=1e-5, atol=1e-5)
 
 
@@ -78,8 +76,8 @@ def test_a_plan_that_keeps_all_is_no_plan():
 def test_order_of_kept_patches_does_not_matter():
     net = build("naive")
     kept = torch.tensor([[3, 7, 9], [0, 14, 5]])
-    ours = net(*inputs(2), plan_from_keep(kept, 16))
-    torch.testing.assert_close(ours, net(*inputs(2), plan_from_keep(kept.flip(1), 16)), rtol=1e-4, atol=1e-5)
+    ours = net(*inputs(2), mask_from_keep(kept, 16))
+    torch.testing.assert_close(ours, net(*inputs(2), mask_from_keep(kept.flip(1), 16)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("part", ["x", "t", "y"])

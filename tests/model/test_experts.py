@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microdit.errors import ConfigError
+from microdit.common.errors import ConfigError
+from microdit.common.rng import generator
 from microdit.model import DiT, DiTConfig
-from microdit.model.mixer import MixerConfig
-from microdit.model.moe import ExpertChoice, ExpertsConfig
-from microdit.rng import generator
+from microdit.model.config import ExpertsConfig, MixerConfig
+from microdit.model.layers.moe import ExpertChoice
 
 
 def experts(num: int, capacity: float, width: int = 6, hidden: int = 10, seed: int = 0) -> ExpertChoice:

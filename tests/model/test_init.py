@@ -12,11 +12,9 @@ from torch import Tensor
 
 from microdit.alignment.loss import PatchAlignment
 from microdit.model import DiT, DiTConfig, MaskingConfig, preset
-from microdit.model.feed_forward import FeedForwardConfig
-from microdit.model.init import initialise_beside
-from microdit.model.masking import DecoderConfig
-from microdit.model.mixer import MixerConfig
-from microdit.model.released import NAMES
+from microdit.model.checkpoint_import import NAMES
+from microdit.model.config import DecoderConfig, FeedForwardConfig, MixerConfig
+from microdit.model.init import initialise_module
 
 # Parameter of MicroDiT_Tiny_2 -> (standard deviation, mean, largest absolute value), each the mean of two seeds.
 RELEASED: dict[str, tuple[float, float, float]] = {
@@ -121,7 +119,7 @@ def test_projectors_of_alignment_are_xavier_like_every_other_linear() -> None:
     std, _, _ = RELEASED["x_embedder.proj.weight"]
     assert xavier(16, 512) == pytest.approx(std, rel=0.01)  # the released deviation is Xavier's
     alignment = PatchAlignment(block=1, width=64, hidden=128, features=32, weight=0.5)
-    initialise_beside(alignment, 0, "alignment")
+    initialise_module(alignment, 0, "alignment")
     for index, (inputs, outputs) in zip((0, 2, 4), ((64, 128), (128, 128), (128, 32)), strict=True):
         linear = alignment.projector[index]
         expected = xavier(inputs, outputs)

@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from microdit.config_io import parse, to_mapping
-from microdit.errors import ConfigError
+from microdit.common.errors import ConfigError
+from microdit.common.parsing import parse, to_mapping
+from microdit.common.registry import import_plugins
 from microdit.model import DiT, DiTConfig
-from microdit.roles import allow_plugins
 
 SMALL = {"input_size": 8, "width": 64, "depth": 3, "head_dim": 16, "caption_channels": 12, "mixer": {"depth": 2}}
 
@@ -119,8 +119,8 @@ def plugin(tmp_path, monkeypatch):
         textwrap.dedent(
             """
             import torch
-            from microdit.model.feed_forward import FeedForward
-            from microdit.model.masking import NaiveMasking
+            from microdit.model.layers.feed_forward import FeedForward
+            from microdit.model.masking.base import NaiveMasking
 
             class Relu(FeedForward):
                 matrices = 2
@@ -154,7 +154,7 @@ def plugin(tmp_path, monkeypatch):
 
 
 def test_parts_of_the_users_own_play_their_roles(plugin):
-    allow_plugins([plugin])
+    import_plugins([plugin])
     config = parse(
         DiTConfig,
         SMALL
@@ -179,10 +179,10 @@ def test_a_plugin_that_is_not_listed_is_not_imported():
 
 def test_a_missing_plugin_is_named():
     with pytest.raises(ConfigError, match="'plugins' names module 'no_such_module'"):
-        allow_plugins(["no_such_module"])
+        import_plugins(["no_such_module"])
 
 
 def test_a_missing_class_of_a_plugin_is_named(plugin):
-    allow_plugins([plugin])
+    import_plugins([plugin])
     with pytest.raises(ConfigError, match=r"'model\.ffn\.type' is 'my_parts\.Nothing', which can't be imported"):
         DiT(parse(DiTConfig, SMALL | {"ffn": {"type": f"{plugin}.Nothing"}}))

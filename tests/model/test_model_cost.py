@@ -8,13 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from microdit.errors import ConfigError
-from microdit.model import PRESETS, DiT, DiTConfig, MaskingConfig, cost, preset
-from microdit.model.feed_forward import FeedForwardConfig
-from microdit.model.masking import DecoderConfig, RouteConfig
-from microdit.model.mixer import MixerConfig
-from microdit.model.moe import ExpertsConfig
-from microdit.model.widths import WidthConfig
+from microdit.common.errors import ConfigError
+from microdit.model import PRESETS, DiT, DiTConfig, MaskingConfig, preset
+from microdit.model.config import DecoderConfig, ExpertsConfig, FeedForwardConfig, MixerConfig, RouteConfig
+from microdit.model.cost import network as cost
+from microdit.model.width_schedules import WidthConfig
 
 SMALL = DiTConfig(width=64, depth=4, head_dim=16, mixer=MixerConfig(depth=2))
 CONFIGS = {

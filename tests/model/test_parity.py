@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from microdit.diffusion import Denoiser, SamplerConfig, guided, sample
-from microdit.model import DiT, MaskPlan, load_released, plan_from_keep, released_config
+from microdit.model import DiT, PatchMask, load_released, mask_from_keep, released_config
 
 REFERENCE = Path(__file__).parent / "reference"
 SIGMA_DATA = 0.9
@@ -30,8 +30,8 @@ def io() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def plan(net: DiT, io: dict[str, torch.Tensor]) -> MaskPlan:
-    return plan_from_keep(io["ids_keep"], net.config.patches)
+def plan(net: DiT, io: dict[str, torch.Tensor]) -> PatchMask:
+    return mask_from_keep(io["ids_keep"], net.config.patches)
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor, relative: float = 1e-5) -> None:

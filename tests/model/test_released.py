@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from microdit.errors import CheckpointError, ConfigError
-from microdit.model import import_released, load_imported, load_released, preset, released_config
+from microdit.common.errors import CheckpointError, ConfigError
+from microdit.model import import_released, load_imported_folder, load_released, preset, released_config
 
 REFERENCE = Path(__file__).parent / "reference"
 SHAPES = json.loads((REFERENCE / "shapes.json").read_text())
@@ -44,7 +44,7 @@ def test_a_checkpoint_nested_beside_other_networks_opens(weights, tmp_path):
 
 def test_import_writes_a_folder_that_opens_again(tmp_path):
     words = import_released(SMALL, tmp_path / "small", "MicroDiT_Tiny_2", REFERENCE / "small.json")
-    net = load_imported(tmp_path / "small")
+    net = load_imported_folder(tmp_path / "small")
     count, folder = sum(p.numel() for p in net.parameters()), tmp_path / "small"
     assert words == f"{count:,} parameters in {folder / 'model.safetensors'}, settings in {folder / 'model.yaml'}"
     assert net.config == CONFIG

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from microdit.errors import ConfigError
-from microdit.model import DiT, DiTConfig, cost, match_constant, preset
-from microdit.model.feed_forward import GELU, FeedForwardConfig, SwiGLU
-from microdit.model.mixer import MixerConfig
-from microdit.model.moe import ExpertsConfig
-from microdit.model.widths import WidthConfig, attention_width, hidden_width, layerwise, round_up
+from microdit.common.errors import ConfigError
+from microdit.model import DiT, DiTConfig, match_constant, preset
+from microdit.model.config import ExpertsConfig, FeedForwardConfig, MixerConfig
+from microdit.model.cost import network as cost
+from microdit.model.layers.feed_forward import GELU, SwiGLU
+from microdit.model.width_schedules import WidthConfig, attention_width, hidden_width, layerwise, round_up
 
 RATIO = st.floats(0.05, 8)
 WIDTH = st.integers(1, 64).map(lambda n: n * 32)

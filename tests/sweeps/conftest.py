@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.store import Store
+from sweeps.tracking.mlflow_store import Store
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 from mlflow import MlflowClient
 
-from sweeps.queue import Queue, open_queue
+from sweeps.execution.queue.trial_queue import Queue, open_queue
 
 STUDY = """
 question: Does anything get lost?

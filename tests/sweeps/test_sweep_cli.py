@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from microdit.config import config_from_mapping
+from microdit.config.schema import config_from_mapping
 from sweeps.cli import main
-from sweeps.store import Store
-from sweeps.summary import align, digits, interval
-from sweeps.ui import links
+from sweeps.planning.tables import align, format_significant, interval
+from sweeps.tracking.mlflow_store import Store
+from sweeps.tracking.mlflow_ui import links
 
 
 @pytest.fixture(autouse=True)
@@ -106,8 +106,8 @@ def test_intervals_are_students() -> None:
     assert interval([3.0]) == "3.000 (n=1)"
     assert interval([10.0, 12.0]) == "11 ± 13"  # t(1) = 12.706, standard error 1
     assert interval([1.0, 1.0]) == "1.000 ± 0"
-    assert digits(0.00012345) == "0.0001234"
-    assert digits(1234567.0) == "1,234,567"
+    assert format_significant(0.00012345) == "0.0001234"
+    assert format_significant(1234567.0) == "1,234,567"
 
 
 def test_tables_line_up() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-import sweeps.launch
-import sweeps.worker  # noqa: F401
-from microdit.run import run
-from sweeps.compose import compose_config
-from sweeps.recorder import MlflowRecorder, RunSpec
-from sweeps.storage import open_storage
-from sweeps.store import Store
+import sweeps.execution.launch
+import sweeps.execution.worker  # noqa: F401
+from microdit.pipeline.train_and_evaluate import run
+from sweeps.config.hydra_compose import compose_config
+from sweeps.execution.queue.optuna_storage import open_storage
+from sweeps.tracking.mlflow_logger import MlflowLogger, RunSpec
+from sweeps.tracking.mlflow_store import Store
 
 SETTINGS = "scale=smoke training.steps=2 training.batch_size=8 data.train_size=64 evaluation.samples=0"
 
@@ -26,7 +26,7 @@ def warm_up(folder: Path) -> None:
     store = Store(f"sqlite:///{folder / 'mlflow.db'}", folder)
     spec = RunSpec(store.experiment("warm"), "warm", {}, {"seed": 0}, "warm")
     words = [*SETTINGS.split(), f"cache_dir={folder / 'cache'}", f"output_dir={folder / 'run'}"]
-    run(compose_config(words), MlflowRecorder(store.uri, spec))
+    run(compose_config(words), MlflowLogger(store.uri, spec))
 
 
 with (

@@ -100,17 +100,17 @@ def fail_once() -> None:
     def fail() -> None:
         raise OSError("an injected failure")
 
-    on_entry("microdit.run", "run", fail)
+    on_entry("microdit.pipeline.train_and_evaluate", "run", fail)
 
 
 def work(*args: Any) -> None:
     """A worker's life, with the launch's strike if that is meant for workers."""
-    from sweeps import engines
+    from sweeps.execution import launchers
 
     strike = json.loads(Path(STRIKE).read_text())
     if strike.get("who") == "worker" and not Path(STRUCK).exists():
         arm(strike)
-    engines._live(*args)
+    launchers._live(*args)
 
 
 def start_worker(queue_uri: str, queue_name: str, index: int) -> BaseProcess:
@@ -134,11 +134,11 @@ def launch(folder: str, words: list[str], strike: dict[str, Any]) -> int:
                 os.dup2(said.fileno(), number)
         Path(STRUCK).unlink(missing_ok=True)
         Path(STRIKE).write_text(json.dumps(strike))
-        from sweeps import engines
         from sweeps.cli import main
+        from sweeps.execution import launchers
 
         multiprocessing.forkserver._forkserver.ensure_running = lambda: None  # its parent is the zygote
-        engines._start = start_worker  # type: ignore[assignment]
+        launchers._start = start_worker  # type: ignore[assignment]
         if strike.get("who") == "launcher":
             arm(strike)
         code = main(words)

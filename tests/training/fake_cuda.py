@@ -32,8 +32,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import _disable_current_modes
 
 import microdit
-from microdit.config import Config
-from microdit.run import build_accelerator
+from microdit.config.schema import Config
+from microdit.pipeline.train_and_evaluate import build_accelerator
 
 PACKAGE = Path(microdit.__file__).parent
 CUDA = torch.device("cuda", 0)

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from microdit.config import load_config
-from microdit.processes import leave
-from microdit.run import run
-from microdit.training.recorder import NullRecorder
+from microdit.common.process.distributed import destroy_process_group
+from microdit.config.schema import load_config
+from microdit.pipeline.train_and_evaluate import run
+from microdit.training.logger import NullLogger
 
 
-class Curve(NullRecorder):
+class Curve(NullLogger):
     """Keeps every step's metrics in `curve.json` of the run's folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     for path in sys.argv[1:]:
         config = load_config(path)
         run(config, Curve(Path(config.output_dir)))
-    leave()
+    destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from microdit.components import build_components
-from microdit.config import Config
+from microdit.config.schema import Config
 from microdit.diffusion import Denoiser
-from microdit.model import MaskPlan
-from microdit.model.masking import MaskingConfig, RouteConfig
-from microdit.run import build_accelerator
-from microdit.training.loop import train
-from microdit.training.recorder import NullRecorder
+from microdit.model import PatchMask
+from microdit.model.config import MaskingConfig, RouteConfig
+from microdit.pipeline.inputs import build_components
+from microdit.pipeline.train_and_evaluate import build_accelerator
+from microdit.training.logger import NullLogger
+from microdit.training.trainer import train
 
 STEPS, BATCH = 6, 8
 
@@ -32,7 +32,7 @@ class Draw:
     y: Tensor
     sigma: Tensor
     noise: Tensor
-    plan: MaskPlan | None
+    plan: PatchMask | None
 
     @property
     def nulls(self) -> Tensor:
@@ -51,7 +51,7 @@ def drawn(smoke_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def run(masking: MaskingConfig | None = None, seed: int = 0, **training: object) -> list[Draw]:
         seen: list[Draw] = []
 
-        def spy(self: Denoiser, x: Tensor, y: Tensor, sigma: Tensor, noise: Tensor, plan: MaskPlan | None) -> Tensor:
+        def spy(self: Denoiser, x: Tensor, y: Tensor, sigma: Tensor, noise: Tensor, plan: PatchMask | None) -> Tensor:
             seen.append(Draw(x, y, sigma, noise, plan))
             return original(self, x, y, sigma, noise, plan)
 
@@ -66,7 +66,7 @@ def drawn(smoke_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         components = build_components(config)
         with monkeypatch.context() as patched:
             patched.setattr(Denoiser, "loss", spy)
-            train(config, components.train, components.val, NullRecorder(), build_accelerator(config))
+            train(config, components.train, components.val, NullLogger(), build_accelerator(config))
         return seen
 
     return run

@@ -14,25 +14,25 @@ import torch
 from fake_cuda import CUDA, accelerator_on_cuda, backward, fake_cuda, made_outside
 from torch import nn
 
-from microdit.alignment import encoders
-from microdit.alignment.encoders import Lite0Patches
-from microdit.alignment.targets import PatchTargets
-from microdit.components import Components, build_components
-from microdit.config import Config, config_from_mapping
-from microdit.config_io import assign, to_mapping
-from microdit.data.caption_store import CaptionFeatures
-from microdit.data.encoded import EncodedDataset
+from microdit.alignment import patch_encoders
+from microdit.alignment.feature_cache import PatchTargets
+from microdit.alignment.patch_encoders import Lite0Patches
+from microdit.common.parsing import assign, to_mapping
+from microdit.config.schema import Config, config_from_mapping
+from microdit.data.latents.caption_store import CaptionFeatures
+from microdit.data.latents.training_data import EncodedDataset
 from microdit.diffusion import Denoiser
 from microdit.encoders import autoencoder as autoencoders
 from microdit.encoders.autoencoder import Pixels, build_autoencoder
 from microdit.encoders.text import build_text_encoder
 from microdit.model import DiT
-from microdit.model.captions import Captions, parts, with_mask
-from microdit.model.methods import MASKINGS
-from microdit.prompts import shown_prompts
-from microdit.sampling import generate
-from microdit.training import loop
-from microdit.training.recorder import NullRecorder
+from microdit.model.conditioning import Captions, unpack, with_mask
+from microdit.model.masking.registry import MASKING_METHODS
+from microdit.pipeline.generate import generate
+from microdit.pipeline.inputs import RunInputs, build_components
+from microdit.pipeline.prompts import shown_prompts
+from microdit.training import trainer
+from microdit.training.logger import NullLogger
 from microdit.training.validation import validate
 
 Changes = dict[str, Any]
@@ -131,7 +131,7 @@ def with_changes(base: Config, changes: dict[str, Any]) -> Config:
     return config_from_mapping(values)
 
 
-def prepared(config: Config) -> Components:
+def prepared(config: Config) -> RunInputs:
     """Real data; features to align with are made up, as encoding them takes seconds."""
     plain = replace(config, alignment=replace(config.alignment, encoder="none"))
     components = build_components(plain)
@@ -143,7 +143,7 @@ def prepared(config: Config) -> Components:
 
 def trained_and_sampled(
     config: Config,
-    components: Components,
+    components: RunInputs,
     patch: pytest.MonkeyPatch,
     true_at: Iterable[str] = (),
     decodes: bool = False,
@@ -153,9 +153,9 @@ def trained_and_sampled(
     Latents are decoded as pixels, which is quick, unless `decodes`.
     """
     accelerator = accelerator_on_cuda(config, patch)
-    patch.setattr(loop, "DiT", made_outside(DiT))
-    patch.setattr(loop, "build_alignment", made_outside(loop.build_alignment))
-    patch.setattr(loop, "save_checkpoint", lambda *arguments: None)
+    patch.setattr(trainer, "DiT", made_outside(DiT))
+    patch.setattr(trainer, "build_alignment", made_outside(trainer.build_alignment))
+    patch.setattr(trainer, "save_checkpoint", lambda *arguments: None)
     patch.setattr(autoencoders, "_load", made_outside(autoencoders._load))
     seen: list[int] = []
 
@@ -168,7 +168,7 @@ def trained_and_sampled(
 
     with fake_cuda(true_at) as reads:
         decoder = build_autoencoder(config.autoencoder, accelerator.device) if decodes else Pixels()
-        state = loop.train(config, components.train, components.val, NullRecorder(), accelerator, draw)
+        state = trainer.train(config, components.train, components.val, NullLogger(), accelerator, draw)
         assert {p.device for p in state.parameters()} == {CUDA}
         assert {p.device for p in state.averaged.parameters()} == {CUDA}
         for kept in state.optimizer.state.values():
@@ -222,7 +222,7 @@ class PaddedFeatures:
     tokens: CaptionFeatures
 
     def take(self, rows: np.ndarray) -> Captions:
-        tokens, _ = parts(self.tokens.take(rows))
+        tokens, _ = unpack(self.tokens.take(rows))
         mask = torch.zeros(tokens.shape[:2], dtype=torch.bool)
         mask[:, 0] = True
         return with_mask(tokens, mask)
@@ -236,14 +236,14 @@ def test_padded_captions_run_on_the_device(guidance: float, small: Config, monke
     assert trained_and_sampled(config, replace(found, **padded), monkeypatch) == WAITS
 
 
-def splits(components: Components) -> dict[str, EncodedDataset]:
+def splits(components: RunInputs) -> dict[str, EncodedDataset]:
     return {"train": components.train, "val": components.val}
 
 
 @pytest.mark.parametrize("side", [4, 16])
 def test_features_to_align_with_are_encoded_on_the_device(side: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(encoders, "build_lite0", made_outside(encoders.build_lite0))
-    monkeypatch.setattr(encoders, "fold_batch_norm", made_outside(encoders.fold_batch_norm))
+    monkeypatch.setattr(patch_encoders, "build_lite0", made_outside(patch_encoders.build_lite0))
+    monkeypatch.setattr(patch_encoders, "fold_batch_norm", made_outside(patch_encoders.fold_batch_norm))
     with fake_cuda() as reads:
         features = Lite0Patches(side, CUDA).encode(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))
     assert (features.device, features.shape[:2], reads.of_device) == (CUDA, (2, side**2), set())
@@ -253,7 +253,7 @@ def test_captions_are_encoded_on_the_device(small: Config):
     encoder = build_text_encoder(small.text, CUDA)
     encoder._source = replace(encoder._source, load=partial(moved, encoder._source.load))
     with fake_cuda() as reads:
-        tokens, _ = parts(encoder.encode(["a red ball", "a cat"]))
+        tokens, _ = unpack(encoder.encode(["a red ball", "a cat"]))
     assert (tokens.device, reads.of_device) == (CUDA, set())
 
 
@@ -264,7 +264,7 @@ def moved(load: Callable[[torch.device], tuple[nn.Module, Any]], device: torch.d
 
 def test_every_method_is_tried():
     tried = {changes.get(MASKING + "method", "deferred") for changes in METHODS.values()}
-    assert tried == MASKINGS.keys()
+    assert tried == MASKING_METHODS.keys()
 
 
 # The harness itself: it must see the mistakes that a GPU would show.

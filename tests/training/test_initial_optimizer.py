@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from microdit.cli import main
-from microdit.config import Config, load_config, save_config, training_key
-from microdit.errors import CheckpointError, ConfigError
-from microdit.training.initial_optimizer import check_initial_optimizer
-from microdit.training.loop import initial_state
-from sweeps.compose import compose_config
+from microdit.cli.main import main
+from microdit.common.errors import CheckpointError, ConfigError
+from microdit.config.identity import training_key
+from microdit.config.schema import Config, load_config, save_config
+from microdit.training.init_optimizer import check_initial_optimizer
+from microdit.training.trainer import initial_state
+from sweeps.config.hydra_compose import compose_config
 
 SMALL = ("scale=smoke", "data.train_size=16", "data.val_size=8", "evaluation.samples=0", "training.batch_size=4")
 

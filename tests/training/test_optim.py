@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from microdit.config import Config
-from microdit.data.encoded import DataOrder
-from microdit.errors import ConfigError
+from microdit.common.errors import ConfigError
+from microdit.config.schema import Config
+from microdit.data.latents.training_data import BatchSampler
 from microdit.model import DiT, DiTConfig
-from microdit.model.mixer import MixerConfig
-from microdit.model.moe import ExpertsConfig
-from microdit.training import optim
+from microdit.model.config import ExpertsConfig, MixerConfig
 from microdit.training.config import EmaConfig, MuonConfig, OptimizerConfig, ScheduleConfig
-from microdit.training.muon import CpuMuon
-from microdit.training.optim import build_optimizer, learning_rate, parameter_groups
+from microdit.training.optim import optimizers as optim
+from microdit.training.optim.lr_schedule import learning_rate
+from microdit.training.optim.muon import CpuMuon
+from microdit.training.optim.optimizers import build_optimizer, parameter_groups
 
 
 @given(
@@ -82,12 +82,12 @@ def test_a_parameter_held_twice_is_noticed():
 
 @given(count=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 3))
 def test_every_epoch_sees_every_image_once(count: int, batch: int, seed: int):
-    order = DataOrder(count, batch, seed)
+    order = BatchSampler(count, batch, seed)
     steps = -(-3 * count // batch)
     seen = np.concatenate([order(step) for step in range(steps)])[: 3 * count]
     for epoch in seen.reshape(3, count):
         assert sorted(epoch) == list(range(count))
-    fresh = DataOrder(count, batch, seed)
+    fresh = BatchSampler(count, batch, seed)
     assert np.array_equal(fresh(steps - 1), order(steps - 1))  # a function of the step alone
 
 
@@ -215,7 +215,10 @@ def test_a_stored_state_goes_on_in_a_fresh_optimizer(tmp_path: Path):
 def test_adamw_is_torchs_own():
     net = small_dit()
     assert type(build_optimizer(net, OptimizerConfig())) is torch.optim.AdamW
-    assert type(build_optimizer(net, OptimizerConfig(type="microdit.training.optim.adamw"))) is torch.optim.AdamW
+    assert (
+        type(build_optimizer(net, OptimizerConfig(type="microdit.training.optim.optimizers.adamw")))
+        is torch.optim.AdamW
+    )
 
 
 @pytest.mark.parametrize(

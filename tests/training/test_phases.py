@@ -10,16 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from microdit.cli import main
-from microdit.config import Config, load_config, save_config, training_key
-from microdit.config_io import flatten
-from microdit.errors import CheckpointError, ConfigError
-from microdit.model.embedders import sincos_positions
-from microdit.training.initial import check_initial
-from microdit.training.loop import initial_state
-from sweeps.compose import compose_config, compose_mapping
-from sweeps.study import load_study
-from sweeps.trials import plan_trials
+from microdit.cli.main import main
+from microdit.common.errors import CheckpointError, ConfigError
+from microdit.common.parsing import flatten
+from microdit.config.identity import training_key
+from microdit.config.schema import Config, load_config, save_config
+from microdit.model.layers.embeddings import sincos_positions
+from microdit.training.init_weights import check_initial
+from microdit.training.trainer import initial_state
+from sweeps.config.hydra_compose import compose_config, compose_mapping
+from sweeps.config.study import load_study
+from sweeps.planning.trials import plan_trials
 
 SMALL = ("scale=smoke", "data.train_size=16", "data.val_size=8", "evaluation.samples=0", "training.batch_size=4")
 

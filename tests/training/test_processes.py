@@ -20,9 +20,9 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 from several import Curve
 
-from microdit.config import Config, config_from_mapping, load_config, save_config
-from microdit.config_io import assign, to_mapping
-from microdit.run import run
+from microdit.common.parsing import assign, to_mapping
+from microdit.config.schema import Config, config_from_mapping, load_config, save_config
+from microdit.pipeline.train_and_evaluate import run
 
 HERE = Path(__file__).parent
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -206,8 +206,8 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 FAILING = """
 import os, torch
-from microdit.errors import DataError
-from microdit.training.optim import adamw
+from microdit.common.errors import DataError
+from microdit.training.optim.optimizers import adamw
 
 def failing(net, config):
     optimizer = adamw(net, config)

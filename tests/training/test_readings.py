@@ -14,11 +14,11 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from microdit.errors import DivergenceError
-from microdit.training import meter, progress
-from microdit.training.checkpoint import Interval, TrainState
-from microdit.training.meter import Meter
-from microdit.training.progress import Progress, format_seconds
+from microdit.common.errors import DivergenceError
+from microdit.training import metrics, progress_bar
+from microdit.training.checkpoint import PartialLogWindow, TrainState
+from microdit.training.metrics import StepMetrics
+from microdit.training.progress_bar import Progress, format_seconds
 
 ALONE = cast(Accelerator, SimpleNamespace(reduce=lambda tensor, how: tensor))
 CPU = torch.device("cpu")
@@ -37,13 +37,13 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(meter, "time", found)
-    monkeypatch.setattr(progress, "time", found)
+    monkeypatch.setattr(metrics, "time", found)
+    monkeypatch.setattr(progress_bar, "time", found)
     return found
 
 
-def state(step: int = 0, seconds: float = 0.0, interval: Interval | None = None) -> TrainState:
-    return cast(TrainState, SimpleNamespace(step=step, seconds=seconds, interval=interval or Interval()))
+def state(step: int = 0, seconds: float = 0.0, interval: PartialLogWindow | None = None) -> TrainState:
+    return cast(TrainState, SimpleNamespace(step=step, seconds=seconds, interval=interval or PartialLogWindow()))
 
 
 def readings(loss: float, norm: float = 1.0) -> dict[str, torch.Tensor]:
@@ -51,7 +51,7 @@ def readings(loss: float, norm: float = 1.0) -> dict[str, torch.Tensor]:
 
 
 def test_a_reading_is_the_mean_and_the_speed_since_the_last_one(clock: Clock, tmp_path: Path) -> None:
-    measured = Meter(8, state(), CPU)
+    measured = StepMetrics(8, state(), CPU)
     for step, loss in enumerate((1.0, 2.0, 6.0), start=1):
         clock.now += 2.0
         measured.add(step, readings(loss, 10 * loss))
@@ -63,7 +63,7 @@ def test_a_reading_is_the_mean_and_the_speed_since_the_last_one(clock: Clock, tm
 
 
 def test_pauses_count_neither_as_training_nor_for_the_speed(clock: Clock, tmp_path: Path) -> None:
-    measured = Meter(8, state(seconds=100.0), CPU)
+    measured = StepMetrics(8, state(seconds=100.0), CPU)
     clock.now += 1.0
     measured.add(1, readings(1.0))
     with measured.paused():
@@ -78,7 +78,7 @@ def test_pauses_count_neither_as_training_nor_for_the_speed(clock: Clock, tmp_pa
 
 
 def test_seconds_left_go_by_the_steps_of_this_process(clock: Clock) -> None:
-    measured = Meter(8, state(step=10), CPU)
+    measured = StepMetrics(8, state(step=10), CPU)
     clock.now += 30.0
     measured.add(11, readings(1.0))
     measured.add(12, readings(1.0))
@@ -86,14 +86,14 @@ def test_seconds_left_go_by_the_steps_of_this_process(clock: Clock) -> None:
 
 
 def test_an_interval_is_kept_over_a_stop(clock: Clock, tmp_path: Path) -> None:
-    first = Meter(8, state(), CPU)
-    assert first.interval(ALONE) == Interval({}, 0, 0.0)
+    first = StepMetrics(8, state(), CPU)
+    assert first.interval(ALONE) == PartialLogWindow({}, 0, 0.0)
     clock.now += 3.0
     first.add(1, readings(2.0, 5.0))
     kept = first.interval(ALONE)
-    assert kept == Interval({"train/loss": 2.0, "grad_norm": 5.0}, 1, 3.0)
+    assert kept == PartialLogWindow({"train/loss": 2.0, "grad_norm": 5.0}, 1, 3.0)
     clock.now += 1000.0
-    second = Meter(8, state(step=1, seconds=3.0, interval=kept), CPU)
+    second = StepMetrics(8, state(step=1, seconds=3.0, interval=kept), CPU)
     clock.now += 1.0
     second.add(2, readings(4.0, 7.0))
     assert second.read(ALONE, tmp_path) == {"train/loss": 3.0, "grad_norm": 6.0, "images_per_second": 4.0}
@@ -103,7 +103,7 @@ def test_an_interval_is_kept_over_a_stop(clock: Clock, tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["train/loss", "grad_norm"])
 def test_the_first_step_that_is_not_finite_is_named(bad: float, name: str, tmp_path: Path) -> None:
-    measured = Meter(8, state(), CPU)
+    measured = StepMetrics(8, state(), CPU)
     for step in range(1, 6):
         measured.add(step, readings(1.0) | ({name: torch.tensor(bad)} if step in (3, 5) else {}))
         if step < 3:
@@ -146,7 +146,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         return bars[-1]
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(progress, "tqdm", kept)
+    monkeypatch.setattr(progress_bar, "tqdm", kept)
     bar = Progress(100, 40, enabled=True)
     bar.update(45, 0.12345, 67.8, 9.0)
     bar.update(60, 0.5, 70.2, 9.0)

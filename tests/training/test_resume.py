@@ -19,21 +19,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from microdit.config import Config
-from microdit.errors import CheckpointError, DivergenceError
-from microdit.run import run
-from microdit.trained import load_denoiser
+from microdit.common.errors import CheckpointError, DivergenceError
+from microdit.config.schema import Config
+from microdit.pipeline.pretrained import load_denoiser
+from microdit.pipeline.train_and_evaluate import run
 from microdit.training.checkpoint import read_checkpoint
+from microdit.training.graceful_stop import GracefulStop
+from microdit.training.logger import NullLogger
 from microdit.training.optimizer_file import read_optimizer, write_optimizer
-from microdit.training.recorder import NullRecorder
-from microdit.training.stop import StopRequest
 
 
 class Killed(BaseException):
     """Like a signal: no handler of ordinary errors may swallow it."""
 
 
-class KillAt(NullRecorder):
+class KillAt(NullLogger):
     """Ends the run from outside after `step` finished steps."""
 
     def __init__(self, step: int) -> None:
@@ -44,7 +44,7 @@ class KillAt(NullRecorder):
             raise Killed
 
 
-class Log(NullRecorder):
+class Log(NullLogger):
     def __init__(self) -> None:
         self.losses: dict[int, float] = {}
         self.validation: dict[int, float] = {}
@@ -112,7 +112,7 @@ def test_a_stop_within_a_log_interval_leaves_no_mark_on_the_curve(
     whole, broken = (replace(c, training=replace(c.training, log_every=5)) for c in (whole, broken))
     straight = Log()
     run(whole, straight)
-    stop = StopRequest()
+    stop = GracefulStop()
 
     def end(step: int) -> None:
         if step == at and ending == "killed":

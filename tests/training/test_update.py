@@ -13,16 +13,16 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from microdit.components import build_components
-from microdit.config import Config
-from microdit.data.encoded import DataOrder
+from microdit.config.schema import Config
+from microdit.data.latents.training_data import BatchSampler
 from microdit.diffusion import Denoiser
 from microdit.model import DiT
-from microdit.run import build_accelerator
+from microdit.pipeline.inputs import build_components
+from microdit.pipeline.train_and_evaluate import build_accelerator
 from microdit.training.checkpoint import TrainState
 from microdit.training.config import EmaConfig, OptimizerConfig, ScheduleConfig
-from microdit.training.loop import draw_batch, train
-from microdit.training.recorder import NullRecorder
+from microdit.training.logger import NullLogger
+from microdit.training.trainer import draw_batch, train
 
 STEPS = 5
 PEAK, WARMUP, FINAL = 0.02, 2, 0.25
@@ -35,7 +35,7 @@ CLIP = 0.05  # below the norm of every step's gradient
 Arrays = dict[str, np.ndarray]
 
 
-class Log(NullRecorder):
+class Log(NullLogger):
     """Keeps each step's readings."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ def arrays(net: nn.Module) -> Arrays:
 def gradients(net: DiT, config: Config, step: int) -> Arrays:
     """What autograd gives for the loss of `step`; the update itself is then computed from it by hand."""
     data = build_components(config).train
-    order = DataOrder(len(data), config.training.batch_size, config.seed)
+    order = BatchSampler(len(data), config.training.batch_size, config.seed)
     x, y, sigma, noise, _, plan = draw_batch(config, step, data, order, net)
     net.zero_grad()
     Denoiser(net, data.sigma_data).loss(x, y, sigma, noise, plan).mean().backward()

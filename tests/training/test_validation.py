@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from microdit.components import build_components
-from microdit.config import Config
+from microdit.config.schema import Config
 from microdit.diffusion import DiffusionConfig
+from microdit.pipeline.inputs import build_components
 from microdit.training.validation import validate
 
 

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microdit.data.encode import Record, chunk_ranges
-from microdit.data.own_python import Tool, find_python
-from microdit.errors import ConfigError, DataError, nearest
-from microdit.files import sha256
-from microdit.rng import hashed_place
-from microdit.text_files import check_characters
+from microdit.common.errors import ConfigError, DataError, nearest
+from microdit.common.files.digests import sha256
+from microdit.common.files.text import check_characters
+from microdit.common.process.isolated_venv import Tool, find_python
+from microdit.common.rng import hash_to_unit_interval
+from microdit.data.latents.writer import Record, chunk_ranges
 
 TOOL = Tool("mosaicml-streaming", "streaming", "mosaicml-streaming>=0.11,<1", "--streaming")
-CHILD = Path(__file__).with_name("mds_child.py")
+CHILD = Path(__file__).with_name("mds_worker.py")
 AUTOENCODER = "stabilityai/stable-diffusion-xl-base-1.0/vae"  # what the released code encodes with by default
 WIDTH = 1024  # of its text encoder, DFN5B's ViT-H/14
 FACTOR = 8  # pixels per latent of all its autoencoders
@@ -83,7 +83,7 @@ class MdsSource:
     def _records(self, start: int, stop: int) -> Iterator[Record]:
         for i, (caption, (data,)) in enumerate(self._reader.read(start, stop, self._column), start):
             yield Record(
-                f"sample {i}", caption, -1, hashed_place(self._seed, i) < self._fraction, self._loader(data, i)
+                f"sample {i}", caption, -1, hash_to_unit_interval(self._seed, i) < self._fraction, self._loader(data, i)
             )
 
     def _loader(self, data: bytes, i: int) -> Callable[[], np.ndarray]:

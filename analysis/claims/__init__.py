@@ -1,0 +1,1 @@
+"""Claims of the paper, the paper's values, and verdicts on them."""

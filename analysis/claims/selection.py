@@ -1,0 +1,163 @@
+"""What is claimed of each study (`claims.yaml`), and which arms of a store a claim speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from analysis.errors import ReportError, nearest, shortened
+from analysis.io.reading import load_yaml_mapping
+from analysis.io.results import Results
+from analysis.io.run_config import loosely_equal, setting
+
+Selector = Mapping[str, Any]
+KINDS = ("better", "not_worse", "trend", "gap_grows")
+NEEDS = {"trend": ("axis", "better"), "gap_grows": ("axis", "arm", "against"), "not_worse": ("margin",), "better": ()}
+SHAPES: Mapping[str, type] = {
+    **dict.fromkeys(("text", "trust", "kind", "section", "source", "pairs", "axis", "better"), str),
+    **dict.fromkeys(("arm", "against", "where", "margin"), dict),
+    **dict.fromkeys(("metrics", "same"), list),
+}
+WORDS: Mapping[type, str] = {str: "text", dict: "a mapping", list: "a list"}
+BOUNDS = ("above", "below", "least", "most", "not")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim; claims.yaml explains the fields."""
+
+    text: str
+    trust: str
+    kind: str
+    metrics: tuple[str, ...]
+    section: str = ""
+    source: str = ""
+    arm: Selector = field(default_factory=dict)
+    against: Selector = field(default_factory=dict)
+    same: tuple[str, ...] = ()
+    pairs: str = ""
+    axis: str = ""
+    better: str = ""
+    where: Selector = field(default_factory=dict)
+    margin: Mapping[str, float] = field(default_factory=dict)
+
+
+@cache
+def all_claims() -> Mapping[str, tuple[Claim, ...]]:
+    """claims.yaml, checked."""
+    text = (files("analysis") / "claims.yaml").read_text(encoding="utf-8")
+    return load_claims(text)
+
+
+def load_claims(text: str) -> Mapping[str, tuple[Claim, ...]]:
+    """Return the claims in the text of a claims.yaml by study; raises ReportError naming what is wrong."""
+    found = load_yaml_mapping(text, "claims.yaml")
+    for study, listed in found.items():
+        if not isinstance(listed, list) or not all(isinstance(claim, dict) for claim in listed):
+            raise ReportError(f"claims.yaml, {study}: must be a list of claims")
+    return {study: tuple(parse(study, claim) for claim in listed) for study, listed in found.items()}
+
+
+def claims_of(study: str) -> tuple[Claim, ...]:
+    """The claims on `study`, none for a study that nobody claims anything of."""
+    return all_claims().get(study, ())
+
+
+def parse(study: str, values: Mapping[str, Any]) -> Claim:
+    """A claim from YAML; raises ReportError naming what is wrong with it."""
+    place = f"claims.yaml, {study}, '{shortened(str(values.get('text', '?')))}'"
+    known = [f.name for f in fields(Claim)]
+    for key in values:
+        if key not in known:
+            raise ReportError(f"{place}: there is no '{key}'; {nearest(key, known)}")
+    missing = [key for key in ("text", "trust", "kind", "metrics") if not values.get(key)]
+    if missing:
+        raise ReportError(f"{place}: '{missing[0]}' is missing")
+    for name, kind in SHAPES.items():
+        if not isinstance(values.get(name, kind()), kind):
+            raise ReportError(f"{place}: '{name}' must be {WORDS[kind]}, not {shortened(repr(values[name]))}")
+    claim = Claim(**{**values, "metrics": tuple(values["metrics"]), "same": tuple(values.get("same", ()))})
+    if claim.kind not in KINDS:
+        raise ReportError(f"{place}: kind '{claim.kind}'; {nearest(claim.kind, KINDS)}")
+    needed = NEEDS[claim.kind]
+    if claim.kind in ("better", "not_worse") and not claim.pairs:
+        needed = (*needed, "arm", "against")
+    for key in needed:
+        if not getattr(claim, key):
+            raise ReportError(f"{place}: a claim of kind {claim.kind} needs '{key}'")
+    if claim.better not in ("", "larger", "smaller"):
+        raise ReportError(f"{place}: better '{claim.better}'; {nearest(claim.better, ('larger', 'smaller'))}")
+    if claim.pairs not in ("", "successive"):
+        raise ReportError(f"{place}: pairs '{claim.pairs}'; {nearest(claim.pairs, ('successive',))}")
+    for selector in (claim.arm, claim.against, claim.where):
+        for wanted in selector.values():
+            wrong = [word for word in wanted if word not in BOUNDS] if isinstance(wanted, Mapping) else []
+            if wrong:
+                raise ReportError(f"{place}: there is no '{wrong[0]}'; {nearest(wrong[0], BOUNDS)}")
+    return claim
+
+
+def select(results: Results, selector: Selector) -> list[str]:
+    """Arms with a finished run whose settings are as `selector` wants them, in the study's order."""
+    return [arm for arm in results.arms if all(_fits(value_of(results, arm, k), v) for k, v in selector.items())]
+
+
+def pairs(results: Results, claim: Claim) -> list[tuple[str, str]]:
+    """(arm, against) that the claim compares, those that agree in `loosely_equal`."""
+    if claim.pairs == "successive":
+        arms = select(results, claim.where)
+        return [(after, before) for before, after in zip(arms, arms[1:], strict=False)]
+    found = []
+    for arm in select(results, claim.arm):
+        for against in select(results, claim.against):
+            alike = (loosely_equal(value_of(results, arm, key), value_of(results, against, key)) for key in claim.same)
+            if arm != against and all(alike):
+                found.append((arm, against))
+    return found
+
+
+def value_of(results: Results, arm: str, key: str) -> Any:
+    """An arm's name, mean cost or setting; None where it has none."""
+    if key == "arm":
+        return arm
+    if key.startswith("cost/"):
+        runs = results.frame[results.frame["arm"] == arm]
+        return float(runs[key].mean()) if key in runs else None
+    return setting(results.settings(arm), key)
+
+
+def words(selector: Selector) -> str:
+    """A selector in print: `model.masking.method=maskdit`."""
+    parts = []
+    for key, wanted in selector.items():
+        if isinstance(wanted, Mapping):
+            parts += [f"{key} {bound} {value}" for bound, value in wanted.items()]
+        else:
+            listed = wanted if isinstance(wanted, list) else [wanted]
+            parts.append(f"{key}={'|'.join(str(value) for value in listed)}")
+    return ", ".join(parts)
+
+
+def _fits(have: Any, wanted: Any) -> bool:
+    if have is None:
+        return False
+    if isinstance(wanted, Mapping):
+        return all(_bounded(have, bound, value) for bound, value in wanted.items())
+    listed: Sequence[Any] = wanted if isinstance(wanted, list) else [wanted]
+    return any(fnmatchcase(have, value) if _pattern(have, value) else loosely_equal(have, value) for value in listed)
+
+
+def _pattern(have: Any, value: Any) -> bool:
+    return isinstance(have, str) and isinstance(value, str) and "*" in value
+
+
+def _bounded(have: Any, bound: str, value: Any) -> bool:
+    if bound == "not":
+        return not loosely_equal(have, value)
+    if not isinstance(have, int | float):
+        return False
+    return {"above": have > value, "below": have < value, "least": have >= value, "most": have <= value}[bound]

@@ -1,0 +1,123 @@
+"""Training and validation loss by step: a line for an arm's mean over seeds, a band from its lowest seed to its
+highest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.figures import layout
+from analysis.figures.styles import Style, arm_styles
+from analysis.io.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SMOOTHING_FRACTION = (
+    25  # a training loss is noisy: each point is drawn as the mean of a 25th of all points, those around it
+)
+SHOWN = {"train/loss": "training loss", "val/loss": "validation loss"}
+TRIALS = 100  # of a search, whose lines look alike
+INFINITE = 1e300  # MLflow keeps an infinite loss as the largest number, which no axis holds beside another
+MARKS = 8  # markers along a line
+
+
+@layout.with_print_style
+def curve_figure(results: Results) -> Figure | None:
+    """A panel each for training and validation loss; None where no run has logged either.
+
+    Of many arms only the best are drawn, and read.
+    """
+    arms, which = layout.select_arms(results, TRIALS if results.study.search else layout.MAX_ARMS_DRAWN)
+    found = {metric: _histories(results, metric, arms) for metric in SHOWN}
+    found = {metric: curves for metric, curves in found.items() if curves}
+    if not found:
+        return None
+    figure, axes = layout.panels(len(found))
+    styles = arm_styles(results).arms
+    handles: dict[str, Any] = {}
+    width, tables = 1, []
+    for axis, (metric, curves) in zip(axes, found.items(), strict=True):
+        drawn = []
+        for place, (arm, runs) in enumerate(curves.items()):
+            table, points = _table(runs, metric)
+            width = max(width, points)
+            drawn.append(table)
+            handles.setdefault(arm, _draw(axis, table, styles[arm], place / len(curves)))
+        tables.append(drawn)
+        _finish(axis, SHOWN[metric], drawn)
+    if results.study.search:
+        handles = {"a trial each": next(iter(handles.values()))}
+    last = max(float(table.index[-1]) for axis_tables in tables for table in axis_tables)
+    for axis in axes:
+        axis.set_xlim(0, 1.03 * last)
+    axes[0].set_ylabel("weighted squared error")
+    layout.legend(figure, handles)
+    layout.title(figure, _head(results), f"{which} {_note(results, width)}".strip())
+    return figure
+
+
+def _histories(results: Results, metric: str, arms: list[str]) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """Curves by arm, of its seeds that have one."""
+    every = results.histories(metric, arms)
+    runs = results.frame.groupby("arm", sort=False)["run_id"].agg(list)
+    found = {}
+    for arm in arms:
+        curves = [every[run] for run in runs[arm] if run in every]
+        if curves:
+            found[arm] = curves
+    return found
+
+
+def _table(curves: list[tuple[np.ndarray, np.ndarray]], metric: str) -> tuple[pd.DataFrame, int]:
+    """Losses by step, a column per seed, and over how many points they are running means."""
+    steps = curves[0][0]
+    if all(np.array_equal(own, steps) for own, _ in curves):  # as nearly always, and much faster for many seeds
+        table = pd.DataFrame(np.stack([values for _, values in curves], axis=1), index=steps)
+    else:
+        table = pd.concat([pd.Series(values, index=own) for own, values in curves], axis=1).sort_index()
+    table = table.where(table.abs() < INFINITE)
+    window = max(1, len(table) // SMOOTHING_FRACTION) if metric == "train/loss" else 1
+    return table.rolling(window, center=True, min_periods=1).mean(), window
+
+
+def _draw(axis: Axes, table: pd.DataFrame, style: Style, offset: float) -> Any:
+    mean = table.mean(axis=1)
+    if len(table.columns) > 1:
+        low, high = table.min(axis=1), table.max(axis=1)
+        axis.fill_between(table.index, low, high, color=style.colour, alpha=0.18, linewidth=0)
+    every = max(1, len(table) // MARKS)
+    marks = slice(int(offset * every), None, every)  # not all lines at the same steps
+    (line,) = axis.plot(
+        table.index, mean, color=style.colour, linestyle=style.line, linewidth=1.3, marker=style.marker,
+        markevery=marks, markersize=4, markeredgecolor="white", markeredgewidth=0.4,
+    )  # fmt: skip
+    return line
+
+
+def _finish(axis: Axes, label: str, drawn: list[pd.DataFrame]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_title(label, loc="left")
+    axis.set_xlabel("training step")
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    layout.scale_ticks(axis, "y", np.concatenate([table.mean(axis=1).to_numpy() for table in drawn]))
+
+
+def _head(results: Results) -> str:
+    study = results.study
+    return f"Loss of {study.name}, scale {study.scale}, {layout.seeds(results)}"
+
+
+def _note(results: Results, width: int) -> str:
+    parts = []
+    if layout.has_intervals(results):
+        parts.append("Line: mean over seeds; band: from the lowest seed to the highest.")
+    if width > 1:
+        parts.append(f"Training loss: running mean over {width} logged points.")
+    if any("masking" in key for arm in results.study.arms.values() for key in arm):
+        parts.append("A masked arm's training loss is over the patches it keeps: compare arms on validation loss.")
+    return " ".join(parts)

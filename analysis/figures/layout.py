@@ -1,0 +1,173 @@
+"""What the figures share: sizes for print, panels, legends, titles, ticks and limits."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from analysis import labels
+from analysis.io.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 7.0  # inches: a page's text, so that the sizes below are those in print
+DPI = 250
+PRINT: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "pdf.fonttype": 42,
+}
+LOG_TICK_MULTIPLES = (
+    (1.0,),
+    (1.0, 3.0),
+    (1.0, 2.0, 5.0),
+    (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
+)  # of a decade, ever denser
+MAX_ARMS_DRAWN = 24  # arms that a figure tells apart by a line or row each
+Drawn = TypeVar("Drawn")
+
+
+def with_print_style(draw: Callable[[Results], Drawn]) -> Callable[[Results], Drawn]:
+    """Draws under PRINT's settings, which matplotlib reads as each element is made."""
+
+    @wraps(draw)
+    def drawn(results: Results) -> Drawn:
+        import matplotlib as mpl
+
+        with mpl.rc_context(PRINT):
+            return draw(results)
+
+    return drawn
+
+
+def panels(count: int, height: float = 3.1) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` axes side by side, narrower than a page where there is one."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH if count > 1 else 5.0, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
+    """Below the panels, in rows of about equal length; the figure grows where they are many."""
+    if not handles:
+        return
+    wide = 0.65 + 0.066 * max(len(label) for label in handles)  # inches of an entry
+    fit = max(1, min(6, math.floor(figure.get_figwidth() / wide)))
+    rows = math.ceil(len(handles) / fit)
+    figure.set_figheight(figure.get_figheight() + 0.17 * (rows - 1))
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=math.ceil(len(handles) / rows),
+        frameon=False, handlelength=2.8, columnspacing=1.4,
+    )  # fmt: skip
+
+
+def title(figure: Figure, text: str, below: str) -> None:
+    """Two paragraphs at the top left, broken to the figure's width."""
+    wide = int(figure.get_figwidth() * 17.5)
+    lines = [textwrap.fill(text, int(wide * 0.9)), textwrap.fill(below, wide, break_on_hyphens=False)]
+    words = "\n".join(line for line in lines if line)
+    figure.set_figheight(figure.get_figheight() + 0.13 * words.count("\n"))
+    figure.suptitle(words, fontsize=7.5, x=0.01, ha="left")
+
+
+def seeds(results: Results) -> str:
+    """`n=3 seeds`, or the range where arms have different numbers."""
+    counts = results.frame.groupby("arm").size()
+    low, high = counts.min(), counts.max()
+    return f"n={low} seed{'s' if low > 1 else ''}" if low == high else f"n={low} to {high} seeds"
+
+
+def select_arms(results: Results, most: int = MAX_ARMS_DRAWN) -> tuple[list[str], str]:
+    """The arms to draw, in the study's order, and which they are where not all: the baseline and the best by mean."""
+    study, arms = results.study, results.arms
+    if len(arms) <= most:
+        return arms, ""
+    means = results.frame.groupby("arm", sort=False)[f"final/{study.primary}"].mean()
+    best = set(means.sort_values(ascending=study.direction == "minimize").index[:most])
+    who = f" and {study.baseline}" if study.baseline in arms and study.baseline not in best else ""
+    name = labels.metric_label(study.primary, results.tag("feature_net"))
+    return [
+        arm for arm in arms if arm in best or arm == study.baseline
+    ], f"Of {len(arms)} the {most} best in {name}{who}."
+
+
+def has_intervals(results: Results) -> bool:
+    """Whether some arm has more than one seed, hence an interval."""
+    return bool(results.frame.groupby("arm").size().max() > 1)
+
+
+def set_y_limits(axis: Axes, values: pd.Series | Sequence[float]) -> None:
+    """Limits of y from the values, so that an interval of two seeds (t = 12.7) can't flatten the panel."""
+    data = np.asarray(values, dtype=float)
+    data = data[np.isfinite(data)]
+    if not len(data):
+        return
+    low, high = float(data.min()), float(data.max())
+    room = 0.5 * (high - low) or 0.1 * abs(high) or 1.0
+    bottom, top = axis.get_ylim()
+    margin = 0.2 * room  # of a marker at the edge
+    axis.set_ylim(min(max(bottom, low - room), low - margin), max(min(top, high + room), high + margin))
+
+
+def scale_ticks(axes: Axes, which: str, values: Sequence[float] | np.ndarray) -> bool:
+    """Makes x or y (`which`) logarithmic, with a few plain numbers, where positive `values` span enough for that.
+
+    Returns whether it is logarithmic.
+    """
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    data = np.asarray(values, dtype=float)
+    data = data[np.isfinite(data)]
+    if not len(data) or data.min() <= 0 or data.max() / data.min() < 1.6:
+        return False
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    if data.max() / data.min() > 300 or data.max() >= 1e5 or data.min() < 1e-4:
+        return True
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_locator(FixedLocator(log_ticks(float(data.min()), float(data.max()))))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    return True
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """The sparsest of LEVELS, halves and tenths with at least four ticks within the bounds.
+
+    None is closer to the next than a ninth of the range, where their numbers would touch.
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    halves, tenths = (tuple(1 + i / parts for i in range(9 * parts)) for parts in (2, 10))
+    inside: list[float] = []
+    for level in (*LOG_TICK_MULTIPLES, halves, tenths):
+        ticks = [float(f"{part * 10.0**decade:.3g}") for decade in decades for part in level]
+        inside = [tick for tick in ticks if low * 0.95 <= tick <= high * 1.05]
+        if len(inside) >= 4:
+            break
+    kept = inside[:1]
+    for tick in inside[1:]:
+        if math.log(tick / kept[-1]) > math.log(high / low) / 9:
+            kept.append(tick)
+    return kept

@@ -1,0 +1,1 @@
+"""Reading runs from MLflow into data frames."""

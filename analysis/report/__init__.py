@@ -1,0 +1,1 @@
+"""Tables, sentences and web pages of a study."""

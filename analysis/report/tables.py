@@ -1,0 +1,259 @@
+"""The study's table as Markdown, CSV and LaTeX, with what it says below it, and the runs behind it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis import labels
+from analysis.claims.paper_values import PaperValue, paper_value
+from analysis.io.results import Results
+from analysis.report.footnotes import table_footnotes
+from analysis.report.sentences import claims, comparison_sentences, difference
+from analysis.stats.intervals import Estimate, estimate, number, signed
+from analysis.stats.paired import against_baseline, p_number, winner
+
+COSTS = {"cost/params": "params", "cost/active_params": "active", "cost/gflops_per_image": "GFLOPs/image"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column in print: `kind` is arm, score, test or cost; one cell an arm. `bold`: the cell of an arm that beats all
+    others beyond noise."""
+
+    head: str
+    kind: str
+    cells: tuple[str, ...]
+    bold: int | None = None
+
+
+def summary(results: Results) -> pd.DataFrame:
+    """A row per arm with plain numbers: each score's mean, low, high and n, the difference from the baseline, costs."""
+    rows = []
+    primary, against = results.study.primary, _against(results)
+    for arm in results.listed:
+        runs, row = _runs(results, arm), {"arm": arm, "x": _place(results, arm)}
+        if len(results.diverged):
+            row["diverged"] = int((results.diverged["arm"] == arm).sum())
+        for metric in _scores(results):
+            row |= _spread(metric, estimate(runs[f"final/{metric}"]))
+        row |= _spread(f"{primary}_minus_baseline", _difference(against, arm))
+        for column in ("p", "p_holm", "d_z", "g_z"):
+            row[f"{primary}_{column}"] = against[arm][column] if arm in against else None
+        for column in ("params", "active_params", "gflops_per_image", "train_flops", "seconds", "usd"):
+            if f"cost/{column}" in runs:
+                row[column] = runs[f"cost/{column}"].mean()
+        value = _paper(results, arm)
+        row |= {"paper_fid": value.fid if value else None, "paper_trust": value.trust if value else ""}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def columns(results: Results) -> list[Column]:
+    """The table in print."""
+    study, arms = results.study, results.listed
+    runs = {arm: _runs(results, arm) for arm in arms}
+    found = [Column("arm", "arm", tuple(arms))]
+    if study.x and study.x != "arm":
+        form = _ratio if "/" in study.x else _plain
+        cells = tuple(form(_place(results, arm)) for arm in arms)
+        found.append(Column(labels.setting_label(study.x), "arm", cells))
+    net = results.tag("feature_net")
+    for metric in _scores(results):
+        head = f"{labels.metric_label(metric, net)} {labels.direction_arrow(metric, study.primary, study.direction)}".strip()
+        best = winner(results.frame, metric, labels.lower_is_better(metric, study.primary, study.direction))
+        cells = tuple(str(estimate(runs[arm][f"final/{metric}"])) for arm in arms)
+        if metric == study.primary:
+            cells = tuple(_with_lost(cell, results.lost(arm)) for cell, arm in zip(cells, arms, strict=True))
+        found.append(Column(head, "score", cells, None if best is None else arms.index(best)))
+    if study.baseline in arms:
+        found += _baseline_columns(results, f"{labels.metric_label(study.primary, net)} − baseline")
+    values = {arm: _paper(results, arm) for arm in arms}
+    if any(values.values()):
+        found.append(Column("paper's FID (trust)", "score", tuple(str(values[arm] or "-") for arm in arms)))
+    found.append(Column("n", "score", tuple(str(len(runs[arm])) for arm in arms)))
+    return found + _cost_columns(results, runs)
+
+
+def _baseline_columns(results: Results, head: str) -> list[Column]:
+    """Difference from the baseline, Holm's p over the arms, and the effect size."""
+    against = _against(results)
+    columns: dict[str, list[str]] = {head: [], "p (Holm)": [], "g_z": []}
+    for arm in results.listed:
+        p, effect = (against[arm][name] if arm in against else math.nan for name in ("p_holm", "g_z"))
+        same = "baseline" if arm == results.study.baseline else "-"
+        columns[head].append(signed(_difference(against, arm)) if arm in against else same)
+        columns["p (Holm)"].append(p_number(p))
+        columns["g_z"].append(number(effect, sign=True, digits=2))
+    return [Column(name, "test", tuple(cells)) for name, cells in columns.items()]
+
+
+def _cost_columns(results: Results, runs: dict[str, pd.DataFrame]) -> list[Column]:
+    def mean(column: str, scale: float = 1.0) -> tuple[str, ...]:
+        return tuple(_amount(runs[arm][column].mean() / scale) for arm in results.listed)
+
+    have = results.frame.columns
+    found = [Column(head, "cost", mean(column)) for column, head in COSTS.items() if column in have]
+    if "cost/train_flops" in have:
+        found.append(Column("training PFLOPs", "cost", mean("cost/train_flops", 1e15)))
+    if "cost/seconds" in have:
+        found.append(Column("seconds", "cost", mean("cost/seconds")))
+    return found
+
+
+def markdown(results: Results) -> str:
+    """The table with what it says in sentences and its notes."""
+    parts = [
+        grid(columns(results)),
+        bullets(comparison_sentences(results)),
+        tested(results),
+        bullets(table_footnotes(results)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def tested(results: Results) -> str:
+    """The claims on the study with their verdicts, as a Markdown list; '' where there is none."""
+    verdicts = claims(results)
+    return f"Claims, tested here:\n\n{bullets(verdicts)}" if verdicts else ""
+
+
+def grid(found: Sequence[Column]) -> str:
+    """Columns as a Markdown table, the first to the left, others to the right."""
+    shown = [_emphasised(column, "**{}**") for column in found]
+    rows = [[column.head for column in found], *(list(cells) for cells in zip(*shown, strict=True))]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(found))]
+    lines = [f"| {' | '.join(_pad(cell, widths[i], i == 0) for i, cell in enumerate(row))} |" for row in rows]
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def terminal(results: Results) -> str:
+    """Two narrow tables, scores and costs, for a terminal."""
+    found = columns(results)
+    blocks = []
+    for kinds in (("arm", "score", "test"), ("arm", "cost")):
+        part = [column for column in found if column.kind in kinds]
+        rows = [[c.head for c in part], *(list(cells) for cells in zip(*(c.cells for c in part), strict=True))]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(part))]
+        lines = ["  ".join(_pad(cell, widths[i], i == 0) for i, cell in enumerate(row)).rstrip() for row in rows]
+        blocks.append("\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]]))
+    return "\n\n".join(blocks)
+
+
+def latex(results: Results) -> str:
+    """The table for a paper: booktabs, scores above tests and costs, verdicts and notes below in small print."""
+    found, study = columns(results), results.study
+    scores = [column for column in found if column.kind in ("arm", "score")]
+    others = [found[0], *(column for column in found if column.kind in ("test", "cost"))]
+    body = [
+        "% needs \\usepackage{booktabs,graphicx}",
+        r"\begin{table}[t]",
+        r"  \centering",
+        f"  \\caption{{{_tex(study.question)}}}",
+        f"  \\label{{tab:{study.name.replace('_', '-')}-{study.scale}}}",
+        *_tabular(scores),
+        r"  \par\medskip",
+        *_tabular(others),
+        r"  \par\smallskip\raggedright\footnotesize",
+        *(f"  {_tex(verdict)}\\par" for verdict in claims(results)),
+        r"  \scriptsize",
+        *(f"  {_tex(note)}" for note in table_footnotes(results)),
+        r"  \par",
+        r"\end{table}",
+    ]
+    return "\n".join(body) + "\n"
+
+
+def _tabular(found: Sequence[Column]) -> list[str]:
+    """Columns as lines of LaTeX, made smaller where they are wider than the text."""
+    shown = [_emphasised(column, "\x02{}\x03") for column in found]
+    rows = [[column.head for column in found], *zip(*shown, strict=True)]
+    head, *lines = [f"    {' & '.join(_tex(cell) for cell in row)} \\\\" for row in rows]
+    fitting = r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+    begin = f"  \\begin{{tabular}}{{l{'r' * (len(found) - 1)}}}"
+    return [fitting, begin, r"    \toprule", head, r"    \midrule", *lines, r"    \bottomrule", r"  \end{tabular}}"]
+
+
+def runs_csv(results: Results) -> pd.DataFrame:
+    """A row per run, as loaded."""
+    return results.frame
+
+
+def _scores(results: Results) -> list[str]:
+    return labels.scores(results.frame.columns, results.study.primary)
+
+
+def _runs(results: Results, arm: str) -> pd.DataFrame:
+    return results.frame[results.frame["arm"] == arm]
+
+
+def _place(results: Results, arm: str) -> Any:
+    """An arm's x, of a run that diverged where none has finished."""
+    runs = _runs(results, arm)
+    return (runs if len(runs) else results.diverged[results.diverged["arm"] == arm])["x"].iloc[0]
+
+
+def _paper(results: Results, arm: str) -> PaperValue | None:
+    """The paper's value beside an arm that has a run to stand beside it."""
+    return paper_value(results.study.name, results.settings(arm)) if arm in results.arms else None
+
+
+def _with_lost(cell: str, lost: str) -> str:
+    """A score with how many runs have none: `12.3 ± 0.4, diverged (1 of 3)`."""
+    return cell if not lost else lost if cell == "-" else f"{cell}, {lost}"
+
+
+def _against(results: Results) -> dict[str, dict[Any, Any]]:
+    """The primary metric's comparisons with the baseline, by arm."""
+    found = against_baseline(results.frame, results.study.baseline, [results.study.primary], medians=False)
+    return {row["arm"]: row for row in found.to_dict("records")}
+
+
+def _difference(against: Mapping[str, dict[Any, Any]], arm: str) -> Estimate:
+    return difference(against[arm]) if arm in against else Estimate(math.nan, math.nan, 0)
+
+
+def _emphasised(column: Column, mark: str) -> tuple[str, ...]:
+    return tuple(mark.format(cell) if place == column.bold else cell for place, cell in enumerate(column.cells))
+
+
+def _spread(name: str, value: Estimate) -> dict[str, object]:
+    return {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high, f"{name}_n": value.n}
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _ratio(cost: float) -> str:
+    """A cost as the place of an arm on the axis."""
+    return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.3g}"
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else number(value)
+
+
+def _pad(text: str, width: int, left: bool) -> str:
+    return text.ljust(width) if left else text.rjust(width)
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """Lines as a Markdown list."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _tex(text: str) -> str:
+    """Escaped for LaTeX, symbols in their commands."""
+    special = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$"}
+    special |= {"{": r"\{", "}": r"\}", "±": r"$\pm$", "−": "$-$", "↓": r"$\downarrow$", "↑": r"$\uparrow$"}
+    special |= {"é": r"\'e", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+    special |= {"\x02": r"\textbf{", "\x03": "}"}  # what `latex` marks a bold cell with
+    text = re.sub(r"(?<![\w.)])-(?=\d)", "−", text.replace("**", ""))  # a minus before a number, no hyphen
+    return "".join(special.get(character, character) for character in text)

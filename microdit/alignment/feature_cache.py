@@ -1,0 +1,136 @@
+"""What hidden tokens are aligned with: patch features of the clean images, computed once and memory-mapped.
+
+N images, B batch, T patches, E features of a patch. A cache folder is named by data, encoder and grid, is written under
+a lock and renamed into place whole, and is then only read; it takes 2 N T E bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from microdit.alignment.config import AlignmentConfig
+from microdit.alignment.patch_encoders import PatchEncoder, build_encoder
+from microdit.common.errors import ConfigError, DataError
+from microdit.common.files.atomic import atomic_path
+from microdit.common.files.digests import read_signed, signed
+from microdit.common.files.verified import CHECKED, damaged
+from microdit.data.dataset import CaptionedImages, HasOriginals
+
+log = logging.getLogger(__name__)
+
+FORMAT = "patches-1"
+FEATURES, HEADER = "features.npy", "header.json"
+BATCH = 64  # images encoded at once
+
+
+class NoTargets:
+    """Nothing to align with."""
+
+    fingerprint = ""
+
+    def batch(self, indices: np.ndarray) -> Tensor:
+        """(B, 0, 0)."""
+        return torch.zeros(len(indices), 0, 0)
+
+
+@dataclass(frozen=True)
+class PatchTargets:
+    """Features of each patch of each training image."""
+
+    features: np.ndarray  # (N, T, E) float16, memory-mapped
+    fingerprint: str  # of the images, the encoder and the grid
+
+    def batch(self, indices: np.ndarray) -> Tensor:
+        """(B, T, E) float16."""
+        return torch.from_numpy(self.features[indices])
+
+
+def build_alignment_features(
+    config: AlignmentConfig, side: int, images: CaptionedImages, device: torch.device | str, cache_dir: Path
+) -> PatchTargets | NoTargets:
+    """What `config` aligns with, for a grid of `side` x `side` patches of `images`."""
+    encoder = build_encoder(config, side, device)
+    return encode_targets(images, encoder, cache_dir, cache_dir.parent / CHECKED) if encoder.width else NoTargets()
+
+
+def encode_targets(
+    images: CaptionedImages, encoder: PatchEncoder, cache_dir: Path, memory: Path | None = None
+) -> PatchTargets:
+    """Encodes `images`, or opens what an earlier call with the same content left in `cache_dir`.
+
+    Raises ConfigError where the encoder gives another shape than it says, or what half precision can't hold.
+    """
+    identity = {"data": images.fingerprint, "encoder": encoder.fingerprint, "side": encoder.side}
+    if isinstance(images, HasOriginals) and images.originals_state():
+        identity["originals"] = images.originals_state()
+    key = hashlib.sha256("/".join([FORMAT, *map(str, identity.values())]).encode()).hexdigest()[:16]
+    folder = cache_dir / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        shape = (len(images), encoder.side**2, encoder.width)
+        found = _opened(folder, shape, memory)
+        if found is None:
+            with atomic_path(folder) as temporary:
+                temporary.mkdir()
+                _write(images, encoder, temporary / FEATURES)
+                facts = {**identity, "features": _digest(temporary / FEATURES)}
+                (temporary / HEADER).write_text(signed(facts), encoding="utf-8")
+            found = np.load(folder / FEATURES, mmap_mode="r")
+    return PatchTargets(found, key)
+
+
+def _opened(folder: Path, shape: tuple[int, ...], memory: Path | None) -> np.ndarray | None:
+    """The features in `folder`; None if there are none, or, with a line in the log, if they are damaged."""
+    if not folder.is_dir():
+        return None
+    path = folder / FEATURES
+    try:
+        expected = read_signed(folder / HEADER)["features"]
+
+        def check(path: Path) -> None:
+            if _digest(path) != expected:
+                raise DataError(f"{path}: wrong checksum: the file was changed or damaged")
+
+        for _, why in damaged([path], check, memory, str(expected)):
+            raise ValueError(why)
+        features = np.load(path, mmap_mode="r")
+        if features.shape != shape or features.dtype != np.float16:
+            raise ValueError(f"{path}: it holds {features.dtype} {features.shape}, not float16 {shape}")
+        return features
+    except (OSError, ValueError, KeyError) as error:
+        log.warning("%s is damaged (%s); encoded again", folder, error)
+        return None
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write(images: CaptionedImages, encoder: PatchEncoder, path: Path) -> None:
+    shape = (encoder.side**2, encoder.width)
+    features = np.lib.format.open_memmap(path, "w+", np.float16, (len(images), *shape))
+    for start in range(0, len(images), BATCH):
+        rows = range(start, min(start + BATCH, len(images)))
+        pictures = torch.from_numpy(np.stack([images[i].image for i in rows]))
+        found = encoder.encode(pictures).half().cpu()
+        if found.shape != (len(rows), *shape):
+            raise _refused(
+                encoder, f"gives features {tuple(found.shape)} for {len(rows)} images, not (B, T, E) {shape}"
+            )
+        if not found.isfinite().all():
+            raise _refused(encoder, "gives features that are not finite in half precision")
+        features[start : rows.stop] = found.numpy()
+    features.flush()
+
+
+def _refused(encoder: PatchEncoder, why: str) -> ConfigError:
+    return ConfigError(f"'alignment.encoder': {type(encoder).__name__} {why}")

@@ -1,0 +1,201 @@
+"""Frozen networks that hidden tokens are aligned with: a feature vector for each patch of a clean image.
+
+B batch, H W image height and width, G patches a side, T patches (T = G * G), E features of a patch.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from microdit.common.errors import ConfigError
+from microdit.common.files.digests import content_digest
+from microdit.common.registry import resolve
+from microdit.encoders.dinov2 import (
+    NAME,
+    PATCH,
+    PUBLISHED_WIDTH,
+    SIDE,
+    build_dinov2,
+    check_dinov2,
+    dinov2_normalised,
+    dinov2_width,
+)
+from microdit.encoders.efficientnet_lite0 import (
+    CPU_CHUNK,
+    LITE0_SIDE,
+    build_lite0,
+    fold_batch_norm,
+    lite0_digest,
+    lite0_pixels,
+)
+from microdit.encoders.pretrained_weights import PUBLISHED, SettingNames, find_weights, published_place
+
+if TYPE_CHECKING:
+    from microdit.alignment.config import AlignmentConfig
+
+LITE0 = "efficientnet-lite0"
+KEYS = SettingNames("alignment.encoder", "alignment.weights")
+LITE0_MAPS = ((2, 16), (4, 24), (8, 40), (16, 112), (32, 320))  # stride and channels of its feature maps
+
+
+class PatchEncoder:
+    """The role, made as `PatchEncoder(side, device)` for a grid of `side` x `side` patches.
+
+    One is made wherever costs are counted, so weights are better loaded at the first `encode`.
+    """
+
+    width: int  # E; 0: nothing to align with
+    takes_weights = False  # whether `from_config` reads `alignment.weights`; where not, setting it is refused
+
+    def __init__(self, side: int, device: torch.device | str) -> None:
+        self.side = side
+        self.device = torch.device(device)
+
+    @classmethod
+    def from_config(cls, config: AlignmentConfig, side: int, device: torch.device | str) -> PatchEncoder:
+        """The encoder that `config` describes; for a class that reads more of it than its own name."""
+        return cls(side, device)
+
+    def check(self) -> None:
+        """Raises ConfigError where something that `encode` needs isn't there; encodes nothing."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names all that determines the features of an image, the grid aside; cached features are keyed by it."""
+        raise NotImplementedError
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, T, E), row by row; only directions matter, not lengths."""
+        raise NotImplementedError
+
+
+class NoEncoder(PatchEncoder):
+    """Nothing is aligned."""
+
+    width = 0
+
+
+class Lite0Patches(PatchEncoder):
+    """ImageNet EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946), the network whose pooled features `fd` compares.
+
+    Images are scaled to 224 x 224, as it was trained. Of its feature maps (112, 56, 28, 14, 7 a side) the one nearest
+    to G in ratio is taken, and resized to G x G bilinearly, with antialiasing where it shrinks. On one CPU thread about
+    40 images/s.
+    """
+
+    def __init__(self, side: int, device: torch.device | str) -> None:
+        super().__init__(side, device)
+        distances = [abs(math.log(LITE0_SIDE / stride / side)) for stride, _ in LITE0_MAPS]
+        self.map = distances.index(min(distances))
+        self.width = LITE0_MAPS[self.map][1]
+        self._network: nn.Module | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{LITE0}-map{self.map}-{lite0_digest()}"
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        if self._network is None:
+            self._network = fold_batch_norm(build_lite0()).to(self.device).to(memory_format=torch.channels_last)
+        chunk = CPU_CHUNK if self.device.type == "cpu" else len(images)
+        return torch.cat([self._features(part.to(self.device)) for part in images.split(chunk)])
+
+    def _features(self, images: Tensor) -> Tensor:  # (B, H, W, 3) uint8 -> (B, T, E)
+        pixels = lite0_pixels(images.permute(0, 3, 1, 2))
+        (found,) = self._network.forward_intermediates(  # type: ignore[union-attr, operator]
+            pixels, indices=[self.map], stop_early=True, intermediates_only=True
+        )
+        return _on_grid(found, self.side)
+
+
+class Dinov2Patches(PatchEncoder):
+    """DINOv2 (Oquab et al., arXiv 2304.07193), REPA's own encoder: its patch tokens after the last norm.
+
+    A token sees 14 x 14 pixels. Images are scaled bicubically to 14 G pixels a side, so that the tokens are the grid's
+    own; where G is below 16 to 224, and the 16 x 16 tokens are resized to G x G as Lite0's maps are. `weights` is a
+    file, a URL or None: see `find_weights`. Costs can be counted without the published file: its width is known.
+    """
+
+    takes_weights = True
+
+    def __init__(self, side: int, device: torch.device | str, weights: str | None = None) -> None:
+        super().__init__(side, device)
+        self.given = weights
+        self.pixels = max(PATCH * side, SIDE)
+        published = weights in (None, PUBLISHED[NAME].url)
+        absent = published and not published_place(NAME).is_file()
+        self.width = PUBLISHED_WIDTH if absent else dinov2_width(*self._file(), KEYS.weights)
+        self._network: nn.Module | None = None
+
+    @classmethod
+    def from_config(cls, config: AlignmentConfig, side: int, device: torch.device | str) -> PatchEncoder:
+        return cls(side, device, config.weights)
+
+    def check(self) -> None:
+        check_dinov2(*self._file(), KEYS.weights)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{NAME}-bicubic-{self.pixels}-{self._file()[1]}"
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        if self._network is None:
+            self._network = build_dinov2(self._file()[0], self.pixels, KEYS.weights).to(self.device)
+        x = images.to(self.device).permute(0, 3, 1, 2).float()
+        x = F.interpolate(x, size=(self.pixels, self.pixels), mode="bicubic", align_corners=False, antialias=True)
+        tokens = self._network.forward_features(dinov2_normalised(x))[:, 1:]  # type: ignore[operator] # no class token
+        patches = self.pixels // PATCH
+        return _on_grid(tokens.transpose(1, 2).unflatten(2, (patches, patches)), self.side)
+
+    def _file(self) -> tuple[Path, str]:
+        """The weights' file and its digest; raises ConfigError where it isn't there."""
+        path = find_weights(NAME, self.given, KEYS)
+        return path, content_digest(path)
+
+
+def _on_grid(features: Tensor, side: int) -> Tensor:
+    """Feature maps (B, E, H, W) of any size to (B, T, E), bilinearly, with antialiasing where they shrink."""
+    grid = F.interpolate(features, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+    return grid.flatten(2).transpose(1, 2)
+
+
+ENCODERS: dict[str, type[PatchEncoder]] = {"none": NoEncoder, LITE0: Lite0Patches, NAME: Dinov2Patches}
+
+
+def encoder_class(config: AlignmentConfig) -> type[PatchEncoder]:
+    """The class that `alignment.encoder` names.
+
+    Raises ConfigError where there is none, or where it takes no weights and `alignment.weights` has some.
+    """
+    found = resolve(config.encoder, ENCODERS, KEYS.network)
+    if not (isinstance(found, type) and issubclass(found, PatchEncoder)):
+        raise ConfigError(
+            f"'{KEYS.network}' is '{config.encoder}', which is no class derived from "
+            f"{PatchEncoder.__module__}.{PatchEncoder.__name__}"
+        )
+    if config.weights is not None and not found.takes_weights:
+        taking = ", ".join(name for name, role in ENCODERS.items() if role.takes_weights)
+        raise ConfigError(
+            f"'{KEYS.weights}' is '{config.weights}', but '{KEYS.network}' is {config.encoder}, which takes none; set "
+            f"'{KEYS.weights}' to null, or '{KEYS.network}' to {taking} (in a study, give both to the same arm)"
+        )
+    return found
+
+
+def build_encoder(config: AlignmentConfig, side: int, device: torch.device | str = "cpu") -> PatchEncoder:
+    """The encoder that `config` names for a grid of `side` x `side` patches; none where it counts for nothing."""
+    role = encoder_class(config) if config.weight else NoEncoder
+    return role.from_config(config, side, device)
+
+
+def check_encoder(config: AlignmentConfig, side: int) -> None:
+    """Raises ConfigError for whatever `config` names and isn't there, or is something else; encodes nothing."""
+    build_encoder(config, side).check()

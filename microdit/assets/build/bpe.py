@@ -1,0 +1,56 @@
+"""A small byte-pair vocabulary in the format of open_clip's SimpleTokenizer, learnt from captions."""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from microdit.common.files.atomic import atomic_path
+
+END = "</w>"
+
+
+def learn_merges(captions: Iterable[str], count: int) -> list[tuple[str, str]]:
+    """The `count` most frequent pairs, merged one after the other (Sennrich et al., arXiv 1508.07909, section 3.2).
+
+    Ties go to the pair that sorts first, so the vocabulary is a function of the captions. Fewer merges come back where
+    every word has become one piece.
+    """
+    frequency = Counter(word for caption in captions for word in caption.lower().split() if word.isascii())
+    words = {word: [*word[:-1], word[-1] + END] for word in frequency}
+    merges: list[tuple[str, str]] = []
+    while len(merges) < count:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, pieces in words.items():
+            for pair in zip(pieces[:-1], pieces[1:], strict=True):
+                pairs[pair] += frequency[word]
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        words = {word: _merge(pieces, best) for word, pieces in words.items()}
+    return merges
+
+
+def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for piece in pieces:
+        if merged and (merged[-1], piece) == pair:
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    return merged
+
+
+def vocabulary_size(merges: list[tuple[str, str]]) -> int:
+    """Bytes with and without a word's end, merges, start and end of text."""
+    return 2 * 256 + len(merges) + 2
+
+
+def write_merges(merges: list[tuple[str, str]], path: Path) -> None:
+    """Writes the gzipped merge list; the same merges give the same bytes."""
+    text = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)])
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))

@@ -1,0 +1,1 @@
+"""The `microdit` command, one module per subcommand."""

@@ -1,0 +1,50 @@
+"""Types of the commands' options: numbers that are finite and of a size that makes sense."""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+
+from microdit.common.errors import shown
+
+MAX_DIGITS = 18  # of a whole number: 63 bits hold them
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Return the type of whole numbers from `least`."""
+
+    def parsed(text: str) -> int:
+        digits = text.removeprefix("+")
+        if not (digits.isascii() and digits.isdecimal() and len(digits) <= MAX_DIGITS and int(digits) >= least):
+            raise ArgumentTypeError(f"{shown(text)} is no whole number from {least} with at most {MAX_DIGITS} digits")
+        return int(digits)
+
+    return parsed
+
+
+count = whole(1)
+seed = whole(0)
+
+
+def finite(text: str) -> float:
+    """Return a finite number."""
+    value = _float(text)
+    if not math.isfinite(value):
+        raise ArgumentTypeError(f"{shown(text)} is not a finite number")
+    return value
+
+
+def level(text: str) -> float:
+    """Return a noise level, which may be infinite."""
+    value = _float(text)
+    if math.isnan(value):
+        raise ArgumentTypeError(f"{shown(text)} is not a number")
+    return value
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{shown(text)} is not a number") from None

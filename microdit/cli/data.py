@@ -1,0 +1,152 @@
+"""`microdit data`: look at a dataset, or make one."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from microdit.cli import arguments as types
+from microdit.cli.encode import add_encode_command
+
+SHOW = "show"
+KINDS = (SHOW, "encode", "cifar-captions", "cifar10")
+CACHE = Path("~/.cache/microdit")
+
+
+def add_data_commands(commands: Any) -> None:
+    data = commands.add_parser("data", help="look at a dataset, make cifar-captions or cifar10, or encode images")
+    kinds = data.add_subparsers(required=True, metavar="CONFIG | encode | cifar-captions | cifar10")
+    add_encode_command(kinds)
+    _add_show(kinds)
+    _add_cifar_captions(kinds)
+    _add_cifar10(kinds)
+
+
+def with_show(argv: Sequence[str]) -> list[str]:
+    """`microdit data CONFIG` is short for `microdit data show CONFIG`."""
+    words = list(argv)
+    if words[:1] == ["data"] and words[1:2] and words[1] not in (*KINDS, "-h", "--help"):
+        words.insert(1, SHOW)
+    return words
+
+
+def _add_show(kinds: Any) -> None:
+    show = kinds.add_parser(SHOW, help="a contact sheet and its captions; the word 'show' may be left out")
+    show.add_argument("config", type=Path, help="a complete configuration")
+    show.add_argument("--split", default="train", choices=("train", "val", "composition"))
+    show.add_argument("--count", type=types.count, default=24)
+    show.add_argument("--out", type=Path, default=Path("data.png"))
+    show.set_defaults(command=_show)
+
+
+def _add_cifar_captions(kinds: Any) -> None:
+    from microdit.data.cifar_captions.config import SEVERAL, WORDS_FILE, Fetch, Filters
+
+    made = kinds.add_parser(
+        "cifar-captions", help="photographs of the CIFAR-10 classes, chosen from COYO-700M's metadata"
+    )
+    made.add_argument("--coyo", required=True, help="folder, glob or file of parquet metadata, or a hub dataset's name")
+    made.add_argument("--out", type=Path, required=True, help="folder for the selection, its card and the images")
+    made.add_argument("--seed", type=types.seed, default=0, help="decides which rows stay where not all do (default 0)")
+    made.add_argument(
+        "--per-class", type=types.count, metavar="N", help="at most so many rows of a class (default: all)"
+    )
+    made.add_argument("--balance", action="store_true", help="cut all classes to the size of the smallest")
+    made.add_argument("--val-fraction", type=types.finite, default=0.05, metavar="X", help="share held out (0.05)")
+    made.add_argument(
+        "--words", type=Path, default=WORDS_FILE, metavar="FILE", help="another word list, also of classes"
+    )
+    filters = made.add_argument_group("filters, both ends inclusive; 'off' leaves one out")
+    for field in dataclasses.fields(Filters):
+        if "help" in field.metadata:
+            kind = _whole_or_off if isinstance(field.default, int) else _number_or_off
+            _add_setting(filters, field, kind)
+    filters.add_argument(
+        "--several",
+        choices=SEVERAL,
+        default="first",
+        help="a caption of several classes: label by the first, or drop it",
+    )
+    fetch = made.add_argument_group("download, by img2dataset in an environment of its own")
+    fetch.add_argument("--select-only", action="store_true", help="stop before anything is downloaded")
+    fetch.add_argument("--img2dataset", type=Path, metavar="PYTHON", help="a Python that has it (default: one is made)")
+    fetch.add_argument("--cache-dir", type=Path, default=CACHE, help=f"where it is made (default {CACHE})")
+    for field in dataclasses.fields(Fetch):
+        _add_setting(fetch, field, int)
+    made.set_defaults(command=_cifar_captions)
+
+
+def _add_cifar10(kinds: Any) -> None:
+    made = kinds.add_parser("cifar10", help="CIFAR-10 as a folder of images with captions from templates")
+    made.add_argument("--root", type=Path, required=True, help="folder of cifar-10-binary.tar.gz")
+    made.add_argument("--download", action="store_true", help="fetch it into --root first")
+    made.add_argument("--out", type=Path, required=True, help="new folder for images and metadata.jsonl")
+    made.add_argument("--seed", type=types.seed, default=0, help="draws the captions (default 0)")
+    made.set_defaults(command=_cifar10)
+
+
+def _add_setting(group: Any, field: dataclasses.Field[Any], kind: Callable[[str], Any]) -> None:
+    text = f"{field.metadata['help']} (default {field.default})"
+    group.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, metavar="N", help=text)
+
+
+def _whole_or_off(word: str) -> int | None:
+    return None if word == "off" else int(word)
+
+
+def _number_or_off(word: str) -> float | None:
+    return None if word == "off" else float(word)
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from microdit.config.schema import load_config
+    from microdit.data.registry import build_dataset
+    from microdit.pipeline.generate import grid, save_png
+
+    dataset = build_dataset(load_config(arguments.config).data, arguments.split)
+    items = [dataset[i] for i in range(min(arguments.count, len(dataset)))]
+    save_png(grid(np.stack([item.image for item in items]), columns=6), arguments.out)
+    for number, item in enumerate(items):
+        print(f"{number:3d}  {item.caption}")
+    print(
+        f"{len(dataset)} images in split '{arguments.split}', fingerprint {dataset.fingerprint[:16]}: {arguments.out}"
+    )
+
+
+def _cifar_captions(arguments: argparse.Namespace) -> None:
+    from microdit.data.cifar_captions.config import Fetch, Filters, Request
+    from microdit.data.cifar_captions.download import IMAGES, download
+    from microdit.data.cifar_captions.select import select
+
+    def settings(of: type[Any]) -> dict[str, Any]:
+        return {
+            field.name: getattr(arguments, field.name) for field in dataclasses.fields(of) if field.name != "filters"
+        }
+
+    fetch = Fetch(**settings(Fetch))
+    card = select(Request(**settings(Request), filters=Filters(**settings(Filters))), arguments.out)
+    for name, count in card.dropped.items():
+        print(f"{count:12,d}  dropped: {name}")
+    for name, splits in card.chosen.items():
+        print(f"{sum(splits.values()):12,d}  {name} ({splits['val']:,} for val)")
+    print(f"{card.size:12,d}  chosen of {card.rows_read:,}, fingerprint {card.fingerprint[:16]}: {arguments.out}")
+    if arguments.select_only:
+        return
+    report = download(arguments.out, card, fetch, arguments.img2dataset, arguments.cache_dir)
+    for why, count in report["failed"].items():
+        print(f"{count:12,d}  failed: {why}")
+    print(f"{report['succeeded']:12,d}  images of {report['urls']:,} urls: {arguments.out / IMAGES}")
+    print(f"train on them with: microdit-sweep train data=folder data.path={arguments.out / IMAGES}")
+
+
+def _cifar10(arguments: argparse.Namespace) -> None:
+    from microdit.data.cifar10 import write_cifar10
+
+    counts = write_cifar10(arguments.root, arguments.out, arguments.seed, arguments.download)
+    print(f"{counts['train']:,} images for train, {counts['val']:,} for val: {arguments.out}")
+    print(f"train on them with: microdit-sweep train data=folder data.path={arguments.out} data.resolution=32")

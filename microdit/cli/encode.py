@@ -1,0 +1,165 @@
+"""`microdit data encode`: latents and caption features of a source, once and for all runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from microdit.cli import arguments as types
+from microdit.common.errors import ConfigError
+from microdit.data.latents.shard_job import BATCH, SHARD_SIZE, ShardJob
+
+if TYPE_CHECKING:
+    from microdit.data.latents.writer import EncodingStats
+
+
+def add_encode_command(kinds: Any) -> None:
+    made = kinds.add_parser("encode", help="precompute latents (and caption features) for data=latents; resumable")
+    made.add_argument("source", help="a folder of captioned images; one that datasets saved; hf:NAME; tars; MDS")
+    made.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards and their index")
+    made.add_argument("--resolution", type=types.count, default=256, help="side of the images, cropped, resized (256)")
+    made.add_argument("--autoencoder", metavar="PATH", help="as autoencoder.path (builtin; of MDS latents SDXL's)")
+    made.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the autoencoder (fp32)")
+    text = made.add_argument_group("features of captions; else each run keeps those it needs in its cache")
+    text.add_argument("--captions", action="store_true", help="keep them too: 2 bytes x tokens x width a caption")
+    text.add_argument("--text", metavar="PATH", help="as text.path (builtin; of MDS features unknown)")
+    text.add_argument("--text-layer", choices=("last", "penultimate"), default="last", help="as text.layer (last)")
+    text.add_argument("--text-length", type=types.count, metavar="N", help="as text.length")
+    sides = made.add_argument_group("held-out images, where the source doesn't say which")
+    sides.add_argument("--val-fraction", type=types.finite, default=0.1, metavar="X", help="share held out (0.1)")
+    sides.add_argument("--seed", type=types.seed, default=0, help="draws them (0)")
+    columns = made.add_argument_group("columns of datasets and tars, where they aren't called as usual")
+    for name in ("image", "text", "label"):
+        columns.add_argument(f"--{name}-column", metavar="NAME")
+    work = made.add_argument_group("work")
+    work.add_argument("--shard", metavar="I/N", help="this is process I of N, from 0 (under torchrun: by itself)")
+    work.add_argument(
+        "--shard-size", type=types.count, default=SHARD_SIZE, metavar="N", help=f"per file ({SHARD_SIZE})"
+    )
+    work.add_argument("--batch-size", type=types.count, default=BATCH, metavar="N", help=f"images at once ({BATCH})")
+    work.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    work.add_argument("--skip-broken", action="store_true", help="leave out and list images that can't be decoded")
+    mds = made.add_argument_group("MDS folders, read by mosaicml-streaming in an environment of its own")
+    mds.add_argument("--streaming", type=Path, metavar="PYTHON", help="a Python that has it (default: one is made)")
+    mds.add_argument("--cache-dir", type=Path, default=Path("~/.cache/microdit"), help="where (~/.cache/microdit)")
+    made.set_defaults(command=encode)
+
+
+def encode(arguments: argparse.Namespace) -> None:
+    """Runs the command."""
+    from microdit.data.latents.writer import EncodedPictures, write_images
+    from microdit.data.sources.hf_datasets import Columns
+    from microdit.data.sources.registry import ReadOptions, is_mds, open_source
+    from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
+
+    part, parts = _part(arguments.shard)
+    device = _device(arguments.device)
+    job = ShardJob(arguments.shard_size, arguments.batch_size, part, parts, skip_broken=arguments.skip_broken)
+    if is_mds(arguments.source):
+        from microdit.data.sources.mds_import import convert
+
+        print_summary(*convert(arguments, job, device, tell), arguments.out)
+        return
+    encoder = _text_encoder(arguments, device)
+    path = arguments.autoencoder or "builtin"
+    autoencoder = build_autoencoder(AutoencoderConfig(path, arguments.precision), device)
+    columns = Columns(arguments.image_column, arguments.text_column, arguments.label_column)
+    wanted = ReadOptions(arguments.resolution, arguments.seed, arguments.val_fraction, columns)
+    source = open_source(arguments.source, wanted)
+    pictures = EncodedPictures(autoencoder, source.resolution, absolute_if_folder(path))
+    tally = write_images(source, pictures, arguments.out, job, tell)
+    print_summary(tally, None if encoder is None else _encode_captions(arguments, encoder, job), arguments.out)
+
+
+def print_summary(tally: EncodingStats, captions: int | None, out: Path) -> None:
+    """Tells what was written, and how to train on it once it is whole."""
+    from microdit.data.latents.reader import INDEX, open_images, settings_of, to_overrides
+
+    if tally.images:
+        rate = f"{tally.images / tally.seconds:.1f} a second"
+        print(f"{tally.images:12,d}  images encoded in {tally.shards} shards, {rate}")
+    if captions is not None:
+        print(f"{captions:12,d}  captions encoded")
+    if tally.missing:
+        print(f"{len(tally.missing):12,d}  shards are still to be written by other processes: {out}")
+        return
+    index = open_images(out).index
+    _describe(index)
+    print(f"index written: {out / INDEX}; train on them with:")
+    print(f"  microdit-sweep train data=latents data.path={out} {to_overrides(settings_of(index))}")
+
+
+def _describe(index: Mapping[str, Any]) -> None:
+    statistics, quality = index["statistics"], index["round_trip"]
+    print(f"{statistics['train']['images']:12,d}  images for train, {statistics['val']['images']:,} for val")
+    if index["skipped"]:
+        print(f"{len(index['skipped']):12,d}  images left out as broken, such as {index['skipped'][0]}")
+    print(f"{index['sigma_data']['train']:12.4f}  sigma_data")
+    if quality["psnr_db"] is not None:
+        print(f"{quality['psnr_db']:12.2f}  dB PSNR of the round trip, over {quality['images']} images")
+
+
+def _text_encoder(arguments: argparse.Namespace, device: str) -> Any:
+    """None where no captions are encoded. Weights that can't be loaded are found before the pictures' long work."""
+    from microdit.encoders.text import TextConfig, build_text_encoder
+
+    if not arguments.captions:
+        return None
+    encoder = build_text_encoder(
+        TextConfig(arguments.text or "builtin", arguments.text_layer, arguments.text_length), device
+    )
+    encoder.encode([""])
+    return encoder
+
+
+def _encode_captions(arguments: argparse.Namespace, encoder: Any, job: Any) -> int:
+    """Captions of this process's shards that have no features yet; the number of them."""
+    from microdit.data.latents.caption_store import create_store, encode_captions, store_name, text_header
+    from microdit.data.latents.shards import open_shard, unpack
+    from microdit.data.latents.writer import existing_shards
+
+    def captions_of(path: Path) -> Iterator[str]:
+        shard = open_shard(path)
+        text, ends = shard["captions"], shard["captions_ends"]
+        return (unpack(text, ends, i) for i in range(len(ends)))
+
+    header = text_header(encoder, path=absolute_if_folder(arguments.text or "builtin"), layer=arguments.text_layer)
+    store = create_store(arguments.out / store_name(encoder.fingerprint), header)
+    own = [path for k, path in sorted(existing_shards(arguments.out).items()) if k % job.parts == job.part]
+    return encode_captions(store, chain.from_iterable(map(captions_of, own)), encoder)
+
+
+def _part(word: str | None) -> tuple[int, int]:
+    """This process and how many there are: as given, or as torchrun says."""
+    if word is None:
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    part, slash, parts = word.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit()):
+        raise ConfigError(f"--shard is '{word}'; it must be I/N, such as 0/4, 1/4, 2/4 and 3/4 for four processes")
+    return int(part), int(parts)
+
+
+def _device(word: str) -> str:
+    import torch
+
+    if word == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device is cuda, but no CUDA device is visible; use cpu or auto")
+    if word == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
+
+def absolute_if_folder(path: str) -> str:
+    """A path that means the same from another folder."""
+    folder = Path(path).expanduser()
+    return str(folder.absolute()) if folder.is_dir() and path not in ("builtin", "pixels") else path
+
+
+def tell(message: str) -> None:
+    """Progress, beside what the command prints."""
+    print(message, file=sys.stderr, flush=True)

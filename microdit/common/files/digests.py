@@ -1,0 +1,79 @@
+"""Name files by their content, and verify that a file still has the content it was written with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+DIGEST = "sha256"  # key of a signed JSON file: the digest of everything else in it
+
+
+def signed(values: Mapping[str, Any]) -> str:
+    """JSON text of `values` and a digest of them, which `read_signed` verifies."""
+    return json.dumps({**values, DIGEST: _json_digest(values)}, indent=1, ensure_ascii=False)
+
+
+def read_signed(path: Path, optional: bool = False) -> dict[str, Any]:
+    """Read what `signed` made, without the digest.
+
+    Raises:
+        OSError: if the file can't be read. ValueError: if it is no JSON object, or not what was written; without a
+            digest, unless it is `optional`.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    return verified(values, optional)
+
+
+def verified(values: dict[str, Any], optional: bool = False) -> dict[str, Any]:
+    """Values of a signed JSON file without their digest; raises ValueError as `read_signed` does."""
+    stored = values.pop(DIGEST, None)
+    if stored is None and not optional:
+        raise ValueError("it has no checksum")
+    if stored is not None and stored != _json_digest(values):
+        raise ValueError("wrong checksum: the file was changed or damaged")
+    return values
+
+
+def _json_digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def file_state(path: Path | str) -> tuple[int, ...]:
+    """Return size, times, inode and device of a file, which change if it is written, replaced or renamed.
+
+    The time of the inode's last change (ctime) is among it: a user can set the time of modification, but not that one.
+    """
+    facts = os.stat(path)
+    return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_dev
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of one file's content alone; read once per process as long as its `file_state` stays the same."""
+    return _content_digest(path.resolve(), file_state(path))
+
+
+@lru_cache(maxsize=4096)
+def _content_digest(path: Path, state: tuple[int, ...]) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256(*paths: Path | str) -> str:
+    """Hex digest over the files' names and contents, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(Path(path).name.encode() + b"\0")
+        with open(path, "rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

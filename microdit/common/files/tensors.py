@@ -1,0 +1,92 @@
+"""Files of tensors: safetensors whose metadata holds facts about them and a digest, verified on load.
+
+The digest covers names, types, shapes and values, and the facts, not the file's layout. Files of other programs have
+none and are loaded without this check. Equal tensors and facts give equal files, byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from microdit.common.errors import CheckpointError
+
+METADATA = "microdit"  # the only key, because safetensors writes several in random order
+DIGEST = "sha256"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
+    """Write contiguous tensors, facts and their digest; give a temporary path, since a kill leaves half a file."""
+    on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    stored = {**(facts or {}), DIGEST: tensors_digest(on_cpu, facts or {})}
+    save_file(on_cpu, path, {METADATA: json.dumps(stored, sort_keys=True)})
+
+
+def read_facts(path: Path) -> dict[str, str]:
+    """Read the facts beside the tensors of a file; {} if another program wrote it.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged; names it.
+    """
+    try:
+        with safe_open(path, "pt") as stored:
+            facts = _metadata(stored)
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from None
+    facts.pop(DIGEST, None)
+    return facts
+
+
+def _metadata(stored: Any) -> dict[str, str]:
+    """The facts and the digest of an opened file."""
+    values = json.loads((stored.metadata() or {}).get(METADATA, "{}"))
+    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+        raise ValueError("its metadata are damaged")
+    return values
+
+
+def read_tensors(path: Path, signed: bool = False) -> dict[str, Tensor]:
+    """Read a safetensors file onto the CPU and verify its digest, which must be there if `signed`.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated, damaged, or holds NaN or infinity; names it.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as stored:
+            facts = _metadata(stored)
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from None
+    expected = facts.pop(DIGEST, None)
+    if (expected is None and signed) or expected not in (None, tensors_digest(tensors, facts)):
+        raise CheckpointError(f"{path}: wrong checksum: the file was changed or damaged since it was written")
+    bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    if bad:
+        raise CheckpointError(f"{path}: holds NaN or infinity in {', '.join(bad[:3])} ({len(bad)} tensors)")
+    return tensors
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    """SHA-256 over names, types, shapes and values, and over the facts."""
+    digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    return bool((tensor if tensor.element_size() > 1 else tensor.float()).isfinite().all())

@@ -1,0 +1,212 @@
+"""Read captions, prompts, tables and JSON from text files: one rule for encodings and line ends.
+
+The rule:
+- Text is UTF-8, with or without a byte order mark. UTF-16, UTF-32, invalid bytes and NUL characters are rejected.
+- A line ends at LF, CR LF or CR. U+2028, U+2029, NEL, VT and FF are ordinary white space inside a line.
+- JSON escapes follow the same rule: NUL and surrogates without a partner are rejected. So are repeated keys, NaN and
+  Infinity, and numbers too long for Python.
+- In a caption each run of white space counts as one blank.
+Messages name the file and the line in which the fault lies. A CSV record is known by the line it begins in.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import math
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from microdit.common.errors import DataError, MicroditError, named, shown
+
+BYTE_ORDER_MARKS = {  # UTF-32's begin with UTF-16's, so they come first
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+MAX_BYTES = 1 << 30  # captions of a large data set
+MAX_PATH_SHOWN = 300  # characters
+MOST_DIGITS = 400  # of an integer; a float has at most 309
+LINE_END = re.compile(r"\r\n|\n|\r")
+BYTE_LINE_END = re.compile(rb"\r\n|\n|\r")
+SURROGATE = re.compile("[\ud800-\udfff]")
+ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)  # backslashes occur in JSON's strings only
+
+
+def read_text(path: Path, error: type[MicroditError] = DataError, name: str = "", limit: int = MAX_BYTES) -> str:
+    """Return the text of a file, without its byte order mark; messages call it `name`, or else by its path.
+
+    Raises:
+        error: if the file can't be read, has more than `limit` bytes, is not UTF-8, or holds a NUL character; names the
+            file and the line.
+    """
+    name = name or named(path, MAX_PATH_SHOWN)
+    try:
+        facts = path.stat()  # before it is opened: opening a named pipe waits for a writer
+        if not stat.S_ISREG(facts.st_mode):
+            raise error(f"{name}: is {'a folder' if stat.S_ISDIR(facts.st_mode) else 'a pipe or device'}, not a file")
+        if facts.st_size > limit:
+            raise error(f"{name}: has {facts.st_size:,} bytes; at most {limit:,} are read")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise error(f"{name}: no such file") from None
+    except (OSError, ValueError) as problem:  # ValueError: a NUL character in the path
+        raise error(f"{name}: can't be read ({getattr(problem, 'strerror', None) or problem})") from None
+    return decode_text(data, name, error)
+
+
+def decode_text(data: bytes, name: str, error: type[MicroditError] = DataError) -> str:
+    """Return the text of a file's content; `name` is the file in messages."""
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            raise error(f"{name}, line 1: not UTF-8 text but {encoding}; save the file as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        start = problem.start + (len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0)
+        line = len(BYTE_LINE_END.findall(data, 0, start)) + 1
+        raise error(f"{name}, line {line}: not UTF-8 text ({problem.reason}); save the file as UTF-8") from None
+    if "\0" in text:
+        raise error(f"{name}, line {line_of(text, text.index(chr(0)))}: a NUL character, which no text has")
+    return text
+
+
+def line_of(text: str, place: int) -> int:
+    """Return the number, from 1, of the line that holds character `place`."""
+    return len(LINE_END.findall(text, 0, place)) + 1
+
+
+def split_lines(text: str) -> list[str]:
+    """Return the lines without their ends; a line end at the very end begins no further line."""
+    lines = LINE_END.split(text)
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def tidy(caption: str) -> str:
+    """Return a caption with each run of white space as one blank."""
+    return " ".join(caption.split())
+
+
+def check_characters(text: str, where: str, error: type[MicroditError] = DataError) -> str:
+    """Return `text` from a table or a command line as it is.
+
+    Raises:
+        error: if it holds a NUL character or a surrogate, which no encoder can read; begins with `where`.
+    """
+    if "\0" in text:
+        raise error(f"{where}: the text holds a NUL character")
+    if SURROGATE.search(text):
+        raise error(f"{where}: the text is not valid Unicode (a surrogate without its partner)")
+    return text
+
+
+def clean_caption(caption: str, where: str, error: type[MicroditError] = DataError) -> str:
+    """Return a caption that `check_characters` accepts, tidied and without a byte order mark."""
+    return tidy(check_characters(caption, where, error).removeprefix("\ufeff"))
+
+
+def parse_json(text: str, name: str, line: int = 0, error: type[MicroditError] = DataError) -> Any:
+    """Return the value of a JSON text: of the whole file `name`, or of its line `line`."""
+
+    def fault(place: int, what: str) -> MicroditError:
+        if line:
+            return error(f"{name}, line {line}: not valid JSON ({what})")
+        return error(f"{name}: not valid JSON (line {line_of(text, place)}: {what})")
+
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole
+        )
+    except json.JSONDecodeError as problem:
+        raise fault(problem.pos, problem.msg) from None
+    except RecursionError:
+        raise fault(0, "nested too deeply") from None
+    except ValueError as problem:  # from the hooks
+        raise fault(0, str(problem)) from None
+    if bad := _bad_escape(text):
+        raise fault(*bad)
+    return value
+
+
+def read_json(path: Path, error: type[MicroditError] = DataError) -> Any:
+    """Return the value of a JSON file."""
+    return parse_json(read_text(path, error), str(path), error=error)
+
+
+def read_json_object(path: Path, error: type[MicroditError] = DataError) -> dict[str, Any]:
+    """Return the object in a JSON file; raises `error` also if the file holds any other value."""
+    value = read_json(path, error)
+    if not isinstance(value, dict):
+        raise error(f"{named(path, MAX_PATH_SHOWN)}: must hold a JSON object, got {shown(value)}")
+    return value
+
+
+def json_rows(path: Path, error: type[MicroditError] = DataError) -> Iterator[tuple[int, Any]]:
+    """Yield line number and value of each line of a JSON Lines file; blank lines are skipped."""
+    for line, text in enumerate(split_lines(read_text(path, error)), start=1):
+        if text.strip():
+            yield line, parse_json(text, str(path), line, error)
+
+
+def csv_rows(path: Path, error: type[MicroditError] = DataError) -> Iterator[tuple[int, list[str]]]:
+    """Yield first line and fields of each CSV record, the header included; blank lines are skipped."""
+    reader = csv.reader(io.StringIO(read_text(path, error), newline=""), strict=True)
+    first = 1
+    try:
+        for row in reader:
+            if row:
+                yield first, row
+            first = reader.line_num + 1
+    except csv.Error as problem:
+        raise error(f"{path}, line {first}: {problem}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the key '{named(name)}' occurs twice in one object")
+        found[name] = value
+    return found
+
+
+def _finite(word: str) -> float:
+    value = float(word)
+    if not math.isfinite(value):
+        raise ValueError(f"{named(word)} is beyond the largest number")
+    return value
+
+
+def _whole(word: str) -> int:
+    if len(word) > MOST_DIGITS:
+        raise ValueError(f"an integer of {len(word)} digits")
+    return int(word)
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no number")
+
+
+def _bad_escape(text: str) -> tuple[int, str] | None:
+    """Return place and kind of the first escape in valid JSON that stands for no character, or None."""
+    high: re.Match[str] | None = None  # a first half that waits for its second
+    for match in ESCAPE.finditer(text):
+        code = int(match[1], 16) if match[1] else -1
+        low = 0xDC00 <= code < 0xE000
+        if high is not None:
+            if low and match.start() == high.end():
+                high = None
+                continue
+            break
+        if low:
+            return match.start(), "an escape for half of a character"
+        if code == 0:
+            return match.start(), "an escape for the NUL character"
+        high = match if 0xD800 <= code < 0xDC00 else None
+    return (high.start(), "an escape for half of a character") if high is not None else None

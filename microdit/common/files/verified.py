@@ -1,0 +1,64 @@
+"""Verify files by their content before they are used, each once as long as it stays as it is.
+
+What was found good is kept in memory, and on disk if a folder is given for it. A file counts as unchanged while
+`files.file_state` stays the same: size, time of modification, time of the inode's last change (which no program can
+set), inode and device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from microdit.common.errors import DataError
+from microdit.common.files.atomic import write_text
+from microdit.common.files.digests import file_state, verified
+from microdit.common.files.text import read_json_object
+
+CHECKED = "checked"  # folder in a cache: one file per set of files that was found good
+
+
+def read_verified(path: Path) -> dict[str, Any]:
+    """Read a JSON object and verify its digest; files of older versions have none.
+
+    Raises:
+        DataError: if it can't be read, or is not what was written; names it.
+    """
+    values = read_json_object(path)
+    try:
+        return verified(values, optional=True)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+_good: set[str] = set()
+
+
+def damaged(
+    files: Sequence[Path], check: Callable[[Path], None], memory: Path | None = None, what: str = ""
+) -> list[tuple[Path, str]]:
+    """The files that `check` rejects by a DataError, each with the reason.
+
+    `what` names all that the check depends on besides the files.
+    """
+    if not files:
+        return []
+    facts = [(str(path.absolute()), file_state(path)) for path in files if path.exists()]
+    key = hashlib.sha256(repr((what, [str(path) for path in files], facts)).encode()).hexdigest()[:32]
+    if key in _good or (memory is not None and (memory / key).is_file()):
+        return []
+    bad = []
+    for path in files:
+        try:
+            check(path)
+        except FileNotFoundError:
+            bad.append((path, f"{path}: no such file"))
+        except DataError as error:
+            bad.append((path, str(error)))
+    if not bad:
+        _good.add(key)
+        if memory is not None:
+            write_text(memory / key, "".join(f"{path}\n" for path, _ in facts))
+    return bad

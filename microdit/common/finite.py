@@ -1,0 +1,42 @@
+"""Guards between a run's numbers and whatever keeps or shows them: NaN and infinity are a failure, never a value."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from microdit.common.errors import DivergenceError
+
+LARGEST = sys.float_info.max  # what MLflow's sqlite store returns for infinity
+
+
+def is_sound(value: float | None) -> bool:
+    """Return whether `value` is a finite number, not one that a store gives in place of infinity."""
+    return value is not None and -LARGEST < float(value) < LARGEST
+
+
+def unsound(values: Mapping[str, float]) -> str:
+    """Return the first metric that is no finite number, as `final/fd is nan`; "" if there is none."""
+    return next((f"{name} is {value}" for name, value in values.items() if not is_sound(value)), "")
+
+
+def require_sound(values: Mapping[str, float], where: str) -> Mapping[str, float]:
+    """Return `values`; raises DivergenceError naming the first metric that is no finite number, and `where`."""
+    found = unsound(values)
+    if found:
+        raise DivergenceError(f"{found} {where}: only finite numbers are recorded")
+    return values
+
+
+def require_finite(x: Tensor, what: str) -> Tensor:
+    """Return `x`; raises DivergenceError if it has NaN or infinity. The first dimension counts images."""
+    bad = ~torch.isfinite(x).flatten(1).all(1)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise DivergenceError(
+            f"{int(bad.sum())} of {len(x)} {what} are not finite (NaN or infinity), the first is {first}"
+        )
+    return x

@@ -1,0 +1,1 @@
+"""Processes and their terminals: identity, signals, distributed ranks, output and waiting messages."""

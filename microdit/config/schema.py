@@ -1,0 +1,145 @@
+"""One run, completely described: the root of the frozen configuration tree.
+
+Every component declares its own dataclass; this file only gathers them. `experiments/base.yaml` holds every key with a
+comment, and a stored `config.yaml` needs nothing but this module to run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from microdit.alignment.config import AlignmentConfig
+from microdit.alignment.patch_encoders import encoder_class
+from microdit.common.errors import ConfigError
+from microdit.common.files.atomic import write_text
+from microdit.common.limits import check_limits, check_path
+from microdit.common.parsing import check_finite, parse, read_yaml, to_mapping
+from microdit.common.registry import import_plugins, resolve
+from microdit.data.config import DataConfig
+from microdit.diffusion.edm import DiffusionConfig
+from microdit.diffusion.samplers import SamplerConfig
+from microdit.encoders.autoencoder import AutoencoderConfig
+from microdit.encoders.text import TextConfig
+from microdit.evaluation.config import EvalConfig
+from microdit.model import DiTConfig
+from microdit.model.cost.memory import check_footprint
+from microdit.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from microdit.training.optim.optimizers import OPTIMIZERS
+
+# Stands where a value must be given; a plan is made without it. Not OmegaConf's ???, which a merge drops in silence
+# where the key has a value already.
+REQUIRED = "REQUIRED"
+
+PATHS = (
+    "name",
+    "output_dir",
+    "cache_dir",
+    "data.path",
+    "data.originals",
+    "autoencoder.path",
+    "text.path",
+    "training.init",
+    "evaluation.prompts",
+    "evaluation.clip",
+    "evaluation.feature_weights",
+    "alignment.weights",
+)
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    """What an hour of the machine costs, for `cost/usd`; 0 where it is not accounted."""
+
+    usd_per_hour: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_limits("cost", self, usd_per_hour=1e9)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole recipe of one run; see `experiments/base.yaml` for each key's meaning."""
+
+    name: str
+    seed: int
+    output_dir: str
+    cache_dir: str
+    plugins: tuple[str, ...]
+    data: DataConfig
+    autoencoder: AutoencoderConfig
+    text: TextConfig
+    model: DiTConfig
+    diffusion: DiffusionConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    training: TrainingConfig
+    sampler: SamplerConfig
+    evaluation: EvalConfig
+    cost: CostConfig
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+
+    def __post_init__(self) -> None:
+        check_finite(self)
+        for key in PATHS:
+            value: Any = self
+            for name in key.split("."):
+                value = getattr(value, name)
+            check_path(key, value)
+        check_footprint(self.model, self.data.resolution, self.training.batch_size)
+        import_plugins(self.plugins)
+        resolve(self.optimizer.type, OPTIMIZERS, "optimizer.type")  # a wrong name costs nothing here
+        encoder_class(self.alignment)
+        self.alignment.block_of(self.model.depth)
+        if self.training.parallel == "fsdp" and self.optimizer.type == "muon":
+            raise ConfigError(
+                "'optimizer.type' is muon, which needs whole matrices: 'training.parallel' must be ddp, not fsdp"
+            )
+        if self.schedule.warmup_steps > self.training.steps:
+            raise ConfigError(
+                f"'schedule.warmup_steps' is {self.schedule.warmup_steps}, more than 'training.steps' "
+                f"({self.training.steps}): the learning rate would never reach its peak"
+            )
+        if self.training.ema.decay and self.training.ema.start_step >= self.training.steps:
+            raise ConfigError(
+                f"'training.ema.start_step' is {self.training.ema.start_step}, but 'training.steps' is only "
+                f"{self.training.steps}: the average would never start"
+            )
+        self._check_guidance()
+
+    def _check_guidance(self) -> None:
+        of_scores = self.evaluation.guidance
+        guided = self.sampler.guidance != 1 or (of_scores is not None and of_scores != 1)
+        if not guided and not self.sampler.guidance_interval.everywhere:
+            raise ConfigError(
+                "'sampler.guidance_interval' is set, but 'sampler.guidance' is 1: there is no guidance to limit"
+            )
+        if self.sampler.guidance_by == "caption":
+            return
+        if not guided:
+            raise ConfigError(f"'sampler.guidance_by' is {self.sampler.guidance_by}, but 'sampler.guidance' is 1")
+        if not self.model.masking.route.path_drop:
+            raise ConfigError(
+                f"'sampler.guidance_by' is {self.sampler.guidance_by}, but 'model.masking.route.path_drop' is 0: the "
+                "network never learns to do without its middle blocks; train method sprint with 0.1, say, or set it to "
+                "caption"
+            )
+
+
+def config_from_mapping(values: Mapping[str, Any], source: str = "config") -> Config:
+    """Validates a resolved mapping; raises ConfigError naming `source` and the key."""
+    return parse(Config, values, source)
+
+
+def load_config(path: Path | str) -> Config:
+    """Reads a complete `config.yaml`, as every run stores one."""
+    return config_from_mapping(read_yaml(path), str(path))
+
+
+def save_config(config: Config, path: Path | str) -> None:
+    """Writes a `config.yaml` that `load_config` and `microdit train` read."""
+    write_text(path, yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True))

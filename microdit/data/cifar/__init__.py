@@ -1,1 +1,0 @@
-"""`cifar-captions`: captioned photographs of the ten CIFAR-10 classes, chosen from COYO-700M's metadata."""

@@ -1,0 +1,108 @@
+"""Rows that passed the filters: texts on disk, a few numbers a row in memory, and the choice among them.
+
+Which rows are chosen depends on what they say and on the seed, never on the order in which they were read: each row has
+a rank, drawn from (seed, stream) with the row in the stream's name, and of equals the lowest rank stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from microdit.common.rng import derive_seed
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("id", pa.int64()),
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("label", pa.string()),
+        ("classes", pa.list_(pa.string())),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("image_phash", pa.string()),
+    ]
+)
+STREAM = "cifar-captions"
+
+
+class CandidatePool:
+    """Candidates of one selection: about 26 bytes of memory each, their texts in a scratch file.
+
+    Hashes of 64 bits stand for urls and perceptual hashes: among ten million candidates, two that differ are taken for
+    equal with a probability of about 3e-6.
+    """
+
+    def __init__(self, scratch: Path, seed: int, classes: Sequence[str]) -> None:
+        self._scratch, self._seed, self._classes = scratch, seed, {name: i for i, name in enumerate(classes)}
+        self._writer = pq.ParquetWriter(scratch, SCHEMA, compression="zstd")
+        self._urls, self._phashes, self._ranks, self._labels = array("Q"), array("Q"), array("Q"), array("B")
+
+    def __len__(self) -> int:
+        return len(self._ranks)
+
+    def add(self, rows: list[dict[str, object]]) -> None:
+        """Rows of SCHEMA without `key`."""
+        for row in rows:
+            key = hashlib.sha256(str(row["url"]).encode()).digest()[:8]
+            row["key"] = key.hex()
+            self._urls.append(int.from_bytes(key, "big"))
+            self._phashes.append(_number(row["image_phash"]))
+            # The text ends the name and the url has no blank, so no two rows share a name by accident.
+            self._ranks.append(derive_seed(self._seed, f"{STREAM}/{row['id']} {row['url']} {row['caption']}"))
+            self._labels.append(self._classes[str(row["label"])])
+        if rows:
+            self._writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+
+    def choose(self, per_class: int | None, balance: bool) -> tuple[pa.Table, dict[str, int]]:
+        """The chosen rows in the order of their ranks, and how many each rule dropped."""
+        self._writer.close()
+        ranks, labels = np.array(self._ranks), np.array(self._labels)
+        order = np.argsort(ranks, kind="stable")
+        dropped = Counter[str]()
+        for name, values in (("duplicate url", self._urls), ("duplicate image_phash", self._phashes)):
+            kept = _first_of_each(np.array(values)[order])
+            dropped[name] = len(order) - len(kept)
+            order = order[kept]
+        limit = per_class
+        if balance:
+            sizes = np.bincount(labels[order], minlength=len(self._classes))
+            limit = min([int(sizes.min()), *([per_class] if per_class is not None else [])])
+        if limit is not None:
+            kept = np.sort(np.concatenate([np.flatnonzero(labels[order] == i)[:limit] for i in self._classes.values()]))
+            dropped["over the class's share"] = len(order) - len(kept)
+            order = order[kept]
+        return self._read(order), dict(dropped)
+
+    def _read(self, order: np.ndarray) -> pa.Table:
+        """Rows of the scratch file by number, in the order given; holds the chosen ones in memory, never all."""
+        wanted = np.sort(order)
+        parts, start = [], 0
+        with pq.ParquetFile(self._scratch) as opened:
+            for batch in opened.iter_batches():
+                here = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + len(batch))]
+                if len(here):
+                    parts.append(batch.take(pa.array(here - start)))
+                start += len(batch)
+        table = pa.Table.from_batches(parts, SCHEMA)
+        return table.take(pa.array(np.searchsorted(wanted, order))) if parts else table
+
+
+def _first_of_each(values: np.ndarray) -> np.ndarray:
+    """Places of the first of each value, ascending; 0 stands for unknown, which equals nothing."""
+    _, first = np.unique(values, return_index=True)
+    return np.sort(np.concatenate([first[values[first] != 0], np.flatnonzero(values == 0)]))
+
+
+def _number(phash: object) -> int:
+    if phash is None or not str(phash).strip():
+        return 0
+    return int.from_bytes(hashlib.sha256(str(phash).strip().lower().encode()).digest()[:8], "big")

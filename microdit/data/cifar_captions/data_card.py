@@ -1,0 +1,123 @@
+"""What a selection is made of, for programs (`card.json`) and for people (`card.md`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from microdit.common.errors import DataError
+from microdit.common.files.atomic import write_text
+from microdit.common.files.digests import signed
+from microdit.common.files.text import read_json_object
+from microdit.common.files.verified import read_verified
+
+CARD, CARD_TEXT, SELECTION, DOWNLOAD = "card.json", "card.md", "selection.parquet", "download.json"
+
+
+@dataclass(frozen=True)
+class Card:
+    """The record of one selection."""
+
+    fingerprint: str
+    identity: Mapping[str, Any]
+    classes: tuple[str, ...]
+    rows_read: int
+    dropped: Mapping[str, int]
+    """Rows that each filter dropped of those that came to it, in the filters' order."""
+    chosen: Mapping[str, Mapping[str, int]]
+    """Per class and split, each row once, under its label."""
+    named: Mapping[str, int]
+    """Chosen rows whose caption names the class, under whatever label."""
+    source: Mapping[str, Any]
+    selection_sha256: str = ""  # of SELECTION; older cards have none
+
+    @property
+    def size(self) -> int:
+        return sum(sum(splits.values()) for splits in self.chosen.values())
+
+    @classmethod
+    def load(cls, path: Path) -> Card:
+        stored = read_verified(path)
+        absent = [field.name for field in fields(cls) if field.name not in stored and field.default is MISSING]
+        if absent:
+            raise DataError(f"{path}: '{absent[0]}' is missing")
+        return cls(**{name: stored[name] for name in cls.__dataclass_fields__ if name in stored})
+
+
+def write_card(out: Path, card: Card) -> None:
+    """`card.json` last: where it is, the selection is complete."""
+    write_text(out / CARD_TEXT, card_text(card, read_download(out)))
+    tools = {name: version(name) for name in ("microdit", "pyarrow")}
+    write_text(out / CARD, signed({"name": "cifar-captions", **asdict(card), "made_with": tools}) + "\n")
+
+
+def read_download(out: Path) -> dict[str, Any] | None:
+    """What the last complete download of this folder came to."""
+    path = out / DOWNLOAD
+    return read_json_object(path) if path.is_file() else None
+
+
+def card_text(card: Card, download: Mapping[str, Any] | None) -> str:
+    """The card as Markdown."""
+    images = (download or {}).get("images", {})
+    lines = [
+        "# cifar-captions",
+        "",
+        f"{card.size:,} captioned images chosen from {card.rows_read:,} rows of `{card.source['given']}` "
+        f"by microdit {version('microdit')}. Fingerprint `{card.fingerprint}`.",
+        "",
+        f"| class | train | val | captions that name it |{' downloaded |' if images else ''}",
+        f"|---|---:|---:|---:|{'---:|' if images else ''}",
+    ]
+    for name in card.classes:
+        cells = [*(f"{card.chosen[name][split]:,}" for split in ("train", "val")), f"{card.named[name]:,}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |" + (f" {images.get(name, 0):,} |" if images else ""))
+    lines += [
+        "",
+        "A caption that names several classes stands under the one that it names first, unless `several` is `drop`.",
+        "",
+        "## What was dropped",
+        "",
+        "In this order; each count is of the rows that came so far. Of equal urls, and of equal `image_phash`, the row "
+        "of the lowest rank stays, and so do the lowest ranks of a class; a rank is drawn from the seed and the row's "
+        "own content, so that the order of the files does not matter.",
+        "",
+        "| filter | rows dropped |",
+        "|---|---:|",
+        *(f"| {name} | {count:,} |" for name, count in card.dropped.items()),
+        "",
+        "## Settings",
+        "",
+        *(f"- `{name}`: {_shown(value)}" for name, value in card.identity.items() if name not in ("coyo", "words")),
+        f"- word list: sha256 `{card.identity['words']}`",
+        "",
+        "## Source",
+        "",
+        *(f"- {', '.join(f'{key} {value}' for key, value in part.items())}" for part in card.source["parts"]),
+        "",
+        *_download_lines(download),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _download_lines(download: Mapping[str, Any] | None) -> list[str]:
+    if download is None:
+        return []
+    lines = [
+        "## Download",
+        "",
+        f"{download['tool']}; {download['succeeded']:,} of {download['urls']:,} urls gave an image of "
+        f"{download['image_size']} x {download['image_size']} pixels.",
+        "",
+    ]
+    if download["failed"]:
+        lines += ["| why a url failed | urls |", "|---|---:|"]
+        lines += [f"| {why.replace('|', '/')} | {count:,} |" for why, count in download["failed"].items()]
+    return lines
+
+
+def _shown(value: Any) -> str:
+    return "off" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,160 @@
+"""Turns a selection into a folder of captioned images: fetches them, then lays them out for `data=folder`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from microdit.common.errors import DataError
+from microdit.common.files.atomic import atomic_path, sweep, write_text
+from microdit.common.files.text import read_json_object
+from microdit.data.cifar_captions.config import Fetch
+from microdit.data.cifar_captions.data_card import CARD_TEXT, DOWNLOAD, SELECTION, Card, card_text
+from microdit.data.cifar_captions.img2dataset import find_python, run
+
+FETCHED = "download"
+IMAGES = "images"
+REQUEST = "request.json"
+REASONS = 12
+
+
+def download(out: Path, card: Card, fetch: Fetch, python: Path | None, cache: Path) -> dict[str, Any]:
+    """Fetches a selection's images into `out/images`, going on where an earlier call stopped.
+
+    Returns what `download.json` then holds: urls, images per class, failures by reason.
+    """
+    folder = out / FETCHED
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return _download(out, folder, card, fetch, python, cache)
+    except Timeout as error:
+        raise DataError(f"{out} is being filled by another command; wait for it") from error
+
+
+def _download(out: Path, folder: Path, card: Card, fetch: Fetch, python: Path | None, cache: Path) -> dict[str, Any]:
+    _same_request(folder / REQUEST, card, fetch)
+    shards, expected = folder / "shards", math.ceil(card.size / fetch.shard_size)
+    done = len(list(shards.glob("*_stats.json")))
+    tool = _tool(out)
+    if done < expected or tool is None:
+        interpreter, version = find_python(python, cache)
+        tool = f"img2dataset {version}"
+        run(interpreter, out / SELECTION, folder, fetch)
+        done = len(list(shards.glob("*_stats.json")))
+        if done < expected:
+            raise DataError(
+                f"img2dataset completed {done} of {expected} shards; the same command goes on with the others "
+                f"(what it said: {folder / 'img2dataset.log'})"
+            )
+    rows, failed = _outcomes(out, shards)
+    if not rows:
+        raise DataError(f"none of {card.size} urls gave an image: {_reasons(failed)}")
+    _lay_out(out / IMAGES, rows)
+    images = Counter(row["label"] for row, _ in rows)
+    report = {
+        "tool": tool,
+        "fingerprint": card.fingerprint,
+        "image_size": fetch.image_size,
+        "urls": card.size,
+        "succeeded": len(rows),
+        "failed": dict(failed.most_common()),
+        "images": {name: images[name] for name in card.classes},
+        "splits": dict(Counter(row["split"] for row, _ in rows)),
+    }
+    write_text(out / CARD_TEXT, card_text(card, report))
+    write_text(out / DOWNLOAD, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return report
+
+
+def _same_request(path: Path, card: Card, fetch: Fetch) -> None:
+    """What decides the shards' content must not change between the calls that fill them."""
+    settings = {name: asdict(fetch)[name] for name in ("image_size", "min_size", "shard_size")}
+    wanted = {"fingerprint": card.fingerprint, **settings}
+    if not path.is_file():
+        write_text(path, json.dumps(wanted, indent=1) + "\n")
+        return
+    there = read_json_object(path)
+    for key, value in wanted.items():
+        if there.get(key) != value:
+            raise DataError(
+                f"{path.parent} was begun with {key} {there.get(key)!r}, not {value!r}; remove that folder to fetch "
+                "all images again"
+            )
+
+
+def _tool(out: Path) -> str | None:
+    path = out / DOWNLOAD
+    return str(read_json_object(path).get("tool", "")) or None if path.is_file() else None
+
+
+def _outcomes(out: Path, shards: Path) -> tuple[list[tuple[dict[str, Any], Path]], Counter[str]]:
+    """Rows whose image is there, with its path; and how many of the others failed, by reason."""
+    chosen = {row["url"]: row for row in pq.read_table(out / SELECTION).to_pylist()}
+    rows: list[tuple[dict[str, Any], Path]] = []
+    failed: Counter[str] = Counter()
+    for shard, row in _shard_rows(shards):
+        image = shard / f"{row['key']}.jpg"
+        if row["status"] == "success" and image.is_file():
+            rows.append((chosen.pop(row["url"]), image))
+        else:
+            chosen.pop(row["url"], None)
+            failed[_reason(row)] += 1
+    if chosen:
+        failed["no result recorded"] += len(chosen)
+    return rows, Counter(dict(failed.most_common(REASONS)) | _rest(failed))
+
+
+def _shard_rows(shards: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for table in sorted(shards.glob("*.parquet")):
+        for row in pq.read_table(table, columns=["url", "key", "status", "error_message"]).to_pylist():
+            yield table.with_suffix(""), row
+
+
+def _reason(row: dict[str, Any]) -> str:
+    if row["status"] == "success":
+        return "image file is missing"
+    said = " ".join(str(row["error_message"] or "no message").split())
+    # Addresses and sizes differ from url to url; without them equal causes are counted together.
+    return f"{row['status']}: {re.sub(r'0x[0-9a-f]+|(?<![0-9])[0-9]{4,}', '…', said)[:100]}"
+
+
+def _rest(failed: Counter[str]) -> dict[str, int]:
+    rest = sum(failed.values()) - sum(count for _, count in failed.most_common(REASONS))
+    return {"other reasons": rest} if rest else {}
+
+
+def _reasons(failed: Counter[str]) -> str:
+    return ", ".join(f"{why}: {count}" for why, count in failed.most_common(3))
+
+
+def _lay_out(target: Path, rows: list[tuple[dict[str, Any], Path]]) -> None:
+    """A folder per class and `metadata.jsonl`; the files are links to the fetched ones where the disk can do that."""
+    sweep(target.parent)
+    with atomic_path(target) as temporary:
+        lines = []
+        for row, image in sorted(rows, key=lambda pair: pair[0]["key"]):
+            name = f"{row['label']}/{row['key']}{image.suffix}"
+            (temporary / row["label"]).mkdir(parents=True, exist_ok=True)
+            _link(image, temporary / name)
+            entry = {"file_name": name, "text": row["caption"], "label": row["label"], "split": row["split"]}
+            lines.append(json.dumps(entry | {"classes": row["classes"], "url": row["url"]}, ensure_ascii=False))
+        (temporary / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

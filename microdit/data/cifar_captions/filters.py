@@ -1,0 +1,81 @@
+"""What a row of COYO-700M must have to be chosen, as an ordered list of filters that count what they drop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from microdit.data.cifar_captions.class_words import ClassPhrases
+from microdit.data.cifar_captions.config import Filters
+
+Keep = Callable[[pa.RecordBatch], Any]
+
+
+@dataclass(frozen=True)
+class RowFilter:
+    """One filter: its name in the card, the columns it reads, and the mask of the rows that it keeps."""
+
+    name: str
+    columns: tuple[str, ...]
+    keep: Keep
+
+
+def steps(filters: Filters, words: ClassPhrases) -> list[RowFilter]:
+    """The filters in force, in the order in which they are applied and counted. The rest is `Pool`'s."""
+    chosen = [
+        RowFilter("no url or caption", ("url", "text"), lambda b: pc.and_(_filled(b, "url"), _filled(b, "text"))),
+        RowFilter("no class word", ("text",), lambda b: words.mentions(b.column("text"))),
+    ]
+    if filters.min_words is not None or filters.max_words is not None:
+        low, high = filters.min_words or 0, filters.max_words or 1 << 30
+        chosen.append(RowFilter("caption length", ("text",), lambda b: _between(_count_words(b), low, high)))
+    for name, column in (("min_width", "width"), ("min_height", "height")):
+        if (least := getattr(filters, name)) is not None:
+            chosen.append(RowFilter(name.replace("_", " "), (column,), _at_least(column, least)))
+    if (limit := filters.max_aspect) is not None:
+        chosen.append(RowFilter("aspect ratio", ("width", "height"), lambda b: pc.less_equal(_aspect(b), limit)))
+    bounds: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+        ("min_clip", ("clip_similarity_vitb32",), True),
+        ("max_watermark", ("watermark_score",), False),
+        ("min_aesthetic", ("aesthetic_score_laion_v2",), True),
+        ("max_nsfw", ("nsfw_score_opennsfw2", "nsfw_score_gantman"), False),
+    )
+    for name, columns, least_wanted in bounds:
+        if (bound := getattr(filters, name)) is not None:
+            for column in columns:
+                keep = _at_least(column, bound) if least_wanted else _at_most(column, bound)
+                chosen.append(RowFilter(column if len(columns) > 1 else name[4:], (column,), keep))
+    return chosen
+
+
+def _filled(batch: pa.RecordBatch, column: str) -> Any:
+    return pc.match_substring_regex(batch.column(column), r"\S")
+
+
+def _count_words(batch: pa.RecordBatch) -> Any:
+    return pc.count_substring_regex(batch.column("text"), r"\S+")
+
+
+def _between(values: Any, low: int, high: int) -> Any:
+    return pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high))
+
+
+def _aspect(batch: pa.RecordBatch) -> Any:
+    """Sides of zero give inf or NaN, which no bound lets pass."""
+    wide = pc.cast(batch.column("width"), pa.float64())
+    high = pc.cast(batch.column("height"), pa.float64())
+    return pc.divide(
+        pc.max_element_wise(wide, high, skip_nulls=False), pc.min_element_wise(wide, high, skip_nulls=False)
+    )
+
+
+def _at_least(column: str, bound: float) -> Keep:
+    return lambda batch: pc.greater_equal(batch.column(column), bound)
+
+
+def _at_most(column: str, bound: float) -> Keep:
+    return lambda batch: pc.less_equal(batch.column(column), bound)

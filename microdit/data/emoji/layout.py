@@ -1,0 +1,116 @@
+"""Where the objects of a scene lie: every object gets a cell of its own and a free place within it.
+
+Cells never overlap, so neither do objects, and a relation between groups is true whatever the places within.
+"""
+
+from __future__ import annotations
+
+from microdit.data.emoji.render import aspect
+from microdit.data.emoji.scene import Backdrop, Box, Group, UniformDraws
+
+# Free space at the frame's edge, as a share of its side.
+EDGE = 0.02
+# (objects in the picture, size word) -> least and greatest length of the longer side. Nothing is so small that a 64 px
+# picture could not show what it is.
+LONGEST = {
+    (1, None): (0.58, 0.8),
+    (1, "small"): (0.38, 0.48),
+    (1, "big"): (0.86, 0.95),
+    (2, None): (0.42, 0.47),
+    (2, "small"): (0.3, 0.36),
+    (2, "big"): (0.5, 0.56),
+    (3, None): (0.4, 0.46),
+}
+
+
+def place_all(
+    dice: UniformDraws,
+    groups: tuple[Group, ...],
+    codes: list[str],
+    relation: str | None,
+    backdrop: Backdrop,
+    vary: bool,
+) -> list[Box]:
+    """Boxes of all drawings (`codes`, first group first), inside the frame and apart from each other.
+
+    Without `vary`, every object has its middle size and lies in the middle of its free place.
+    """
+    cells = _cells(dice, groups, relation)
+    if backdrop.horizon is not None and len(cells) == 2:
+        cells = [(x0, 0.0, x1, 1.0) for x0, _, x1, _ in _side_by_side(cells)]
+    members = [group for group in groups for _ in range(group.count)]
+    return [
+        _place(dice if vary else _Middle(), cell, code, group, len(cells), backdrop)
+        for cell, code, group in zip(cells, codes, members, strict=True)
+    ]
+
+
+def _cells(dice: UniformDraws, groups: tuple[Group, ...], relation: str | None) -> list[Box]:
+    """One cell for each object, first group first."""
+    count = sum(group.count for group in groups)
+    if count == 1:
+        return [(0.0, 0.0, 1.0, 1.0)]
+    if relation is None:
+        return _free_cells(dice, count)
+    split = {None: 0.5, "small": 0.4, "big": 0.6}[groups[0].size]
+    before = relation in ("left of", "above")
+    near, far = (0.0, split), (split, 1.0)
+    if not before:
+        near, far = (1 - split, 1.0), (0.0, 1 - split)
+    cells = []
+    for group, (start, end) in zip(groups, (near, far), strict=True):
+        for part in range(group.count):
+            low, high = (0.12, 0.88) if group.count == 1 else (part / 2, (part + 1) / 2)
+            cells.append((start, low, end, high))
+    return cells if relation in ("left of", "right of") else [(y0, x0, y1, x1) for x0, y0, x1, y1 in cells]
+
+
+def _free_cells(dice: UniformDraws, count: int) -> list[Box]:
+    halves = ((0.0, 0.5), (0.5, 1.0))
+    if count == 2:
+        layout = dice.weighted((0.6, 0.2, 0.2))
+        row: list[Box] = [(0.0, 0.12, 0.5, 0.88), (0.5, 0.12, 1.0, 0.88)]
+        if layout == 0:
+            return row
+        if layout == 1:
+            return [(y0, x0, y1, x1) for x0, y0, x1, y1 in row]
+        return [(0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0)]
+    top_one = dice.chance(0.5)
+    alone, pair = halves if top_one else halves[::-1]
+    return [(0.25, alone[0], 0.75, alone[1]), *[(left, pair[0], right, pair[1]) for left, right in halves]]
+
+
+def _side_by_side(cells: list[Box]) -> list[Box]:
+    """On the ground nothing floats above another: cells stacked over each other become neighbours."""
+    if cells[0][2] <= cells[1][0] or cells[1][2] <= cells[0][0]:
+        return cells
+    return [(y0, x0, y1, x1) for x0, y0, x1, y1 in cells]
+
+
+class _Middle:
+    """Stands in for the dice where nothing varies."""
+
+    @staticmethod
+    def uniform(low: float, high: float) -> float:
+        return (low + high) / 2
+
+
+def _place(dice: UniformDraws | _Middle, cell: Box, code: str, group: Group, count: int, backdrop: Backdrop) -> Box:
+    margin = EDGE if count == 1 else EDGE / 2
+    x0, y0, x1, y1 = cell[0] + margin, cell[1] + margin, cell[2] - margin, cell[3] - margin
+    across, along = aspect(code)
+    low, high = LONGEST[count, group.size]
+    longest = dice.uniform(low, high)
+    if count > 1 and group.size is None:
+        # A boat or car is long and low: where its cell is wide, it may be longer than a cat is tall.
+        longest *= min(1.4, max(1.0, min((x1 - x0) / across, (y1 - y0) / along) / high))
+    width, height = longest * across, longest * along
+    left = dice.uniform(x0, x1 - width)
+    highest, lowest = y0, y1 - height
+    if backdrop.horizon is not None and group.kind == "airplane":
+        lowest = min(lowest, max(highest, backdrop.horizon - height / 2))
+    elif backdrop.horizon is not None:
+        # Feet, wheels and keels rest on the ground, between the horizon and the lower edge.
+        highest = min(lowest, max(highest, backdrop.horizon + 0.06 - height))
+    top = dice.uniform(highest, lowest)
+    return left, top, left + width, top + height

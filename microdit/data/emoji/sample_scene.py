@@ -1,0 +1,183 @@
+"""Draws scenes: which classes and how many of each, in which colours, on what background.
+
+A scene comes from a row of uniform numbers and so from (seed, index) alone.
+
+Held-out compositions. The triple (class, background, count) of a group of objects is held out of train and val when
+
+    (background index + 5 * class index + 3 * (count - 1)) % 8 == 0
+
+with the indices of `CLASSES` and `BACKGROUNDS`: about one triple in eight, spread so that every class, every background
+and every count is still trained on in other company. The composition split shows only these.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from microdit.data.emoji.art import BY_CODE, CLASSES, DRAWINGS, painted
+from microdit.data.emoji.layout import place_all
+from microdit.data.emoji.scene import (
+    BACKGROUNDS,
+    PLAIN,
+    RELATIONS,
+    SCENERY,
+    Backdrop,
+    Group,
+    Options,
+    Scene,
+    SceneObject,
+    UniformDraws,
+)
+
+
+def held_out(kind: str, background: str, count: int) -> bool:
+    """Whether this composition occurs in the composition split only (the rule is in the module's docstring)."""
+    return (BACKGROUNDS.index(background) + 5 * CLASSES.index(kind) + 3 * (count - 1)) % 8 == 0
+
+
+def sample_scene(dice: UniformDraws, options: Options, composition: bool) -> Scene:
+    """Draws one scene; with `composition`, its first group is a held-out composition, else no group is one."""
+    kind = dice.pick(CLASSES)
+    count = 1 + dice.weighted((0.45, 0.35, 0.2)[: options.max_objects])
+    mixed = count > 1 and dice.chance(0.5)
+    counts = _split_counts(count, mixed, dice)
+    other = dice.pick(_companions(kind, counts, options, composition))
+    kinds = (kind, other)[: len(counts)]
+    relation = dice.pick(RELATIONS) if mixed else None
+    background = _pick_background(dice, options, composition, kinds, counts, relation)
+    sizes = _sizes(dice, counts) if options.sizes else (None,) * len(counts)
+    groups = tuple(Group(k, c, s) for k, c, s in zip(kinds, counts, sizes, strict=True))
+    backdrop = _backdrop(dice, background)
+    looks = [look for g in groups for look in _looks(dice, g, background, options)]
+    boxes = place_all(dice, groups, [code for code, _ in looks], relation, backdrop, options.places)
+    members = [index for index, g in enumerate(groups) for _ in range(g.count)]
+    things = tuple(
+        SceneObject(member, code, colour, dice.chance(0.5) and BY_CODE[code].flips, box)
+        for member, (code, colour), box in zip(members, looks, boxes, strict=True)
+    )
+    return Scene(groups, things, backdrop, relation)
+
+
+def _split_counts(count: int, mixed: bool, dice: UniformDraws) -> tuple[int, ...]:
+    first = 1 if dice.chance(0.6) else 2
+    if not mixed:
+        return (count,)
+    return (1, 1) if count == 2 else (first, 3 - first)
+
+
+def _sizes(dice: UniformDraws, counts: tuple[int, ...]) -> tuple[str | None, ...]:
+    which = dice.weighted((0.7, 0.15, 0.15))
+    if counts == (1,):
+        return ((None, "small", "big")[which],)
+    if counts == (1, 1):
+        return ((None, None), ("small", "big"), ("big", "small"))[which]
+    return (None,) * len(counts)
+
+
+# ---- looks and backgrounds ----
+
+
+@cache
+def looks_on(kind: str, background: str, options: Options) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+    """(drawing, its colours) of a class that stand out from a background."""
+    result = []
+    for drawing in DRAWINGS[kind][: options.drawings]:
+        colours = dict.fromkeys((drawing.colour, *(drawing.colours if options.hues else ())))
+        seen = tuple(
+            colour for colour in colours if colour != background and _stands_out(drawing.code, colour, background)
+        )
+        if seen:
+            result.append((drawing.code, seen))
+    return tuple(result)
+
+
+@cache
+def _outline(code: str, colour: str | None) -> np.ndarray:
+    art = painted(code, colour)
+    solid = art[..., 3] > 128
+    inner = solid.copy()
+    for axis in (0, 1):
+        for step in (-2, 2):
+            inner &= np.roll(np.pad(solid, 2), step, axis)[2:-2, 2:-2]
+    return _perceptual(art[solid & ~inner][:, :3])
+
+
+def _perceptual(rgb: np.ndarray) -> np.ndarray:
+    """RGB weighted roughly as the eye does; distances of 40 are plain to see."""
+    return rgb.astype(np.float64) @ np.array([[0.5, 0.45, -0.2], [0.6, -0.5, -0.3], [0.15, 0.05, 0.5]])
+
+
+@cache
+def _stands_out(code: str, colour: str | None, background: str) -> bool:
+    shades = (PLAIN[background],) if background in PLAIN else SCENERY[background][:2]
+    edge = _outline(code, colour)
+    hidden = max(float((np.linalg.norm(edge - _perceptual(np.array(shade)), axis=-1) < 32).mean()) for shade in shades)
+    return hidden < (0.3 if background in PLAIN else 0.45)
+
+
+def _pick_background(
+    dice: UniformDraws,
+    options: Options,
+    composition: bool,
+    kinds: tuple[str, ...],
+    counts: tuple[int, ...],
+    relation: str | None,
+) -> str:
+    grounded = options.scenery and relation not in ("above", "below") and sum(counts) < 3
+    plain, scenic = _backgrounds(kinds, counts, options, composition)
+    wants_scenery = dice.chance(0.4)
+    return dice.pick(scenic if scenic and grounded and wants_scenery else plain)
+
+
+@cache
+def _companions(kind: str, counts: tuple[int, ...], options: Options, composition: bool) -> tuple[str, ...]:
+    """Classes that may share a picture with `kind`: some plain background suits both, in this split."""
+    others = [name for name in CLASSES if name != kind]
+    if len(counts) == 1:
+        return tuple(others)
+    return tuple(name for name in others if _backgrounds((kind, name), counts, options, composition)[0])
+
+
+@cache
+def _backgrounds(
+    kinds: tuple[str, ...], counts: tuple[int, ...], options: Options, composition: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Plain and scenic backgrounds on which these groups can be seen and may be in this split."""
+
+    def allowed(background: str) -> bool:
+        out = [held_out(kind, background, count) for kind, count in zip(kinds, counts, strict=True)]
+        return (out[0] if composition else not any(out)) and all(looks_on(kind, background, options) for kind in kinds)
+
+    plain = tuple(name for name in PLAIN if allowed(name))
+    scenic = tuple(name for name in SCENERY if allowed(name) and all(kind in SCENERY[name][3] for kind in kinds))
+    return plain, scenic
+
+
+def _looks(dice: UniformDraws, group: Group, background: str, options: Options) -> list[tuple[str, str | None]]:
+    choices = looks_on(group.kind, background, options)
+    alike = dice.chance(0.65)
+    looks: list[tuple[str, str | None]] = []
+    for _ in range(group.count):
+        if looks and alike:
+            looks.append(looks[0])
+            continue
+        code, colours = dice.pick(choices)
+        looks.append((code, dice.pick(colours)))
+    return looks
+
+
+def _backdrop(dice: UniformDraws, name: str) -> Backdrop:
+    shade, tilt = dice.uniform(0.95, 1.03), dice.uniform(-0.05, 0.05)
+    horizon = dice.uniform(0.45, 0.62)
+
+    def scaled(rgb: tuple[int, ...], factor: float) -> tuple[float, ...]:
+        return tuple(min(255.0, channel * factor) for channel in rgb)
+
+    if name in PLAIN:
+        return Backdrop(name, scaled(PLAIN[name], shade * (1 + tilt)), scaled(PLAIN[name], shade * (1 - tilt)))
+    sky, ground, haze, _ = SCENERY[name]
+    if name == "sky":
+        return Backdrop(name, scaled(sky, shade * 0.92), scaled(ground, shade * 1.08))
+    return Backdrop(name, scaled(sky, shade), scaled(ground, shade), horizon, haze)

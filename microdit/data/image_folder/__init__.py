@@ -1,0 +1,1 @@
+"""`folder`: a user's own captioned images."""

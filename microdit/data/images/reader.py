@@ -1,0 +1,144 @@
+"""Read image files: the project's only decoder, which returns correct sRGB pixels or rejects the file by name.
+
+The rule:
+- BMP, GIF, JPEG, PNG, TIFF and WebP are opened, whatever the file's suffix; nothing else is.
+- Of several frames or pages the first counts.
+- Pixels are turned upright by the EXIF orientation, converted to sRGB by the embedded ICC profile (or PNG's gamma), and
+  laid on white where they are transparent.
+- 16-bit grey is scaled to 8 bits. CMYK without a profile is converted by (255 - C)(255 - K) / 255.
+- Rejected: damaged and truncated files, more than `MAX_PIXELS` pixels, floating point, 32-bit and signed integers, and
+  undefined colors (a profile that doesn't fit the pixels, other primaries without a profile).
+
+JPEG has no checksum: damage within its data that still decodes can't be noticed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from microdit.common.errors import DataError
+from microdit.data.images.color import Unreadable, as_srgb, check_colours
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I;16", "I;16B", "I;16L")
+MAX_PIXELS = 178_956_970  # twice Pillow's limit, at which its warning becomes an error
+SAMPLE_FORMAT, BITS_PER_SAMPLE, PHOTOMETRIC = 339, 258, 262  # tags of TIFF
+UNSIGNED, WHITE_IS_ZERO = 1, 0
+
+
+def read_image(path: Path) -> Image.Image:
+    """Return the image at `path`, upright, opaque, in 8-bit sRGB.
+
+    Raises:
+        DataError: if it can't be read correctly; names the file and the reason.
+    """
+    try:
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise DataError(f"image {path} can't be read: {error}") from None
+    return decode_image(data, str(path))
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Return the image of a file's content, as `read_image` does; `name` is the file in messages."""
+    try:
+        with _strict_pillow():
+            return _decode(data)
+    except Unreadable as reason:
+        raise DataError(f"image {name} can't be read: {reason}") from None
+    except Exception as error:  # on damaged files Pillow's decoders raise almost any type
+        raise DataError(f"image {name} can't be read: {_short(error)}") from error
+
+
+def load_square(path: Path, resolution: int) -> np.ndarray:
+    """Return the central square of the image at `path`, resampled: (resolution, resolution, 3) uint8 sRGB."""
+    return central_square(read_image(path), resolution)
+
+
+def central_square(image: Image.Image, resolution: int) -> np.ndarray:
+    """Return the central square of an image, resampled by Lanczos' filter; one that fits already is unchanged."""
+    return np.array(ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS))
+
+
+def header_fault(path: Path) -> str:
+    """Return why the file's header can't belong to a readable image, or "" if it can; decodes no pixels."""
+    try:
+        with _strict_pillow(), Image.open(path, formats=FORMATS) as opened:
+            _check_kind(opened)
+    except Exception as error:
+        return _short(error)
+    return ""
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    """No warnings of Pillow's, and no half images, whatever another library has set."""
+    lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def _decode(data: bytes) -> Image.Image:
+    with Image.open(BytesIO(data), formats=FORMATS) as opened:
+        _check_kind(opened)
+        if opened.format == "PNG":
+            opened.verify()  # the checksums, which decoding alone leaves out
+    with Image.open(BytesIO(data), formats=FORMATS) as opened:
+        raw_mode = _raw_mode(opened)
+        bits = _grey_bits(opened)
+        inverted = opened.mode.startswith("I;16") and _tag(opened, PHOTOMETRIC) == WHITE_IS_ZERO
+        check_colours(opened)
+        image = ImageOps.exif_transpose(opened)
+    return as_srgb(image, raw_mode, bits, inverted)
+
+
+def _check_kind(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise Unreadable(f"{width} x {height} pixels are more than {MAX_PIXELS:,}")
+    if image.mode == "F":
+        raise Unreadable("its pixels are floating-point numbers, whose range is unknown; save it with 8 or 16 bits")
+    if image.mode == "I" and _raw_mode(image) != "I;16B":
+        raise Unreadable("its pixels are 32-bit or signed integers, whose range is unknown; save it with 8 or 16 bits")
+    if image.mode not in (*MODES, "I"):
+        raise Unreadable(f"its pixels are of mode {image.mode}")
+    formats = _tag(image, SAMPLE_FORMAT)
+    if formats is not None and set(np.ravel(formats).tolist()) != {UNSIGNED}:
+        raise Unreadable("its samples are not unsigned integers")
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the file packs its pixels, in Pillow's words, such as "L;4" and "RGB;16B"; "" if unknown."""
+    tiles = getattr(image, "tile", [])
+    arguments = tiles[0][3] if tiles else ""
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def _grey_bits(image: Image.Image) -> int:
+    """Bits of one sample of a grey image of more than 8."""
+    given = _tag(image, BITS_PER_SAMPLE)
+    return int(np.ravel(given)[0]) if given is not None else 16
+
+
+def _tag(image: Image.Image, number: int) -> Any:
+    """A tag of a TIFF file; None if it has none, or is of another format."""
+    tags = getattr(image, "tag_v2", None)
+    return None if tags is None else tags.get(number)
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

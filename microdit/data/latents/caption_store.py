@@ -1,0 +1,214 @@
+"""Features of captions, each caption once, found by its digest; memory-mapped.
+
+A store belongs to one text encoder. Files are only ever added to it, so that datasets, runs and processes share it, and
+one that was interrupted goes on where it stopped. M captions, S tokens, Y width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from microdit.common.errors import DataError, shown
+from microdit.common.files.atomic import write_text
+from microdit.common.files.digests import read_signed, signed
+from microdit.common.files.verified import damaged, read_verified
+from microdit.data.latents.shards import REMEDY, SUFFIX, ConcatArray, Shard, check_shard, open_shard, write_shard
+from microdit.encoders.text import TextEncoder
+from microdit.model.conditioning import Captions, round_to_half, unpack, with_mask
+
+log = logging.getLogger(__name__)
+
+FORMAT = "microdit-captions-1"
+HEADER, PREFIX = "header.json", "captions-"  # a store's folder is PREFIX and the first digits of its encoder's name
+FILE_BYTES = 512 << 20  # of features in a file, about: what is in memory while it is written, twice
+
+
+class CaptionFeatures(Protocol):
+    """What images' captions are to the network."""
+
+    def take(self, images: np.ndarray) -> Captions:
+        """Caption features (B, S, Y) of the given images (B,), float32."""
+
+
+def digest(caption: str) -> int:
+    """64 bits that name a caption; two of 10 million share one with a probability of about 3e-6."""
+    return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "little")
+
+
+def digests(captions: Sequence[str]) -> np.ndarray:
+    """(M,) uint64."""
+    return np.array([digest(caption) for caption in captions], np.uint64)
+
+
+def store_name(fingerprint: str) -> str:
+    """Folder name of the store of a text encoder."""
+    return PREFIX + hashlib.sha256(fingerprint.encode()).hexdigest()[:12]
+
+
+class CaptionStore:
+    """An opened store.
+
+    Raises DataError where a file of it is truncated, or the folder is of another kind.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self.header: Mapping[str, Any] = read_verified(folder / HEADER)
+            kind, sizes = self.header["format"], (self.header["length"], self.header["width"])
+        except KeyError as error:
+            raise DataError(f"{folder / HEADER}: {error} is missing") from None
+        if kind != FORMAT:
+            raise DataError(f"{folder / HEADER}: its format is {shown(kind)}, not '{FORMAT}'")
+        if not all(type(size) is int and 0 < size < 1 << 20 for size in sizes):
+            raise DataError(f"{folder / HEADER}: 'length' and 'width' are {shown(sizes)}, not sizes")
+        self.folder = folder
+        self._shards: list[Shard] = [open_shard(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
+        for shard in self._shards:
+            if shard["features"].shape[1:] != sizes:
+                raise DataError(f"{shard.path}: features {shard['features'].shape}, but {folder / HEADER} says {sizes}")
+        self._index()
+
+    def _index(self) -> None:
+        shape = (0, self.header["length"], self.header["width"])
+        shards = self._shards
+        self._features = ConcatArray([shard["features"] for shard in shards] or [np.zeros(shape, np.float16)])
+        self._masks = ConcatArray(
+            [shard["mask"] for shard in shards if "mask" in shard.tensors] or [np.zeros(0, np.bool_)]
+        )
+        known = [shard["digests"] for shard in shards] or [np.zeros(0, np.uint64)]
+        # Sorted, to be searched; of a caption that two processes wrote the first stays.
+        self._digests, self._rows = np.unique(np.concatenate(known), return_index=True)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    @property
+    def files(self) -> list[Path]:
+        """All of its files of features."""
+        return [shard.path for shard in self._shards]
+
+    def knows(self, wanted: np.ndarray) -> np.ndarray:
+        """Which digests (N,) have features here: (N,) bool."""
+        place = np.searchsorted(self._digests, wanted)
+        inside = place < len(self._digests)
+        inside[inside] = self._digests[place[inside]] == wanted[inside]
+        return inside
+
+    def rows(self, wanted: np.ndarray) -> np.ndarray:
+        """Places (N,) int64 of digests (N,). Raises DataError where one has no features."""
+        absent = int((~self.knows(wanted)).sum())
+        if absent:
+            raise DataError(f"{self.folder}: {absent} captions have no features; encode the data again with --captions")
+        return self._rows[np.searchsorted(self._digests, wanted)]
+
+    def take(self, rows: np.ndarray) -> Captions:
+        """Features (B, S, Y) float32 at places (B,), masked where the encoder masks them."""
+        features = torch.from_numpy(self._features.take(rows).astype(np.float32))
+        return with_mask(features, torch.from_numpy(self._masks.take(rows)) if len(self._masks) else None)
+
+    def add(self, captions: Sequence[str], features: np.ndarray, mask: np.ndarray | None) -> None:
+        """Writes features (M, S, Y) and masks (M, S) of captions that are not there yet."""
+        tensors = {"features": features.astype(np.float16, copy=False), "digests": digests(captions)}
+        if mask is not None:
+            tensors["mask"] = mask.astype(np.bool_)
+        if not np.isfinite(tensors["features"]).all():
+            worst = int(np.flatnonzero(~np.isfinite(tensors["features"]).all(axis=(1, 2)))[0])
+            raise DataError(f"the text encoder gives NaN or infinity in half precision for '{captions[worst][:200]}'")
+        self._shards.append(open_shard(write_shard(self.folder, "", tensors, {})))
+        self._index()
+
+
+def create_store(folder: Path, header: Mapping[str, Any], memory: Path | None = None) -> CaptionStore:
+    """Open the store in `folder`, or begin one; `header` has `fingerprint`, `length`, `width`.
+
+    Damaged files are removed, with a line in the log: their captions have no features then and are encoded again.
+    `memory` is a folder that keeps which files were found good.
+    """
+    path = folder / HEADER
+    if not _is_header(path, header):
+        if path.exists():
+            log.warning("%s: damaged, or of another text encoder; written again", path)
+        write_text(path, signed({"format": FORMAT, **header}))
+    shape = (header["length"], header["width"])
+    for bad, why in damaged(sorted(folder.glob(f"*{SUFFIX}")), partial(_check, shape=shape), memory, str(shape)):
+        log.warning("%s; its captions are encoded again", why.removesuffix(f"; {REMEDY}"))
+        bad.unlink(missing_ok=True)
+    return CaptionStore(folder)
+
+
+def _is_header(path: Path, header: Mapping[str, Any]) -> bool:
+    try:
+        found = read_signed(path, optional=True)
+    except (OSError, ValueError):
+        return False
+    keys = ("fingerprint", "length", "width")
+    return found.get("format") == FORMAT and [found.get(key) for key in keys] == [header[key] for key in keys]
+
+
+def _check(path: Path, shape: tuple[int, int]) -> None:
+    """Raise DataError if a file of features is damaged or has other sizes."""
+    check_shard(path)
+    shard = open_shard(path)
+    found = shard["features"].shape
+    if found[1:] != shape or shard["digests"].shape != found[:1]:
+        raise DataError(f"{path}: its features are {found}, not (M, {shape[0]}, {shape[1]})")
+
+
+def text_header(encoder: TextEncoder, **more: Any) -> dict[str, Any]:
+    """What a store notes of its text encoder."""
+    return {"fingerprint": encoder.fingerprint, "length": encoder.length, "width": encoder.width, **more}
+
+
+def encode_captions(store: CaptionStore, captions: Iterable[str], encoder: TextEncoder, batch_size: int = 256) -> int:
+    """Adds the captions that `store` doesn't know yet; returns how many. Only one file's features are in memory."""
+    size = max(batch_size, FILE_BYTES // (2 * encoder.length * encoder.width))
+    fresh, count = _unknown(store, captions), 0
+    while chunk := list(islice(fresh, size)):
+        features, masks = np.zeros((len(chunk), encoder.length, encoder.width), np.float16), []
+        for start in range(0, len(chunk), batch_size):
+            encoded, mask = unpack(encoder.encode(chunk[start : start + batch_size]))
+            features[start : start + batch_size] = encoded.half().cpu().numpy()
+            masks += [] if mask is None else [mask.cpu().numpy()]
+        store.add(chunk, features, np.concatenate(masks) if masks else None)
+        count += len(chunk)
+    return count
+
+
+def _unknown(store: CaptionStore, captions: Iterable[str]) -> Iterator[str]:
+    """Each caption that has no features yet, once, in order."""
+    begun: set[int] = set()  # also of what was given out and isn't written yet
+    for caption in captions:
+        number = digest(caption)
+        if number not in begun and not store.knows(np.array([number], np.uint64))[0]:
+            begun.add(number)
+            yield caption
+
+
+class StoredCaptions:
+    """Features of N images' captions out of a store."""
+
+    def __init__(self, store: CaptionStore, wanted: np.ndarray) -> None:
+        self._store = store
+        self._rows = store.rows(wanted)  # (N,)
+
+    def take(self, images: np.ndarray) -> Captions:
+        return self._store.take(self._rows[images])
+
+
+class CaptionsPerBatch:
+    """Features encoded whenever they are asked for: no disk space, and the text encoder's time at each step."""
+
+    def __init__(self, encoder: TextEncoder, caption_of: Any) -> None:
+        self._encoder, self._caption_of = encoder, caption_of
+
+    def take(self, images: np.ndarray) -> Captions:
+        return round_to_half(self._encoder.encode([self._caption_of(int(i)) for i in images]))

@@ -1,0 +1,204 @@
+"""What training reads: images and captions, encoded once into memory-mapped shards and shared by all runs.
+
+They are precomputed (`microdit data encode`), or encoded at a run's start into its cache: the same files, where an
+interrupted start goes on too. N images, C channels, S text tokens, Y width of the text encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from microdit.alignment.feature_cache import NoTargets, PatchTargets
+from microdit.common.errors import DataError
+from microdit.common.files.digests import read_signed
+from microdit.common.files.verified import CHECKED, damaged
+from microdit.common.rng import generator
+from microdit.data.dataset import CaptionedImages
+from microdit.data.latents.caption_store import (
+    CaptionFeatures,
+    CaptionsPerBatch,
+    StoredCaptions,
+    create_store,
+    encode_captions,
+    store_name,
+    text_header,
+)
+from microdit.data.latents.reader import HEADER, INDEX, EncodedImages, open_images
+from microdit.data.latents.shard_job import ShardJob
+from microdit.data.latents.shards import REMEDY, SUFFIX, check_shard
+from microdit.data.latents.writer import EncodedPictures, Record, chunk_ranges, write_images
+from microdit.encoders.autoencoder import Autoencoder
+from microdit.encoders.text import TextEncoder
+from microdit.model.conditioning import Captions
+
+log = logging.getLogger(__name__)
+
+FORMAT = "encoded-2"
+
+
+@dataclass(frozen=True)
+class EncodedDataset:
+    """N captioned images as the network sees them."""
+
+    images: EncodedImages
+    features: CaptionFeatures
+    sigma_data: float  # standard deviation over all latent values
+    fingerprint: str
+    targets: PatchTargets | NoTargets = field(default_factory=NoTargets)  # what hidden tokens are aligned with
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int64, -1 where unknown."""
+        return self.images.labels
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, h, w) of the latents."""
+        return self.images.shape
+
+    def with_features(self, features: CaptionFeatures) -> EncodedDataset:
+        """The same images with other features of their captions."""
+        return replace(self, features=features)
+
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Captions]:
+        """Latents (B, C, h, w) and caption features (B, S, Y) in float32, masked if the text encoder masks them."""
+        latents = torch.from_numpy(self.images.take(indices).astype(np.float32))
+        return latents, self.features.take(indices)
+
+    def caption(self, index: int) -> str:
+        """The caption of image `index`."""
+        return self.images.caption(index)
+
+
+def data_fingerprint(train: EncodedDataset, val: EncodedDataset) -> str:
+    """16 hex digits that name all content that a run reads: both splits' latents and captions, and targets to align."""
+    return _key(train.fingerprint, val.fingerprint, train.targets.fingerprint)
+
+
+def encode_dataset(
+    dataset: CaptionedImages,
+    autoencoder: Autoencoder,
+    text_encoder: TextEncoder,
+    cache_dir: Path | str,
+    store_captions: bool = True,
+    job: ShardJob | None = None,
+) -> EncodedDataset:
+    """Encodes `dataset`, or opens what an earlier call with the same content left in `cache_dir`."""
+    job = job or ShardJob(round_trips=0)
+    folder = Path(cache_dir) / _key(dataset.fingerprint, autoencoder.fingerprint)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        _discard_damaged(folder, Path(cache_dir) / CHECKED)
+        if not (folder / INDEX).is_file():
+            text_encoder.encode([""])  # weights that can't be loaded are found here, before the pictures' long work
+            pictures = EncodedPictures(autoencoder, dataset.resolution, "")
+            write_images(DatasetSource(dataset), pictures, folder, job)
+    images = open_images(folder)
+    return with_captions(images, None, text_encoder, Path(cache_dir), store_captions)
+
+
+def _discard_damaged(folder: Path, memory: Path) -> None:
+    """Remove what is damaged in a cache folder, with one line in the log, so that it is encoded again."""
+    bad = damaged(sorted(folder.glob(f"*{SUFFIX}")), check_shard, memory)
+    for name in (INDEX, HEADER):
+        try:
+            read_signed(folder / name)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            bad.append((folder / name, f"{folder / name}: {error}"))
+    if not bad and (folder / INDEX).is_file():
+        try:
+            open_images(folder)
+        except DataError as error:  # a file is missing or doesn't fit
+            bad.append((folder / INDEX, str(error)))
+    if bad:
+        log.warning("%s; encoded again (%d files)", bad[0][1].removesuffix(f"; {REMEDY}"), len(bad))
+    for path in {*(path for path, _ in bad), *([folder / INDEX] if bad else [])}:
+        path.unlink(missing_ok=True)
+
+
+def with_captions(
+    images: EncodedImages, split: str | None, text_encoder: TextEncoder, cache_dir: Path, store_captions: bool = True
+) -> EncodedDataset:
+    """Adds what the captions are to the network: from the cache's store, which learns what it doesn't know yet.
+
+    Without `store_captions` nothing is stored: each batch's captions are encoded when it is drawn.
+    """
+    fingerprint = _key(images.index["fingerprint"], str(split), str(len(images)), text_encoder.fingerprint)
+    features: CaptionFeatures
+    if store_captions:
+        folder = cache_dir / store_name(text_encoder.fingerprint)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            store = create_store(folder, text_header(text_encoder), cache_dir / CHECKED)
+            if not store.knows(images.digests).all():
+                encode_captions(store, (images.caption(i) for i in range(len(images))), text_encoder)
+        features = StoredCaptions(store, images.digests)
+    else:
+        features = CaptionsPerBatch(text_encoder, images.caption)
+    return EncodedDataset(images, features, images.sigma_data(split), fingerprint)
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("/".join([FORMAT, *parts]).encode()).hexdigest()[:16]
+
+
+class DatasetSource:
+    """A dataset of one split, as something to be encoded."""
+
+    def __init__(self, dataset: CaptionedImages) -> None:
+        self.resolution, self.classes = dataset.resolution, dataset.classes
+        self.description = {"fingerprint": dataset.fingerprint}
+        self._dataset = dataset
+
+    def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
+        """Chunks of `size` images."""
+        for k, rows in chunk_ranges(len(self._dataset), size):
+            yield k, map(self._record, rows) if wanted(k) else None
+
+    def _record(self, i: int) -> Record:
+        item = self._dataset[i]
+        return Record(str(item.attributes.get("file", i)), item.caption, item.label, False, lambda: item.image)
+
+
+class BatchSampler:
+    """Which images each step sees: a fresh permutation each epoch, a function of (seed, step) alone."""
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count = count
+        self.batch_size = batch_size
+        self.seed = seed
+        self._epoch = -1
+        self._permutation = np.zeros(0, np.int64)
+
+    def __call__(self, step: int) -> np.ndarray:
+        """Indices (batch_size,) of 0-based `step`; an epoch's end runs on into the next epoch's permutation."""
+        position = step * self.batch_size
+        parts: list[np.ndarray] = []
+        missing = self.batch_size
+        while missing:
+            epoch, offset = divmod(position, self.count)
+            part = self._of_epoch(epoch)[offset : offset + missing]
+            parts.append(part)
+            position += len(part)
+            missing -= len(part)
+        return np.concatenate(parts)
+
+    def _of_epoch(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            self._permutation = torch.randperm(self.count, generator=generator(self.seed, "order", epoch)).numpy()
+            self._epoch = epoch
+        return self._permutation

@@ -1,0 +1,290 @@
+"""Writes folders of encoded images: shard by shard, by one or several processes, from where an earlier call stopped.
+
+Shard k holds a source's images k S to (k + 1) S, whoever writes it, so processes need not speak to each other. B batch,
+C latent channels, s latent side, f the autoencoder's downsampling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microdit.common.errors import ConfigError, DataError
+from microdit.common.files.atomic import sweep, write_text
+from microdit.common.files.digests import signed
+from microdit.common.files.verified import read_verified
+from microdit.common.parsing import flatten
+from microdit.data.latents.caption_store import digests
+from microdit.data.latents.reader import FORMAT, HEADER, INDEX, SPLITS, sigma_of
+from microdit.data.latents.shard_job import ShardJob
+from microdit.data.latents.shards import DIGITS, SUFFIX, open_shard, pack, write_shard
+from microdit.encoders.autoencoder import Autoencoder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a source, not read yet."""
+
+    key: str  # what its source calls it
+    caption: str
+    label: int  # -1 where unknown
+    held_out: bool
+    load: Callable[[], np.ndarray]  # -> (H, W, 3) uint8; of latents that are there already (C, s, s) float16
+
+
+class Source(Protocol):
+    """Where images come from, in an order that is the same each time."""
+
+    resolution: int
+    classes: tuple[str, ...]
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """What it is, as JSON; a change of it is another dataset."""
+        ...
+
+    def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
+        """All chunks of `size` images by number; those that aren't wanted are passed over."""
+        ...
+
+
+def chunk_ranges(count: int, size: int) -> Iterator[tuple[int, range]]:
+    """Chunks of `size` out of `count` images: their numbers, and the images' places."""
+    for k, start in enumerate(range(0, count, size)):
+        yield k, range(start, min(start + size, count))
+
+
+class Latents(Protocol):
+    """How records become latents."""
+
+    shape: tuple[int, int, int]  # (C, s, s)
+
+    @property
+    def header(self) -> Mapping[str, Any]:
+        """What is noted of the autoencoder."""
+        ...
+
+    def encode(self, loaded: list[np.ndarray]) -> Tensor:
+        """What `Record.load` gave of B images -> (B, C, s, s) float32."""
+        ...
+
+    def error(self, loaded: list[np.ndarray], latents: Tensor) -> list[float]:
+        """Mean squared errors of the round trip, pixels from 0 to 1; empty where it can't be told."""
+        ...
+
+
+class EncodedPictures:
+    """Latents by an autoencoder."""
+
+    def __init__(self, autoencoder: Autoencoder, resolution: int, path: str) -> None:
+        if resolution % autoencoder.downsampling:
+            raise ConfigError(
+                f"the resolution is {resolution}; the autoencoder needs a multiple of {autoencoder.downsampling}"
+            )
+        side = resolution // autoencoder.downsampling
+        self.shape = (autoencoder.channels, side, side)
+        self.header = {"path": path, **autoencoder.describe()}
+        self._autoencoder = autoencoder
+
+    def encode(self, loaded: list[np.ndarray]) -> Tensor:
+        return self._autoencoder.encode(torch.from_numpy(np.stack(loaded))).float().cpu()
+
+    def error(self, loaded: list[np.ndarray], latents: Tensor) -> list[float]:
+        back = self._autoencoder.decode(latents.half().float()).cpu().float() / 255
+        wanted = torch.from_numpy(np.stack(loaded)).float() / 255
+        return [float(value) for value in (back - wanted).square().mean((1, 2, 3))]
+
+
+@dataclass
+class EncodingStats:
+    """What this process did."""
+
+    images: int = 0
+    seconds: float = 0.0
+    shards: int = 0
+    missing: list[int] = field(default_factory=list)  # shards that other processes have yet to write
+
+
+def write_images(
+    source: Source, latents: Latents, folder: Path, job: ShardJob, tell: Callable[[str], None] = log.info
+) -> EncodingStats:
+    """Writes this process's shards that are not there yet, and the index once all are.
+
+    Raises ConfigError where the folder was begun with other settings, DataError where an image is broken or its latents
+    are not finite; shards that were finished stay.
+    """
+    sweep(folder, depth=1)
+    write_or_check_header(source, latents, folder, job)
+    tally, count, began, there = EncodingStats(), 0, time.monotonic(), existing_shards(folder)
+
+    def wanted(k: int) -> bool:
+        return k % job.parts == job.part and k not in there
+
+    for k, records in source.chunks(job.shard_size, wanted):
+        count = k + 1
+        if records is not None:
+            tally.images += _write_one(k, records, latents, folder, job)
+            tally.shards += 1
+            tally.seconds = time.monotonic() - began
+            tell(f"shard {k}: {tally.images:,} images so far, {tally.images / tally.seconds:.1f} a second")
+    if not count:
+        raise DataError(f"the source has no images: {json.dumps(source.description, ensure_ascii=False)[:300]}")
+    there = existing_shards(folder)
+    tally.missing = [k for k in range(count) if k not in there]
+    if not tally.missing:
+        _finish(folder, [there[k] for k in range(count)])
+    return tally
+
+
+def write_or_check_header(source: Source, latents: Latents, folder: Path, job: ShardJob) -> None:
+    """Notes what the folder is of, or compares with what was noted."""
+    header = {
+        "format": FORMAT,
+        "resolution": source.resolution,
+        "latents": {"shape": list(latents.shape), "dtype": "float16"},
+        "autoencoder": dict(latents.header),
+        "source": dict(source.description),
+        "classes": list(source.classes),
+        "shard_size": job.shard_size,
+        "skip_broken": job.skip_broken,
+    }
+    path = folder / HEADER
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, signed(header))
+        return
+    try:
+        there = read_verified(path)
+    except DataError as error:
+        raise DataError(f"{error}; start anew with another --out") from None
+    for key, value in flatten(json.loads(json.dumps(header))).items():
+        found = flatten(there).get(key)
+        if found != value and key not in ("autoencoder.path", "source.path"):  # the same may lie elsewhere
+            raise ConfigError(
+                f"{folder} was begun with {key} {found!r}, and now it is {value!r}: give the same settings to go on, "
+                "or another --out"
+            )
+
+
+def existing_shards(folder: Path) -> dict[int, Path]:
+    """The shards of images that are there, whole or not, by number."""
+    found = sorted(folder.glob(f"[0-9]*-*{SUFFIX}"), reverse=True)  # of two of a number the first in order is taken
+    return {int(path.name.partition("-")[0]): path for path in found}
+
+
+def _write_one(k: int, records: Iterator[Record], latents: Latents, folder: Path, job: ShardJob) -> int:
+    kept: list[Record] = []
+    arrays: list[np.ndarray] = []
+    errors: list[float] = []
+    skipped: list[str] = []
+    statistics = _no_statistics()
+    while batch := list(islice(records, job.batch_size)):
+        good, loaded = _load(batch, skipped, job.skip_broken)
+        if not good:
+            continue
+        found = latents.encode(loaded)
+        half = found.half()
+        _check_finite(good, half)
+        _count(statistics, good, found)
+        missing = max(job.round_trips - len(errors), 0)
+        if missing:
+            errors += latents.error(loaded[:missing], found[:missing])
+        arrays.append(half.numpy())
+        kept += good
+    stacked = np.concatenate(arrays) if arrays else np.zeros((0, *latents.shape), np.float16)
+    captions, caption_ends = pack([record.caption for record in kept])
+    keys, key_ends = pack([record.key for record in kept])
+    tensors = {
+        "latents": stacked,
+        "labels": np.array([record.label for record in kept], np.int64),
+        "held_out": np.array([record.held_out for record in kept], np.bool_),
+        "digests": digests([record.caption for record in kept]),
+        **{"captions": captions, "captions_ends": caption_ends, "keys": keys, "keys_ends": key_ends},
+    }
+    write_shard(folder, f"{k:06d}-", tensors, {"statistics": statistics, "errors": errors, "skipped": skipped})
+    return len(kept)
+
+
+def _load(batch: Sequence[Record], skipped: list[str], skip_broken: bool) -> tuple[list[Record], list[np.ndarray]]:
+    good: list[Record] = []
+    loaded: list[np.ndarray] = []
+    for record in batch:
+        try:
+            loaded.append(record.load())
+        except DataError:
+            if not skip_broken:
+                raise
+            skipped.append(record.key)
+        else:
+            good.append(record)
+    return good, loaded
+
+
+def _check_finite(records: Sequence[Record], latents: Tensor) -> None:
+    bad = np.flatnonzero(~np.isfinite(latents.numpy()).all((1, 2, 3)))
+    if len(bad):
+        names = ", ".join(records[int(i)].key for i in bad[:3])
+        raise DataError(
+            f"the latents of {len(bad)} images are NaN or beyond half precision, such as {names}: does the autoencoder "
+            "overflow in 'autoencoder.precision' fp16, or is its scaling_factor wrong?"
+        )
+
+
+def _no_statistics() -> dict[str, dict[str, Any]]:
+    return {split: {"images": 0, "values": 0, "sum": 0.0, "squares": 0.0} for split in SPLITS}
+
+
+def _count(statistics: dict[str, dict[str, Any]], records: Sequence[Record], latents: Tensor) -> None:
+    held_out = torch.tensor([record.held_out for record in records])
+    for split, rows in (("train", ~held_out), ("val", held_out)):
+        values, into = latents[rows].double(), statistics[split]
+        into["images"] += len(values)
+        into["values"] += values.numel()
+        into["sum"] += values.sum().item()
+        into["squares"] += values.square().sum().item()
+
+
+def _finish(folder: Path, paths: Sequence[Path]) -> None:
+    """Writes the index of all shards."""
+    statistics = _no_statistics()
+    errors: list[float] = []
+    skipped: list[str] = []
+    entries = []
+    for path in paths:
+        shard = open_shard(path)
+        for split, into in statistics.items():
+            for key, value in shard.facts["statistics"][split].items():
+                into[key] += value
+        errors += shard.facts["errors"]
+        skipped += shard.facts["skipped"]
+        size = path.stat().st_size
+        entries.append({"file": path.name, "count": len(shard["labels"]), "bytes": size, "sha256": path.stem[-DIGITS:]})
+    header = read_verified(folder / HEADER)
+    index = header | {
+        "fingerprint": hashlib.sha256(json.dumps([FORMAT, *entries]).encode()).hexdigest(),
+        "statistics": statistics,
+        "sigma_data": {split: sigma_of(statistics, split) for split in SPLITS},
+        "round_trip": {"psnr_db": _psnr(errors), "images": len(errors)},
+        "skipped": skipped,
+        "shards": entries,
+    }
+    write_text(folder / INDEX, signed(index))
+
+
+def _psnr(errors: Sequence[float]) -> float | None:
+    """Mean PSNR in dB over images; None where nothing was measured or lost."""
+    lossy = [error for error in errors if error > 0]
+    return float(np.mean([-10 * np.log10(error) for error in lossy])) if lossy else None

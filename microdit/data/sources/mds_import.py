@@ -1,0 +1,104 @@
+"""`microdit data encode` of an MDS folder: nothing is encoded, what the released code wrote is put into our shards."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from microdit.cli.encode import absolute_if_folder
+from microdit.common.errors import ConfigError
+from microdit.data.latents.caption_store import FILE_BYTES, CaptionStore, create_store, digests, store_name
+from microdit.data.latents.shard_job import ShardJob
+from microdit.data.latents.writer import EncodingStats, write_images
+from microdit.data.sources.mds import AUTOENCODER, WIDTH, GivenLatents, MdsSource, open_mds
+from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
+from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
+from microdit.model.conditioning import unpack
+
+TRIED, TOLERANCE = 8, 0.1  # captions that are encoded to be compared; relative error that half precision explains
+
+
+def convert(
+    arguments: argparse.Namespace, job: ShardJob, device: str, tell: Callable[[str], None]
+) -> tuple[EncodingStats, int | None]:
+    """Writes latents, and with `--captions` the features that are there; what was done, and how many captions.
+
+    Raises ConfigError where the given encoders can't be those that the folder was made with.
+    """
+    if job.parts > 1:
+        raise ConfigError("an MDS folder is read by one process: leave --shard out")
+    source = open_mds(
+        Path(arguments.source).expanduser(),
+        *(arguments.resolution, arguments.seed, arguments.val_fraction),
+        *(arguments.streaming, arguments.cache_dir),
+    )
+    try:
+        path = arguments.autoencoder or AUTOENCODER
+        latents = GivenLatents(
+            source.shape, absolute_if_folder(path), _described(path, arguments.precision, device, tell)
+        )
+        encoder = None if arguments.text is None else build_text_encoder(_text(arguments), device)
+        store = _store(arguments, source, encoder, tell) if arguments.captions else None
+        tally = write_images(source, latents, arguments.out, job, tell)
+        return tally, None if store is None else _copy_features(store, source)
+    finally:
+        source.close()
+
+
+def _described(path: str, precision: Any, device: str, tell: Callable[[str], None]) -> dict[str, Any] | None:
+    try:
+        return build_autoencoder(AutoencoderConfig(path, precision), device).describe()
+    except ConfigError as error:
+        tell(f"that the latents are of '{path}' is taken on trust: it can't be opened here ({error})")
+        return None
+
+
+def _text(arguments: argparse.Namespace) -> TextConfig:
+    return TextConfig(arguments.text, arguments.text_layer, arguments.text_length)
+
+
+def _store(
+    arguments: argparse.Namespace, source: MdsSource, encoder: TextEncoder | None, tell: Callable[[str], None]
+) -> CaptionStore:
+    width = encoder.width if encoder else WIDTH
+    samples = list(source.features(0, TRIED, width))
+    length = len(samples[0][1])
+    header = {"length": length, "width": width, "layer": arguments.text_layer, "fingerprint": None}
+    if encoder is None:
+        tell("the text encoder of caption_latents isn't known; give --text to have them compared with its own")
+        return create_store(arguments.out / store_name("given"), header | {"path": None})
+    _compare(samples, encoder, arguments.text)
+    header |= {"fingerprint": encoder.fingerprint, "path": absolute_if_folder(arguments.text)}
+    return create_store(arguments.out / store_name(encoder.fingerprint), header)
+
+
+def _compare(samples: list[tuple[str, np.ndarray]], encoder: TextEncoder, name: str) -> None:
+    """Raises ConfigError where the features are not those that the encoder gives."""
+    found, _ = unpack(encoder.encode([caption for caption, _ in samples]))
+    stored = torch.from_numpy(np.stack([features for _, features in samples])).float()
+    shapes = [tuple(one.shape[1:]) for one in (stored, found)]
+    error = float((stored - found.cpu()).norm() / found.norm()) if shapes[0] == shapes[1] else float("inf")
+    if not error < TOLERANCE:
+        raise ConfigError(
+            f"caption_latents are not what --text {name} gives: shapes {shapes[0]} there and {shapes[1]} here, "
+            f"relative error {error:.2g}; is --text-layer right?"
+        )
+
+
+def _copy_features(store: CaptionStore, source: MdsSource) -> int:
+    """Adds what is not there yet, a file at a time."""
+    size, count = max(64, FILE_BYTES // (2 * store.header["length"] * store.header["width"])), 0
+    rows = source.features(0, source.images, store.header["width"])
+    while chunk := dict(islice(rows, size)):
+        known = store.knows(digests(list(chunk)))
+        fresh = [caption for caption, old in zip(chunk, known, strict=True) if not old]
+        if fresh:
+            store.add(fresh, np.stack([chunk[caption] for caption in fresh]), None)
+        count += len(fresh)
+    return count

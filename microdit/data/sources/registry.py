@@ -1,0 +1,50 @@
+"""Which kind of source a word on the command line names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from microdit.common.errors import DataError
+from microdit.common.files.text import read_json_object
+from microdit.data.latents.writer import Source
+from microdit.data.sources.hf_datasets import HUB, Columns, TableSource, tars
+
+KINDS = (
+    "a folder of captioned images, a folder that datasets' save_to_disk wrote, hf:NAME for one of the hub, a folder or "
+    "glob of webdataset tars, or an MDS folder of the paper's released code"
+)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a source's images are read."""
+
+    resolution: int
+    seed: int = 0
+    val_fraction: float = 0.1
+    columns: Columns = field(default_factory=Columns)
+
+
+def is_mds(word: str) -> bool:
+    """Whether `word` is a folder in MDS format."""
+    try:
+        index = read_json_object(Path(word).expanduser() / "index.json")
+        return all(shard["format"] == "mds" for shard in index["shards"])
+    except (DataError, RuntimeError, ValueError, KeyError, TypeError):
+        return False
+
+
+def open_source(word: str, wanted: ReadOptions) -> Source:
+    """The source of pictures that `word` names; raises DataError telling what may stand there."""
+    path = Path(word).expanduser()
+    saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+    if path.is_dir() and any(path.glob("*.tar")):
+        word = str(path / "*.tar")
+    elif path.is_dir() and not saved:
+        from microdit.data.sources.image_folder import FolderSource
+
+        return FolderSource(path, wanted.resolution, wanted.seed, wanted.val_fraction)
+    if word.startswith(HUB) or saved or (word.endswith(".tar") and tars(word)):
+        return TableSource(word, wanted.resolution, wanted.seed, wanted.val_fraction, wanted.columns)
+    raise DataError(f"'{word}' is not there; give {KINDS}")

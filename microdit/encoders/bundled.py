@@ -1,0 +1,8 @@
+"""Paths of the bundled networks; `microdit/assets/build/` has the scripts that trained them."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent / "assets"
+VAE = ROOT / "vae"
+TEXT_CLIP = ROOT / "text_clip"
+SCORE_CLIP = ROOT / "score_clip"

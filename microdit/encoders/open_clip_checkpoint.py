@@ -1,0 +1,152 @@
+"""Opening a local folder in open_clip's own format, with its own tokenizer's merge list where it has one.
+
+B batch, S text tokens, E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from microdit.common.errors import CheckpointError, ConfigError
+from microdit.common.files.digests import sha256
+from microdit.common.files.text import read_json
+from microdit.common.files.torch_archive import read_torch_file
+from microdit.encoders.loading import LOAD_ERRORS, short
+
+CONFIG, MERGES = "open_clip_config.json", "bpe_merges.txt.gz"
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+DEFAULT_WIDTH, DEFAULT_LENGTH = 512, 77  # open_clip's, if a configuration leaves them out
+
+
+@dataclass(frozen=True)
+class ClipFolder:
+    """A frozen CLIP in float32 with its tokenizer and preprocessing."""
+
+    model: Any
+    tokenize: Callable[[Sequence[str]], Tensor]  # captions -> (B, S) int64
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    context_length: int
+    fingerprint: str
+    device: torch.device
+
+    @torch.no_grad()
+    def image_features(self, images: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, E) float32, not normalised; other sizes are resized, antialiased."""
+        x = images.to(self.device).permute(0, 3, 1, 2).float() / 255
+        size = self.image_size
+        if x.shape[-2:] != (size, size):
+            x = F.interpolate(x, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        mean, std = (torch.tensor(values, device=self.device).view(1, 3, 1, 1) for values in (self.mean, self.std))
+        return self.model.encode_image((x - mean) / std).float()
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, E) float32 of unit length."""
+        return F.normalize(self.image_features(images), dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, captions: Sequence[str]) -> Tensor:
+        """B captions -> (B, E) float32 of unit length."""
+        tokens = self.tokenize(list(captions)).to(self.device)
+        return F.normalize(self.model.encode_text(tokens), dim=-1).float()
+
+
+def read_settings(folder: Path, key: str) -> dict[str, Any]:
+    """The folder's configuration, its files looked for; raises ConfigError naming `key` and what is missing."""
+    where = f"'{key}': {folder}"
+    if not folder.is_dir():
+        raise ConfigError(f"{where}: no such folder; give an open_clip folder or 'builtin'")
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"{where} has no {CONFIG}; an open_clip folder holds it, a transformers one a config.json")
+    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not weights:
+        raise ConfigError(f"{where} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}")
+    try:
+        settings: dict[str, Any] = read_json(folder / CONFIG, ConfigError)
+        (
+            dict(settings["model_cfg"]["text_cfg"]),
+            dict(settings["model_cfg"]["vision_cfg"]),
+        )  # both are there, and mappings
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder / CONFIG}: not an open_clip configuration ({error!r})") from None
+    return settings
+
+
+def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu") -> ClipFolder:
+    """Loads `folder`; raises ConfigError naming `key` and the file that is missing or broken."""
+    settings = read_settings(folder, key)
+    text, vision = settings["model_cfg"]["text_cfg"], settings["model_cfg"]["vision_cfg"]
+    import open_clip
+
+    name = f"local-dir:{folder}"
+    try:
+        model = _load_model(name, folder, device)
+        merges = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
+        tokenize = open_clip.get_tokenizer(name, **merges)
+    except LOAD_ERRORS as error:
+        raise ConfigError(f"'{key}': {folder}: open_clip can't load it: {short(error)}") from None
+    preprocess = settings.get("preprocess_cfg", {})
+    return ClipFolder(
+        model=model.eval().requires_grad_(False),
+        tokenize=tokenize,
+        mean=tuple(preprocess.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        std=tuple(preprocess.get("std", open_clip.OPENAI_DATASET_STD)),
+        image_size=int(vision["image_size"]),
+        context_length=int(text.get("context_length", DEFAULT_LENGTH)),
+        fingerprint=clip_fingerprint(folder),
+        device=torch.device(device),
+    )
+
+
+def _load_model(name: str, folder: Path, device: torch.device | str) -> Any:
+    """The folder's network with its weights: by open_clip from safetensors; a pickle of torch is only parsed."""
+    import open_clip
+
+    if (folder / WEIGHTS[0]).is_file():
+        return open_clip.create_model(name, device=device, precision="fp32", load_weights=True)
+    return with_parsed(open_clip.create_model(name, device=device, precision="fp32", load_weights=False), folder)
+
+
+def with_parsed(model: Any, path: Path) -> Any:
+    """`model` with the weights of a file of `torch.save`, or of the one in a folder; raises one of LOAD_ERRORS."""
+    path = path / WEIGHTS[1] if path.is_dir() else path
+    try:
+        stored = read_torch_file(path)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(stored, dict):
+        raise TypeError(f"{path} holds no state dict")
+    stored = stored.get("state_dict", stored)
+    model.load_state_dict({name.removeprefix("module."): tensor for name, tensor in stored.items()})
+    return model
+
+
+def context_length(folder: Path) -> int | None:
+    """S as the folder's configuration says, without its weights; None if it can't be read."""
+    return _text_setting(folder, "context_length", DEFAULT_LENGTH)
+
+
+def text_tower_width(folder: Path) -> int | None:
+    """Y as the folder's configuration says, without its weights; None if it can't be read."""
+    return _text_setting(folder, "width", DEFAULT_WIDTH)
+
+
+def _text_setting(folder: Path, key: str, default: int) -> int | None:
+    try:
+        settings = read_json(folder / CONFIG, ConfigError)
+        return int(settings["model_cfg"]["text_cfg"].get(key, default))
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def clip_fingerprint(folder: Path) -> str:
+    """Digest of everything that determines the folder's features."""
+    return sha256(*[folder / name for name in (CONFIG, *WEIGHTS, MERGES) if (folder / name).is_file()])

@@ -1,0 +1,164 @@
+"""Token features of open_clip's text towers, from a folder or by open_clip's own names.
+
+B batch, S text tokens, Y width of the text tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from microdit.common.errors import ConfigError, nearest
+from microdit.encoders.loading import LOAD_ERRORS, short
+from microdit.encoders.open_clip_checkpoint import (
+    CONFIG,
+    DEFAULT_LENGTH,
+    DEFAULT_WIDTH,
+    WEIGHTS,
+    clip_fingerprint,
+    open_clip_folder,
+    read_settings,
+    with_parsed,
+)
+
+KEY = "text.path"
+
+Tokenizer = Callable[[Sequence[str]], Tensor]  # captions -> (B, S) int64
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Where a CLIP comes from: its text tower's settings at once, its weights when they are asked for."""
+
+    name: str
+    text: Mapping[str, Any]  # text_cfg of open_clip
+    fingerprint: str
+    load: Callable[[torch.device], tuple[Any, Tokenizer]]
+
+
+def folder_source(folder: Path) -> ClipSource:
+    """A local folder in open_clip's format."""
+    settings = read_settings(folder, KEY)
+
+    def load(device: torch.device) -> tuple[Any, Tokenizer]:
+        clip = open_clip_folder(folder, KEY, device)
+        return clip.model, clip.tokenize
+
+    return ClipSource(str(folder), settings["model_cfg"]["text_cfg"], clip_fingerprint(folder), load)
+
+
+def is_name(path: str) -> bool:
+    """Whether `path` has the look of open_clip's MODEL/TAG, and isn't a folder."""
+    foreign = ":" in path or path.startswith((".", "~"))
+    parts = path.split("/")
+    return not foreign and len(parts) == 2 and all(parts) and not Path(path).exists()
+
+
+def known_name(path: str, key: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What open_clip says of `MODEL/TAG`: the model's settings, and where its weights are published.
+
+    Raises ConfigError with the nearest name where open_clip knows no such model or weights.
+    """
+    import open_clip
+
+    model_name, _, tag = path.partition("/")
+    where = f"'{key}' is '{path}'"
+    settings = open_clip.get_model_config(model_name)
+    if settings is None:
+        raise ConfigError(f"{where}: no such folder, nor an open_clip model; {nearest(model_name, models())}")
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    if tag not in tags:
+        raise ConfigError(f"{where}: open_clip has no such weights of {model_name}; {nearest(tag, tags)}")
+    pretrained = open_clip.get_pretrained_cfg(model_name, tag)
+    if pretrained.get("quick_gelu", False) != settings.get("quick_gelu", False):
+        twin = model_name.removesuffix("-quickgelu") if settings.get("quick_gelu", False) else f"{model_name}-quickgelu"
+        raise ConfigError(f"{where}, whose weights were trained with another GELU; did you mean '{twin}/{tag}'?")
+    return settings, pretrained
+
+
+def named_source(path: str) -> ClipSource:
+    """`MODEL/TAG` in open_clip's words; its weights are fetched by open_clip, or found in its cache, when asked for.
+
+    Raises ConfigError with the nearest name where open_clip knows no such model or weights.
+    """
+    import open_clip
+
+    model_name, _, tag = path.partition("/")
+    settings, pretrained = known_name(path, KEY)
+
+    def load(device: torch.device) -> tuple[Any, Tokenizer]:
+        try:
+            file = Path(open_clip.download_pretrained(dict(pretrained)))  # safetensors if the repository has them
+            known = str(file) if file.suffix == ".safetensors" else None
+            model = open_clip.create_model(model_name, pretrained=known, device=device, precision="fp32")
+            model = model if known else with_parsed(model, file)
+            return model.eval().requires_grad_(False), open_clip.get_tokenizer(model_name)
+        except LOAD_ERRORS as error:
+            origin = str(pretrained.get("hf_hub") or pretrained.get("url")).strip("/")
+            problem = short(error, 160)
+            raise ConfigError(f"'{KEY}' is '{path}': open_clip can't get it ({problem}); {remedy(origin)}") from None
+
+    return ClipSource(path, settings["text_cfg"], f"open_clip/{model_name}/{tag}", load)
+
+
+def remedy(origin: str) -> str:
+    """What to do where nothing can be fetched."""
+    return (
+        f"without a connection, put {CONFIG} and {WEIGHTS[0]} (or {WEIGHTS[1]}) of {origin} into a folder and name it"
+    )
+
+
+def models() -> list[str]:
+    """The models whose weights open_clip can name."""
+    import open_clip
+
+    return sorted({model for model, _ in open_clip.list_pretrained()})
+
+
+class ClipText:
+    """Token features of a CLIP's text tower after its final norm, without pooling and projection; all S tokens count.
+
+    Loads its weights at the first caption: a run whose captions are encoded already needs only its sizes.
+    """
+
+    def __init__(self, source: ClipSource, layer: str, length: int | None, device: torch.device | str) -> None:
+        if source.text.get("hf_model_name"):
+            raise ConfigError(_not_clip(source.name))
+        self._source, self.layer, self._device = source, layer, torch.device(device)
+        self.width = int(source.text.get("width", DEFAULT_WIDTH))
+        self.length = int(source.text.get("context_length", DEFAULT_LENGTH))
+        self.fingerprint = f"{source.fingerprint}-{layer}"
+        if length not in (None, self.length):
+            raise ConfigError(f"'text.length' is {length}, but {source.name} has {self.length} tokens; leave it null")
+
+    @cached_property
+    def _clip(self) -> tuple[Any, Tokenizer]:
+        return self._source.load(self._device)
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """B captions -> (B, S, Y) float32."""
+        if not captions:
+            return torch.zeros(0, self.length, self.width)
+        model, tokenize = self._clip
+        tower: Any = getattr(model, "text", model)  # CustomTextCLIP keeps its tower apart
+        if not hasattr(tower, "token_embedding"):
+            raise ConfigError(_not_clip(self._source.name))
+        blocks = list(tower.transformer.resblocks)
+        tokens = tokenize(list(captions)).to(self._device)  # (B, S)
+        x = tower.token_embedding(tokens) + tower.positional_embedding[: tokens.shape[1]]
+        mask = tower.attn_mask
+        mask = mask[: tokens.shape[1], : tokens.shape[1]] if mask is not None else None
+        for block in blocks[:-1] if self.layer == "penultimate" else blocks:
+            x = block(x, attn_mask=mask)
+        return tower.ln_final(x).float()
+
+
+def _not_clip(name: str) -> str:
+    return f"'{KEY}': {name} has no CLIP text transformer (its text tower is of another kind)"

@@ -1,0 +1,130 @@
+"""The CLIP that only scores: the built-in one, trained apart from the one that conditions, or any open_clip folder.
+
+B batch, E embedding width.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from microdit.common.errors import ConfigError
+from microdit.common.files.atomic import stat_fingerprint
+from microdit.encoders.hub import cached_hub_file
+from microdit.encoders.open_clip_checkpoint import CONFIG, WEIGHTS, clip_fingerprint, open_clip_folder, read_settings
+from microdit.encoders.open_clip_text import is_name, known_name
+
+KEY, BUILTIN = "evaluation.clip", "builtin"
+VITS = {(768, 12): "b", (1024, 24): "l", (1280, 32): "h", (1408, 40): "g", (1664, 48): "bigg"}  # by width and layers
+
+
+class ScoringClip:
+    """Image and caption embeddings of unit length in one space; `path` as `evaluation.clip` has it."""
+
+    def __init__(self, device: torch.device | str = "cpu", path: str = BUILTIN) -> None:
+        self._clip = open_clip_folder(clip_folder(path), KEY, device)
+        self.fingerprint = self._clip.fingerprint
+        self.width = int(read_settings(clip_folder(path), KEY)["model_cfg"]["embed_dim"])
+
+    @staticmethod
+    def digest(path: str = BUILTIN) -> str:
+        """The fingerprint, without loading the network."""
+        folder = clip_folder(path)
+        read_settings(folder, KEY)  # raises where a file is missing
+        return _fingerprint(folder, stat_fingerprint(folder))
+
+    @staticmethod
+    def embedding_width(path: str = BUILTIN) -> int:
+        """E, without loading the network."""
+        folder = clip_folder(path)
+        try:
+            return int(read_settings(folder, KEY)["model_cfg"]["embed_dim"])
+        except (KeyError, TypeError, ValueError):
+            raise ConfigError(f"'{KEY}': {folder / CONFIG} doesn't say 'embed_dim'") from None
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, E) float32, not normalised; other sizes are resized, antialiased."""
+        return self._clip.image_features(images)
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, E) float32 of unit length."""
+        return self._clip.embed_images(images)
+
+    def embed_texts(self, captions: Sequence[str], batch_size: int | None = None) -> Tensor:
+        """B captions -> (B, E) float32; at once, or `batch_size` at a time."""
+        size = batch_size or max(len(captions), 1)
+        return torch.cat([self._clip.embed_texts(captions[i : i + size]) for i in range(0, len(captions), size)])
+
+
+def scoring_clip(device: str, path: str = BUILTIN) -> ScoringClip:
+    """The process' own, loaded once as long as its files stay the same."""
+    return _scoring_clip(device, path, stat_fingerprint(clip_folder(path)))
+
+
+@lru_cache(maxsize=2)
+def _scoring_clip(device: str, path: str, files: str) -> ScoringClip:
+    return ScoringClip(device, path)
+
+
+@lru_cache(maxsize=8)
+def _fingerprint(folder: Path, files: str) -> str:
+    return clip_fingerprint(folder)
+
+
+def clip_folder(path: str) -> Path:
+    """The open_clip folder that `path` names: builtin, a folder, `MODEL/TAG` of open_clip, or `hf-hub:OWNER/NAME`.
+
+    The last two are looked up in Hugging Face's cache on this machine; nothing is fetched. Raises ConfigError saying
+    what to fetch.
+    """
+    if path == BUILTIN:
+        from microdit.encoders.bundled import SCORE_CLIP
+
+        return SCORE_CLIP
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    repository = _repository(path)
+    return folder if repository is None else _cached(path, repository)
+
+
+def clip_title(folder: Path) -> str:
+    """What its configuration makes of it: `clip-vit-b-32`, say; the digest beside it names the weights."""
+    vision = read_settings(folder, KEY)["model_cfg"]["vision_cfg"]
+    if vision.get("timm_model_name"):
+        words = f"clip-{vision['timm_model_name']}"
+    else:
+        layers, width = vision.get("layers", 12), vision.get("width", 768)
+        size = f"vit-{VITS[width, layers]}" if isinstance(layers, int) and (width, layers) in VITS else f"{width}"
+        words = f"clip-{size}-{vision.get('patch_size', 16)}" if isinstance(layers, int) else f"clip-resnet-{width}"
+    return re.sub(r"[+@/\s]", "-", words)  # '+' and '@' part the names of networks in a run's tag
+
+
+def _repository(path: str) -> str | None:
+    """The Hugging Face repository of an open_clip name; None where `path` is no such name but a folder's."""
+    if path.startswith("hf-hub:"):
+        return path.removeprefix("hf-hub:")
+    if not is_name(path):
+        return None
+    _, published = known_name(path, KEY)
+    hub = str(published.get("hf_hub") or "").strip("/")
+    if hub.count("/") != 1:
+        raise ConfigError(f"'{KEY}': open_clip keeps {path} in no folder of its format; give a folder that you saved")
+    return hub
+
+
+def _cached(path: str, repository: str) -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    config, *weights = (cached_hub_file(repository, name) for name in (CONFIG, *WEIGHTS))
+    if config is None or not any(weights):
+        raise ConfigError(
+            f"'{KEY}': {path} is not in {HF_HUB_CACHE}: put it there with `hf download {repository} {CONFIG} "
+            f"{WEIGHTS[0]}`, or give a folder that holds these two files"
+        )
+    return config.parent

@@ -1,0 +1,216 @@
+"""Fréchet and kernel distances, precision and recall, with features and floors of real pictures kept on disk.
+
+Fréchet distance: Heusel et al., arXiv 1706.08500, equation 6. KID: Bińkowski et al., arXiv 1801.01401, section 4: the
+unbiased squared MMD with the kernel (x·y / width + 1)^3, averaged over random subsets; near 0 it may be negative.
+Precision and recall: Kynkäänniemi et al., arXiv 1904.06991, section 2, with 3 neighbours; theirs are on VGG-16's
+features, ours on the chosen network's. All but the Fréchet distances of `exact` networks are torch-fidelity's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from microdit.common.errors import CheckpointError, DataError
+from microdit.common.files.atomic import atomic_path, write_text
+from microdit.common.files.digests import read_signed, signed
+from microdit.common.files.tensors import read_tensors, write_tensors
+from microdit.evaluation.clip import ScoringClip
+from microdit.evaluation.config import EvalConfig
+from microdit.evaluation.feature_networks import FEATURES_VERSION, FeatureNet
+from microdit.evaluation.frechet import Moments, frechet_distance
+from microdit.evaluation.reference import Pictures, RealPictures, ReferenceSplit
+
+log = logging.getLogger(__name__)
+
+NEIGHBOURS = 3  # Kynkäänniemi et al.'s k, torch-fidelity's default
+PRC_ROWS = 2048  # pictures at once whose distances to all others are held: 0.8 GB in float64 against 50,000
+PRECISION_RECALL = ("precision", "recall")
+FEATURES = "features"  # the tensor in a file of the cache
+
+
+class Distances:
+    """Distances of sets of pictures to one reference.
+
+    With N samples a covariance has rank N - 1 at most. Fewer samples than features leave it rank-deficient: the Fréchet
+    distance then is biased upward by far more than usual, and only distances at equal counts can be compared. This is
+    logged, with the floor.
+    """
+
+    def __init__(self, real: ReferenceSplit, config: EvalConfig, cache: Path, clip: ScoringClip) -> None:
+        self.real = real
+        self.config = config
+        self.cache = cache
+        self.clip = clip
+        cache.mkdir(parents=True, exist_ok=True)
+
+    def of(self, images: np.ndarray, net: FeatureNet, metrics: Sequence[str]) -> dict[str, float]:
+        """`metrics` ("fd", "kid", "precision", "recall") of `images` (N, H, W, 3) uint8 on the features of `net`.
+
+        Beside each stands what real pictures get: `_floor` of distances, `_real` of precision and recall.
+        """
+        if set(PRECISION_RECALL) & set(metrics):
+            self._check_neighbours(len(images))
+        beside = self._of_real(net, metrics)
+        values = self._measure(Pictures(images), net, metrics)
+        self._warn(len(images), net, beside)
+        return values | {f"{name}{'_real' if name in PRECISION_RECALL else '_floor'}": beside[name] for name in metrics}
+
+    def _of_real(self, net: FeatureNet, metrics: Sequence[str]) -> dict[str, float]:
+        """Real against disjoint real, computed by the first process that asks; the others wait for it."""
+        settings = f"{self.config.kid_subsets}x{self.config.kid_subset_size}-{self.config.seed}"
+        name = f"{self._reference_name(net)}-floor-{len(self.real.held)}-{'-'.join(metrics)}-{settings}.json"
+        path = self.cache / name
+        # A lock of the operating system: it is free again when its holder dies.
+        with FileLock(f"{path}.lock"):
+            found = _stored_floors(path, metrics)
+            if found is None:
+                found = self._measure(RealPictures(self.real.data, self.real.held), net, metrics)
+                write_text(path, signed(found))
+            return found
+
+    def _reference_name(self, net: FeatureNet) -> str:
+        """Names the reference's features on disk by all that determines them: data, count, weights, resizing."""
+        return f"v{FEATURES_VERSION}-{self.real.name}-{net.name}-{net.digest[:12]}-{net.resize}"
+
+    def _measure(self, pictures: Pictures | RealPictures, net: FeatureNet, metrics: Sequence[str]) -> dict[str, float]:
+        """`metrics` of `pictures`, by torch-fidelity's functions of features; its own cache, of pickles, is off."""
+        from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+        from torch_fidelity.metric_kid import kid_features_to_metric
+        from torch_fidelity.metric_prc import prc_features_to_metric
+        from torch_fidelity.utils import create_feature_extractor
+
+        from microdit.evaluation.feature_extractors import EXTRACTORS, register
+
+        options = self._options(net, len(pictures))
+        layer = EXTRACTORS[net.name].get_default_feature_layer_for_metric("fid")
+        extractor = create_feature_extractor(register(net.name), [layer], **options)
+
+        def features(of: Dataset[Tensor]) -> Tensor:
+            return _features(of, extractor, layer, options)
+
+        path = self.cache / f"{self._reference_name(net)}-features-{layer}.safetensors"
+
+        def of_reference() -> Tensor:
+            shape = (len(self.real.reference), net.width)
+            reference = RealPictures(self.real.data, self.real.reference)
+            return _kept(path, shape, lambda: features(reference))
+
+        own, found = features(pictures), {}
+        if "fd" in metrics and net.exact:
+            real = self._moments(net, of_reference)
+            found[_keys()["fd"]] = frechet_distance(Moments.of(own.numpy()), real)
+        elif "fd" in metrics:
+            statistics = [fid_features_to_statistics(one) for one in (own, of_reference())]
+            found |= fid_statistics_to_metric(*statistics, verbose=False)
+        if "kid" in metrics:
+            found |= kid_features_to_metric(own, of_reference(), **options)
+        if set(PRECISION_RECALL) & set(metrics):
+            found |= prc_features_to_metric(own, of_reference(), **options)
+        return {name: float(found[_keys()[name]]) for name in metrics}
+
+    def _options(self, net: FeatureNet, count: int) -> dict[str, Any]:
+        """torch-fidelity's settings for `count` pictures."""
+        return {
+            "cache": False,
+            "kid_subsets": self.config.kid_subsets,
+            "kid_subset_size": min(self.config.kid_subset_size, count, len(self.real.reference)),
+            "prc_neighborhood": NEIGHBOURS,
+            "prc_batch_size": PRC_ROWS,
+            "batch_size": self.config.batch_size,
+            "rng_seed": self.config.seed,
+            "cuda": torch.cuda.is_available(),
+            "verbose": False,
+            "save_cpu_ram": True,  # no loader processes: a sweep worker may not have children
+            "scoring_clip": self.clip,  # torch-fidelity hands these two to the extractor's constructor
+            "feature_net": net,
+        }
+
+    def _moments(self, net: FeatureNet, features: Callable[[], Tensor]) -> Moments:
+        """Moments of the reference's features, kept on disk."""
+        path = self.cache / f"{self._reference_name(net)}-moments.safetensors"
+        if path.is_file():
+            try:
+                found = Moments.load(path)
+                if found.mean.shape == (net.width,) and found.root.shape[1:] == (net.width,):
+                    return found
+                reason = f"{path}: its sizes are not the network's"
+            except CheckpointError as error:
+                reason = str(error)
+            log.warning("%s; computed again", reason)
+        made = Moments.of(features().numpy())
+        made.save(path)
+        return made
+
+    def _check_neighbours(self, count: int) -> None:
+        least = min(count, len(self.real.reference), len(self.real.held))
+        if least <= NEIGHBOURS:
+            raise DataError(
+                f"'precision' and 'recall' need more than {NEIGHBOURS} pictures of each kind; there are {count} "
+                f"samples, {len(self.real.reference)} in the reference and {len(self.real.held)} besides"
+            )
+
+    def _warn(self, count: int, net: FeatureNet, floors: dict[str, float]) -> None:
+        if "fd" in floors and count <= net.width:
+            log.warning(
+                "%d samples for %d features of %s: their covariance is rank-deficient and the Fréchet distance biased "
+                "upward. Compare it only with others of %d samples and with its floor, %.4g",
+                *(count, net.width, net.title, count, floors["fd"]),
+            )
+
+
+def _features(pictures: Dataset[Tensor], extractor: Any, layer: str, options: Mapping[str, Any]) -> Tensor:
+    """Features (N, F) of pictures, on the CPU."""
+    from torch_fidelity.utils import get_featuresdict_from_dataset
+
+    names = ("batch_size", "cuda", "save_cpu_ram", "verbose")
+    return get_featuresdict_from_dataset(pictures, extractor, **{name: options[name] for name in names})[layer]
+
+
+def _kept(path: Path, shape: tuple[int, int], compute: Callable[[], Tensor]) -> Tensor:
+    """The features at `path`, verified; computed, and kept there, if they are missing or, with a log line, damaged."""
+    if path.is_file():
+        try:
+            found = read_tensors(path, signed=True)
+            if found.keys() == {FEATURES} and found[FEATURES].shape == shape:
+                return found[FEATURES]
+            reason = f"{path}: holds {', '.join(found)}, not the features of {shape[0]} pictures"
+        except CheckpointError as error:
+            reason = str(error)
+        log.warning("%s; computed again", reason)
+    made = compute().contiguous()
+    with atomic_path(path) as temporary:
+        write_tensors(temporary, {FEATURES: made})
+    return made
+
+
+def _stored_floors(path: Path, metrics: Sequence[str]) -> dict[str, float] | None:
+    """The scores of real pictures at `path`; None if they are missing or, with a log line, damaged."""
+    if not path.is_file():
+        return None
+    try:
+        found = read_signed(path)
+        return {name: float(found[name]) for name in metrics}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s: %s; computed again", path, error)
+        return None
+
+
+def _keys() -> dict[str, str]:
+    """What torch-fidelity calls the metrics."""
+    import torch_fidelity as tf
+
+    return {
+        "fd": tf.KEY_METRIC_FID,
+        "kid": tf.KEY_METRIC_KID_MEAN,
+        "precision": tf.KEY_METRIC_PRECISION,
+        "recall": tf.KEY_METRIC_RECALL,
+    }

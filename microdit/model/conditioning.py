@@ -1,0 +1,97 @@
+"""Caption tokens, all of which count or only some: what the network is conditioned on.
+
+B batch, S text tokens, Y token width. A plain tensor (B, S, Y) counts every token, as CLIP's 77 are used;
+`MaskedTokens` also says which ones are padding. The null caption is all zeros, and all of its tokens count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MaskedTokens:
+    """Tokens of captions of different lengths; padding is neither attended to nor averaged."""
+
+    tokens: Tensor  # (B, S, Y)
+    mask: Tensor  # (B, S) bool, False where padding
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice) -> MaskedTokens:
+        """Some captions of the batch."""
+        return MaskedTokens(self.tokens[rows], self.mask[rows])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedTokens:
+        """The same on another device."""
+        return MaskedTokens(
+            self.tokens.to(device, non_blocking=non_blocking), self.mask.to(device, non_blocking=non_blocking)
+        )
+
+    def repeat_interleave(self, count: int, dim: int = 0) -> MaskedTokens:
+        """Each caption `count` times in a row."""
+        return MaskedTokens(self.tokens.repeat_interleave(count, dim), self.mask.repeat_interleave(count, dim))
+
+
+Captions = Tensor | MaskedTokens
+
+
+def with_mask(tokens: Tensor, mask: Tensor | None) -> Captions:
+    """Tokens (B, S, Y), and which count (B, S); None: all."""
+    return tokens if mask is None else MaskedTokens(tokens, mask)
+
+
+def unpack(captions: Captions) -> tuple[Tensor, Tensor | None]:
+    """Tokens (B, S, Y), and which count (B, S); None: all."""
+    return (captions.tokens, captions.mask) if isinstance(captions, MaskedTokens) else (captions, None)
+
+
+def replace_empty_captions(captions: Captions) -> tuple[Tensor, Tensor | None]:
+    """The parts, where a caption of padding alone has become the null caption: a softmax over nothing is NaN."""
+    tokens, mask = unpack(captions)
+    if mask is None:
+        return tokens, None
+    empty = ~mask.any(1, keepdim=True)  # (B, 1)
+    return tokens.masked_fill(empty.unsqueeze(-1), 0), mask | empty
+
+
+def map_tokens(function: Callable[[Tensor], Tensor], captions: Captions) -> Captions:
+    """`function` of each token, the mask kept."""
+    tokens, mask = unpack(captions)
+    return with_mask(function(tokens), mask)
+
+
+def mean_token(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over tokens that count: (B, S, Y) -> (B, Y)."""
+    if mask is None:
+        return tokens.mean(1)
+    kept = mask.unsqueeze(-1)
+    return tokens.masked_fill(~kept, 0).sum(1) / kept.sum(1)
+
+
+def round_to_half(captions: Captions) -> Captions:
+    """On the CPU, tokens rounded to half precision as kept features are: the same training and scores either way."""
+    tokens, mask = unpack(captions)
+    return with_mask(tokens.half().float().cpu(), None if mask is None else mask.cpu())
+
+
+def drop_captions(captions: Captions, rows: Tensor) -> Captions:
+    """The null caption in `rows` (B,) bool."""
+    tokens, mask = unpack(captions)
+    return with_mask(
+        torch.where(rows.view(-1, 1, 1), torch.zeros(()), tokens), None if mask is None else mask | rows.view(-1, 1)
+    )
+
+
+def append_null_captions(captions: Captions) -> Captions:
+    """The captions, then as many null captions: 2B in all."""
+    tokens, mask = unpack(captions)
+    return with_mask(
+        torch.cat([tokens, torch.zeros_like(tokens)]),
+        None if mask is None else torch.cat([mask, torch.ones_like(mask)]),
+    )

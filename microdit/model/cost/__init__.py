@@ -1,0 +1,1 @@
+"""What a network costs: FLOPs, parameters and memory."""

@@ -1,0 +1,96 @@
+"""What a network costs, counted by its structure: parameters, active parameters, FLOPs.
+
+A multiply-add is 2 FLOPs. Counted are all matrix products: linears, the patch convolution, both products of attention,
+experts by the tokens they take. Norms, activations, softmax and the position table are not. A training step is three
+forward passes (the backward pass costs two). Masked training counts the backbone at its kept patches and the mixer at
+all of them; sampling runs unmasked.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from microdit.model.config import DiTConfig
+from microdit.model.dit import DiT
+from microdit.model.layers.moe import ExpertChoice
+
+TEXT_TOKENS = 77  # of CLIP; pass the text encoder's own length where it differs
+
+
+@lru_cache(maxsize=256)
+def meta_network(config: DiTConfig) -> DiT:
+    """The network without storage, to be counted."""
+    with torch.device("meta"):
+        return DiT(config, seed=None)
+
+
+def parameters(config: DiTConfig) -> int:
+    """All trainable parameters."""
+    return sum(parameter_groups(config).values())
+
+
+def parameter_groups(config: DiTConfig) -> dict[str, int]:
+    """Parameters by part of the network; asserts that the parts sum to the total."""
+    net = meta_network(config)
+    parts = {
+        "embedders": (net.x_embedder, net.t_embedder, net.y_embedder, net.pooled_embedder),
+        "caption_block": (net.caption_block,),
+        "mixer": (net.mixer,),
+        "masking": (net.masking,),
+        "backbone": (net.blocks,),
+        "head": (net.final_layer,),
+    }
+    counts = {name: sum(p.numel() for m in modules for p in m.parameters()) for name, modules in parts.items()}
+    total = sum(p.numel() for p in net.parameters())
+    assert sum(counts.values()) == total, f"parts sum to {sum(counts.values())}, the network has {total}"
+    return counts
+
+
+def active_parameters(config: DiTConfig) -> int:
+    """Parameters that an average token passes: of `num` experts, `capacity`."""
+    idle = 0.0
+    for module in meta_network(config).modules():
+        if isinstance(module, ExpertChoice):
+            idle += (module.w1.numel() + module.w2.numel()) * (1 - module.capacity / len(module.w1))
+    return round(parameters(config) - idle)
+
+
+def flops_by_part(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: bool = True) -> dict[str, int]:
+    """FLOPs of one image's forward pass, by part; `masked` as in training, else with all patches."""
+    net = meta_network(config)
+    patches = config.patches
+    return {
+        "embedders": net.x_embedder.flops(patches)
+        + net.t_embedder.flops()
+        + net.y_embedder.flops(text_tokens)
+        + net.pooled_embedder.flops(1),
+        "caption_block": net.caption_block.flops(text_tokens),
+        "mixer": net.mixer.flops(patches, net.masking.entering(masked), text_tokens),
+        "masking": net.masking.own_flops(masked, text_tokens),
+        "backbone": sum(
+            block.flops(net.masking.seen_by(i, masked), text_tokens)  # type: ignore[operator]
+            for i, block in enumerate(net.blocks)
+        ),
+        "head": net.final_layer.flops(net.masking.leaving(masked)),
+    }
+
+
+def forward_flops(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: bool = True) -> int:
+    """FLOPs of one image's forward pass."""
+    return sum(flops_by_part(config, text_tokens, masked).values())
+
+
+def training_flops(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: bool = True) -> int:
+    """FLOPs that one image costs in a training step."""
+    return 3 * forward_flops(config, text_tokens, masked)
+
+
+def mixer_shares(config: DiTConfig, text_tokens: int = TEXT_TOKENS) -> dict[str, float]:
+    """The mixer against the backbone, in parameters and in training FLOPs, as ratios."""
+    params, flops = parameter_groups(config), flops_by_part(config, text_tokens)
+    return {
+        "mixer_params_ratio": params["mixer"] / params["backbone"],
+        "mixer_flops_ratio": flops["mixer"] / flops["backbone"],
+    }

@@ -1,0 +1,1 @@
+"""The network's layers: attention, blocks, feed-forwards, experts, patch-mixer and embeddings."""

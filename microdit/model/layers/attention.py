@@ -1,0 +1,68 @@
+"""Self- and cross-attention with normalised queries and keys.
+
+B batch, L tokens, S text tokens, D width, A attention width, H heads, h head width.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from microdit.model.conditioning import Captions, unpack
+from microdit.model.cost.flops import linear_flops
+
+
+def _norm(width: int, eps: float, on: bool) -> nn.Module:
+    """Non-affine LayerNorm over all heads together (query-key normalisation, arXiv 2302.05442 section 2)."""
+    return nn.LayerNorm(width, eps=eps, elementwise_affine=False) if on else nn.Identity()
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of A = attention width, which need not be the model's."""
+
+    def __init__(self, width: int, attention_width: int, head_dim: int, bias: bool, qk_norm: bool, eps: float) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.qkv = nn.Linear(width, 3 * attention_width, bias=bias)
+        self.q_norm = _norm(attention_width, eps, qk_norm)
+        self.k_norm = _norm(attention_width, eps, qk_norm)
+        self.proj = nn.Linear(attention_width, width, bias=bias)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # (B, L, D), (B, L) -> (B, L, D)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, L, A) each
+        return self.proj(_attend(self.q_norm(q), self.k_norm(k), v, self.head_dim, mask))
+
+    def flops(self, tokens: int) -> int:
+        return linear_flops(self, tokens) + 4 * tokens * tokens * self.proj.in_features
+
+
+class CrossAttention(nn.Module):
+    """Image tokens ask, caption tokens answer; always at full width."""
+
+    def __init__(self, width: int, head_dim: int, bias: bool, qk_norm: bool, eps: float) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.q_linear = nn.Linear(width, width, bias=bias)
+        self.kv_linear = nn.Linear(width, 2 * width, bias=bias)
+        self.q_norm = _norm(width, eps, qk_norm)
+        self.k_norm = _norm(width, eps, qk_norm)
+        self.proj = nn.Linear(width, width, bias=bias)
+
+    def forward(self, x: Tensor, y: Captions) -> Tensor:  # (B, L, D), (B, S, D) -> (B, L, D)
+        tokens, mask = unpack(y)
+        k, v = self.kv_linear(tokens).chunk(2, dim=-1)
+        return self.proj(_attend(self.q_norm(self.q_linear(x)), self.k_norm(k), v, self.head_dim, mask))
+
+    def flops(self, tokens: int, text_tokens: int) -> int:
+        of_image = linear_flops(self.q_linear, tokens) + linear_flops(self.proj, tokens)
+        return of_image + linear_flops(self.kv_linear, text_tokens) + 4 * tokens * text_tokens * self.proj.in_features
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, head_dim: int, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(h)) v over heads of width h; (B, L, A), (B, S, A), (B, S, A) -> (B, L, A).
+
+    Keys where `mask` (B, S) is False get no weight.
+    """
+    q, k, v = (part.unflatten(-1, (-1, head_dim)).transpose(1, 2) for part in (q, k, v))  # (B, H, L, h)
+    seen = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, S)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)

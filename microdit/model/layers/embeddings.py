@@ -1,0 +1,82 @@
+"""From latents, noise levels and caption features to tokens and conditions.
+
+B batch, C latent channels, T patches, S text tokens, Y text width, D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from microdit.model.cost.flops import linear_flops
+
+FREQUENCIES = 512  # sinusoids of the time embedding
+MAX_PERIOD = 10_000.0
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches, each mapped linearly to a token."""
+
+    def __init__(self, channels: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, h, w) -> (B, T, D)
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+    def flops(self, tokens: int) -> int:
+        return 2 * tokens * self.proj.weight.numel()
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoids of c_noise, cosines first, through two linears."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.GELU("tanh"), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:  # (B,) -> (B, D)
+        half = FREQUENCIES // 2
+        ramp = torch.arange(half, dtype=torch.float32, device=t.device) / half
+        angles = t.float().unsqueeze(1) * torch.exp(-math.log(MAX_PERIOD) * ramp)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
+
+    def flops(self) -> int:
+        return linear_flops(self, 1)
+
+
+class CaptionMLP(nn.Module):
+    """Linear, GELU, LayerNorm, Linear: caption features to the model width, and pooled ones to the condition."""
+
+    def __init__(self, width_in: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width_in, width)
+        self.act = nn.GELU("tanh")
+        self.norm = nn.LayerNorm(width, eps=eps, bias=False)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, y: Tensor) -> Tensor:  # (..., Y) -> (..., D)
+        return self.fc2(self.norm(self.act(self.fc1(y))))
+
+    def flops(self, tokens: int) -> int:
+        return linear_flops(self, tokens)
+
+
+def sincos_positions(width: int, side: int, interp_scale: float) -> Tensor:
+    """Fixed two-dimensional sin-cos positions (1, side * side, width), row by row; columns fill the first half.
+
+    Coordinates are divided by `interp_scale`, so that a grid twice as fine spans the range seen at the base grid.
+    """
+    # On the CPU wherever the network is made: on the meta device, arange alone loads seconds of Python.
+    coordinate = torch.arange(side, dtype=torch.float64, device="cpu") / interp_scale
+    rows, columns = torch.meshgrid(coordinate, coordinate, indexing="ij")
+    halves = [_sincos(width // 2, axis.flatten()) for axis in (columns, rows)]
+    return torch.cat(halves, dim=1).float().unsqueeze(0).to(torch.get_default_device())
+
+
+def _sincos(width: int, position: Tensor) -> Tensor:  # (T,) -> (T, width)
+    omega = MAX_PERIOD ** (-torch.arange(width // 2, dtype=torch.float64, device="cpu") / (width / 2))
+    angles = position.unsqueeze(1) * omega
+    return torch.cat([angles.sin(), angles.cos()], dim=1)

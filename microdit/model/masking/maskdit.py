@@ -1,0 +1,109 @@
+"""MaskDiT (Zheng et al., "Fast Training of Diffusion Models with Masked Transformers", arXiv 2306.09305).
+
+B batch, T patches, K kept patches, V values of a patch, W model width, D decoder width, S text tokens, C latent
+channels, H W latent size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from microdit.common.errors import ConfigError
+from microdit.common.registry import resolve
+from microdit.model.conditioning import Captions, map_tokens
+from microdit.model.cost.flops import linear_flops
+from microdit.model.layers.blocks import BlockShape, DiTBlock, FinalLayer
+from microdit.model.layers.embeddings import sincos_positions
+from microdit.model.layers.feed_forward import FEED_FORWARDS
+from microdit.model.masking.base import Masking, MaskingLossInputs, scatter_tokens
+from microdit.model.masking.patch_mask import PatchMask
+from microdit.model.width_schedules import hidden_width
+
+if TYPE_CHECKING:
+    from microdit.model.config import DiTConfig
+
+
+class MaskDiT(Masking):
+    """The backbone is the encoder of visible patches; a light decoder then sees all, dropped ones as a mask token.
+
+    The loss is the denoising error on visible patches (section 3.3, equation 3) plus `reconstruction` times a masked
+    autoencoder's error on the others (equation 4): the squared distance between D(x; sigma) and the *noisy* patch,
+    each patch normalised to mean 0 and variance 1 as in the authors' code. Samplers run encoder and decoder on all
+    patches.
+    """
+
+    pos_embed: Tensor  # (1, T, D), fixed
+
+    @staticmethod
+    def sizes(config: DiTConfig) -> tuple[int, int]:
+        """Width of the decoder and of its heads."""
+        decoder = config.masking.decoder
+        return (
+            config.width if decoder.width is None else decoder.width,
+            config.head_dim if decoder.head_dim is None else decoder.head_dim,
+        )
+
+    @classmethod
+    def check(cls, config: DiTConfig) -> None:
+        width, head_dim = cls.sizes(config)
+        if width % head_dim or width % 4:
+            raise ConfigError(
+                f"'model.masking.decoder.width' is {width}; it must be whole heads of {head_dim} and a multiple of 4"
+            )
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config)
+        decoder, self.patch_size = config.masking.decoder, config.patch_size
+        width, head_dim = self.sizes(config)
+        self.head_width = width
+        shape = BlockShape(width, config.width, head_dim, config.bias, config.qk_norm, config.norm_eps)
+        self.enter = FinalLayer(replace(shape, width=config.width), width)
+        self.map_caption = nn.Identity() if width == config.width else nn.Linear(config.width, width, bias=False)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        self.register_buffer(
+            "pos_embed", sincos_positions(width, config.side, config.pos_interp_scale), persistent=False
+        )
+        kind = resolve(config.ffn.type, FEED_FORWARDS, "model.ffn.type")
+        hidden = hidden_width(width, decoder.ffn_ratio, kind.matrices, config.ffn_width.multiple_of)
+        self.blocks = nn.ModuleList(
+            DiTBlock(shape, width, kind(width, hidden, config.bias)) for _ in range(decoder.depth)
+        )
+
+    def leaving(self, masked: bool) -> int:
+        return self.side**2
+
+    def backbone(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, y: Captions, plan: PatchMask | None) -> Tensor:
+        """(B, K, W) -> (B, T, D)."""
+        x = self.enter(super().backbone(blocks, x, c, y, plan), c)
+        if plan is not None:
+            dropped = plan.mask.shape[1] - x.shape[1]
+            x = scatter_tokens(x, self.mask_token.to(x.dtype).expand(len(x), dropped, -1), plan)
+        x, y = x + self.pos_embed, map_tokens(self.map_caption, y)
+        for block in self.blocks:
+            x = block(x, c, y)
+        return x
+
+    def restore(self, out: Tensor, plan: PatchMask | None) -> Tensor:
+        """(B, T, V) as it is: the decoder has an answer for every patch."""
+        return out
+
+    def loss(self, seen: MaskingLossInputs, plan: PatchMask | None) -> Tensor:
+        loss = super().loss(seen, plan)
+        if plan is None or not self.config.reconstruction:
+            return loss
+        target = self._patches(seen.noisy)
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        error = (self._patches(seen.output) - (target - mean) / (variance + 1e-6).sqrt()).square().mean(-1)  # (B, T)
+        return loss + self.config.reconstruction * (error * plan.mask).sum(1) / plan.mask.sum(1)
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, T, V)."""
+        return nn.functional.unfold(x, self.patch_size, stride=self.patch_size).transpose(1, 2)
+
+    def own_flops(self, masked: bool, text_tokens: int) -> int:
+        blocks = sum(block.flops(self.side**2, text_tokens) for block in self.blocks)  # type: ignore[operator]
+        return self.enter.flops(self.entering(masked)) + linear_flops(self.map_caption, text_tokens) + blocks

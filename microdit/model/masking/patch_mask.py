@@ -1,0 +1,90 @@
+"""Which patches of an image are kept: the plan of one batch, and how random ones are drawn.
+
+B batch, T patches, K kept patches, G patches a side (T = G * G), b patches a side of a block.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from microdit.common.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PatchMask:
+    """Which patches of each image are kept; 0-based patch numbers run row by row."""
+
+    ids_keep: Tensor  # (B, K) int64, the kept patches
+    ids_restore: Tensor  # (B, T) int64: patch t is entry ids_restore[t] of [kept, dropped]
+    mask: Tensor  # (B, T) float32, 1 where dropped
+    shallow: Tensor | None = None  # (B,) bool, images that go around the middle blocks; None: no image does
+
+    def __getitem__(self, rows: slice) -> PatchMask:
+        """The plan of some images of the batch."""
+        shallow = None if self.shallow is None else self.shallow[rows]
+        return PatchMask(self.ids_keep[rows], self.ids_restore[rows], self.mask[rows], shallow)
+
+    def to(self, device: torch.device | str) -> PatchMask:
+        """The plan on another device."""
+        shallow = None if self.shallow is None else self.shallow.to(device)
+        return PatchMask(self.ids_keep.to(device), self.ids_restore.to(device), self.mask.to(device), shallow)
+
+    def keep(self, x: Tensor) -> Tensor:
+        """Of each image's patches (B, T, V) the kept ones (B, K, V)."""
+        return x.gather(1, self.ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def mask_from_keep(ids_keep: Tensor, patches: int) -> PatchMask:
+    """The plan that keeps `ids_keep` (B, K), in that order, of `patches` patches."""
+    batch, kept = ids_keep.shape
+    mask = torch.ones(batch, patches, device=ids_keep.device).scatter(1, ids_keep, 0.0)
+    # Dropped patches follow the kept ones in ascending order; sorting by (mask, number) is stable.
+    dropped = mask.argsort(dim=1, stable=True, descending=True)[:, : patches - kept]
+    order = torch.cat([ids_keep, dropped], dim=1)
+    return PatchMask(ids_keep, order.argsort(dim=1), mask)
+
+
+def keep_all(batch: int, patches: int, device: torch.device | str = "cpu") -> PatchMask:
+    """The plan that drops nothing."""
+    return mask_from_keep(torch.arange(patches, device=device).repeat(batch, 1), patches)
+
+
+def keep_none(batch: int, patches: int, device: torch.device | str = "cpu") -> PatchMask:
+    """The plan that keeps no patch; no training draws it."""
+    return mask_from_keep(torch.empty(batch, 0, dtype=torch.int64, device=device), patches)
+
+
+def kept_patches(side: int, ratio: float, block_size: int) -> int:
+    """K: int(T (1 - ratio)) single patches, or as many whole blocks. Raises ConfigError where none is left."""
+    if side % block_size:
+        divisors = [size for size in range(1, side + 1) if side % size == 0]
+        nearest = min(divisors, key=lambda size: abs(size - block_size))
+        raise ConfigError(
+            f"'model.masking.block_size' is {block_size}, which does not divide the grid of {side} x {side} patches; "
+            f"the nearest that does is {nearest}"
+        )
+    blocks = (side // block_size) ** 2
+    kept = math.floor(blocks * (1 - ratio) + 1e-9)  # 1 - 0.9 must not lose a patch to rounding
+    if kept < 1:
+        raise ConfigError(
+            f"'model.masking.ratio' is {ratio}, which keeps none of {blocks} blocks of patches; the highest that keeps "
+            f"one is {1 - 1 / blocks:g}"
+        )
+    return kept * block_size**2
+
+
+def random_mask(batch: int, side: int, ratio: float, block_size: int, generator: torch.Generator) -> PatchMask:
+    """Uniformly random blocks of patches, drawn on the generator's device; kept patches ascend within an image."""
+    kept = kept_patches(side, ratio, block_size) // block_size**2
+    coarse = side // block_size
+    order = torch.rand(batch, coarse**2, generator=generator, device=generator.device).argsort(dim=1)[:, :kept]
+    row, column = order // coarse, order % coarse  # (B, kept) each, in blocks
+    inside = torch.arange(block_size, device=generator.device)
+    rows = (row.unsqueeze(-1) * block_size + inside).unsqueeze(-1)  # (B, kept, b, 1)
+    columns = (column.unsqueeze(-1) * block_size + inside).unsqueeze(-2)  # (B, kept, 1, b)
+    ids_keep = (rows * side + columns).flatten(1).sort(dim=1).values
+    return mask_from_keep(ids_keep, side**2)

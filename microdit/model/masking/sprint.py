@@ -1,0 +1,57 @@
+"""SPRINT: sparse-dense residual fusion (arXiv 2510.21986)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from microdit.model.cost.flops import linear_flops
+from microdit.model.masking.base import scatter_tokens
+from microdit.model.masking.patch_mask import PatchMask, keep_all
+
+if TYPE_CHECKING:
+    from microdit.model.config import DiTConfig
+from microdit.model.masking.tread import TokenRouting
+
+
+class SparseDenseFusion(TokenRouting):
+    """SPRINT (Park et al., arXiv 2510.21986 section 3): shallow features of all patches, deep ones of the kept.
+
+    Where the deep path has no token a learned one stands; both are concatenated and projected back to the width. In
+    training a share of images (`route.path_drop`; the authors' code takes 0.1) has no deep path at all, so that
+    path-drop guidance may leave it out at sampling. Patches are dropped at random, not one in each group of four.
+    """
+
+    drops_paths = True
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.fuse = nn.Linear(2 * config.width, config.width)
+
+    def plan(self, batch: int, generator: torch.Generator) -> PatchMask | None:
+        return self._with_shallow(super().plan(batch, generator), batch, generator)
+
+    def unmasked_plan(self, batch: int, generator: torch.Generator) -> PatchMask | None:
+        return self._with_shallow(None, batch, generator)
+
+    def _with_shallow(self, plan: PatchMask | None, batch: int, generator: torch.Generator) -> PatchMask | None:
+        share = self.config.route.path_drop
+        if not share:
+            return plan
+        shallow = torch.rand(batch, generator=generator, device=generator.device) < share
+        return replace(plan or keep_all(batch, self.side**2, generator.device), shallow=shallow)
+
+    def join(self, x: Tensor, deep: Tensor, plan: PatchMask | None) -> Tensor:
+        if plan is not None:
+            token = self.mask_token.to(deep.dtype)  # (1, 1, D)
+            deep = scatter_tokens(deep, token.expand(len(x), x.shape[1] - deep.shape[1], -1), plan)
+            if plan.shallow is not None:  # computed all the same: other images of the batch need the blocks
+                deep = torch.where(plan.shallow.view(-1, 1, 1), token, deep)
+        return self.fuse(torch.cat([x, deep], dim=-1))
+
+    def own_flops(self, masked: bool, text_tokens: int) -> int:
+        return linear_flops(self.fuse, self.side**2)

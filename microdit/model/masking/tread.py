@@ -1,0 +1,74 @@
+"""Methods that spare the middle of the backbone some patches without ever losing them.
+
+B batch, T patches, K kept patches, D width, S text tokens. The first `route.before` and the last `route.after` blocks
+see all patches, so that the loss is over all of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from microdit.common.errors import ConfigError
+from microdit.model.conditioning import Captions
+from microdit.model.masking.base import Masking, MaskingLossInputs, gather_kept, scatter_tokens
+from microdit.model.masking.patch_mask import PatchMask
+
+if TYPE_CHECKING:
+    from microdit.model.config import DiTConfig
+
+
+class TokenRouting(Masking):
+    """TREAD (Krause et al., arXiv 2501.04765 section 3): patches that are not kept skip the middle blocks.
+
+    They come back as they were where the route ends. A network without a plan is a plain DiT.
+    """
+
+    @classmethod
+    def check(cls, config: DiTConfig) -> None:
+        route = config.masking.route
+        if route.before + route.after > config.depth:
+            raise ConfigError(
+                f"'model.masking.route' has {route.before} blocks before and {route.after} after it, which are more "
+                f"than 'model.depth' ({config.depth})"
+            )
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config)
+        route = config.masking.route
+        self.start, self.stop = route.before, config.depth - route.after
+
+    def entering(self, masked: bool) -> int:
+        return self.side**2
+
+    def drop(self, x: Tensor, plan: PatchMask | None) -> Tensor:
+        return x
+
+    def backbone(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, y: Captions, plan: PatchMask | None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        for block in blocks[: self.start]:
+            x = block(x, c, y)
+        deep = gather_kept(x, plan)
+        for block in blocks[self.start : self.stop] if deep.shape[1] else ():
+            deep = block(deep, c, y)
+        x = self.join(x, deep, plan)
+        for block in blocks[self.stop :]:
+            x = block(x, c, y)
+        return x
+
+    def join(self, x: Tensor, deep: Tensor, plan: PatchMask | None) -> Tensor:
+        """Tokens before the route (B, T, D) and those that went along it (B, K, D) -> (B, T, D)."""
+        if plan is None:
+            return deep
+        skipped = plan.ids_restore.argsort(1)[:, deep.shape[1] :]  # (B, T - K), without a shape that hangs on the data
+        return scatter_tokens(deep, x.gather(1, skipped.unsqueeze(-1).expand(-1, -1, x.shape[-1])), plan)
+
+    def restore(self, out: Tensor, plan: PatchMask | None) -> Tensor:
+        return out
+
+    def loss(self, seen: MaskingLossInputs, plan: PatchMask | None) -> Tensor:
+        return seen.error.mean(1)
+
+    def seen_by(self, index: int, masked: bool) -> int:
+        return self.kept if masked and self.start <= index < self.stop else self.side**2

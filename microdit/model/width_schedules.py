@@ -1,0 +1,82 @@
+"""How wide attention and feed-forwards are from the first block to the last.
+
+Constant, or growing with depth (layer-wise scaling, arXiv 2407.15811 section 3; OpenELM, arXiv 2404.14619).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from microdit.common.errors import ConfigError
+from microdit.common.limits import check_limits
+from microdit.common.registry import check_name, resolve
+
+Schedule = Callable[[float, float, int], list[float]]  # (start, end, depth) -> one ratio a block
+
+FINEST_HIDDEN = 8  # default granularity of hidden widths: what vector units like
+
+
+@dataclass(frozen=True)
+class WidthConfig:
+    """Ratios of the model width, from the first block (`start`) to the last (`end`)."""
+
+    schedule: str = "constant"  # constant | layerwise | dotted path of a Schedule
+    start: float = 1.0
+    end: float = 1.0
+    multiple_of: int | None = None  # granularity of the widths; null: a head for attention, 8 for feed-forwards
+
+    def check(self, key: str) -> None:
+        """Raises ConfigError where the schedule, found under `key`, is impossible."""
+        check_limits(key, self, start=1024, end=1024, multiple_of=1 << 17)
+        check_name(self.schedule, SCHEDULES, f"{key}.schedule")
+        for end in ("start", "end"):
+            if getattr(self, end) <= 0:
+                raise ConfigError(f"'{key}.{end}' is {getattr(self, end)}; it must be above 0")
+        if self.schedule == "constant" and self.start != self.end:
+            raise ConfigError(
+                f"'{key}.schedule' is constant, but '{key}.start' is {self.start} and '{key}.end' is {self.end}; make "
+                "them equal, or the schedule layerwise"
+            )
+        if self.multiple_of is not None and self.multiple_of < 1:
+            raise ConfigError(f"'{key}.multiple_of' is {self.multiple_of}; it must be at least 1, or null")
+
+    def ratios(self, depth: int) -> list[float]:
+        """One ratio for each of `depth` blocks."""
+        return resolve(self.schedule, SCHEDULES, "model.*_width.schedule")(self.start, self.end, depth)
+
+
+def constant(start: float, end: float, depth: int) -> list[float]:
+    """`start` everywhere."""
+    return [start] * depth
+
+
+def layerwise(start: float, end: float, depth: int) -> list[float]:
+    """Linear in the block's index, both ends included; a single block has the last one's width."""
+    if depth == 1:
+        return [end]
+    return [start + (end - start) * i / (depth - 1) for i in range(depth)]
+
+
+SCHEDULES: dict[str, Schedule] = {"constant": constant, "layerwise": layerwise}
+
+
+def round_up(value: float, multiple_of: int) -> int:
+    """The smallest positive multiple of `multiple_of` that is at least int(value)."""
+    return max(-(-int(value) // multiple_of), 1) * multiple_of
+
+
+def attention_width(width: int, ratio: float, head_dim: int, multiple_of: int | None) -> int:
+    """Width of queries, keys and values together: a whole number of heads; ratio 1 is the model width itself."""
+    if ratio == 1:
+        return width
+    return round_up(width * ratio, multiple_of or head_dim)
+
+
+def hidden_width(width: int, ratio: float, matrices: int, multiple_of: int | None) -> int:
+    """Hidden width of a feed-forward with `matrices` weight matrices, at a ratio counted for two of them.
+
+    A gated feed-forward has three matrices, so its hidden width is two thirds of `width * ratio`: at one ratio all
+    kinds have equal parameters and FLOPs, within rounding up to `multiple_of`.
+    """
+    return round_up(width * ratio * 2 / matrices, multiple_of or FINEST_HIDDEN)

@@ -1,0 +1,140 @@
+"""The frozen parts around the network, built from the configuration and checked against each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from microdit.alignment.feature_cache import build_alignment_features
+from microdit.common.errors import ConfigError
+from microdit.common.files.atomic import stat_fingerprint, sweep
+from microdit.common.registry import import_plugins
+from microdit.config.schema import Config
+from microdit.data.config import DataConfig
+from microdit.data.dataset import CaptionedImages
+from microdit.data.latents.dataset import LatentImages, check_autoencoder
+from microdit.data.latents.training_data import EncodedDataset, data_fingerprint, encode_dataset
+from microdit.data.registry import DATASETS, build_dataset
+from microdit.encoders.autoencoder import OF_DATA, Autoencoder, AutoencoderConfig, build_autoencoder
+from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
+from microdit.evaluation.reference import originals_digest, reference_rows
+from microdit.pipeline.sizes import Sizes, check_sizes
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """Datasets as images and as the network sees them, with the encoders between."""
+
+    train_images: CaptionedImages
+    val_images: CaptionedImages
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
+    train: EncodedDataset
+    val: EncodedDataset
+    originals: str = ""  # digest of the pictures that scores are measured against, if the data's own don't cover them
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Names the content of everything that is read in training, and of the originals that scores compare with."""
+        trained_on = data_fingerprint(self.train, self.val)
+        return f"{trained_on}-{self.originals[:8]}" if self.originals else trained_on
+
+
+def load_plugins(config: Config) -> None:
+    """Imports the user's modules, so that dotted names may refer to their classes."""
+    import_plugins(config.plugins)
+
+
+def choose_device(config: Config) -> torch.device:
+    """The configured device; 'auto' takes a GPU where there is one."""
+    wanted = config.training.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("'training.device' is cuda, but no CUDA device is visible; use cpu or auto")
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+def build_components(config: Config, device: torch.device | str = "cpu") -> RunInputs:
+    """Opens or makes everything that training reads; encodes the data once into `config.cache_dir`.
+
+    Raises ConfigError where the network's sizes don't fit what the encoders give, before anything is encoded.
+    """
+    device = torch.device(device)
+    cache = Path(config.cache_dir).expanduser()
+    sweep(cache, depth=2)
+    train_images, val_images = _images(config.data, "train"), _images(config.data, "val")
+    autoencoder = open_autoencoder(config, device, train_images)
+    text_encoder = _text_encoder(config.text, device, stat_fingerprint(config.text.path))
+    check_sizes(config, Sizes(autoencoder.channels, autoencoder.downsampling, text_encoder.width))
+    for images in (train_images, val_images):
+        if isinstance(images, LatentImages):
+            images.decode_by(autoencoder)
+    train = _encoded(config, train_images, autoencoder, text_encoder, cache / "encoded")
+    targets = build_alignment_features(config.alignment, config.model.side, train_images, device, cache / "patches")
+    return RunInputs(
+        train_images,
+        val_images,
+        autoencoder,
+        text_encoder,
+        replace(train, targets=targets),
+        _encoded(config, val_images, autoencoder, text_encoder, cache / "encoded"),
+        _originals(config, train_images if config.evaluation.reference_split == "train" else val_images),
+    )
+
+
+def _originals(config: Config, images: CaptionedImages) -> str:
+    """Digest of the originals that scores are measured against."""
+    if not config.evaluation.samples:
+        return ""
+    rows, count = reference_rows(len(images), config.evaluation.samples, config.evaluation.reference_count)
+    return originals_digest(images, rows[: count + config.evaluation.samples])
+
+
+def open_autoencoder(config: Config, device: torch.device | str, images: CaptionedImages | None = None) -> Autoencoder:
+    """The configured autoencoder; of precomputed latents the one that made them, which any other is compared with."""
+    found = config.autoencoder
+    if config.data.name != "latents":
+        return _autoencoder(found, torch.device(device), stat_fingerprint(found.path))
+    images = images or _images(config.data, "train")
+    assert isinstance(images, LatentImages)
+    if found.path == OF_DATA:
+        return images.decoder(device)
+    autoencoder = _autoencoder(found, torch.device(device), stat_fingerprint(found.path))
+    check_autoencoder(images.root, images.index, autoencoder)
+    return autoencoder
+
+
+def _encoded(
+    config: Config, images: CaptionedImages, autoencoder: Autoencoder, text_encoder: TextEncoder, cache: Path
+) -> EncodedDataset:
+    if isinstance(images, LatentImages):
+        return images.encoded(text_encoder, cache, config.text.cache)
+    return encode_dataset(images, autoencoder, text_encoder, cache, config.text.cache)
+
+
+# A process that runs trial after trial keeps what it has opened, as long as the files' `stat_fingerprint` stays the same.
+
+
+@lru_cache(maxsize=2)
+def _autoencoder(config: AutoencoderConfig, device: torch.device, files: str) -> Autoencoder:
+    return build_autoencoder(config, device)
+
+
+@lru_cache(maxsize=2)
+def _text_encoder(config: TextConfig, device: torch.device, files: str) -> TextEncoder:
+    return build_text_encoder(config, device)
+
+
+def _images(config: DataConfig, split: str) -> CaptionedImages:
+    if config.name not in DATASETS:
+        return build_dataset(config, split)  # a class of the user's may read what no stamp sees
+    return _kept_images(config, split, stat_fingerprint(config.path))
+
+
+@lru_cache(maxsize=4)  # two datasets of two splits
+def _kept_images(config: DataConfig, split: str, files: str) -> CaptionedImages:
+    return build_dataset(config, split)

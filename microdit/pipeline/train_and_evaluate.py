@@ -1,0 +1,196 @@
+"""One run from configuration to scores: data, training, samples, evaluation, all reported to a recorder."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
+
+from microdit.alignment.patch_encoders import check_encoder
+from microdit.common.errors import ConfigError, StopTraining
+from microdit.common.files.atomic import sweep, write_text
+from microdit.common.finite import require_sound
+from microdit.common.hardware import device_name, versions
+from microdit.common.process.waiting import waiting
+from microdit.config.schema import Config, save_config
+from microdit.diffusion import Denoiser
+from microdit.encoders.text_record import text_record
+from microdit.evaluation import check_scoring, feature_net_name
+from microdit.model import DiT
+from microdit.model.cost.memory import batch_bytes, check_memory
+from microdit.model.cost.network import parameters
+from microdit.pipeline.cost import COSTS, cost_facts
+from microdit.pipeline.export import export_final
+from microdit.pipeline.final_evaluation import generate_and_score
+from microdit.pipeline.generate import generate, save_png, strip
+from microdit.pipeline.inputs import RunInputs, build_components, choose_device, load_plugins
+from microdit.pipeline.prompts import shown_prompts
+from microdit.training.graceful_stop import GracefulStop
+from microdit.training.init_optimizer import check_initial_optimizer
+from microdit.training.init_weights import check_initial
+from microdit.training.logger import NullLogger, RunFact, RunLogger
+from microdit.training.trainer import sigma_data, train
+from microdit.training.validation import validate
+
+PATIENCE = timedelta(hours=12)  # that processes wait for one another: the main one alone scores pictures
+
+
+def run(
+    config: Config, recorder: RunLogger | None = None, progress: bool = False, stop: GracefulStop | None = None
+) -> dict[str, float]:
+    """Trains `config`, draws and scores samples, and returns the final metrics.
+
+    Goes on from the newest checkpoint under `config.output_dir`, and leaves there config.yaml, model.safetensors (the
+    averaged weights), checkpoints/, samples/ and metrics.json; of several processes, the main one writes. Raises
+    MicroditError for what the user can mend, and KeyboardInterrupt, with a checkpoint kept, once `stop` is asked.
+    """
+    accelerator = build_accelerator(config)
+    report = recorder if recorder is not None and accelerator.is_main_process else NullLogger()
+    _check_memory(config, accelerator.device, accelerator.num_processes)
+    components = _checked(config, accelerator.device)
+    output = Path(config.output_dir)
+    if accelerator.is_main_process:
+        sweep(output, depth=1)
+        save_config(config, output / "config.yaml")
+    stop = stop if stop is not None else GracefulStop()
+    try:
+        report.start(config, run_facts(config, components, accelerator))
+        metrics = _train_and_score(config, components, report, accelerator, progress, stop)
+    except (KeyboardInterrupt, StopTraining):
+        with stop.closing():
+            report.finish("KILLED")
+        raise
+    except BaseException:
+        with stop.closing():
+            report.finish("FAILED")
+        raise
+    with stop.closing():
+        report.finish("FINISHED")
+    accelerator.wait_for_everyone()
+    return metrics
+
+
+def _check_memory(config: Config, device: torch.device, processes: int) -> None:
+    resolution = config.data.resolution
+    batch = batch_bytes(config.model, resolution, config.training.batch_size)
+    images = 3.0 * resolution**2 * config.evaluation.samples
+    check_memory(parameters(config.model), batch, images, device, processes)
+
+
+def prepare(config: Config) -> RunInputs:
+    """Encodes the data into the cache and checks all sizes, training nothing: call once before many runs start."""
+    return _checked(config, choose_device(config))
+
+
+def check_files(config: Config) -> None:
+    """Raises MicroditError for whatever `config` names and isn't there, or is something else; computes nothing."""
+    load_plugins(config)
+    check_initial(config)
+    check_initial_optimizer(config)
+    check_scoring(config.evaluation)
+    check_encoder(config.alignment, config.model.side)
+
+
+def _checked(config: Config, device: torch.device) -> RunInputs:
+    check_files(config)
+    with waiting("the data to be read, and encoded if it is not in the cache"):
+        components = build_components(config, device)
+    check_counts(config, components)
+    return components
+
+
+def build_accelerator(config: Config) -> Accelerator:
+    """An accelerator for the configured device and precision; on a CPU, with the configured number of threads."""
+    device = choose_device(config)
+    if device.type == "cpu":
+        torch.set_num_threads(config.training.threads)
+    if AcceleratorState._shared_state:
+        # A worker runs many trials in one process, and the shared state would keep the first one's precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    mixed = "bf16" if config.training.precision == "bf16" else "no"
+    accelerator = Accelerator(
+        cpu=device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+    )
+    parts = accelerator.num_processes * config.training.accumulation
+    if config.training.batch_size % parts:
+        raise ConfigError(
+            f"'training.batch_size' ({config.training.batch_size}) must be a multiple of processes x accumulation "
+            f"({accelerator.num_processes} x {config.training.accumulation})"
+        )
+    return accelerator
+
+
+def run_facts(config: Config, components: RunInputs, accelerator: Accelerator) -> dict[str, RunFact]:
+    """What is known before the first step."""
+    return {
+        "data_fingerprint": components.data_fingerprint,
+        "feature_net": feature_net_name(config.evaluation),
+        "sigma_data": sigma_data(config, components.train),
+        "device": device_name(accelerator.device),
+        "versions": versions(),
+        "processes": accelerator.num_processes,
+        **cost_facts(config),
+    }
+
+
+def check_counts(config: Config, components: RunInputs) -> None:
+    """Raises ConfigError where more samples are wanted than there are held-out captions, unless a file has prompts."""
+    wanted, held_out = config.evaluation.samples, len(components.val)
+    if config.evaluation.prompts is None and wanted > held_out:
+        raise ConfigError(
+            f"'evaluation.samples' is {wanted}, but only {held_out} held-out captions are there to draw; "
+            f"set it to {held_out}, raise 'data.val_size', or name a file of 'evaluation.prompts'"
+        )
+
+
+def _train_and_score(
+    config: Config,
+    components: RunInputs,
+    recorder: RunLogger,
+    accelerator: Accelerator,
+    progress: bool,
+    stop: GracefulStop | None,
+) -> dict[str, float]:
+    samples = Path(config.output_dir) / "samples"
+    shown = shown_prompts(components.val, config.training.sample_count)
+    sigma = sigma_data(config, components.train)
+
+    def draw_shown(step: int, net: DiT) -> np.ndarray:
+        denoiser = Denoiser(net, sigma).eval()
+        pictures = generate(
+            denoiser, components.autoencoder, shown.features, config.sampler, config.evaluation.seed, "shown"
+        )
+        if accelerator.is_main_process:
+            save_png(strip(pictures), samples / f"step_{step:08d}.png")
+            recorder.image(step, "samples", strip(pictures))
+        return pictures
+
+    state = train(config, components.train, components.val, recorder, accelerator, draw_shown, progress, stop)
+    denoiser = Denoiser(state.averaged, sigma).eval()
+    losses = validate(denoiser, components.val, config)
+    recorder.metrics(state.step, losses)
+    facts = cost_facts(config)
+    metrics = {f"cost/{name}": float(facts[name]) for name in COSTS} | {
+        "cost/seconds": state.seconds,
+        "cost/usd": state.seconds / 3600 * config.cost.usd_per_hour,
+    }
+    metrics["final/val_loss"] = losses["val/loss"]
+    pictures = draw_shown(state.step, denoiser.net)
+    if accelerator.is_main_process:
+        text = text_record(config.text, components.text_encoder.fingerprint)
+        export_final(config, denoiser, pictures, shown, text, recorder)
+    with waiting("samples to be drawn and scored"):
+        metrics |= generate_and_score(config, components, denoiser, accelerator)
+    require_sound(metrics, "at the end of the run")
+    if accelerator.is_main_process:
+        recorder.metrics(state.step, metrics)
+        path = Path(config.output_dir) / "metrics.json"
+        write_text(path, json.dumps(metrics, indent=1))
+        recorder.artifact(path)
+    return metrics

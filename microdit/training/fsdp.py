@@ -1,0 +1,108 @@
+"""Weights shared out over the processes of a run (FSDP), for networks that leave a GPU no room beside their optimiser.
+
+Each process holds a part of every weight, of its average and of its optimiser state; a block's weights are gathered
+while it runs. What is written or evaluated is whole again, so that a run may go on in any number of processes.
+torch's parts for it take a second to import, so only runs that need them do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from microdit.model import DiT
+from microdit.model.layers.blocks import DiTBlock
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+def mesh_of(accelerator: Accelerator) -> DeviceMesh:
+    """All processes of the run in a row."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+
+
+def shard(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Leaves to each process its part of every weight of `module`, block by block."""
+    from torch.distributed.fsdp import fully_shard
+
+    if not any(True for _ in module.parameters()):
+        return
+    for part in module.modules():
+        if isinstance(part, DiTBlock):
+            fully_shard(part, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def is_shared(tensor: Tensor) -> bool:
+    """Whether it is torch's DTensor, a part of a whole one."""
+    return hasattr(tensor, "full_tensor")
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """All of a tensor, which every process must ask for; one that isn't shared out as it is."""
+    return tensor.full_tensor() if is_shared(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def shard_like(tensor: Tensor, own: Tensor) -> Tensor:
+    """Of a whole tensor, the part that this process has of `own`; all processes must have the same."""
+    if not is_shared(own):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(own, DTensor)
+    return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+
+
+def whole_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of `module`, whole and contiguous."""
+    return {name: full_tensor(tensor).detach().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Loads a whole state dict into `module`, shared out or not."""
+    own = module.state_dict()
+    module.load_state_dict({name: shard_like(t, own[name]) if name in own else t for name, t in weights.items()})
+
+
+def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The optimiser's state dict, as if nothing were shared out."""
+    stored = optimizer.state_dict()
+    state = {number: {name: _whole(value) for name, value in kept.items()} for number, kept in stored["state"].items()}
+    return stored | {"state": state}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
+    """Loads what `whole_optimizer` gave."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers: Iterable[int] = (number for group in stored["param_groups"] for number in group["params"])
+    owners = dict(zip(numbers, parameters, strict=True))
+    state = {
+        number: {
+            name: shard_like(value, owners[number])
+            if isinstance(value, Tensor) and value.shape == owners[number].shape
+            else value
+            for name, value in kept.items()
+        }
+        for number, kept in stored["state"].items()
+    }
+    optimizer.load_state_dict({**stored, "state": state})
+
+
+def unsharded_copy(net: DiT) -> DiT:
+    """`net` itself, or a whole copy of one that is shared out: any process may then run it on its own."""
+    if not any(is_shared(parameter) for parameter in net.parameters()):
+        return net
+    copy = DiT(net.config, seed=None).to(next(net.parameters()).device)
+    copy.load_state_dict(whole_weights(net))
+    return copy.train(net.training)
+
+
+def _whole(value: Any) -> Any:
+    return full_tensor(value) if isinstance(value, Tensor) else value

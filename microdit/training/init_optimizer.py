@@ -1,0 +1,150 @@
+"""The optimizer state of another run to start from: its last checkpoint has it. Checked before anything is computed.
+
+Only the state is restored: moments and their step counts. Rates, decay and all other settings are this run's own, and
+its schedule starts at step 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from microdit.common.errors import CheckpointError, ConfigError
+from microdit.common.files.digests import content_digest
+from microdit.common.parsing import read_yaml
+from microdit.common.registry import resolve
+from microdit.model import DiT
+from microdit.training.checkpoint import checkpoints, read_checkpoint
+from microdit.training.fsdp import load_optimizer, whole_optimizer
+from microdit.training.init_weights import KEY
+from microdit.training.optim.optimizers import OPTIMIZERS
+from microdit.training.optimizer_file import REST, TENSORS, read_layout
+
+if TYPE_CHECKING:
+    from microdit.config.schema import Config
+
+OPTIMIZER_KEY = "training.init_optimizer"
+NET = "net."  # names of the network's parameters begin so; others (the projector of an alignment) start anew
+LISTED = 4  # problems that a message names
+
+State = Mapping[str, Any]  # what an optimizer keeps of one parameter
+
+
+def source_checkpoint(init: str) -> Path:
+    """The last checkpoint of the run that `training.init` names.
+
+    Raises:
+        ConfigError: if it names no run's folder, or the run has no checkpoint whose optimizer can be read.
+    """
+    folder = Path(init).expanduser()
+    where = f"'{OPTIMIZER_KEY}' is true, but '{KEY}' is '{init}'"
+    remedy = f"name the folder of a run with its checkpoints, or set '{OPTIMIZER_KEY}' to false"
+    if folder.is_file():
+        raise ConfigError(f"{where}, a file of weights alone, without an optimizer; {remedy}")
+    found = checkpoints(folder / "checkpoints")
+    if not found:
+        raise ConfigError(f"{where}, which has weights but no checkpoints, so no optimizer; {remedy}")
+    newest = found[-1]
+    if (newest / "optimizer.pt").exists():
+        raise ConfigError(f"{where}: {newest} was written by an older version as a pickle, which is not read; {remedy}")
+    for name in (TENSORS, REST):
+        if not (newest / name).is_file():
+            raise ConfigError(f"{where}: {newest} has no {name}; {remedy}")
+    return newest
+
+
+def optimizer_digest(init: str) -> str:
+    """16 hex digits of the content of the optimizer's state that would be restored."""
+    folder = source_checkpoint(init)
+    content = "/".join(content_digest(folder / name) for name in (TENSORS, REST))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def check_initial_optimizer(config: Config) -> None:
+    """Compare the state that `training.init_optimizer` would restore with this run's optimizer, by its headers alone.
+
+    Raises:
+        ConfigError: if there is no such state, or it is of another type of optimizer.
+        CheckpointError: if a file is damaged, or names and shapes of parameters differ.
+    """
+    init = config.training.init
+    if init is None or not config.training.init_optimizer:
+        return
+    folder = source_checkpoint(init)
+    _check_type(config, Path(init).expanduser())
+    stored = _by_name(read_layout(folder), folder)
+    with torch.device("meta"):
+        net = DiT(config.model, seed=None)
+    shapes = {name: tuple(parameter.shape) for name, parameter in net.named_parameters() if parameter.requires_grad}
+    problems = [f"{name} is only here" for name in shapes if name not in stored]
+    problems += [f"{name} is only there" for name in stored if name not in shapes]
+    for name, shape in shapes.items():
+        for key, value in stored.get(name, {}).items():
+            if config.optimizer.type in OPTIMIZERS and value.ndim and tuple(value.shape) != shape:
+                problems.append(f"{key} of {name} is {tuple(value.shape)} there, and the parameter is {shape} here")
+    if problems:
+        more = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise CheckpointError(
+            f"'{OPTIMIZER_KEY}': the optimizer's state in {folder} doesn't fit this run: "
+            f"{', '.join(problems[:LISTED])}{more}"
+        )
+
+
+def load_initial_optimizer(optimizer: torch.optim.Optimizer, init: str) -> None:
+    """Give `optimizer` the stored state of every parameter of the network.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or doesn't fit; `check_initial_optimizer` says why before.
+    """
+    folder = source_checkpoint(init)
+    stored = _by_name(read_checkpoint(folder).optimizer, folder)
+    own = whole_optimizer(optimizer)
+    numbers = {
+        name: number
+        for group in own["param_groups"]
+        for name, number in zip(group["param_names"], group["params"], strict=True)
+        if name.startswith(NET)
+    }
+    if missing := [name for name in numbers if name.removeprefix(NET) not in stored]:
+        raise CheckpointError(f"{folder}: has no optimizer state of {', '.join(missing[:LISTED])}")
+    own["state"] = {number: dict(stored[name.removeprefix(NET)]) for name, number in numbers.items()}
+    load_optimizer(optimizer, own)
+
+
+def _check_type(config: Config, run: Path) -> None:
+    values = read_yaml(run / "config.yaml").get("optimizer")
+    there = values.get("type", "adamw") if isinstance(values, Mapping) else "adamw"
+    here = config.optimizer.type
+    if there == here:
+        return
+    try:
+        same = resolve(str(there), OPTIMIZERS, "optimizer.type") is resolve(here, OPTIMIZERS, "optimizer.type")
+    except ConfigError:
+        same = False
+    if not same:
+        raise ConfigError(
+            f"'{OPTIMIZER_KEY}' is true, but '{KEY}' is a run with 'optimizer.type' {there}, and it is {here} here; "
+            f"use the same, or set '{OPTIMIZER_KEY}' to false"
+        )
+
+
+def _by_name(state: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Tensors of the state of each parameter of the network, by the parameter's name in the network."""
+    found: dict[str, dict[str, Tensor]] = {}
+    try:
+        for group in state["param_groups"]:
+            for name, number in zip(group["param_names"], group["params"], strict=True):
+                kept = state["state"].get(number)
+                if name.startswith(NET) and kept:
+                    found[name.removeprefix(NET)] = dict(kept)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder}: the optimizer's state doesn't name its parameters ({error!r:.80}); "
+            f"set '{OPTIMIZER_KEY}' to false"
+        ) from None
+    return found

@@ -1,0 +1,239 @@
+"""The training loop: one flat pass over steps, each a function of (weights, seed, step) alone.
+
+B images of the global batch. Every random draw is made for the whole global batch on the CPU and then sliced, so the
+numbers don't depend on how many processes or micro-batches share it. A process reads its own images and captions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from microdit.alignment.loss import Alignment, build_alignment
+from microdit.common.errors import CheckpointError
+from microdit.common.rng import generator
+from microdit.config.identity import ALGORITHM, training_key
+from microdit.config.schema import Config
+from microdit.data.latents.training_data import BatchSampler, EncodedDataset, data_fingerprint
+from microdit.diffusion import Denoiser, draw_sigma
+from microdit.model import DiT, PatchMask
+from microdit.model.conditioning import Captions, drop_captions
+from microdit.training.checkpoint import Identity, TrainState, checkpoints, load_checkpoint, save_checkpoint
+from microdit.training.fsdp import full_tensor, mesh_of, shard
+from microdit.training.graceful_stop import GracefulStop
+from microdit.training.init_optimizer import load_initial_optimizer
+from microdit.training.init_weights import initial_sigma_data, load_initial
+from microdit.training.logger import RunLogger
+from microdit.training.metrics import StepMetrics
+from microdit.training.optim.lr_schedule import learning_rate
+from microdit.training.optim.optimizers import build_optimizer
+from microdit.training.progress_bar import Progress
+from microdit.training.validation import validate
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+Sampling = Callable[[int, DiT], object]  # (finished steps, the network to sample from)
+
+
+class TrainingLoss(nn.Module):
+    """The loss as a module's forward, so that DistributedDataParallel sees every backward pass.
+
+    Make it once a network: it hooks into the block that is aligned.
+    """
+
+    def __init__(self, denoiser: Denoiser, alignment: Alignment) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.alignment = alignment
+        alignment.attach(denoiser.net)
+
+    def forward(
+        self, x: Tensor, y: Captions, sigma: Tensor, noise: Tensor, target: Tensor, plan: PatchMask | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What to minimise, and what to log: the denoising loss alone, comparable between arms, and the term's own."""
+        denoising = self.denoiser.loss(x, y, sigma, noise, plan).mean()
+        loss, readings = self.alignment(denoising, target, plan)
+        return loss, {"train/loss": denoising.detach(), **readings}
+
+
+def initial_state(config: Config, device: torch.device, mesh: DeviceMesh | None = None) -> TrainState:
+    """Weights from the seed or from `training.init`, on `device`; an optimizer with fresh or restored state.
+
+    Weights, average and optimizer state are sharded over a `mesh` of processes.
+    """
+    init = config.training.init
+    net = DiT(config.model, seed=config.seed if init is None else None)
+    if init is not None:
+        load_initial(net, init)
+    net = net.to(device)
+    ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema.decay))
+    alignment = build_alignment(config.alignment, config.model, config.seed).to(device)
+    if mesh is not None:
+        for module in (net, ema.module, alignment):
+            shard(module, mesh)
+    optimizer = build_optimizer(nn.ModuleDict({"net": net, "alignment": alignment}), config.optimizer)
+    if config.training.init_optimizer and init is not None:
+        load_initial_optimizer(optimizer, init)
+    return TrainState(net, alignment, ema, optimizer)
+
+
+def sigma_data(config: Config, data: EncodedDataset) -> float:
+    """As configured, else as the initial weights were trained with, else as measured on `data`."""
+    if config.diffusion.sigma_data is not None:
+        return config.diffusion.sigma_data
+    return data.sigma_data if config.training.init is None else initial_sigma_data(config.training.init)
+
+
+def train(
+    config: Config,
+    data: EncodedDataset,
+    val: EncodedDataset,
+    recorder: RunLogger,
+    accelerator: Accelerator,
+    on_step: Sampling | None = None,
+    progress: bool = False,
+    stop: GracefulStop | None = None,
+) -> TrainState:
+    """Trains to `config.training.steps`, going on from the newest checkpoint under `config.output_dir`.
+
+    Validates on the way; the validation at the end is the caller's, because a run that resumes there needs it too.
+
+    Raises DivergenceError at the first non-finite loss or gradient, and KeyboardInterrupt, with a checkpoint kept,
+    after the step in which `stop` was asked, in any process.
+    """
+    settings = config.training
+    identity = Identity(training_key(config), ALGORITHM, data_fingerprint(data, val))
+    folder = Path(config.output_dir) / "checkpoints"
+    sharded = settings.parallel == "fsdp" and accelerator.num_processes > 1
+    state = initial_state(config, accelerator.device, mesh_of(accelerator) if sharded else None)
+    for newest in checkpoints(folder)[-1:]:
+        load_checkpoint(newest, state, identity)
+    _check_same_step(state.step, accelerator, config.output_dir)
+    denoiser = Denoiser(state.net, sigma_data(config, data))
+    loss_module: nn.Module = TrainingLoss(denoiser, state.alignment)
+    if settings.compile:
+        loss_module = torch.compile(loss_module)  # type: ignore[assignment]
+    unused = _leaves_parameters_out(state.net, config)
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
+    if not sharded:
+        loss_module = accelerator.prepare_model(loss_module)
+    order = BatchSampler(len(data), settings.batch_size, config.seed)
+    meter = StepMetrics(settings.batch_size, state, accelerator.device)
+    bar = Progress(settings.steps, state.step, progress and accelerator.is_main_process)
+    asked = stop if stop is not None else GracefulStop()
+
+    if on_step is not None and settings.sample_every and state.step == 0:
+        with meter.paused():
+            on_step(0, state.averaged)  # what training starts from
+    with asked.watched():
+        for step in range(state.step, settings.steps):
+            rate = learning_rate(step, settings.steps, config.optimizer.lr, config.schedule)
+            readings = optimizer_step(config, step, rate, data, order, loss_module, state, accelerator)
+            if settings.ema.decay and step >= settings.ema.first_step(settings.steps):
+                state.ema.update_parameters(state.net)
+            state.step = done = step + 1
+            meter.add(done, readings)
+
+            last = done == settings.steps
+            if last or done % settings.log_every == 0:
+                values = meter.read(accelerator, folder) | {"lr": rate}
+                recorder.metrics(done, values)
+                bar.update(done, values["train/loss"], values["images_per_second"], meter.seconds_left(settings.steps))
+            if not last and _due(done, settings.val_every):
+                with meter.paused():
+                    recorder.metrics(done, validate(Denoiser(state.averaged, denoiser.sigma_data), val, config))
+            stopping = asked.agreed(accelerator, done)
+            if last or stopping or _due(done, settings.checkpoint_every):
+                meter.check(folder)
+                with meter.paused():
+                    recorder.flush()
+                state.seconds, state.interval = meter.seconds(), meter.interval(accelerator)
+                save_checkpoint(folder, state, identity, settings.keep_checkpoints, accelerator.is_main_process)
+            if on_step is not None and not last and _due(done, settings.sample_every):
+                with meter.paused():
+                    on_step(done, state.averaged)
+            if stopping and not last:
+                raise KeyboardInterrupt
+    bar.close()
+    return state
+
+
+def optimizer_step(
+    config: Config,
+    step: int,
+    rate: float,
+    data: EncodedDataset,
+    order: BatchSampler,
+    loss_module: nn.Module,
+    state: TrainState,
+    accelerator: Accelerator,
+) -> dict[str, Tensor]:
+    """One update of `state` at 0-based `step`; returns this process' means of the loss' readings, and `grad_norm`."""
+    settings, device = config.training, accelerator.device
+    own = settings.batch_size // accelerator.num_processes
+    first = accelerator.process_index * own
+    *batch, plan = draw_batch(config, step, data, order, state.net, slice(first, first + own))
+    share = own // settings.accumulation
+    means: dict[str, Tensor] = {}
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    for micro in range(settings.accumulation):
+        chunk = slice(micro * share, (micro + 1) * share)
+        own_plan = plan[chunk].to(device) if plan is not None else None
+        inputs = [tensor[chunk].to(device, non_blocking=True) for tensor in batch]
+        final = micro == settings.accumulation - 1
+        with accelerator.no_sync(loss_module) if not final else torch.enable_grad():
+            with accelerator.autocast():
+                loss, readings = loss_module(*inputs, own_plan)
+            accelerator.backward(loss / settings.accumulation)
+        for name, value in readings.items():
+            means[name] = means.get(name, torch.zeros((), device=device)) + value / settings.accumulation
+    norm = full_tensor(torch.nn.utils.clip_grad_norm_(state.parameters(), settings.clip or float("inf")))
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    return means | {"grad_norm": norm}
+
+
+def draw_batch(
+    config: Config, step: int, data: EncodedDataset, order: BatchSampler, net: DiT, own: slice = slice(None)
+) -> tuple[Tensor, Captions, Tensor, Tensor, Tensor, PatchMask | None]:
+    """All that `step` decides: images (B, C, H, W), captions (B, S, Y), sigma (B,), noise (B, C, H, W), patch features
+    to align with (B, T, E), mask; of the global batch the rows `own`.
+    """
+    seed, batch, rows = config.seed, config.training.batch_size, order(step)[own]
+    x, y = data.batch(rows)
+    sigma = draw_sigma(batch, config.diffusion, generator(seed, "sigma", step))
+    noise = torch.randn((batch, *x.shape[1:]), generator=generator(seed, "noise", step))
+    nulls = torch.rand(batch, generator=generator(seed, "caption dropout", step)) < config.training.caption_dropout
+    y = drop_captions(y, nulls[own])
+    masked = step < config.training.masked_steps
+    plan = net.mask_plan(batch, generator(seed, "mask", step), masked)
+    return x, y, sigma[own], noise[own], data.targets.batch(rows), plan[own] if plan is not None else None
+
+
+def _leaves_parameters_out(net: DiT, config: Config) -> bool:
+    """Whether some step may train on all patches while the masking method has weights that only masked steps use."""
+    unmasked = config.model.masking.ratio == 0 or config.training.masked_steps < config.training.steps
+    return unmasked and any(True for _ in net.masking.parameters())
+
+
+def _check_same_step(step: int, accelerator: Accelerator, output_dir: str) -> None:
+    """Raises CheckpointError where processes found different checkpoints."""
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            f"the processes of this run find different checkpoints (of steps {sorted(set(steps))}): 'output_dir' "
+            f"({output_dir}) must be a folder that all machines share"
+        )
+
+
+def _due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0

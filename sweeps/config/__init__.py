@@ -1,0 +1,1 @@
+"""From YAML files and command-line overrides to a validated study."""

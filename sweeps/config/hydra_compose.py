@@ -1,0 +1,227 @@
+"""From `experiments/` and overrides to a validated `Config`, through Hydra; no OmegaConf leaves this file."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from microdit.common.errors import MAX_VALUE_CHARACTERS, ConfigError, named, nearest, shown
+from microdit.common.parsing import flatten
+from microdit.config.schema import REQUIRED, Config, config_from_mapping
+from microdit.data.latents.dataset import settings_from_latents
+from microdit.pipeline.sizes import follow_encoders
+from sweeps.config.override_quoting import as_value
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+GROUPS = ("data", "model", "scale", "recipe")
+SCALE_FACTORS_KEY = "times"  # a recipe's factors on what the scale has
+PRIMARY = "base"
+SMALLEST = 1e-30  # of a factor that isn't 0: one with an exponent of millions would take all memory as a fraction
+MAX_WORD_CHARACTERS = 10_000
+MAX_BRACKETS = 64  # nested in one word
+OPTIONS_KEY = "options"  # the recipe's only mapping to which keys may be added
+
+
+def group_options(group: str) -> list[str]:
+    """The files of a config group, by name."""
+    return sorted(path.stem for path in (EXPERIMENTS / group).glob("*.yaml"))
+
+
+def compose_mapping(overrides: Sequence[str], source: str = "command line", complete: bool = True) -> dict[str, Any]:
+    """The resolved settings under `overrides` (`key=value`, later ones win), as plain dicts.
+
+    Where `complete` is false, keys that must be given may still say REQUIRED. Raises ConfigError naming `source`, the
+    key or option that doesn't exist, and the nearest that does.
+    """
+    _check_options(overrides, source)
+    if [word for word in overrides if word.partition("=")[0] not in GROUPS]:
+        _check_keys(overrides, source)
+    return _compose(tuple(overrides), source, complete)
+
+
+def compose_config(overrides: Sequence[str], source: str = "command line") -> Config:
+    """The same as a validated `Config`."""
+    return config_from_mapping(compose_mapping(overrides, source), source)
+
+
+def as_override(key: str, value: Any) -> list[str]:
+    """A YAML value as Hydra overrides; a mapping becomes one override per leaf, so that its other keys stay."""
+    if isinstance(value, Mapping):
+        return [word for name, item in value.items() for word in as_override(f"{key}.{name}", item)]
+    return [f"{key}={value if key in GROUPS else as_value(value)}"]
+
+
+@contextmanager
+def _as_config_error(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"{source}: {' '.join(str(error).split())[:400]}") from None
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
+        words = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        raise ConfigError(f"{source}: a value can't be used ({words})") from None
+    except yaml.YAMLError as error:  # names its file
+        raise ConfigError(f"{EXPERIMENTS}: not valid YAML: {' '.join(str(error).split())[:400]}") from None
+
+
+def _composed(overrides: Sequence[str]) -> Any:
+    GlobalHydra.instance().clear()
+    for name, resolver in RESOLVERS.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    with initialize_config_dir(str(EXPERIMENTS), version_base="1.3"):
+        config = compose(PRIMARY, overrides=list(overrides))
+    return _multiplied(config)
+
+
+# What a YAML may ask of other values, whatever they are in the end.
+RESOLVERS: dict[str, Callable[..., Any]] = {
+    "choose": lambda value, when, then, otherwise: then if value == when else otherwise,
+    "share": lambda share, steps: round(float(share) * int(steps)),
+    "memory": lambda share, steps: 1 - 1 / max(float(share) * int(steps), 1),  # the decay of an average that long
+}
+
+
+def _multiplied(config: Any) -> Any:
+    """The composed recipe with the factors under `times` applied, each a number or a fraction such as 25/6.
+
+    YAML alone can't say "twice what the scale has": a value that refers to itself is a circle.
+    """
+    if SCALE_FACTORS_KEY not in config:
+        return config
+    OmegaConf.set_struct(config, False)
+    for key, factor in config.pop(SCALE_FACTORS_KEY).items():
+        value = OmegaConf.select(config, key)
+        product = _fraction(value, key) * _fraction(factor, f"{SCALE_FACTORS_KEY}.{key}")
+        whole = isinstance(value, int)
+        OmegaConf.update(config, key, max(round(product), 1) if whole else float(product))
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def _fraction(value: Any, key: str) -> Fraction:
+    """Return a number or a text such as 25/6, exactly; raises ConfigError for anything else."""
+    text = str(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else ""
+    parts = text.split("/") if len(text) <= MAX_VALUE_CHARACTERS else []
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        if 1 <= len(parts) <= 2 and all(
+            SMALLEST < abs(float(part)) < 1 / SMALLEST or not float(part) for part in parts
+        ):
+            return Fraction(text)
+    raise ConfigError(f"'{key}' is {shown(value)}; it must be a finite number or a fraction such as 25/6")
+
+
+@cache
+def _composed_groups(groups: tuple[str, ...]) -> Any:
+    """The recipe under a choice of `GROUPS`: reading its files takes most of Hydra's time."""
+    return _composed(groups)
+
+
+def is_free(key: str) -> bool:
+    """Whether dotted `key` is one of the free keys under an `options`, which a plugin class reads."""
+    return OPTIONS_KEY in key.split(".")[:-1]
+
+
+def _compose(overrides: tuple[str, ...], source: str, complete: bool) -> dict[str, Any]:
+    groups = tuple(word for word in overrides if word.partition("=")[0] in GROUPS)
+    with _as_config_error(source):
+        config = copy.deepcopy(_composed_groups(groups))
+        usual = config.data.resolution // config.model.input_size  # the factor that the scale counts on
+        for override in parse_words([word for word in overrides if word not in groups], source):
+            # Hydra's own way with values, on what it has composed; a mapping is merged, a list replaced.
+            OmegaConf.update(config, override.key_or_group, override.value(), force_add=is_free(override.key_or_group))
+        given = {word.partition("=")[0] for word in overrides}
+        _follow_data(config, given)
+        values: Any = OmegaConf.to_container(config, resolve=True)
+    follow_encoders(values, given, usual)
+    missing = [key for key, value in flatten(values, empty=True).items() if value == REQUIRED]
+    if missing and complete:
+        raise ConfigError(f"{source}: no default here for {', '.join(missing)}; give {missing[0]}=...")
+    return values
+
+
+def _follow_data(config: Any, given: Collection[str]) -> None:
+    """Sizes as precomputed latents state them, where nobody asks for others: the scale's own are of pictures."""
+    if config.data.name != "latents" or config.data.path in (None, REQUIRED):
+        return
+    for key, value in settings_from_latents(config.data.path).items():
+        if key not in given:
+            OmegaConf.update(config, key, value)
+
+
+@cache
+def _known_keys(groups: tuple[str, ...]) -> Mapping[str, Any]:
+    with _as_config_error("experiments"):
+        values: Any = OmegaConf.to_container(_composed_groups(groups), resolve=False)
+    return values
+
+
+def parse_words(words: Sequence[str], source: str) -> list[Override]:
+    """Return `key=value` words as Hydra's grammar reads them; raises ConfigError naming the first that is wrong."""
+    found = []
+    for word in words:
+        depth = max(accumulate((c in "[{(") - (c in "]})") for c in word), default=0)
+        if len(word) > MAX_WORD_CHARACTERS or depth > MAX_BRACKETS:
+            why = "is nested too deeply" if depth > MAX_BRACKETS else f"has {len(word):,} characters"
+            raise ConfigError(f"{source}: '{named(word)}' {why}")
+        with _as_config_error(f"{source}: '{named(word)}'"):
+            found += _parser().parse_overrides([word])
+    return found
+
+
+@cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
+def _check_options(overrides: Sequence[str], source: str) -> None:
+    for word in overrides:
+        group, sep, option = word.partition("=")
+        if not sep:
+            raise ConfigError(f"{source}: '{named(word)}' is not of the form key=value")
+        if group in GROUPS and option not in group_options(group):
+            raise ConfigError(
+                f"{source}: there is no {group} '{named(option)}'; {nearest(option, group_options(group))}"
+            )
+
+
+def _check_keys(overrides: Sequence[str], source: str) -> None:
+    groups = tuple(word for word in overrides if word.partition("=")[0] in GROUPS)
+    known = _known_keys(groups)
+    for override in parse_words(overrides, source):
+        key = override.key_or_group
+        if key in GROUPS:
+            continue
+        if override.is_add() or override.is_delete():
+            raise ConfigError(f"{source}: '{named(override.input_line)}': keys can't be added or removed, only set")
+        check_key(key, known, source)
+
+
+def check_key(key: str, known: Mapping[str, Any] | None = None, source: str = "command line") -> None:
+    """Raises ConfigError where dotted `key` is no setting of the recipe, naming the nearest that is."""
+    node: Any = _known_keys(()) if known is None else known
+    for depth, part in enumerate(key.split(".")):
+        if is_free(key) and part == OPTIONS_KEY and part in node:
+            return
+        if not isinstance(node, Mapping) or part not in node:
+            leaves = list(flatten(_known_keys(()) if known is None else known, empty=True))
+            parents = ".".join(key.split(".")[:depth])
+            siblings = [f"{parents}.{name}" if parents else name for name in node] if isinstance(node, Mapping) else []
+            namesakes = [leaf for leaf in leaves if leaf.split(".")[-1] == key.split(".")[-1]]
+            raise ConfigError(f"{source}: unknown key '{named(key)}'; {nearest(key, namesakes or siblings or leaves)}")
+        node = node[part]

@@ -1,0 +1,239 @@
+"""A study: one YAML that asks a question, names what varies, and says what the arms hold fixed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from microdit.common.errors import ConfigError, named, nearest, shown
+from microdit.common.parsing import parse, read_yaml
+from microdit.pipeline.cost import COSTS
+from sweeps.config.hydra_compose import EXPERIMENTS, check_key
+
+MAX_ARMS = 100_000
+COST_AXES = tuple(f"cost/{name}" for name in COSTS)  # what a figure may have on its axis besides settings
+
+
+@dataclass(frozen=True)
+class PaperClaim:
+    """What the paper says, and where."""
+
+    section: str = ""
+    claim: str = ""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The number that decides, and which way is better."""
+
+    primary: str = "clip_fd"
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What the figure has on its axis and as its lines."""
+
+    x: str = ""
+    hue: str = ""
+
+
+@dataclass(frozen=True)
+class ScaleChoice:
+    """What a scale narrows a study to, and what it sets besides."""
+
+    arms: tuple[str, ...] | None = None
+    axes: Mapping[str, Any] = field(default_factory=dict)  # other values for an axis
+    baseline: str = ""  # where the study's own is not among the arms
+    seeds: tuple[int, ...] | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """The keys of a study's YAML."""
+
+    question: str
+    paper: PaperClaim = PaperClaim()
+    arms: Mapping[str, Any] = field(default_factory=dict)
+    axes: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # of every arm
+    search: Mapping[str, Any] = field(default_factory=dict)  # instead of arms and axes; see sweeps.config.search_space
+    sampler: Any = "tpe"
+    pruner: Any = "none"
+    n_trials: int = 0  # of a search
+    objectives: Mapping[str, Any] = field(default_factory=dict)  # of a search: metric -> direction; empty: the primary
+    baseline: str = ""
+    match: str = ""  # the arm that values of `match` are solved for; empty: the baseline
+    holds: Literal["steps", "flops", "params", "active_params", "time", "nothing"] = "steps"
+    cumulative: bool = False  # each arm builds on the one above it
+    divergence: Literal["failure", "data"] = "failure"  # whether a diverged run is an answer, or something gone wrong
+    seeds: tuple[int, ...] = (0, 1, 2)
+    metrics: Metrics = Metrics()
+    figure: Figure = Figure()
+    scales: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study at one scale: named arms, each a set of overrides."""
+
+    name: str
+    scale: str
+    source: str
+    file: StudySpec
+    arms: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+    overrides: Mapping[str, Any]
+
+    def as_mapping(self) -> dict[str, Any]:
+        """What analysis needs to know, as the parent run's study.yaml."""
+        f = self.file
+        return {
+            "name": self.name,
+            "scale": self.scale,
+            "question": f.question,
+            "paper": {"section": f.paper.section, "claim": f.paper.claim},
+            "baseline": f.baseline,
+            "holds": f.holds,
+            "cumulative": f.cumulative,
+            "divergence": f.divergence,
+            "search": dict(f.search),
+            "objectives": dict(f.objectives),
+            "arms": {name: dict(overrides) for name, overrides in self.arms.items()},
+            "seeds": list(self.seeds),
+            "metrics": {"primary": f.metrics.primary, "direction": f.metrics.direction},
+            "figure": {"x": f.figure.x, "hue": f.figure.hue},
+        }
+
+
+def study_names() -> list[str]:
+    """The studies that come with the project."""
+    return sorted(path.stem for path in (EXPERIMENTS / "study").glob("*.yaml"))
+
+
+def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> Study:
+    """Reads the study called `name`, or at path `name` where that ends in .yaml, narrowed to `scale`.
+
+    Raises ConfigError naming the file, the key and the nearest valid choice.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else EXPERIMENTS / "study" / f"{name}.yaml"
+    if not os.path.isfile(path) and path.parent == EXPERIMENTS / "study":
+        raise ConfigError(
+            f"there is no study '{named(name)}'; {nearest(name, study_names())}, or give a path ending in .yaml"
+        )
+    source = str(path)
+    file = parse(StudySpec, read_yaml(path), source)
+    choice = _scale_choice(file, scale, source)
+    file = _narrowed(file, choice, scale, source)
+    arms = _expand(file, source)
+    if file.search:
+        from sweeps.config.search_space import check_search  # only a search needs Optuna
+
+        check_search(file, source)
+    if choice.arms is not None:
+        for arm in choice.arms:
+            if arm not in arms:
+                raise ConfigError(f"{source}: 'scales.{scale}.arms' names '{arm}'; {nearest(arm, arms)}")
+        arms = {arm: arms[arm] for arm in choice.arms}
+    for key, arm in (("baseline", file.baseline), ("match", file.match)):
+        if arm and arm not in arms:
+            where = f" at scale {scale}" if choice.arms is not None else ""
+            raise ConfigError(f"{source}: '{key}' is '{arm}', which is no arm{where}; {nearest(arm, arms)}")
+    for axis in (file.figure.x, file.figure.hue):
+        if axis not in ("", "arm", *COST_AXES):
+            check_key(axis, source=f"{source}, figure")
+    chosen = seeds or (file.seeds if choice.seeds is None else choice.seeds)
+    if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
+        raise ConfigError(f"{source}: 'seeds' is {list(chosen)}; give whole numbers from 0, each once, at least one")
+    if file.search and len(chosen) > 1:
+        raise ConfigError(f"{source}: a search tries each point at one seed; give seeds: [{chosen[0]}]")
+    return Study(path.stem, scale, source, file, arms, chosen, {**file.overrides, **choice.overrides})
+
+
+def _scale_choice(file: StudySpec, scale: str, source: str) -> ScaleChoice:
+    known = [path.stem for path in (EXPERIMENTS / "scale").glob("*.yaml")]
+    for name in file.scales:
+        if name not in known:
+            raise ConfigError(f"{source}: 'scales.{name}' is no scale; {nearest(name, known)}")
+    return parse(ScaleChoice, file.scales.get(scale) or {}, source, f"scales.{scale}")
+
+
+def _narrowed(file: StudySpec, choice: ScaleChoice, scale: str, source: str) -> StudySpec:
+    """The study with the scale's own values on its axes."""
+    for key in choice.axes:
+        if key not in file.axes:
+            hint = nearest(key, file.axes)
+            raise ConfigError(f"{source}: 'scales.{scale}.axes' has '{key}', which is no axis; {hint}")
+    return dataclasses.replace(file, axes={**file.axes, **choice.axes}, baseline=choice.baseline or file.baseline)
+
+
+def _expand(file: StudySpec, source: str) -> dict[str, dict[str, Any]]:
+    """Named arms times the grid of the axes."""
+    for key, values in file.axes.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{source}: axis '{key}' must be a list of at least one value, got {shown(values)}")
+        repeated = [value for i, value in enumerate(values) if value in values[:i]]
+        if repeated:
+            raise ConfigError(f"{source}: axis '{key}' has {shown(repeated[0])} twice")
+    for name, overrides in file.arms.items():
+        if not isinstance(overrides, Mapping):
+            raise ConfigError(f"{source}: arm '{name}' must be a mapping of keys to values ({{}} for none)")
+        if not re.fullmatch(r"[\w.+-]{1,100}", str(name)):
+            raise ConfigError(
+                f"{source}: arm '{named(name)}': only up to 100 letters, digits, '_', '-', '+' and '.' make a name"
+            )
+        both = sorted(set(overrides) & set(file.axes))
+        if both:
+            raise ConfigError(f"{source}: '{both[0]}' is set by arm '{name}' and is an axis; it can't be both")
+    if file.search and (file.arms or file.axes):
+        raise ConfigError(f"{source}: a study has either 'search' or 'arms' and 'axes'")
+    if file.search and file.n_trials > MAX_ARMS:
+        raise ConfigError(f"{source}: 'n_trials' is {file.n_trials:,}; a study has at most {MAX_ARMS:,}")
+    if file.search:
+        return {f"trial_{number:03d}": {} for number in range(file.n_trials)}
+    if not file.arms and not file.axes:
+        raise ConfigError(f"{source}: a study needs 'arms', 'axes' or 'search'")
+    check_count(source, [file.arms or [""], *file.axes.values()])
+    grid = [dict(zip(file.axes, point, strict=True)) for point in itertools.product(*file.axes.values())]
+    short = short_names(list(file.axes))
+    arms: dict[str, dict[str, Any]] = {}
+    for name, overrides in (file.arms or {"": {}}).items():
+        for point in grid:
+            parts = [str(name)] if name else []
+            label = "_".join(parts + [arm_label(short[key], value) for key, value in point.items()])
+            if label in arms:
+                raise ConfigError(f"{source}: two arms are called '{label}'; name them under 'arms' instead")
+            before = next(reversed(arms.values()), {}) if file.cumulative else {}
+            arms[label] = {**before, **overrides, **point}
+    return arms
+
+
+def check_count(source: str, factors: Sequence[Collection[Any]]) -> None:
+    """Raise ConfigError if the combinations of `factors` are more than a study can have."""
+    count = math.prod(len(factor) for factor in factors)
+    if count > MAX_ARMS:
+        raise ConfigError(f"{source}: makes {count:,} combinations; a study has at most {MAX_ARMS:,}")
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last part of each key, with as many before it as tell it from the others."""
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        tails = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        others = [other for other in keys if other != key]
+        names[key] = next((t for t in tails if not any(f".{other}".endswith(f".{t}") for other in others)), key)
+    return names
+
+
+def arm_label(name: str, value: Any) -> str:
+    """`lr=0.001`, in characters that a folder may have."""
+    return f"{name}={re.sub(r'[^a-zA-Z0-9_.+-]+', '-', str(value)).strip('-') or 'empty'}"

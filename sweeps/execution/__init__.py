@@ -1,0 +1,1 @@
+"""Launching workers, running trials and reporting their progress."""

@@ -1,0 +1,320 @@
+"""A study from plan to table: what is there already, what must run, who runs it, and how it went."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from optuna.trial import TrialState
+
+from microdit.common.files import atomic
+from microdit.common.process.identity import readable
+from microdit.common.process.waiting import waiting
+from microdit.common.stores.secrets import masked
+from microdit.pipeline.cost import training_flops
+from microdit.training.progress_bar import format_seconds
+from sweeps.config.study import Study
+from sweeps.execution.interruption import interruptible, undisturbed
+from sweeps.execution.launch_register import Presence, end_abandoned
+from sweeps.execution.launch_spec import LaunchSpec, final_name, shown_metrics, trial_attributes, unsound_scores
+from sweeps.execution.launchers import Engine, Tick, build_engine
+from sweeps.execution.progress import ProgressDisplay
+from sweeps.execution.queue.trial_queue import ENDED, LAUNCH, PLAN, STOP_KEY, WORKER, Queue
+from sweeps.planning.tables import result_table, time_note
+from sweeps.planning.trials import VAL_LOSS, Trial, plan_trials, prepare_trials
+from sweeps.tracking.mlflow_store import STATUS_DONE, Launch, Store
+from sweeps.tracking.uris import default_uri, exported_to_children
+
+ELSEWHERE_SECONDS = 2.0  # between two looks at trials that run in workers of another launch
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a study is launched; nothing here changes a result."""
+
+    root: Path
+    uri: str
+    queue_uri: str
+    workers: int
+    reuse: bool
+    command: str
+    launcher: str = "local"
+    launcher_options: tuple[str, ...] = ()
+    max_retries: int = 1
+    fail_fast: bool = False
+    artifacts: str = ""  # folder or URI for the files of new experiments
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A study that has begun: its trials, where they are recorded, and the queue they wait in."""
+
+    study: Study
+    trials: list[Trial]
+    store: Store
+    launch: Launch
+    queue: Queue
+
+
+def launch_study(study: Study, overrides: Sequence[str], options: Options) -> int:
+    """Run what is not finished yet; return 1 if a trial failed."""
+    begin = time.monotonic()
+    with interruptible():
+        engine = build_engine(options.launcher, options.root, list(options.launcher_options))
+        sweep = _launched(study, overrides, options, engine)
+    study = sweep.study
+    results = sweep.store.final_metrics(sweep.launch)
+    print(f"\n{result_table(_arms(study, results), results)}\n")
+    if study.file.holds == "time":
+        print(f"{time_note(results)}\n")
+    if study.file.search:
+        print(f"{best_point(sweep.queue)}\n")
+    _where(study, options, time.monotonic() - begin)
+    return _failures(sweep)
+
+
+def _launched(study: Study, overrides: Sequence[str], options: Options, engine: Engine) -> Sweep:
+    """Work through the plan; on every way out, the launch's run is ended."""
+    with waiting("the study to be planned"):
+        suffix = "" if options.reuse else time.strftime("-%Y%m%d-%H%M%S")
+        trials = plan_trials(study, overrides)
+        study = with_validation_metric(study, trials)
+    print(f"{study.file.question}\nstudy {study.name}, scale {study.scale}: {len(trials)} trials", flush=True)
+    with waiting("the MLflow store to open"):
+        presence = Presence(Store(options.uri, options.root, options.artifacts))
+    status = "KILLED"
+    try:
+        sweep = _begin(study, trials, suffix, options, engine, presence)
+        _work(sweep, engine, presence, options)
+        count = sweep.queue.count()
+        status = "FAILED" if count.failed or count.waiting else STATUS_DONE
+    finally:
+        with undisturbed("closing the launch's run"), waiting("the launch's run in MLflow to be closed"):
+            presence.leave(status)
+    return sweep
+
+
+def _begin(
+    study: Study, trials: list[Trial], suffix: str, options: Options, engine: Engine, presence: Presence
+) -> Sweep:
+    """Prepare the data, open the queue, and put into it what is not finished."""
+    store = presence.store
+    _tell("preparing the data (encoded once, then kept in the cache)")
+    with waiting("the data to be prepared"):
+        trials = prepare_trials(trials, options.root.absolute(), suffix)
+    options.root.mkdir(parents=True, exist_ok=True)
+    for folder, depth in ((options.root, 0), (options.root / ".trained", 0), (options.root / study.name, 3)):
+        atomic.sweep(folder, depth)
+    with waiting("the queue to be filled"), FileLock(options.root / ".launch.lock"):  # the same command twice at once
+        objectives = objectives_of(study)
+        queue = Queue(options.queue_uri, queue_name(study, trials, suffix), list(objectives.values()))
+        end_abandoned(options.queue_uri, options.uri, lambda: store)
+        presence.enter(queue)
+        launch = store.start_launch(study, trials, options.command, not options.reuse, queue.name)
+        order = LaunchSpec(
+            tracking_uri=masked(options.uri),
+            experiment_id=launch.experiment_id,
+            parent_id=launch.parent_id,
+            study=study.name,
+            scale=study.scale,
+            source=study.source,
+            root=str(options.root.absolute()),
+            suffix=suffix,
+            command=options.command,
+            objectives=tuple(objectives),
+            reuse=options.reuse,
+            max_retries=options.max_retries,
+            fail_fast=options.fail_fast,
+            share_gpus=engine.share_gpus,
+            search=dict(study.file.search),
+            sampler=study.file.sampler,
+            pruner=study.file.pruner,
+            divergence=study.file.divergence,
+            directions=tuple(objectives.values()),
+        )
+        sweep = Sweep(study, trials, store, launch, queue)
+        _fill(sweep, order, options)
+    return sweep
+
+
+def objectives_of(study: Study) -> dict[str, str]:
+    """What Optuna is told of a trial, each with its direction: a search's own objectives, else the primary metric."""
+    return dict(study.file.objectives) or {study.file.metrics.primary: study.file.metrics.direction}
+
+
+def with_validation_metric(study: Study, trials: Sequence[Trial]) -> Study:
+    """The study itself, or, where no samples are drawn to score, the study judged by the validation loss."""
+    if trials[0].config.evaluation.samples:
+        return study
+    metrics = dataclasses.replace(study.file.metrics, primary=VAL_LOSS, direction="minimize")
+    return dataclasses.replace(study, file=dataclasses.replace(study.file, metrics=metrics))
+
+
+def queue_name(study: Study, trials: Sequence[Trial], suffix: str = "") -> str:
+    """One queue a plan: another plan of the same study has another; more trials of a search go on in the same."""
+    if study.file.search:
+        first = trials[0]
+        space = (study.file.search, study.file.sampler, study.file.pruner, study.file.objectives)
+        words = f"{first.config.seed}/{first.data_fingerprint}/{first.feature_net}/{space}/{first.key}"
+    else:
+        words = "\n".join(sorted("/".join(trial.identity.values()) for trial in trials))
+    return f"{study.name}/{study.scale}/{sha256(words.encode()).hexdigest()[:12]}{suffix}"
+
+
+def _fill(sweep: Sweep, order: LaunchSpec, options: Options) -> None:
+    """Puts the plan into the queue; trials that are finished, here or in another study, go in as finished."""
+    queue, trials = sweep.queue, sweep.trials
+    arms = list(dict.fromkeys(trial.arm for trial in trials))
+    choices = {} if order.search else {"arm": arms, "seed": sorted({trial.seed for trial in trials})}
+    queue.describe(**{LAUNCH: order.as_mapping(), STOP_KEY: "", "choices": choices, PLAN: len(trials)})
+    _requeue_dead_workers(sweep)
+    count = queue.count()
+    joins = count.running > 0
+    for number, trial in enumerate(trials if not order.search else []):
+        found = _finished(sweep, trial, options)
+        if found is not None:
+            attributes = {**trial_attributes(trial), "final": shown_metrics(found.data.metrics)}
+            queue.settle(number, _fixed(trial), order.values(found.data.metrics), attributes)
+    planned = {i: (({} if order.search else _fixed(t)), trial_attributes(t)) for i, t in enumerate(trials)}
+    queue.fill(planned, again=not joins)
+    done = queue.count()
+    beside = f", {done.running} in other workers" if joins else ""
+    finished = done.done + done.pruned
+    where = masked(queue.uri)
+    _tell(f"{finished} finished before, {done.waiting} to run{beside}, {options.workers} at a time ({where})")
+    _tell_outdated(sweep, options)
+
+
+def _tell_outdated(sweep: Sweep, options: Options) -> None:
+    """Report in one line which runs of older algorithms the trials still to run do not reuse, and why."""
+    tries = sweep.queue.latest().values() if options.reuse else ()
+    names = {(t.user_attrs["arm"], int(t.user_attrs["seed"])) for t in tries if t.state not in ENDED}
+    if words := sweep.store.outdated(sweep.launch.experiment_id, sweep.study.scale, names):
+        _tell(words)
+
+
+def _finished(sweep: Sweep, trial: Trial, options: Options) -> Any | None:
+    """The finished run of a trial under this launch; one of another launch is shown here as reused."""
+    child = sweep.store.child(sweep.launch, trial.key)
+    if child is not None and child.info.status == STATUS_DONE and (wrong := unsound_scores(child.data.metrics)):
+        _tell(f"FAILED  {trial.name}: its run {child.info.run_id} finished, but {wrong}; it counts as failed")
+        return None
+    if child is not None:
+        return child if child.info.status == STATUS_DONE else None
+    origin = sweep.store.finished_trial(trial) if options.reuse else None
+    if origin is not None:
+        sweep.store.reuse(sweep.launch, trial, origin)
+    return origin
+
+
+def _fixed(trial: Trial) -> dict[str, Any]:
+    return {"arm": trial.arm, "seed": trial.seed}
+
+
+def _work(sweep: Sweep, engine: Engine, presence: Presence, options: Options) -> None:
+    """Start rounds of workers until no trial waits, then wait for trials that other launchers' workers hold."""
+    metric, direction = next(iter(objectives_of(sweep.study).items()))
+    costs = [float(training_flops(trial.config)) for trial in sweep.trials]
+    board = ProgressDisplay(costs, final_name(metric), direction)
+
+    def tick() -> bool:
+        presence.tick()
+        for line in _requeue_dead_workers(sweep):
+            board.tell(line)
+        board.update(sweep.queue.latest())
+        return not (options.fail_fast and sweep.queue.about().get(STOP_KEY))
+
+    tick()
+    try:
+        while tick():
+            count = sweep.queue.count()
+            if count.waiting:
+                with exported_to_children(options.queue_uri, options.uri):
+                    engine.run(sweep.queue.uri, sweep.queue.name, min(options.workers, count.waiting), tick)
+                tick()
+                after = sweep.queue.count()
+                if after.waiting >= count.waiting and not after.running:
+                    break  # workers came and went without taking anything
+            elif count.running:
+                _wait_for_others(sweep, tick)
+            else:
+                break
+    finally:
+        board.close()
+
+
+def _wait_for_others(sweep: Sweep, tick: Tick) -> None:
+    """Wait while all that is left runs in workers of other launchers."""
+    with waiting("trials of other launchers") as wait:
+        while tick():
+            held = [t.user_attrs for t in sweep.queue.tries(TrialState.RUNNING)]
+            if not held or sweep.queue.count().waiting:
+                break
+            names = [f"{facts['name']} in {readable(facts.get(WORKER, ''))}" for facts in held]
+            wait.what = f"{len(held)} trials of other launchers: {', '.join(names[:5])}"
+            time.sleep(ELSEWHERE_SECONDS)
+
+
+def _requeue_dead_workers(sweep: Sweep) -> list[str]:
+    """Queue trials of dead workers again; return a line for each. Those given up are marked in MLflow too."""
+    again = []
+    for attempt, why, hopeless in sweep.queue.free_the_dead():
+        if hopeless:
+            sweep.store.mark_dead(sweep.launch, attempt.user_attrs["key"], why)
+        else:
+            again.append(f"again   {attempt.user_attrs['name']}: {why}")
+    return again
+
+
+def best_point(queue: Queue) -> str:
+    """What a search has found: its best trial, or its Pareto front."""
+    found = queue.study.best_trials
+    lines = []
+    for trial in found[:10]:
+        values = ", ".join(f"{value:.6g}" for value in trial.values)
+        params = " ".join(f"{name}={value}" for name, value in trial.params.items())
+        lines.append(f"{trial.user_attrs.get('arm', trial.number)}: {values} with {params}")
+    title = f"Pareto front of {len(found)}" if len(queue.study.directions) > 1 else "best"
+    return "\n".join([f"{title}:", *(f"  {line}" for line in lines)])
+
+
+def _arms(study: Study, results: Sequence[tuple[str, int, Mapping[str, float]]]) -> list[str]:
+    return list(dict.fromkeys([*study.arms, *(arm for arm, _, _ in results)]))
+
+
+def _where(study: Study, options: Options, seconds: float) -> None:
+    uri = masked(options.uri)
+    elsewhere = "" if options.uri == default_uri(Path("runs")) else f" tracking_uri={uri}"
+    print(f"took      {format_seconds(seconds)}")
+    print(f"runs      {uri}")
+    print(f"outputs   {options.root / study.name / study.scale}")
+    print(f"report    microdit-report {study.name} scale={study.scale}{elsewhere}")
+    print(f"browse    microdit-sweep ui{elsewhere}", flush=True)
+
+
+def _failures(sweep: Sweep) -> int:
+    """Tells of trials without a result; 1 where there are any."""
+    latest = sweep.queue.latest()
+    failed = {i: t for i, t in latest.items() if t.state.name == "FAIL"}
+    for number, attempt in sorted(failed.items()):
+        folder = Path(attempt.user_attrs.get("folder", sweep.trials[number].config.output_dir))
+        _tell(f"\nFAILED {attempt.user_attrs['name']}: {attempt.user_attrs.get('error', 'unknown')}")
+        _tell(f"  log    {folder / 'log.txt'}\n  again  microdit train {folder / 'config.yaml'}")
+    if failed:
+        _tell(f"\n{len(failed)} of {len(latest)} trials failed; the same command tries them again")
+    waiting = sum(t.state.name == "WAITING" for t in latest.values())
+    if waiting:
+        why = sweep.queue.about().get(STOP_KEY)
+        _tell(f"\n{waiting} of {len(latest)} trials were not begun{f' (fail_fast: {why})' if why else ''}")
+    return 1 if failed or waiting else 0
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,126 @@
+"""Register of the processes that launch a queue's plan, so that a launch's MLflow run is ended even if they are killed.
+
+Each launcher has an entry among the queue's attributes. It ends its launch's run itself on every way out; if it is
+killed, the next launch or `microdit-sweep status` does so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import TrialState
+
+from microdit.common.process.identity import is_alive, is_gone, this_process
+from microdit.common.stores.secrets import masked
+from sweeps.execution.queue.liveness import Silence
+from sweeps.execution.queue.optuna_storage import BEAT, GRACE, open_storage
+from sweeps.execution.queue.trial_queue import PLAN, Queue
+from sweeps.tracking.retry import with_retries
+
+if TYPE_CHECKING:
+    from sweeps.tracking.mlflow_store import Store  # it loads PyTorch, which `microdit-sweep status` seldom needs
+
+PREFIX = "launcher:"
+LOOK_SECONDS = BEAT  # between two looks at other launchers, and between two heartbeats
+
+
+class Presence:
+    """This process as a launcher of a queue."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._queue: Queue | None = None
+        self._beats = 0
+        self._looked = 0.0
+        self._silence = Silence(GRACE, longest_gap=3 * LOOK_SECONDS)
+
+    def enter(self, queue: Queue) -> None:
+        """Register; to be called before the launch's run is made."""
+        self._queue = queue
+        self._beat()
+
+    def tick(self) -> None:
+        """Send a heartbeat now and then, and end the runs of launches whose launchers are gone or silent."""
+        if self._queue is not None and time.monotonic() - self._looked > LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._beat()
+            found = entries(self._queue.uri)
+            beats = {key: entry.get("beats") for own in found.values() for key, entry in own.items()}
+            silent = self._silence.silent(beats)
+            end_abandoned(self._queue.uri, self.store.uri, lambda: self.store, silent)
+
+    def leave(self, status: str) -> None:
+        """End the launch's run, unless workers or a launcher of this machine still fill it."""
+        if self._queue is None:
+            return
+        queue, self._queue = self._queue, None
+        queue.free_the_dead()
+        own = entries(queue.uri).get(queue.name, {})
+        others = [entry for entry in own.values() if entry["process"] != this_process()]
+        if queue.count().running or any(is_alive(entry["process"]) for entry in others):
+            return  # the entry stays: once this process is gone, anyone may end what is left
+        _end(self.store, queue.name, status)
+        _forget(queue, [key for key, entry in own.items() if not _elsewhere(entry)])
+
+    def _beat(self) -> None:
+        assert self._queue is not None
+        self._beats += 1
+        digest = sha256(this_process().encode()).hexdigest()[:16]
+        entry = {"process": this_process(), "store": masked(self.store.uri), "beats": self._beats}
+        self._queue.describe(**{f"{PREFIX}{digest}": entry})
+
+
+def entries(queue_uri: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the registered launchers of each queue, by attribute key."""
+    found = {}
+    for study in with_retries(open_storage(queue_uri).get_all_studies):
+        launchers = {key: value for key, value in study.user_attrs.items() if key.startswith(PREFIX) and value}
+        if launchers:
+            found[study.study_name] = launchers
+    return found
+
+
+def end_abandoned(
+    queue_uri: str, store_uri: str, store: Callable[[], Store], silent: set[Any] | frozenset[Any] = frozenset()
+) -> list[str]:
+    """End the runs of launches that nobody works on any more; return the names of their queues.
+
+    A launch is abandoned if all its launchers are gone and no trial runs. `store` is called only if there is one.
+    Launchers of other machines count as gone if their keys are among `silent`.
+    """
+    ended = []
+    for name, own in entries(queue_uri).items():
+        gone = all(_is_gone(entry, key in silent) for key, entry in own.items())
+        if not gone or any(entry["store"] != masked(store_uri) for entry in own.values()):
+            continue
+        queue = Queue(queue_uri, name)
+        queue.free_the_dead()
+        if queue.tries(TrialState.RUNNING):
+            continue
+        count = queue.count()
+        complete = count.done + count.pruned >= queue.about().get(PLAN, count.done + 1)
+        _end(store(), name, "FINISHED" if complete else "KILLED")
+        _forget(queue, list(own))
+        ended.append(name)
+    return ended
+
+
+def _end(store: Store, queue: str, status: str) -> None:
+    for launch in store.running_launches(queue.partition("/")[0], queue):
+        store.finish_launch(launch, status)
+
+
+def _forget(queue: Queue, keys: list[str]) -> None:
+    queue.describe(**dict.fromkeys(keys, ""))
+
+
+def _is_gone(entry: Mapping[str, Any], silent: bool) -> bool:
+    return is_gone(entry["process"]) or (silent and not is_alive(entry["process"]))
+
+
+def _elsewhere(entry: Mapping[str, Any]) -> bool:
+    identity = entry["process"]
+    return not is_alive(identity) and not is_gone(identity)

@@ -1,0 +1,121 @@
+"""What a worker must know besides its trial: kept on the queue itself, so that two storage URLs are enough anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from microdit.common.errors import ConfigError
+from microdit.common.finite import require_sound, unsound
+from microdit.common.parsing import assign, to_mapping
+from microdit.config.identity import trial_key
+from microdit.config.schema import Config, config_from_mapping
+from sweeps.planning.trials import Trial
+
+VAL_LOSS_CURVE = "val/loss"  # what pruners judge: the only number that a run gives again and again, alike for all arms
+
+
+@dataclass(frozen=True)
+class LaunchSpec:
+    """One launch of a study, as its workers see it.
+
+    `search`, `sampler` and `pruner` are those of the study's YAML; a grid has none. `objectives` are final metrics
+    (`clip_fd` means `final/clip_fd`; a name with a slash stands for itself).
+    """
+
+    tracking_uri: str
+    experiment_id: str
+    parent_id: str
+    study: str
+    scale: str
+    source: str
+    root: str
+    suffix: str
+    command: str
+    objectives: tuple[str, ...]
+    reuse: bool = True
+    max_retries: int = 1
+    fail_fast: bool = False
+    share_gpus: bool = True  # workers of this machine divide its GPUs among themselves
+    search: Mapping[str, Any] = field(default_factory=dict)
+    sampler: Any = "tpe"
+    sampler_seed: int = 0
+    pruner: Any = "none"
+    divergence: str = "failure"  # or "data": a diverged run is a result, as bad as can be
+    directions: tuple[str, ...] = ("minimize",)  # of the objectives
+
+    def as_mapping(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> LaunchSpec:
+        lists = {name: tuple(values[name]) for name in ("objectives", "directions")}
+        return LaunchSpec(**{**values, **lists})
+
+    def values(self, metrics: Mapping[str, float]) -> list[float]:
+        """Return what Optuna stores of a finished run.
+
+        Raises ConfigError for an objective that it doesn't have, DivergenceError for a score that is no finite number.
+        """
+        require_sound(shown_metrics(metrics), "among the scores of the finished run")
+        names = [final_name(name) for name in self.objectives]
+        for name in names:
+            if name not in metrics:
+                raise ConfigError(f"{self.source}: the run has no metric '{name}' to judge it by")
+        return [float(metrics[name]) for name in names]
+
+
+def final_name(objective: str) -> str:
+    """The metric that an objective means."""
+    return objective if "/" in objective else f"final/{objective}"
+
+
+def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What the queue keeps of a finished run for its lines and tables."""
+    return {name: value for name, value in metrics.items() if name.startswith("final/") or name == "cost/seconds"}
+
+
+def unsound_scores(metrics: Mapping[str, float]) -> str:
+    """Return the first final metric of a stored run that is no finite number, as `final/fd is nan`; "" if none."""
+    return unsound(shown_metrics(metrics))
+
+
+def trial_attributes(trial: Trial) -> dict[str, Any]:
+    """A planned trial as user attributes of its place in the queue."""
+    return {
+        "name": trial.name,
+        "arm": trial.arm,
+        "seed": trial.seed,
+        "key": trial.key,
+        "params": dict(trial.params),
+        "data_fingerprint": trial.data_fingerprint,
+        "feature_net": trial.feature_net,
+        "steps": trial.config.training.steps,
+        "config": to_mapping(trial.config),
+    }
+
+
+def trial_of(attributes: Mapping[str, Any], order: LaunchSpec) -> Trial:
+    """The planned trial again."""
+    return Trial(
+        study=order.study,
+        scale=order.scale,
+        arm=attributes["arm"],
+        seed=int(attributes["seed"]),
+        config=config_from_mapping(attributes["config"], f"{order.source}, trial '{attributes['name']}'"),
+        key=attributes["key"],
+        params=attributes["params"],
+        data_fingerprint=attributes["data_fingerprint"],
+        feature_net=attributes["feature_net"],
+    )
+
+
+def apply_suggestion(trial: Trial, values: Mapping[str, Any], order: LaunchSpec) -> Trial:
+    """A trial of a search: its base configuration with the suggested values laid over it, checked like any other."""
+    mapping = to_mapping(trial.config)
+    for key, value in values.items():
+        assign(mapping, key, value)
+    config: Config = config_from_mapping(mapping, f"{order.source}, {trial.name} with {dict(values)}")
+    return dataclasses.replace(trial, config=config, key=trial_key(config), params=dict(values))

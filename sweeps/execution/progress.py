@@ -1,0 +1,165 @@
+"""One view of a running sweep, read from its queue: a line that renews itself at a terminal, a line now and then in a
+log file; the same from any other shell through `microdit-sweep status`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from microdit.common.finite import is_sound
+from microdit.common.process.identity import readable
+from microdit.common.process.waiting import FIRST_SECONDS
+from microdit.training.progress_bar import format_seconds
+from sweeps.execution.queue.trial_queue import ENDED, LIVE, OUTCOME, STATES, WORKER
+from sweeps.planning.tables import DISPLAYED_METRICS, align, format_significant
+
+PLAIN_SECONDS = 10.0  # between two lines of a log file
+ENOUGH = 0.02  # share of the work after which the time left can be judged
+FEW = 4  # scores in one line
+
+
+class ProgressDisplay:
+    """Trials done, running and failed, the step of each running one, the best so far and the time left.
+
+    The time left is judged by training FLOPs: those that are still to do against those done since this board began.
+    """
+
+    def __init__(self, costs: Sequence[float], primary: str, direction: str) -> None:
+        """`costs`: training FLOPs of each trial of the plan; `primary`: what is best, e.g. final/clip_fd."""
+        self._costs, self._primary, self._lower = costs, primary, direction == "minimize"
+        self._live = sys.stderr.isatty()
+        self._begin = time.monotonic()
+        self._shown = self._begin + FIRST_SECONDS - PLAIN_SECONDS
+        self._first: dict[int, float] | None = None  # share of each trial that was there when this board began
+        self._told: dict[int, int] = {}  # trial -> number of the try whose end was told
+        self._latest: Mapping[int, FrozenTrial] = {}
+        self._width = 0
+
+    def update(self, latest: Mapping[int, FrozenTrial]) -> None:
+        """Takes the queue's present state: ends of trials become lines of their own."""
+        self._latest = latest
+        if self._first is None:
+            self._first = {order: share_done(attempt) for order, attempt in latest.items()}
+            self._told = {i: t.number for i, t in latest.items() if t.state.is_finished()}
+        for order, attempt in sorted(latest.items()):
+            if attempt.state.is_finished() and self._told.get(order) != attempt.number:
+                self._told[order] = attempt.number
+                self.tell(ending(attempt))
+        if time.monotonic() - self._shown >= (0.5 if self._live else PLAIN_SECONDS):
+            self._shown = time.monotonic()
+            self._show()
+
+    def tell(self, text: str) -> None:
+        """A line of its own, above the one that renews itself."""
+        self._write(text)
+        self._width = 0
+
+    def close(self) -> None:
+        if self._live and self._width:
+            print(file=sys.stderr)
+
+    def summary(self) -> str:
+        """`2/6 done, 1:02 left, best none/seed0 1606 | none/seed1 300/1500 loss 0.412 230 images/s | ...`"""
+        tries = list(self._latest.values())
+        done = sum(t.state in ENDED for t in tries)
+        failed = sum(t.state == TrialState.FAIL for t in tries)
+        words = f"{done}/{len(tries)} done" + (f", {failed} failed" if failed else "") + f", {self._left()} left"
+        best = best_of(tries, self._primary, self._lower)
+        words += f", best {best}" if best else ""
+        return " | ".join([words, *(activity(t) for t in tries if t.state == TrialState.RUNNING)])
+
+    def _show(self) -> None:
+        states = {t.state for t in self._latest.values()}
+        if not states & set(LIVE):
+            return
+        text = self.summary()
+        if TrialState.RUNNING not in states:
+            text += f" | waiting for workers to start ({time.monotonic() - self._begin:.0f} s)"
+        if self._live:
+            text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line can't be renewed
+            self._write(text, end="")
+            self._width = len(text)
+        else:
+            self._write(text)
+
+    def _left(self) -> str:
+        first = self._first or {}
+        shares = {order: share_done(attempt) for order, attempt in self._latest.items()}
+        worked = sum(self._costs[i] * max(share - first.get(i, 0.0), 0.0) for i, share in shares.items())
+        left = sum(self._costs[i] * (1 - share) for i, share in shares.items())
+        if worked <= ENOUGH * (worked + left):
+            return "?"
+        return format_seconds((time.monotonic() - self._begin) * left / worked)
+
+    def _write(self, text: str, end: str = "\n") -> None:
+        if self._live:
+            text = f"\r{text}{' ' * max(self._width - len(text), 0)}"
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+def share_done(attempt: FrozenTrial) -> float:
+    """Share of a trial's steps that are done; 1 where nothing is left to do."""
+    if attempt.state.is_finished():
+        return 1.0
+    return float(attempt.user_attrs.get("progress", {}).get("step", 0)) / attempt.user_attrs["steps"]
+
+
+def activity(attempt: FrozenTrial) -> str:
+    """What a running trial is at."""
+    facts, steps = attempt.user_attrs, attempt.user_attrs["steps"]
+    progress: Mapping[str, Any] = facts.get("progress", {})
+    if not progress:
+        return f"{facts['name']} starting"
+    if progress["step"] >= steps:
+        return f"{facts['name']} scoring"
+    loss, speed = progress["train/loss"], progress["images_per_second"]
+    return f"{facts['name']} {progress['step']:.0f}/{steps} loss {loss:.3f} {speed:.0f} images/s"
+
+
+def ending(attempt: FrozenTrial) -> str:
+    """One line for a trial that has ended."""
+    facts = attempt.user_attrs
+    if attempt.state == TrialState.FAIL:
+        return f"FAILED  {facts['name']}: {facts.get('error', 'unknown')}"
+    if OUTCOME in facts:
+        return f"{facts[OUTCOME]} {facts['name']}"
+    if attempt.state == TrialState.PRUNED:
+        return f"pruned  {facts['name']} at step {max(attempt.intermediate_values, default=0)}"
+    final: Mapping[str, float] = facts.get("final", {})
+    scores = [
+        f"{name} {format_significant(final[f'final/{name}'])}" for name in DISPLAYED_METRICS if f"final/{name}" in final
+    ][:FEW]
+    took = f", trained in {format_seconds(final['cost/seconds'])}" if "cost/seconds" in final else ""
+    reused = " (reused)" if "reused_from" in facts else ""
+    return f"done    {facts['name']}{reused}{took}: {', '.join(scores) or 'not scored'}"
+
+
+def best_of(tries: Sequence[FrozenTrial], primary: str, lower: bool) -> str:
+    """`none/seed0 1606`: the best finished trial by final metric `primary`; empty where there is none."""
+    scored = [
+        (t.user_attrs["final"][primary], t) for t in tries if is_sound(t.user_attrs.get("final", {}).get(primary))
+    ]
+    if not scored:
+        return ""
+    value, trial = (min if lower else max)(scored, key=lambda pair: pair[0])
+    return f"{trial.user_attrs['name']} {format_significant(value)}"
+
+
+def status_table(latest: Mapping[int, FrozenTrial]) -> str:
+    """One row a trial: its state, how far it is, who works on it, and how it ended."""
+    rows = [["trial", "state", "step", "tries", "worker", "note"]]
+    for _, attempt in sorted(latest.items()):
+        facts, state = attempt.user_attrs, STATES[attempt.state]
+        step = f"{facts.get('progress', {}).get('step', 0):.0f}/{facts['steps']}" if state == "running" else ""
+        worker = readable(facts[WORKER]) if state == "running" and WORKER in facts else ""
+        note = "" if state in ("running", "waiting") or OUTCOME in facts else ending(attempt).partition(": ")[2]
+        if state == "pruned" and OUTCOME not in facts:
+            note = ending(attempt).partition(" at ")[2]
+        reused = "reused" if "reused_from" in facts else facts.get(OUTCOME, state)
+        rows.append([facts["name"], reused, step, str(facts.get("tries", 1)), worker, note])
+    return align(rows, left=(0, 1, 4, 5))

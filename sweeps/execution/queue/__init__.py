@@ -1,0 +1,1 @@
+"""The trial queue: an Optuna study whose trials are claimed by workers."""

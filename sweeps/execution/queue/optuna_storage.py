@@ -1,0 +1,78 @@
+"""Optuna's storage as the queue needs it: opened by one process at a time, with heartbeats and sqlite's write lock."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+
+from microdit.common.errors import ConfigError
+from microdit.common.stores.secrets import masked
+from sweeps.tracking.file_watch import watch
+from sweeps.tracking.sqlite_files import prepare
+from sweeps.tracking.store_kinds import OPTUNA
+from sweeps.tracking.uris import own_file, sqlite_creation_lock
+
+BEAT = 10  # seconds between two heartbeats
+GRACE = 60  # seconds without one after which a worker counts as gone
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def quiet_optuna() -> None:
+    """Its experimental features are used on purpose; a user's terminal is for the sweep."""
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def open_storage(uri: str) -> RDBStorage:
+    """Open the database, creating it if it is missing.
+
+    Heartbeats are enabled for workers and launchers of earlier versions, which compare them with the database's clock.
+
+    Raises:
+        ConfigError: if it cannot be opened.
+    """
+    quiet_optuna()
+    options = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite") else {"pool_pre_ping": True}
+    try:
+        with sqlite_creation_lock(uri):
+            path = own_file(uri)
+            if path is not None:
+                prepare(path, OPTUNA)
+            storage = RDBStorage(
+                uri,
+                options,
+                heartbeat_interval=BEAT,
+                grace_period=GRACE,
+            )
+            if path is not None:
+                watch(storage.engine, path)
+            if storage.engine.dialect.name == "sqlite":
+                _lock_before_reading(storage.engine)
+            return storage
+    except ConfigError as error:
+        raise ConfigError(f"queue_uri={masked(uri)}: {error}") from None
+    except Exception as error:
+        words = masked(" ".join(str(error).split()))[:200]
+        raise ConfigError(f"queue_uri={masked(uri)}: can't be opened ({words})") from None
+
+
+def _lock_before_reading(engine: Any) -> None:
+    """Makes every transaction of a sqlite engine take the write lock at its beginning.
+
+    sqlite's own default takes it at the first write: of two workers that both read "waiting", both then write "running"
+    (measured: four processes on 100 trials, one claimed twice, two processes dead). SQLAlchemy's recipe for pysqlite.
+    """
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # else the driver begins transactions by itself
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def begun(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections from before know nothing of this

@@ -1,0 +1,140 @@
+"""Changes of the queue that a kill must not split: each is one transaction of Optuna's database.
+
+Optuna's public methods commit one by one. A worker killed between two of them would leave a claim without a signature,
+or a failed try without its successor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import FrozenTrial, TrialState
+
+from microdit.common.finite import is_sound
+
+
+def claim(storage: RDBStorage, trial_id: int, key: str, owner: str, attributes: Mapping[str, Any]) -> bool:
+    """Mark a waiting trial as running, with `owner` under user attribute `key` and a first heartbeat.
+
+    Returns:
+        Whether `owner` has it now. True also if it had it before: a commit may succeed although its answer is lost.
+    """
+    with _create_scoped_session(storage.scoped_session) as session:
+        trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+        if trial.state != TrialState.WAITING:
+            return bool(trial.state == TrialState.RUNNING and _attribute(session, trial_id, key) == owner)
+        trial.state, trial.datetime_start = TrialState.RUNNING, datetime.now()
+        heartbeat = models.TrialHeartbeatModel.where_trial_id(trial_id, session)
+        if heartbeat is None:
+            session.add(models.TrialHeartbeatModel(trial_id=trial_id))
+        else:
+            heartbeat.heartbeat = session.execute(sqlalchemy.func.now()).scalar()
+        _note(storage, session, trial_id, {key: owner, **attributes})
+    return True
+
+
+def fail(
+    storage: RDBStorage, study_id: int, trial_id: int, notes: Mapping[str, Any], successor: FrozenTrial | None
+) -> bool:
+    """End an unfinished trial as failed and add `successor`; return False if it had been finished before."""
+    with _create_scoped_session(storage.scoped_session) as session:
+        models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)  # numbers are given in turn
+        trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+        if trial.state.is_finished():
+            return False
+        _note(storage, session, trial_id, notes)
+        trial.state, trial.datetime_complete = TrialState.FAIL, datetime.now()
+        if successor is not None:
+            storage._get_prepared_new_trial(study_id, successor, session)
+    return True
+
+
+def add(storage: RDBStorage, study_id: int, key: str, successor: FrozenTrial, after: int = -1) -> bool:
+    """Add a trial unless one newer than trial id `after` has the same user attribute `key`; return whether it did."""
+    with _create_scoped_session(storage.scoped_session) as session:
+        models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+        attributes = models.TrialUserAttributeModel
+        newer = (
+            session.query(models.TrialModel.trial_id)
+            .join(attributes, attributes.trial_id == models.TrialModel.trial_id)
+            .filter(models.TrialModel.study_id == study_id, models.TrialModel.trial_id > after)
+            .filter(attributes.key == key, attributes.value_json == json.dumps(successor.user_attrs[key]))
+        )
+        if newer.first() is not None:
+            return False
+        storage._get_prepared_new_trial(study_id, successor, session)
+    return True
+
+
+def heartbeats(storage: RDBStorage, study_id: int) -> dict[int, datetime]:
+    """Return the last heartbeat of each running trial that has one, by the clock of whoever wrote it."""
+    with _create_scoped_session(storage.scoped_session) as session:
+        rows = (
+            session.query(models.TrialHeartbeatModel.trial_id, models.TrialHeartbeatModel.heartbeat)
+            .join(models.TrialModel, models.TrialModel.trial_id == models.TrialHeartbeatModel.trial_id)
+            .filter(models.TrialModel.study_id == study_id, models.TrialModel.state == TrialState.RUNNING)
+        )
+        return dict(rows.all())
+
+
+def fail_unsound(storage: RDBStorage, study_id: int, notes: Mapping[str, Any], result: str) -> int:
+    """Fail the completed trials whose values are no finite numbers, which other versions wrote; return how many.
+
+    sqlite keeps NaN as NULL, on which Optuna fails whenever it reads the study. The values are removed. A trial with
+    user attribute `result` has no score on purpose, and stays.
+    """
+    found = 0
+    with _create_scoped_session(storage.scoped_session) as session:
+        for trial_id, state, ids, sound in _values(session, study_id):
+            done = state == TrialState.COMPLETE and _attribute(session, trial_id, result) is None
+            if (sound and not (done and not ids)) or (state == TrialState.COMPLETE and not done):
+                continue
+            session.query(models.TrialValueModel).filter(models.TrialValueModel.trial_value_id.in_(ids)).delete()
+            if done:
+                found += 1
+                trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
+                trial.state = TrialState.FAIL
+                _renote(session, trial_id, notes)
+    return found
+
+
+def _renote(session: Any, trial_id: int, attributes: Mapping[str, Any]) -> None:
+    """Set user attributes also of a finished trial, which Optuna's own way refuses."""
+    model = models.TrialUserAttributeModel
+    session.query(model).filter(model.trial_id == trial_id, model.key.in_(attributes)).delete()
+    session.add_all(model(trial_id=trial_id, key=key, value_json=json.dumps(v)) for key, v in attributes.items())
+
+
+def _values(session: Any, study_id: int) -> list[tuple[int, TrialState, list[int], bool]]:
+    """Return each trial's id, state, the ids of its value rows, and whether all of those are finite numbers."""
+    trials, values = models.TrialModel, models.TrialValueModel
+    rows = (
+        session.query(trials.trial_id, trials.state, values.trial_value_id, values.value)
+        .outerjoin(values, values.trial_id == trials.trial_id)
+        .filter(trials.study_id == study_id)
+    )
+    found: dict[int, tuple[TrialState, list[int], list[bool]]] = {}
+    for trial_id, state, value_id, value in rows.all():
+        _, ids, sound = found.setdefault(trial_id, (state, [], []))
+        if value_id is not None:
+            ids.append(value_id)
+            sound.append(is_sound(value))  # NULL, which is NaN or a marked infinity, is none
+    return [(trial_id, state, ids, all(sound)) for trial_id, (state, ids, sound) in found.items()]
+
+
+def _attribute(session: Any, trial_id: int, key: str) -> Any:
+    attributes = models.TrialUserAttributeModel
+    row = session.query(attributes.value_json).filter(attributes.trial_id == trial_id, attributes.key == key).first()
+    return None if row is None else json.loads(row[0])
+
+
+def _note(storage: RDBStorage, session: Any, trial_id: int, attributes: Mapping[str, Any]) -> None:
+    for key, value in attributes.items():
+        storage._set_trial_attr_without_commit(session, models.TrialUserAttributeModel, trial_id, key, value)

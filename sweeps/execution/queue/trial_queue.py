@@ -1,0 +1,285 @@
+"""The study's queue in Optuna: every trial waits there, workers claim one after another, and none is ever lost.
+
+A trial of Optuna carries all that a worker needs as user attributes (`PLAN_INDEX_KEY`: its place in the plan, its resolved
+configuration, ...), so that a worker on another machine needs the two storage URLs and nothing else. If a worker dies,
+its trial is failed and queued again: at once if its process has provably ended (`microdit.common.process.identity`), otherwise
+after a minute without a new heartbeat (`sweeps.execution.queue.liveness`). Changes that a kill must not split are single transactions
+(`sweeps.execution.queue.transactions`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from microdit.common.finite import is_sound, require_sound
+from microdit.common.process.identity import is_gone, this_process
+from microdit.common.stores.secrets import masked
+from sweeps.execution.queue import transactions
+from sweeps.execution.queue.liveness import Silence
+from sweeps.execution.queue.optuna_storage import BEAT, GRACE, open_storage
+from sweeps.tracking.retry import with_retries
+from sweeps.tracking.uris import is_there
+
+PLAN_INDEX_KEY = "order"  # the trial's place in the plan; its tries share it
+WORKER = "worker"  # identity of the process that claimed it
+STOP_KEY = "halt"  # of the study: no more trials are handed out, and why
+GIVEN_UP_KEY = "given_up"  # a failure that is not tried again by this launch
+PLAN = "plan"  # of the study: number of trials
+LAUNCH = "launch"  # of the study: what workers must know besides
+DEAD = "its worker died (killed, or out of memory?)"
+SILENT = f"its worker has sent no heartbeat for {GRACE} s"
+OUTCOME = "outcome"  # an end without a score that counts as a result, such as "diverged"
+UNSOUND = "its score was stored as NaN or infinity, which is no score"
+HOPELESS_AT = 5  # interruptions in a row without a step of progress after which a trial has failed
+LIVE = (TrialState.WAITING, TrialState.RUNNING)
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+STATES = {  # what a user reads
+    TrialState.COMPLETE: "done",
+    TrialState.PRUNED: "pruned",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+    TrialState.FAIL: "failed",
+}
+
+
+@dataclass(frozen=True)
+class Count:
+    """How far a plan is, by trials of the plan (not tries); named as in `STATES`."""
+
+    done: int = 0
+    pruned: int = 0
+    running: int = 0
+    waiting: int = 0
+    failed: int = 0
+
+
+class Queue:
+    """The trials of one plan; all methods are safe beside other processes, and wait out a store that is away."""
+
+    def __init__(self, uri: str, name: str, directions: Sequence[Any] = ("minimize",)) -> None:
+        self.uri, self.name = uri, name
+        self._database = open_storage(uri)
+        self.study = with_retries(
+            optuna.create_study,
+            storage=self._database,
+            study_name=name,
+            directions=list(directions),
+            load_if_exists=True,
+        )
+        self.storage: Any = self.study._storage  # Optuna's cache over it: it re-reads only what is not finished
+        self._id = with_retries(self.storage.get_study_id_from_name, name)
+        notes = {"error": UNSOUND, GIVEN_UP_KEY: True}
+        with_retries(transactions.fail_unsound, self._database, self._id, notes, OUTCOME)
+        self._silence = Silence(GRACE, longest_gap=2 * BEAT)
+
+    def describe(self, **attributes: Any) -> None:
+        """Keeps facts on the study itself."""
+        for key, value in attributes.items():
+            with_retries(self.study.set_user_attr, key, value)
+
+    def about(self) -> dict[str, Any]:
+        return dict(with_retries(self.storage.get_study_user_attrs, self._id))
+
+    def tries(self, *states: TrialState) -> list[FrozenTrial]:
+        """All tries (in `states`), oldest first."""
+        return with_retries(self.storage.get_all_trials, self._id, deepcopy=False, states=states or None)
+
+    def latest(self) -> dict[int, FrozenTrial]:
+        """Of each trial of the plan the try that counts: one that ended well, else one that lives, else the newest."""
+        best: dict[int, FrozenTrial] = {}
+        rank = {**dict.fromkeys(ENDED, 2), **dict.fromkeys(LIVE, 1)}
+        for attempt in self.tries():
+            order = attempt.user_attrs.get(PLAN_INDEX_KEY)
+            if order is None:
+                continue
+            known = best.get(order)
+            if known is None or rank.get(attempt.state, 0) >= rank.get(known.state, 0):
+                best[order] = attempt
+        return best
+
+    def count(self, latest: Mapping[int, FrozenTrial] | None = None) -> Count:
+        tries = (self.latest() if latest is None else latest).values()
+        found = Counter(STATES[TrialState.COMPLETE if OUTCOME in t.user_attrs else t.state] for t in tries)
+        return Count(**found)
+
+    def fill(self, planned: Mapping[int, tuple[Mapping[str, Any], Mapping[str, Any]]], again: bool = True) -> None:
+        """Queue each planned trial (order -> fixed parameters, user attributes) that is missing.
+
+        If `again`, trials that have failed for good are queued once more, as a new launch demands.
+        """
+        latest = self.latest()
+        for order, (params, attributes) in planned.items():
+            known = latest.get(order)
+            if known is None:
+                fixed, facts = {"fixed_params": dict(params)}, {**attributes, PLAN_INDEX_KEY: order}
+                trial = optuna.create_trial(state=TrialState.WAITING, system_attrs=fixed, user_attrs=facts)
+                self._add(trial)
+            elif known.state == TrialState.FAIL and again:
+                self._add(_successor(known, {"failures": 0, "interruptions": 0}), known)
+        self.mend()
+
+    def mend(self) -> bool:
+        """Queue trials again whose worker or launcher died before it could; return whether there were any.
+
+        Their last try has failed, is not marked as given up, and has no successor.
+        """
+        found = False
+        for known in self.latest().values():
+            if known.state != TrialState.FAIL or known.user_attrs.get(GIVEN_UP_KEY):
+                continue
+            failures = known.user_attrs.get("failures", 0)
+            failed = GIVEN_UP_KEY in known.user_attrs and known.user_attrs.get("error") not in (DEAD, SILENT)
+            found |= self._add(_successor(known, {"failures": failures + 1} if failed else {}), known)
+        return found
+
+    def settle(
+        self, order: int, params: Mapping[str, Any], values: Sequence[float], attributes: Mapping[str, Any]
+    ) -> None:
+        """Add a finished trial, which need not run, unless the queue has it finished already."""
+        known = self.latest().get(order)
+        if known is not None and known.state in ENDED:
+            return
+        choices = self.about()["choices"]
+        trial = optuna.create_trial(
+            params=dict(params),
+            distributions={name: optuna.distributions.CategoricalDistribution(choices[name]) for name in params},
+            values=list(values),
+            user_attrs={**attributes, PLAN_INDEX_KEY: order},
+        )
+        if known is not None and known.state == TrialState.WAITING:
+            with_retries(transactions.fail, self._database, self._id, known._trial_id, {}, trial)
+        elif known is None or known.state == TrialState.FAIL:
+            self._add(trial, known)
+        else:
+            with_retries(self.study.add_trial, trial)
+
+    def claim(self, before: Callable[[int], None] = lambda number: None) -> Trial | None:
+        """Claim the first waiting trial of the plan for this process; return None if none waits.
+
+        `before` is called with its number while its sampler can still be chosen.
+        """
+        claimed = self._claim(before)
+        return self._claim(before) if claimed is None and self.mend() else claimed
+
+    def _claim(self, before: Callable[[int], None]) -> Trial | None:
+        for attempt in sorted(
+            self.tries(TrialState.WAITING), key=lambda t: (t.user_attrs.get(PLAN_INDEX_KEY, 0), t.number)
+        ):
+            number, signature = attempt._trial_id, this_process()
+            if with_retries(transactions.claim, self._database, number, WORKER, signature, {"progress": {}}):
+                before(attempt.number)
+                return with_retries(Trial, self.study, number)
+        return None
+
+    def beat(self, trial_id: int) -> bool:
+        """Record a heartbeat; return False if the trial is no longer this process's."""
+        self.storage.record_heartbeat(trial_id)
+        found = self.storage.get_trial(trial_id)
+        return found.state == TrialState.RUNNING and found.user_attrs.get(WORKER) == this_process()
+
+    def note(self, trial_id: int, **attributes: Any) -> None:
+        for key, value in attributes.items():
+            with_retries(self.storage.set_trial_user_attr, trial_id, key, value)
+
+    def complete(self, trial: Trial, values: Sequence[float]) -> None:
+        """End it with its values; raises DivergenceError if one is no finite number."""
+        require_sound({f"value {number}": value for number, value in enumerate(values)}, "of a finished trial")
+        self._end(trial._trial_id, TrialState.COMPLETE, values)
+
+    def prune(self, trial: Trial, outcome: str = "") -> None:
+        """End it as PRUNED, its value the last finite one that it reported; with an `outcome`, as that and no value."""
+        reported = with_retries(self.storage.get_trial, trial._trial_id).intermediate_values
+        last = reported[max(reported)] if reported and len(self.study.directions) == 1 and not outcome else None
+        if outcome:
+            self.note(trial._trial_id, **{OUTCOME: outcome})
+        self._end(trial._trial_id, TrialState.PRUNED, [last] if last is not None and is_sound(last) else None)
+
+    def fail(self, trial: Trial, words: str, retry: bool) -> None:
+        """End it as failed; if `retry`, queue it again."""
+        known = with_retries(self.storage.get_trial, trial._trial_id)
+        again = _successor(known, {"failures": known.user_attrs.get("failures", 0) + 1}) if retry else None
+        self._fail(known, words, again)
+
+    def release(self, trial: Trial, words: str) -> None:
+        """Return a claimed trial to the queue: whoever claims it next resumes from its checkpoint."""
+        known = with_retries(self.storage.get_trial, trial._trial_id)
+        self._fail(known, words, _successor(known, {}))
+
+    def free_the_dead(self) -> list[tuple[FrozenTrial, str, bool]]:
+        """Queue trials again whose workers are gone.
+
+        Returns:
+            Those that this call found, each with the reason and whether it was given up instead.
+        """
+        found = []
+        running = self.tries(TrialState.RUNNING)
+        beats = with_retries(transactions.heartbeats, self._database, self._id)
+        signs = {t._trial_id: (t.user_attrs.get(WORKER), beats.get(t._trial_id)) for t in running}
+        silent = self._silence.silent(signs)
+        for attempt in running:
+            gone = is_gone(attempt.user_attrs.get(WORKER, ""))
+            if gone or attempt._trial_id in silent:
+                why = DEAD if gone else SILENT
+                hopeless = self._interrupted(attempt, why)
+                found += [] if hopeless is None else [(attempt, why, hopeless)]
+        self.mend()
+        return found
+
+    def _interrupted(self, attempt: FrozenTrial, why: str) -> bool | None:
+        """Fail a try whose worker died and queue it again.
+
+        Returns:
+            True if it has died too often at the same step and is given up, None if another process was faster.
+        """
+        reached = int(attempt.user_attrs.get("progress", {}).get("step", 0))
+        before = int(attempt.user_attrs.get("reached", 0))
+        deaths = 1 if reached > before else int(attempt.user_attrs.get("interruptions", 0)) + 1
+        hopeless = deaths > HOPELESS_AT
+        changes = {"interruptions": deaths, "reached": max(reached, before)}
+        ended = self._fail(attempt, why, None if hopeless else _successor(attempt, changes))
+        return hopeless if ended else None
+
+    def _fail(self, attempt: FrozenTrial, words: str, successor: FrozenTrial | None) -> bool:
+        """End an unfinished try and queue its successor at once; return False if another process has ended it."""
+        notes = {"error": masked(words), GIVEN_UP_KEY: successor is None}
+        return with_retries(transactions.fail, self._database, self._id, attempt._trial_id, notes, successor)
+
+    def _add(self, trial: FrozenTrial, after: FrozenTrial | None = None) -> bool:
+        """Add a try of a trial of the plan, unless another process has added one newer than `after`."""
+        last = -1 if after is None else after._trial_id
+        return with_retries(transactions.add, self._database, self._id, PLAN_INDEX_KEY, trial, last)
+
+    def _end(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """False where another process has ended it before."""
+        try:
+            return bool(with_retries(self.storage.set_trial_state_values, trial_id, state, values))
+        except UpdateFinishedTrialError:
+            return False
+
+
+def _successor(attempt: FrozenTrial, changes: Mapping[str, Any]) -> FrozenTrial:
+    """Return a waiting copy of a try: the same parameters, the facts of the plan, and `changes`."""
+    kept = {k: v for k, v in attempt.user_attrs.items() if k not in (WORKER, "progress", GIVEN_UP_KEY, "error")}
+    return optuna.create_trial(
+        state=TrialState.WAITING,
+        params=attempt.params,
+        distributions=attempt.distributions,
+        user_attrs={**kept, "tries": kept.get("tries", 1) + 1, **changes},
+        system_attrs=attempt.system_attrs,
+        intermediate_values=attempt.intermediate_values,
+    )
+
+
+def open_queue(uri: str, prefix: str) -> Queue | None:
+    """The newest queue whose name begins with `prefix`; None where there is none."""
+    if not is_there(uri):
+        return None
+    found = [s for s in with_retries(open_storage(uri).get_all_studies) if s.study_name.startswith(prefix)]
+    return Queue(uri, max(found, key=lambda s: s._study_id).study_name) if found else None

@@ -1,0 +1,42 @@
+"""`microdit-sweep status`: how far a sweep is, asked of its queue from any shell."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from microdit.common.errors import ConfigError
+from microdit.common.stores.secrets import masked
+from sweeps.execution.launch_register import end_abandoned
+from sweeps.execution.progress import status_table
+from sweeps.execution.queue.trial_queue import open_queue
+from sweeps.tracking.uris import is_there
+
+if TYPE_CHECKING:
+    from sweeps.tracking.mlflow_store import Store
+
+
+def status(study: str, scale: str, queue_uri: str, uri: str, root: Path) -> int:
+    """Print one row per trial of the study's newest plan at this scale; end launches that were killed.
+
+    Raises:
+        ConfigError: if it was never launched.
+    """
+    name = study.removesuffix(".yaml").removesuffix(".yml").rpartition("/")[2]
+    queue = open_queue(queue_uri, f"{name}/{scale}/")
+    if queue is None:
+        raise ConfigError(f"study '{name}' was never launched at scale '{scale}' with queue_uri={masked(queue_uri)}")
+    latest = queue.latest()
+    print(status_table(latest))
+    states = asdict(queue.count(latest))
+    print(f"\n{', '.join(f'{n} {state}' for state, n in states.items() if n)} of {len(latest)} trials ({queue.name})")
+    if is_there(uri) and (ended := end_abandoned(queue_uri, uri, lambda: _store(uri, root))):
+        print(f"ended in MLflow, because their launchers were killed: {', '.join(ended)}")
+    return 0
+
+
+def _store(uri: str, root: Path) -> Store:
+    from sweeps.tracking.mlflow_store import Store
+
+    return Store(uri, root)

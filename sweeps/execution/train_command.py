@@ -1,0 +1,121 @@
+"""One run outside any study, recorded in experiment `microdit/train`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from microdit.common.process.distributed import is_main, world_size
+from microdit.common.process.identity import this_process
+from microdit.common.process.waiting import waiting
+from microdit.common.stores.run_search import search_runs
+from microdit.config.identity import trial_key
+from microdit.config.schema import Config
+from microdit.training.graceful_stop import handle_stop_signals
+from sweeps.execution.launch import Options
+from sweeps.execution.launch_spec import unsound_scores
+from sweeps.planning.trials import folder_name, identity_tags
+from sweeps.tracking.mlflow_logger import MlflowLogger, RunSpec
+from sweeps.tracking.mlflow_store import PROCESS_TAG, STATUS_DONE, Store
+
+EXPERIMENT = "microdit/train"
+
+
+def train_one(config: Config, scale: str, overrides: dict[str, str], options: Options) -> int:
+    """Train `config`, or show its results if it is finished already; an interrupted run is resumed.
+
+    `overrides` become the run's parameters beside the seed. An `output_dir` among them is kept. Of several processes
+    (torchrun), only the main one prepares the data and uses the store.
+    """
+    from microdit.pipeline.train_and_evaluate import run
+
+    recorder = None
+    if is_main():
+        identity = _identity(config)
+        if "output_dir" not in overrides:
+            data = identity["microdit.data_fingerprint"]
+            name = folder_name(f"{config.name}-seed{config.seed}", trial_key(config), data)
+            config = dataclasses.replace(config, output_dir=str(options.root / "train" / name))
+        recorder = _recorder(config, identity, scale, overrides, options)
+    trains, folder = _agreed(config, recorder is not None)
+    if not trains:
+        return 0
+    config = dataclasses.replace(config, output_dir=folder)
+    with handle_stop_signals() as stop:
+        metrics = run(config, recorder, progress=True, stop=stop)
+    if is_main():
+        _show(metrics, config)
+    return 0
+
+
+def _identity(config: Config) -> dict[str, str]:
+    """Tags of the run that `config` describes with the data, prompts and networks that are there now."""
+    from microdit.evaluation import feature_net_name
+    from microdit.pipeline.train_and_evaluate import prepare
+
+    data = prepare(config).data_fingerprint
+    return identity_tags(trial_key(config), data, feature_net_name(config.evaluation))
+
+
+def _agreed(config: Config, trains: bool) -> tuple[bool, str]:
+    """Whether the main process trains and in which folder, as all have to know."""
+    if world_size() == 1:
+        return trains, config.output_dir
+    from accelerate.utils import broadcast_object_list
+
+    from microdit.pipeline.train_and_evaluate import build_accelerator
+
+    build_accelerator(config)  # the processes meet
+    found = broadcast_object_list([trains, config.output_dir])
+    return bool(found[0]), str(found[1])
+
+
+def _recorder(
+    config: Config, identity: dict[str, str], scale: str, overrides: dict[str, str], options: Options
+) -> MlflowLogger | None:
+    """The run to record in, new or resumed; None, after showing its results, if it is finished already."""
+    with waiting("the MLflow store to open"):
+        store = Store(options.uri, options.root, options.artifacts)
+        experiment = store.experiment(EXPERIMENT)
+    store.end_dead_runs(EXPERIMENT)
+    before = _newest(store, experiment, identity, config) if options.reuse else None
+    wrong = unsound_scores(before.data.metrics) if before is not None and before.info.status == STATUS_DONE else ""
+    if before is not None and wrong:
+        print(f"run {before.info.run_id} finished, but {wrong}: it counts as failed and is trained again", flush=True)
+        before = None
+    if before is not None and before.info.status == STATUS_DONE:
+        print("finished before; reuse=false runs it again")
+        _show({k: v for k, v in before.data.metrics.items() if k.startswith(("final/", "cost/"))}, config)
+        return None
+    if before is None and options.reuse:
+        words = store.outdated(experiment, scale, {(config.name, config.seed)})
+        print(words, end="\n" if words else "", file=sys.stderr)
+    tags = {
+        "microdit.role": "trial",
+        PROCESS_TAG: this_process(),
+        "microdit.study": "train",
+        "microdit.arm": config.name,
+        **identity,
+        "microdit.scale": scale,
+        "microdit.rerun": f"microdit train {Path(config.output_dir).resolve() / 'config.yaml'}",
+    }
+    params: dict[str, Any] = {name: value for name, value in overrides.items() if name not in ("name", "output_dir")}
+    spec = RunSpec(experiment, config.name, tags, {"seed": config.seed, **params}, options.command)
+    return MlflowLogger(options.uri, spec, before.info.run_id if before is not None else None)
+
+
+def _newest(store: Store, experiment: str, identity: dict[str, str], config: Config) -> Any | None:
+    """The newest run of this identity that wrote to this folder, or that was killed before it recorded its folder."""
+    folder = str(Path(config.output_dir).resolve())
+    for run in search_runs(store.client, [experiment], identity, most=50):
+        if run.data.tags.get("microdit.output_dir", folder) == folder:
+            return run
+    return None
+
+
+def _show(metrics: dict[str, float], config: Config) -> None:
+    for name, value in sorted(metrics.items()):
+        print(f"{name:24s} {value:.6g}")
+    print(f"\noutputs in {config.output_dir}; microdit-sweep ui shows the run")

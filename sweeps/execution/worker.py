@@ -1,0 +1,266 @@
+"""A worker: one process that imports torch once and takes trials from the queue until none waits.
+
+The same whoever starts it: the local engine, joblib, submitit or Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+
+from microdit.common.errors import ConfigError, DivergenceError, MicroditError, StopTraining
+from microdit.common.finite import is_sound
+from microdit.common.process.terminal import prepare_streams
+from microdit.common.stores.secrets import masked
+from microdit.training.graceful_stop import GracefulStop
+from sweeps.config.search_space import build_pruner, build_sampler, suggest
+from sweeps.execution.checkpoint_reuse import reuse_trained_checkpoint
+from sweeps.execution.launch_spec import (
+    VAL_LOSS_CURVE,
+    LaunchSpec,
+    apply_suggestion,
+    shown_metrics,
+    trial_of,
+    unsound_scores,
+)
+from sweeps.execution.queue.heartbeat import Heartbeat
+from sweeps.execution.queue.trial_queue import LAUNCH, STOP_KEY, Queue
+from sweeps.execution.trial_log import redirect_output
+from sweeps.planning.trials import Trial, prepare_trials
+from sweeps.tracking.mlflow_store import STATUS_DONE, Launch, Store
+from sweeps.tracking.retry import StoreError, is_store_error, store_trouble, with_retries
+from sweeps.tracking.uris import QUEUE, TRACKING, is_there, unmask_from_env
+
+DIVERGED = "diverged"
+PROGRESS_KEYS = ("step", "train/loss", "images_per_second")
+
+
+class Worker:
+    """One worker's life; `stop` is asked by SIGTERM, and by the heart where the trial was taken away."""
+
+    def __init__(self, queue: Queue, stop: GracefulStop) -> None:
+        self.queue, self.stop = queue, stop
+        self.order = LaunchSpec.of(queue.about()[LAUNCH])
+        self.store = Store(_present(unmask_from_env(self.order.tracking_uri, TRACKING)), Path(self.order.root))
+        self.launch = Launch(self.store.uri, self.order.experiment_id, self.order.parent_id)
+        if self.order.search:
+            queue.study.pruner = build_pruner(self.order.pruner, self.order.source)
+
+    def work(self) -> None:
+        """Takes trials until none waits; raises KeyboardInterrupt when stopped, its trial given back."""
+        while not self.queue.about().get(STOP_KEY):
+            claimed = self.queue.claim(self._before)
+            if claimed is None:
+                return
+            self._serve(claimed)
+
+    def _before(self, number: int) -> None:
+        if self.order.search:
+            order = self.order
+            self.queue.study.sampler = build_sampler(order.sampler, order.sampler_seed, number, order.source)
+
+    def _serve(self, claimed: optuna.Trial) -> None:
+        with Heartbeat(self.queue, claimed._trial_id) as heart:
+            try:
+                trial = self._trial(claimed)
+                with (
+                    self._alone(trial),
+                    reuse_trained_checkpoint(trial, Path(self.order.root), self.order.reuse) as origin,
+                ):
+                    self._run(trial, claimed, heart, origin)
+            except Timeout:
+                heart.rest()
+                self.queue.release(claimed, "another process writes to its folder, or trains the same network")
+            except KeyboardInterrupt:
+                heart.rest()
+                if heart.lost:  # another worker has it: its run and its folder are no longer ours to touch
+                    self.stop.requested = False
+                    return
+                self.queue.release(claimed, "interrupted")
+                raise
+            except Exception as error:  # a bad configuration from a search, a store that stays away
+                self._failed(claimed, error, None, heart)
+
+    def _trial(self, claimed: optuna.Trial) -> Trial:
+        trial = trial_of(claimed.user_attrs, self.order)
+        if not self.order.search:
+            for name, choices in self.queue.about()["choices"].items():
+                with_retries(claimed.suggest_categorical, name, choices)
+            return trial
+        trial = apply_suggestion(
+            trial, with_retries(suggest, claimed, self.order.search, self.order.source), self.order
+        )
+        [trial] = prepare_trials([trial], Path(self.order.root), self.order.suffix)
+        self.queue.note(claimed._trial_id, key=trial.key, folder=trial.config.output_dir)
+        return trial
+
+    @contextlib.contextmanager
+    def _alone(self, trial: Trial) -> Iterator[None]:
+        """Keeps the trial's folder for this process; the system lets go of it however the process ends."""
+        folder = Path(trial.config.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=20):
+            yield
+
+    def _run(self, trial: Trial, claimed: optuna.Trial, heart: Heartbeat, trained_in: str) -> None:
+        before = self.store.child(self.launch, trial.key)
+        if before is not None and before.info.status == STATUS_DONE:
+            if not unsound_scores(before.data.metrics):  # ended, and killed before the queue had it
+                return self._done(claimed, before.data.metrics, heart)
+            before = None  # it counts as failed
+        origin = self.store.finished_trial(trial) if self.order.reuse else None
+        if origin is not None:
+            self.store.reuse(self.launch, trial, origin)
+            self.queue.note(claimed._trial_id, reused_from=origin.info.run_id)
+            return self._done(claimed, origin.data.metrics, heart)
+        run_id = before.info.run_id if before is not None else None
+        recorder = self._recorder(trial, claimed, heart, run_id, trained_in)
+        metrics = self._train(trial, recorder, claimed, heart)
+        return None if metrics is None else self._done(claimed, metrics, heart)
+
+    def _train(self, trial: Trial, recorder: Any, claimed: optuna.Trial, heart: Heartbeat) -> dict[str, float] | None:
+        """Final metrics, or None where it was pruned or failed; both are recorded."""
+        from microdit.config.schema import save_config
+        from microdit.pipeline.train_and_evaluate import run
+
+        folder = Path(trial.config.output_dir)
+        save_config(trial.config, folder / "config.yaml")  # the rerun command needs it, whatever happens
+        with open(folder / "log.txt", "a", encoding="utf-8", buffering=1) as log, redirect_output(log):
+            try:
+                recorder.open()
+                return run(trial.config, recorder, stop=self.stop)
+            except StopTraining:
+                recorder.outcome("pruned")
+                heart.rest()
+                self.queue.prune(claimed)
+            except KeyboardInterrupt:
+                if not heart.lost:
+                    recorder.finish("KILLED")
+                raise
+            except Exception as error:
+                with contextlib.suppress(OSError):  # the disk may be full
+                    log.write(masked(traceback.format_exc()))
+                if isinstance(error, DivergenceError) and self.order.divergence == "data":
+                    self._diverged(claimed, error, recorder, heart)
+                else:
+                    self._failed(claimed, error, recorder, heart)
+        return None
+
+    def _diverged(self, claimed: optuna.Trial, error: DivergenceError, recorder: Any, heart: Heartbeat) -> None:
+        """Record a result of a study that asks where training breaks: its step, and no score."""
+        heart.rest()
+        recorder.outcome(DIVERGED)
+        recorder.fail(str(error), "")
+        self.queue.prune(claimed, DIVERGED)
+
+    def _done(self, claimed: optuna.Trial, metrics: Mapping[str, float], heart: Heartbeat) -> None:
+        values = self.order.values(metrics)
+        heart.rest()
+        self.queue.note(claimed._trial_id, final=shown_metrics(metrics))
+        self.queue.complete(claimed, values)
+
+    def _failed(self, claimed: optuna.Trial, error: Exception, recorder: Any, heart: Heartbeat) -> None:
+        """Records it on run and trial, and queues it again where another try can help."""
+        heart.rest()
+        known = isinstance(error, MicroditError)
+        words = masked(" ".join(str(error).split()) if known else f"{type(error).__name__}: {error}")
+        if recorder is not None:
+            with contextlib.suppress(Exception):  # the store itself may be what failed
+                recorder.fail(words, masked(traceback.format_exc()))
+        helpless = isinstance(error, (DivergenceError, ConfigError))  # the same seed diverges again
+        tried = claimed.user_attrs.get("failures", 0)
+        retry = not helpless and tried < self.order.max_retries and not self.order.fail_fast
+        self.queue.fail(claimed, words, retry)
+        if self.order.fail_fast:
+            self.queue.describe(**{STOP_KEY: words})
+
+    def _recorder(
+        self, trial: Trial, claimed: optuna.Trial, heart: Heartbeat, run_id: str | None, trained_in: str
+    ) -> Any:
+        from sweeps.tracking.mlflow_logger import MlflowLogger, RunSpec
+
+        folder = Path(trial.config.output_dir).resolve()
+        tags = {
+            "mlflow.parentRunId": self.launch.parent_id,
+            "microdit.role": "trial",
+            **trial.identity,
+            "microdit.study": trial.study,
+            "microdit.arm": trial.arm,
+            "microdit.scale": trial.scale,
+            "microdit.attempt": str(claimed.user_attrs.get("tries", 1)),
+            "microdit.rerun": f"microdit train {folder / 'config.yaml'}",
+            "microdit.log": str(folder / "log.txt"),
+        }
+        if trained_in:
+            tags["microdit.trained_in"] = trained_in  # by a trial that differs in evaluation alone
+
+        def told(step: int, values: Mapping[str, float]) -> None:
+            if "train/loss" in values:
+                heart.progress = {
+                    name: value for name, value in {"step": step, **values}.items() if name in PROGRESS_KEYS
+                }
+            if is_sound(values.get(VAL_LOSS_CURVE)) and self.order.search and len(self.order.objectives) == 1:
+                with_retries(claimed.report, values[VAL_LOSS_CURVE], step)
+                if step < trial.config.training.steps and with_retries(claimed.should_prune):
+                    raise StopTraining(f"pruned at step {step}")
+
+        order = self.order
+        spec = RunSpec(order.experiment_id, trial.name, tags, {"seed": trial.seed, **trial.params}, order.command)
+        return MlflowLogger(self.store.uri, spec, run_id, told)
+
+
+def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
+    """A worker process' main function: its exit code is 0 when no trial waits, 130 when it was stopped.
+
+    Raises StoreError where the queue stays away: its trial is then freed like a dead worker's.
+    """
+    prepare_streams()
+    stop = GracefulStop()
+    if threading.current_thread() is threading.main_thread():
+        # submitit sends SIGUSR2 before a SLURM job's time is up, a closed terminal SIGHUP.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
+            signal.signal(number, lambda _signal, _frame: stop.ask())
+    try:
+        queue = Queue(_present(unmask_from_env(queue_uri, QUEUE)), queue_name)
+        choose_gpu(LaunchSpec.of(queue.about()[LAUNCH]), index)
+        Worker(queue, stop).work()
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if isinstance(error, MicroditError) or not is_store_error(error):
+            raise
+        raise StoreError(store_trouble(error)) from error
+    return 0
+
+
+def _present(uri: str) -> str:
+    """`uri`; raises StoreError if its sqlite file is missing, which opening it would create anew."""
+    if not is_there(uri):
+        raise StoreError(f"the store {masked(uri)} is missing; was it removed or moved? Put it back")
+    return uri
+
+
+def choose_gpu(order: LaunchSpec, index: int) -> None:
+    """Gives worker `index` its share of this machine's visible GPUs, before anything touches CUDA."""
+    devices = visible_gpus() if order.share_gpus else []
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
+
+
+def visible_gpus() -> list[str]:
+    """Ids for CUDA_VISIBLE_DEVICES, one a GPU that this process may use; empty on a CPU."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name.strip() not in ("", "-1")]
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]

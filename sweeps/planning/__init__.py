@@ -1,0 +1,1 @@
+"""From a study to its trials, with their cost in time and money."""

@@ -1,0 +1,138 @@
+"""What a study would take: time on this machine, measured; time and money on an accelerator, from its peak.
+
+Training steps only. Units are seconds, FLOPs and USD unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from microdit.common.errors import ConfigError, nearest
+from microdit.common.parsing import parse, read_yaml
+from microdit.config.schema import Config
+from microdit.pipeline.cost import text_tokens, training_flops
+from sweeps.config.hydra_compose import EXPERIMENTS
+from sweeps.planning.throughput import measure_seconds_per_image
+from sweeps.planning.trials import Trial
+
+ACCELERATORS = EXPERIMENTS / "accelerators.yaml"
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A device that can be rented."""
+
+    name: str
+    tflops: float  # dense bf16 peak, TFLOP/s
+    usd_per_hour: float
+
+    def __post_init__(self) -> None:
+        if not self.tflops > 0:
+            raise ConfigError(f"'tflops' is {self.tflops}; it must be above 0")
+        if not 0 <= self.usd_per_hour < float("inf"):
+            raise ConfigError(f"'usd_per_hour' is {self.usd_per_hour}; it must be at least 0")
+
+
+@dataclass(frozen=True)
+class EstimateOptions:
+    """How a plan is reckoned."""
+
+    accelerator: Accelerator
+    utilisation: float = 0.35  # share of the peak that training reaches
+    measure: bool = True
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Training of the trials of one arm that are still to run, one after the other."""
+
+    arm: str
+    count: int  # trials
+    seconds_per_image: float | None  # on this machine; None where not measured
+    seconds: float | None  # on this machine
+    accelerator_seconds: float
+    usd: float
+
+
+def load_accelerator(name: str) -> Accelerator:
+    """The entry of `experiments/accelerators.yaml`; raises ConfigError naming the file and the nearest valid name."""
+    entries = read_yaml(ACCELERATORS)
+    if name not in entries:
+        raise ConfigError(f"{ACCELERATORS}: no accelerator '{name}'; {nearest(name, entries)}")
+    return parse(Accelerator, {"name": name, **entries[name]}, f"{ACCELERATORS}: {name}")
+
+
+def estimate_options(own: Mapping[str, Any]) -> EstimateOptions:
+    """From the command line's words; raises ConfigError naming the word that is wrong."""
+    accelerator = load_accelerator(str(own.get("accelerator", "h100")))
+    utilisation = own.get("utilisation", EstimateOptions.utilisation)
+    if not _is_number(utilisation) or not 0 < utilisation <= 1:
+        raise ConfigError(f"utilisation={utilisation}: it must be a share of the peak, above 0 and at most 1")
+    price = own.get("usd_per_hour", accelerator.usd_per_hour)
+    if not _is_number(price) or not 0 <= price < float("inf"):
+        raise ConfigError(f"usd_per_hour={price}: it must be a number of at least 0")
+    measure = own.get("measure", True)
+    if not isinstance(measure, bool):
+        raise ConfigError(f"measure={measure}: it must be true or false")
+    priced = Accelerator(accelerator.name, accelerator.tflops, float(price))
+    return EstimateOptions(priced, float(utilisation), measure)
+
+
+def accelerator_seconds(flops: float, accelerator: Accelerator, utilisation: float) -> float:
+    """Seconds that `flops` FLOPs take on one accelerator at `utilisation` of its peak."""
+    return flops / (accelerator.tflops * 1e12 * utilisation)
+
+
+def plan_estimates(trials: Sequence[Trial], done: Container[str], options: EstimateOptions) -> list[Estimate]:
+    """One row an arm, in the order of `trials`; `done` holds the keys of trials that need not run.
+
+    Measures each distinct network once, where `options.measure` says so and a trial with it is still to run.
+    """
+    arms: dict[str, list[Trial]] = {}
+    searched = len(trials) > 1 and not any(trial.params for trial in trials)  # the places of a search are all alike
+    for trial in trials:
+        arms.setdefault("(all)" if searched else trial.arm, []).append(trial)
+    known: dict[object, float | None] = {}
+    return [_estimate(arm, [t for t in own if t.key not in done], options, known) for arm, own in arms.items()]
+
+
+def _estimate(
+    arm: str, trials: Sequence[Trial], options: EstimateOptions, known: dict[object, float | None]
+) -> Estimate:
+    if not trials:
+        return Estimate(arm, 0, None, 0.0, 0.0, 0.0)
+    speed = _speed(trials[0].config, known) if options.measure else None
+    images = sum(trial.config.training.steps * trial.config.training.batch_size for trial in trials)
+    here = None if speed is None else speed * images
+    flops = float(sum(training_flops(trial.config) for trial in trials))
+    there = accelerator_seconds(flops, options.accelerator, options.utilisation)
+    return Estimate(arm, len(trials), speed, here, there, there / 3600 * options.accelerator.usd_per_hour)
+
+
+def total(rows: Sequence[Estimate]) -> Estimate:
+    """The sum of all arms; time on this machine is None where an arm's is not known."""
+    seconds = [row.seconds for row in rows if row.seconds is not None]
+    return Estimate(
+        "total",
+        sum(row.count for row in rows),
+        None,
+        sum(seconds) if len(seconds) == len(rows) else None,
+        sum(row.accelerator_seconds for row in rows),
+        sum(row.usd for row in rows),
+    )
+
+
+def _speed(config: Config, known: dict[object, float | None]) -> float | None:
+    """Seconds per image of `config`, measured where `known` has no network of the same cost."""
+    training = config.training
+    where = (training.device, training.threads, training.precision)
+    key = (config.model, config.alignment, text_tokens(config), training.batch_size, training.accumulation, *where)
+    if key not in known:
+        known[key] = measure_seconds_per_image(config)
+    return known[key]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

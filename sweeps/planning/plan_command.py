@@ -1,0 +1,60 @@
+"""What a study would run and cost, before anything is spent."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from sweeps.config.study import Study
+from sweeps.execution.checkpoint_reuse import duplicate_training_keys
+from sweeps.execution.launch import Options
+from sweeps.execution.queue.trial_queue import STATES, open_queue
+from sweeps.planning.cost_estimate import EstimateOptions, plan_estimates
+from sweeps.planning.tables import estimate_table, plan_table, shared_note
+from sweeps.planning.trials import Trial, plan_trials
+from sweeps.tracking.mlflow_store import Store
+from sweeps.tracking.uris import is_there
+
+
+def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Options, reckoning: EstimateOptions) -> int:
+    """Prints the trials, their cost, and the time and money that they would take; trains and encodes nothing."""
+    store = Store(options.uri, options.root) if options.reuse and is_there(options.uri) else None
+    plans = {study.name: plan_trials(study, overrides, complete=False) for study in studies}
+    for study in studies:
+        trials = plans[study.name]
+        states = _states(study, trials, store, options)
+        print(f"{study.name}: {study.file.question}\n")
+        print(plan_table(study, trials, states), flush=True)
+        over = {key for key, state in states.items() if state in ("done", "reused")}
+        twins = set() if study.file.search else duplicate_training_keys(trials) - over
+        if twins:
+            print(f"{len(twins)} of them differ from another in evaluation alone, and take over what that one trains")
+        over |= twins
+        if reckoning.measure and len(over) < len(states):
+            note = "measuring a few training steps of each network on this machine (measure=false skips it)"
+            print(note, file=sys.stderr, flush=True)
+        arms = list(study.arms)
+        rows = plan_estimates(trials, over, reckoning)
+        rows.sort(key=lambda row: arms.index(row.arm) if row.arm in arms else 0)
+        print(f"\n{estimate_table(rows, reckoning, options.workers)}\n")
+    if len(studies) > 1:
+        print(shared_note(plans))
+    return 0
+
+
+def _states(study: Study, trials: Sequence[Trial], store: Store | None, options: Options) -> dict[str, str]:
+    """Of each trial's key: done here, reused from another study, failed, running or pending."""
+    states = dict.fromkeys((trial.key for trial in trials), "pending")
+    if store is not None and not study.file.search:
+        for trial in trials:
+            found = store.finished_trial(trial)
+            if found is not None:
+                here = found.data.tags.get("microdit.study") == study.name
+                states[trial.key] = "done" if here else "reused"
+    queue = open_queue(options.queue_uri, f"{study.name}/{study.scale}/")
+    for attempt in queue.latest().values() if queue is not None else []:
+        key = attempt.user_attrs["key"]
+        state = STATES[attempt.state]
+        if states.get(key) == "pending" and state != "waiting":
+            states[key] = "done" if state == "pruned" else state
+    return states

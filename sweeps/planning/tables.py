@@ -1,0 +1,152 @@
+"""The tables that a sweep prints at its ends: what is planned, and what came out."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from scipy.special import stdtrit
+
+from microdit.config.schema import Config
+from microdit.model.cost import network as cost
+from microdit.pipeline.cost import forward_flops, training_flops
+from sweeps.config.study import Study
+from sweeps.planning.cost_estimate import Estimate, EstimateOptions, total
+from sweeps.planning.trials import Trial
+
+DISPLAYED_METRICS = ("clip_fd", "fd", "kid", "precision", "recall", "clip_score", "class_accuracy", "val_loss")
+STATES = ("done", "reused", "running", "failed", "pending")
+
+
+def plan_table(study: Study, trials: Sequence[Trial], states: Mapping[str, str]) -> str:
+    """One row an arm: seeds, how far, parameters and FLOPs; `states` says done, reused, failed, ... of each key."""
+    arms: dict[str, Config] = {trial.arm: trial.config for trial in trials}
+    known = [name for name in STATES if name in ("done", "pending") or name in states.values()]
+    rows = [["arm", "seeds", *known, "params", "active", "GFLOPs/image", "training PFLOPs"]]
+    for arm in ["(all)"] if study.file.search else list(study.arms):
+        own = trials if study.file.search else [trial for trial in trials if trial.arm == arm]
+        config = own[0].config if study.file.search else arms[arm]
+        rows.append(
+            [
+                arm,
+                " ".join(str(seed) for seed in dict.fromkeys(trial.seed for trial in own)),
+                *(str(sum(states[trial.key] == state for trial in own)) for state in known),
+                f"{cost.parameters(config.model):,}",
+                f"{cost.active_parameters(config.model):,}",
+                f"{forward_flops(config) / 1e9:.3f}",
+                format_significant(training_flops(config) / 1e15),
+            ]
+        )
+    left = [trial for trial in trials if states[trial.key] not in ("done", "reused")]
+    saved = sum(training_flops(trial.config) for trial in trials if states[trial.key] == "reused")
+    reused = sum(states[trial.key] == "reused" for trial in trials)
+    note = f", {reused} reused from other studies (saves {format_significant(saved / 1e15)} PFLOPs)" if reused else ""
+    done = sum(states[trial.key] == "done" for trial in trials)
+    total = sum(training_flops(trial.config) for trial in left)
+    return align(rows) + f"\n\n{len(trials)} trials, {done} done{note}; {format_significant(total / 1e15)} PFLOPs to go"
+
+
+def shared_note(plans: Mapping[str, Sequence[Trial]]) -> str:
+    """What several studies save by sharing trials: each is trained once, whoever asks first."""
+    every = [trial for trials in plans.values() for trial in trials]
+    distinct = {trial.key: trial for trial in every}
+    whole, once = (sum(training_flops(t.config) for t in part) for part in (every, distinct.values()))
+    return (
+        f"{len(every)} trials in {len(plans)} studies, {len(distinct)} of them distinct: sharing saves "
+        f"{len(every) - len(distinct)} runs and {format_significant((whole - once) / 1e15)} of {format_significant(whole / 1e15)} PFLOPs"
+    )
+
+
+def estimate_table(rows: Sequence[Estimate], options: EstimateOptions, workers: int) -> str:
+    """One row an arm and their sum: what the trials still to run take here and on the accelerator."""
+    device, everything = options.accelerator, total(rows)
+    by_arm = {row.arm: row for row in rows}
+    table = [["arm", "to run", "ms/image here", "hours here", f"{device.name} hours", "USD"]]
+    for row in (*by_arm.values(), everything):
+        speed = "-" if row.seconds_per_image is None else format_significant(1000 * row.seconds_per_image, 3)
+        here = "-" if row.seconds is None else _hours(row.seconds)
+        usd = "<0.01" if 0 < row.usd < 0.01 else f"{row.usd:,.2f}"
+        table.append([row.arm, str(row.count), speed, here, _hours(row.accelerator_seconds), usd])
+    notes = [
+        "Training steps only: encoding the data, validation, sample pictures and scoring are not included.",
+        f"{device.name}: {device.tflops:g} TFLOP/s dense bf16 peak at {options.utilisation:.3g} utilisation (small "
+        f"networks reach less), {device.usd_per_hour:.2f} USD an hour.",
+    ]
+    if everything.seconds:
+        at_once = f"; {workers} at a time at best {_hours(everything.seconds / workers)} hours" if workers > 1 else ""
+        notes.append(
+            "Here: a few steps measured now (of one block where a step takes seconds), one trial after the "
+            f"other{at_once}."
+        )
+    elif everything.seconds is None:
+        why = "it has too little memory for them" if options.measure else "measure=false"
+        notes.append(f"-: not measured on this machine ({why}).")
+    return "\n".join([align(table), "", *notes])
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return "<0.001" if 0 < hours < 0.001 else format_significant(hours, 3)
+
+
+def result_table(arms: Sequence[str], results: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
+    """One row an arm: mean and 95% Student interval over seeds of each final metric."""
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for arm, _, metrics in results:
+        for name in DISPLAYED_METRICS:
+            if f"final/{name}" in metrics:
+                values[arm][name].append(metrics[f"final/{name}"])
+    names = [name for name in DISPLAYED_METRICS if any(name in found for found in values.values())]
+    rows = [["arm", *names, "n"]]
+    for arm in arms:
+        if arm in values:
+            found = values[arm]
+            count = max((len(v) for v in found.values()), default=0)
+            rows.append([arm, *(interval(found[name]) for name in names), str(count)])
+    return align(rows)
+
+
+def time_note(results: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
+    """What arms that are to share their training time really took."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for arm, _, metrics in results:
+        if "cost/seconds" in metrics:
+            seconds[arm].append(metrics["cost/seconds"])
+    listed = ", ".join(f"{arm} {sum(values) / len(values):.0f} s" for arm, values in seconds.items())
+    return f"The study holds time; the arms trained for {listed}."
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and half-width of the 95% Student interval; one value says n=1."""
+    if not values:
+        return "-"
+    mean = sum(values) / len(values)
+    if len(values) == 1:
+        return f"{format_significant(mean)} (n=1)"
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    half = float(stdtrit(len(values) - 1, 0.975)) * deviation / math.sqrt(len(values))
+    if not math.isfinite(half) or half == 0:
+        return f"{format_significant(mean)} ± {half:.2g}"
+    places = max(0, 1 - math.floor(math.log10(half)))
+    return f"{round(mean, places) + 0.0:.{places}f} ± {half:.{places}f}"  # + 0.0: never -0
+
+
+def format_significant(value: float, count: int = 4) -> str:
+    """`count` significant digits, without an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) >= 1e5:
+        return f"{value:,.0f}"
+    return f"{value:,.{max(0, count - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def align(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+    """Columns padded to their widest cell; those in `left` to the left, others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        pairs = enumerate(zip(row, widths, strict=True))
+        cells = [cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in pairs]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

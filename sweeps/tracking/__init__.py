@@ -1,0 +1,1 @@
+"""MLflow: opening stores, logging runs, saved views, links and retries."""

@@ -1,0 +1,225 @@
+"""A run's reports into MLflow: metrics in batches, pictures as image steps, settings as parameters and config.yaml."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microdit.common.errors import DataError
+from microdit.common.finite import require_sound
+from microdit.common.stores.secrets import masked, without_known
+from microdit.config.identity import ALGORITHM
+from microdit.config.schema import Config
+from microdit.training.logger import RunFact
+from sweeps.tracking.provenance import provenance, user
+from sweeps.tracking.retry import RetryingClient
+
+FLUSH_SECONDS = 5.0  # one by one, sqlite takes 25 ms a metric; in batches, a hundredth of that
+BATCH = 1000  # metrics that MLflow takes at once
+SYSTEM_SECONDS = 10.0  # between two readings of the machine's load
+FACT_TAGS = ("data_fingerprint", "feature_net", "device", "versions")
+PLANNED = ("data_fingerprint", "feature_net")  # facts that are known before a run starts
+ERROR_TAGS = ("microdit.error", "microdit.traceback")
+CURVES = ("train/loss", "val/loss")  # one of each report that a run may make twice
+BUDGET_KEYS = ("steps", "batch_size")  # what analysis compares runs of a study by
+SINGLE_VALUE_PREFIXES = (
+    "final/",
+    "cost/",
+)  # a value a run: at step 0 MLflow draws bars, elsewhere a curve of one point
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a new run is called and where it goes; `params` are the settings worth a column, the seed included."""
+
+    experiment_id: str
+    name: str
+    tags: Mapping[str, str]
+    params: Mapping[str, Any]
+    command: str
+
+
+class MlflowLogger:
+    """Implements `microdit`'s Recorder over one MLflow run, new or resumed.
+
+    Args:
+        uri: the store. run_id: a run to go on with, or None for a new one.
+        on_metrics: also told of every metric, for a progress display.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        spec: RunSpec,
+        run_id: str | None = None,
+        on_metrics: Callable[[int, Mapping[str, float]], None] | None = None,
+    ) -> None:
+        import mlflow
+
+        self._uri = uri
+        self._client: Any = RetryingClient(mlflow.MlflowClient(uri))
+        self._spec = spec
+        self._provenance = provenance(spec.command)
+        self._on_metrics = on_metrics
+        self._buffer: list[Any] = []
+        self._flushed = time.monotonic()
+        self._monitor: Any = None
+        self._seen: dict[str, int] = {}  # last step of each curve that is there from before an interruption
+        self._open = False
+        self.run_id = run_id or ""
+
+    def open(self) -> str:
+        """Makes the run, or wakes the one to go on with; returns its id."""
+        tags = dict(self._spec.tags) | self._provenance.tags | {"microdit.algorithm": str(ALGORITHM)}
+        if self.run_id:
+            self._seen = {name: max((p.step for p in self._history(name)), default=0) for name in CURVES}
+            self._client.update_run(self.run_id, status="RUNNING")
+            self._log_batch(tags=tags)
+            present = self._client.get_run(self.run_id).data.tags
+            for name in set(ERROR_TAGS) & set(present):  # of the attempt before
+                self._client.delete_tag(self.run_id, name)
+        else:
+            source = {"mlflow.source.name": "microdit-sweep", "mlflow.source.type": "LOCAL", "mlflow.user": user()}
+            spec = self._spec
+            shown = {name: masked(value) for name, value in (source | tags).items()}
+            run = self._client.create_run(spec.experiment_id, tags=shown, run_name=spec.name)
+            self.run_id = run.info.run_id
+        self._open = True
+        return self.run_id
+
+    def start(self, config: Config, facts: Mapping[str, RunFact]) -> None:
+        from mlflow.entities import Dataset, DatasetInput
+
+        if not self._open:
+            self.open()
+        self._check_planned(facts)
+        tags = {f"microdit.{name}": str(facts[name]) for name in FACT_TAGS}
+        tags["microdit.samples"] = str(config.evaluation.samples)
+        for name in BUDGET_KEYS:  # also in config.yaml, which a reader of many runs would have to fetch from each
+            tags[f"microdit.training.{name}"] = str(getattr(config.training, name))
+        tags["microdit.output_dir"] = str(Path(config.output_dir).resolve())
+        self._log_batch(tags=tags, params=self._spec.params)
+        source = json.dumps({"name": config.data.name, "path": masked(config.data.path or "")})
+        data = Dataset(config.data.name, str(facts["data_fingerprint"]), "local", source)
+        self._client.log_inputs(self.run_id, datasets=[DatasetInput(data, [])])
+        self.artifact(Path(config.output_dir) / "config.yaml")
+        if self._provenance.diff:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "uncommitted.diff"
+                path.write_text(without_known(self._provenance.diff), encoding="utf-8")
+                self.artifact(path)
+        self.metrics(0, {"cost/gflops_per_image": float(facts["gflops_per_image"])})
+        self._start_monitor()
+
+    def _check_planned(self, facts: Mapping[str, RunFact]) -> None:
+        """Raises DataError if data, prompts or scoring networks have changed since the run was planned."""
+        for name in PLANNED:
+            planned = self._spec.tags.get(f"microdit.{name}")
+            if planned and planned != str(facts[name]):
+                what = "the data" if name == "data_fingerprint" else "a scoring network or the prompts"
+                raise DataError(
+                    f"{what} of {self._spec.name} changed after this run was planned ({planned} then, {facts[name]} "
+                    "now); give the same command again to start a run on what is there now"
+                )
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Record values; raises DivergenceError, and records none, if one is no finite number."""
+        # The steps between the last checkpoint and the interruption are done again, with the same result.
+        again = any(0 < step <= self._seen.get(name, 0) for name in CURVES if name in values)
+        if not again:
+            self._keep(step, values)
+        if self._on_metrics is not None:
+            self._on_metrics(step, values)  # last: it may end the run
+
+    def _keep(self, step: int, values: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        require_sound(values, f"at step {step}")  # sqlite would return another number for infinity, and none for NaN
+        now = int(time.time() * 1000)
+        for name, value in values.items():
+            self._buffer.append(Metric(name, float(value), now, 0 if name.startswith(SINGLE_VALUE_PREFIXES) else step))
+        if len(self._buffer) >= BATCH or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        picture = near_square(image)
+        self._client.log_image(self.run_id, picture, key=name, step=step, synchronous=True)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        self._client.log_artifact(self.run_id, str(path), folder or None)
+
+    def finish(self, status: str) -> None:
+        if not self._open:
+            return
+        self._open = False
+        if self._monitor is not None:
+            self._monitor.finish()
+        self.flush()
+        self._client.set_terminated(self.run_id, status)
+
+    def outcome(self, words: str) -> None:
+        """A tag for ends that MLflow has no status for, such as 'pruned' (its status is KILLED)."""
+        self._log_batch(tags={"microdit.outcome": words})
+
+    def fail(self, words: str, trace: str) -> None:
+        """Records why a run failed, on the run itself."""
+        if not self.run_id:
+            self.open()
+        self._log_batch(tags=dict(zip(ERROR_TAGS, (masked(words)[:4000], masked(trace)[-4000:]), strict=True)))
+        self._open = True  # where the run had told its end already
+        self.finish("FAILED")
+
+    def flush(self) -> None:
+        """Writes what is buffered."""
+        batch, self._buffer = self._buffer, []
+        self._flushed = time.monotonic()
+        for start in range(0, len(batch), BATCH):
+            self._client.log_batch(self.run_id, metrics=batch[start : start + BATCH])
+
+    def _log_batch(self, tags: Mapping[str, str] | None = None, params: Mapping[str, Any] | None = None) -> None:
+        from mlflow.entities import Param, RunTag
+
+        own_tags = [RunTag(name, masked(value)) for name, value in (tags or {}).items()]
+        own_params = [Param(name, masked(str(value))) for name, value in (params or {}).items()]
+        self._client.log_batch(self.run_id, tags=own_tags, params=own_params)
+
+    def _history(self, name: str) -> list[Any]:
+        return list(self._client.get_metric_history(self.run_id, name))
+
+    def _start_monitor(self) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        try:
+            self._monitor = SystemMetricsMonitor(
+                self.run_id,
+                sampling_interval=SYSTEM_SECONDS,
+                samples_before_logging=1,
+                resume_logging=any(self._seen.values()),
+                tracking_uri=self._uri,
+            )
+            self._monitor.start()
+        except Exception as error:  # a machine without the probes still trains
+            log.info("no system metrics: %s", error)
+
+
+def near_square(image: np.ndarray) -> np.ndarray:
+    """A strip (H, N H, 3) of square tiles, as rows of about as many columns: MLflow's image grid has square cells."""
+    side, width = image.shape[:2]
+    if width % side or width < 4 * side:
+        return image
+    tiles = image.reshape(side, -1, side, 3).swapaxes(0, 1)  # (N, H, H, 3)
+    columns = math.ceil(math.sqrt(len(tiles)))
+    blank = np.full((-len(tiles) % columns, side, side, 3), 255, image.dtype)
+    rows = np.concatenate([tiles, blank]).reshape(-1, columns, side, side, 3)
+    return rows.swapaxes(1, 2).reshape(-1, columns * side, 3)

@@ -1,0 +1,292 @@
+"""The MLflow store: opened once before any worker, asked for finished trials, told about launches.
+
+Experiments, tags, parents and children are the contract with `analysis`; `sweeps.tracking.mlflow_logger` writes the rest of it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from microdit.common.errors import ConfigError
+from microdit.common.files.atomic import write_text
+from microdit.common.finite import is_sound
+from microdit.common.process.identity import is_gone
+from microdit.common.stores.run_search import experiments, search_runs
+from microdit.common.stores.secrets import masked, remember
+from microdit.config.identity import ALGORITHM, changes_since
+from sweeps.config.study import Study
+from sweeps.execution.launch_spec import unsound_scores
+from sweeps.planning.trials import Trial
+from sweeps.tracking.mlflow_views import views
+from sweeps.tracking.open_store import default_artifacts, location_of, opened, quiet
+from sweeps.tracking.provenance import provenance, user
+from sweeps.tracking.relocate import advice
+from sweeps.tracking.retry import RetryingClient
+from sweeps.tracking.uris import own_file, sqlite_creation_lock
+
+STATUS_DONE = "FINISHED"
+QUEUE_TAG = "microdit.queue"  # of a launch: the name of its queue
+PROCESS_TAG = "microdit.process"  # of a single run: the identity of the process that trains it
+_advised: set[str] = set()
+OURS = "name LIKE 'microdit/%'"
+PARENT = "mlflow.parentRunId"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # training, not a language model's traces
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a study: the parent run, and where its children go."""
+
+    uri: str
+    experiment_id: str
+    parent_id: str
+
+
+class Store:
+    """A thin view of one tracking server for one sweep."""
+
+    def __init__(self, uri: str, root: Path, artifacts: str = "") -> None:
+        """`artifacts`: a folder or URI under which new experiments keep their files; '' for the default."""
+        quiet()
+        remember(uri)
+        self.uri = uri
+        self.root = root
+        self.artifacts = artifacts
+        try:
+            with sqlite_creation_lock(uri), default_artifacts(location_of(self.uri, self.root, self.artifacts, "")):
+                client = opened(uri)
+        except ConfigError as error:
+            raise ConfigError(f"tracking_uri={masked(uri)}: {error}") from None
+        except Exception as error:
+            words = masked(" ".join(str(error).split()))[:200]
+            raise ConfigError(f"tracking_uri={masked(uri)}: can't be opened ({words})") from None
+        self.client: Any = RetryingClient(client)
+        self._advise()
+
+    def experiment(self, name: str, tags: Mapping[str, str] | None = None) -> str:
+        """Id of the experiment called `name`, made if it isn't there."""
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            where = location_of(self.uri, self.root, self.artifacts, name)
+            number = self.client.create_experiment(name, artifact_location=where, tags={**KIND, **(tags or {})})
+            return str(number)
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        for key, value in (tags or {}).items():
+            if found.tags.get(key) != value:
+                self.client.set_experiment_tag(found.experiment_id, key, value)
+        return str(found.experiment_id)
+
+    def _advise(self) -> None:
+        """Print one line if the folder of this store was moved, once per process."""
+        path = own_file(self.uri)
+        words = advice(path, self.root) if path is not None and multiprocessing.parent_process() is None else ""
+        if words and words not in _advised:
+            _advised.add(words)
+            print(words, file=sys.stderr, flush=True)
+
+    def start_launch(self, study: Study, trials: Sequence[Trial], command: str, fresh: bool, queue: str = "") -> Launch:
+        """The parent run of these trials: the study's newest one at this scale if it has the same plan, else a new one.
+
+        An older one of the same plan is left alone: who reads the store takes the newest launch for the present one.
+        The name of its `queue` is a tag, by which an abandoned launch is found and ended.
+        """
+        about = {
+            "mlflow.note.content": study.file.question,
+            "microdit.primary": study.file.metrics.primary,
+            "microdit.direction": study.file.metrics.direction,
+            **_views(study, trials),
+        }
+        experiment = self.experiment(f"microdit/{study.name}", about)
+        names = sorted("/".join(trial.identity.values()) for trial in trials)
+        plan = sha256("\n".join(names).encode()).hexdigest()[:16]
+        run = self.newest_launch(experiment, study.scale)
+        if run is not None and run.data.tags.get("microdit.plan") == plan and not fresh:
+            self.client.set_tag(run.info.run_id, QUEUE_TAG, queue)
+            self.client.update_run(run.info.run_id, status="RUNNING")
+            return Launch(self.uri, experiment, run.info.run_id)
+        tags = {
+            "microdit.role": "study",
+            QUEUE_TAG: queue,
+            "microdit.study": study.name,
+            "microdit.scale": study.scale,
+            "microdit.plan": plan,
+            "mlflow.note.content": description(study, trials, command),
+            "mlflow.source.name": "microdit-sweep",
+            "mlflow.source.type": "LOCAL",
+            "mlflow.user": user(),
+            **provenance(command).tags,
+        }
+        parent = self.client.create_run(experiment, run_name=f"{study.name} at {study.scale}", tags=tags)
+        run_id = parent.info.run_id
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "study.yaml"
+            write_text(path, yaml.safe_dump(study.as_mapping(), sort_keys=False, allow_unicode=True))
+            self.client.log_artifact(run_id, str(path))
+        return Launch(self.uri, experiment, run_id)
+
+    def newest_launch(self, experiment: str, scale: str = "") -> Any | None:
+        """The parent run of an experiment's newest launch, at `scale` or at any; None where there is none."""
+        tags = {"microdit.role": "study"} | ({"microdit.scale": scale} if scale else {})
+        return next(iter(search_runs(self.client, [experiment], tags, most=1)), None)
+
+    def finished(self, identity: Mapping[str, str]) -> Any | None:
+        """Return the newest finished run with these tags in any study, an original before a copy, or None.
+
+        A run with a score that is no finite number counts as failed.
+        """
+        ours = [e.experiment_id for e in experiments(self.client, OURS)]
+        found = search_runs(self.client, ours, identity, STATUS_DONE, "attributes.end_time DESC", most=50)
+        found = [run for run in found if not unsound_scores(run.data.metrics)]
+        originals = [run for run in found if "microdit.reused_from" not in run.data.tags]
+        return next(iter([*originals, *found]), None)
+
+    def finished_trial(self, trial: Trial) -> Any | None:
+        """The newest finished run of `trial`, by this algorithm or by an older one that computed the same."""
+        found = self.finished(trial.identity)
+        return self.finished(trial.former) if found is None and trial.former else found
+
+    def outdated(self, experiment: str, scale: str, names: Collection[tuple[str, int]]) -> str:
+        """One line about runs of older algorithms with these arms and seeds, which aren't reused; '' if none."""
+        words = f"tags.`microdit.role` = 'trial' and tags.`microdit.scale` = '{scale}'"
+        counts: dict[int, Counter[str]] = {}
+        for run in self.client.search_runs([experiment], words, max_results=5000):
+            algorithm = int(run.data.tags.get("microdit.algorithm", "1"))
+            name = run.data.tags.get("microdit.arm", ""), int(run.data.params.get("seed", -1))
+            if algorithm < ALGORITHM and name in names:
+                state = "finished" if run.info.status == STATUS_DONE else "unfinished"
+                counts.setdefault(algorithm, Counter())[state] += 1
+        parts = []
+        for algorithm, count in sorted(counts.items()):
+            listed = " and ".join(f"{n} {state}" for state, n in sorted(count.items()))
+            verb = "runs" if count.total() > 1 else "run"
+            parts.append(f"{listed} {verb} of algorithm {algorithm} are not reused: {changes_since(algorithm)}")
+        return "; ".join(parts) + " (they stay in the store)" if parts else ""
+
+    def child(self, launch: Launch, key: str) -> Any | None:
+        """The newest run of trial `key` under this launch; half a copy of a reused run is swept away."""
+        tags = {"microdit.trial_key": key, PARENT: launch.parent_id}
+        for run in search_runs(self.client, [launch.experiment_id], tags, most=9):
+            if "microdit.reused_from" not in run.data.tags or run.info.status == STATUS_DONE:
+                return run
+            self.client.delete_run(run.info.run_id)
+        return None
+
+    def reuse(self, launch: Launch, trial: Trial, origin: Any) -> None:
+        """A child that shows a finished run of another launch: its metrics, its pictures, and where it came from."""
+        from mlflow.entities import Metric, Param
+
+        carried = {k: v for k, v in origin.data.tags.items() if k.startswith("microdit.")}
+        tags = {"microdit.reused_from": origin.info.run_id} | carried  # of a copy, the original
+        tags |= {
+            "mlflow.parentRunId": launch.parent_id,
+            "mlflow.source.name": "microdit-sweep",
+            "microdit.study": trial.study,
+            "microdit.scale": trial.scale,
+            "microdit.arm": trial.arm,
+            "microdit.algorithm": str(ALGORITHM),
+            **trial.identity,
+        }
+        run = self.client.create_run(launch.experiment_id, run_name=trial.name, tags=tags)
+        metrics = [
+            Metric(m.key, m.value, m.timestamp, m.step)
+            for name in origin.data.metrics
+            if not name.startswith("system/")
+            for m in self.client.get_metric_history(origin.info.run_id, name)
+            if is_sound(m.value)
+        ]
+        params = [Param(name, str(value)) for name, value in ({"seed": trial.seed} | dict(trial.params)).items()]
+        for start in range(0, len(metrics), 1000):
+            self.client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
+        self.client.log_batch(run.info.run_id, params=params)
+        with tempfile.TemporaryDirectory() as folder:
+            for item in self.client.list_artifacts(origin.info.run_id):
+                path = self.client.download_artifacts(origin.info.run_id, item.path, folder)
+                self.client.log_artifact(run.info.run_id, path)
+        self.client.set_terminated(run.info.run_id, STATUS_DONE)
+
+    def mark_dead(self, launch: Launch, key: str, words: str) -> None:
+        """Notes on the run of a trial why its worker could not end it; it stays open for the one that goes on."""
+        run = self.child(launch, key)
+        if run is not None and run.info.status == "RUNNING":
+            self.client.set_tag(run.info.run_id, "microdit.error", words)
+            self.client.set_terminated(run.info.run_id, "FAILED")
+
+    def running_launches(self, study: str, queue: str) -> list[Launch]:
+        """Return the launches of a queue whose parent run has not been ended."""
+        return [
+            Launch(self.uri, run.info.experiment_id, run.info.run_id)
+            for run in self._running(f"microdit/{study}")
+            if run.data.tags.get(QUEUE_TAG) == queue
+        ]
+
+    def end_dead_runs(self, experiment: str) -> None:
+        """End the single runs of an experiment whose processes are gone: they were killed, and may be resumed."""
+        for run in self._running(experiment):
+            if is_gone(run.data.tags.get(PROCESS_TAG, "")):
+                self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def _running(self, experiment: str) -> list[Any]:
+        found = self.client.get_experiment_by_name(experiment)
+        if found is None:
+            return []
+        return search_runs(self.client, [found.experiment_id], {}, "RUNNING")
+
+    def finish_launch(self, launch: Launch, status: str) -> None:
+        """Ends the parent run, and what children no worker is left to end."""
+        self.client.set_terminated(launch.parent_id, status)
+        for run in search_runs(self.client, [launch.experiment_id], {PARENT: launch.parent_id}, "RUNNING"):
+            self.client.set_terminated(run.info.run_id, "KILLED")
+
+    def final_metrics(self, launch: Launch) -> list[tuple[str, int, Mapping[str, float]]]:
+        """Return (arm, seed, metrics) of every finished child with sound scores, the newest of each trial."""
+        tags, order = {PARENT: launch.parent_id}, "attributes.start_time ASC"
+        rows: dict[tuple[str, int], Mapping[str, float]] = {}
+        for run in search_runs(self.client, [launch.experiment_id], tags, STATUS_DONE, order):
+            if not unsound_scores(run.data.metrics):
+                rows[run.data.tags["microdit.arm"], int(run.data.params["seed"])] = run.data.metrics
+        return [(arm, seed, metrics) for (arm, seed), metrics in rows.items()]
+
+
+def description(study: Study, trials: Sequence[Trial], command: str) -> str:
+    """What a launch's page says while it runs, in Markdown; the report writes verdicts and table over it."""
+    file = study.file
+    section = f" (section {file.paper.section})" if file.paper.section else ""
+    what = f"a search over {', '.join(file.search)}" if file.search else f"{len(study.arms)} arms"
+    seeds = ", ".join(str(seed) for seed in study.seeds)
+    facts = [
+        f"Scale `{study.scale}`: {len(trials)} trials, {what}, seeds {seeds}.",
+        f"Every arm is compared with `{file.baseline}`." if file.baseline else "",
+        "" if file.holds == "nothing" else f"Held fixed over the arms: {file.holds.replace('_', ' ')}.",
+        f"Judged by `final/{file.metrics.primary}` ({file.metrics.direction}).",
+    ]
+    commands = {
+        masked(command): "again: goes on with what isn't finished",
+        f"microdit-sweep status study={study.name} scale={study.scale}": "how far it is",
+        f"microdit-report {study.name} scale={study.scale}": "writes verdicts, table and figures here",
+    }
+    width = max(len(words) for words in commands)
+    parts = [
+        f"**{file.question.strip()}**",
+        f"The paper{section} claims: {file.paper.claim}." if file.paper.claim else "",
+        " ".join(fact for fact in facts if fact),
+        "\n".join(f"    {words.ljust(width)}  # {why}" for words, why in commands.items()),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _views(study: Study, trials: Sequence[Trial]) -> dict[str, str]:
+    params = dict.fromkeys(name for trial in trials for name in trial.params)
+    steps = max((trial.config.training.steps for trial in trials), default=0)
+    metrics, grouped = study.file.metrics, not study.file.search
+    return views(metrics.primary, metrics.direction == "minimize", list(params), steps, grouped)

@@ -1,0 +1,63 @@
+"""MLflow's pages on a store, with links that open on the runs themselves."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from microdit.common.errors import ConfigError
+from microdit.common.stores.run_search import experiments
+from microdit.common.stores.secrets import masked
+from sweeps.tracking.mlflow_views import ARMS, TAG, TRIALS
+
+HOST = "127.0.0.1"
+# MLflow opens on its pages for language-model traces, and folds the trials of a launch away while runs are sorted by
+# date: so each link names the training pages and the view of the study's arms, or sorts by the study's own metric.
+WORKFLOW = "workflowType=machine_learning"
+
+
+def serve(uri: str, root: Path, port: int) -> int:
+    """Prints the links, then becomes MLflow's server; returns only for a store that has one already."""
+    from sweeps.tracking.mlflow_store import Store
+
+    if uri.startswith(("http://", "https://")):
+        print("\n".join(links(Store(uri, root), uri.rstrip("/"))))
+        return 0
+    with socket.socket() as probe:
+        if probe.connect_ex((HOST, port)) == 0:
+            raise ConfigError(f"port {port} is taken (another microdit-sweep ui?); give another, as port={port + 1}")
+    print("\n".join(links(Store(uri, root), f"http://{HOST}:{port}")), flush=True)
+    print(f"shows {masked(uri)} until Ctrl-C", flush=True)
+    server = [sys.executable, "-W", "ignore", "-m", "mlflow", "ui", "--host", HOST, "--port", str(port)]
+    server += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    quieter = {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}  # or the links scroll away
+    store = {"MLFLOW_BACKEND_STORE_URI": uri}  # not on its command line, which every user of the machine can read
+    os.execve(sys.executable, server, os.environ | quieter | store)
+
+
+def links(store: Any, address: str) -> list[str]:
+    """One link for all experiments, then for each of ours one to its runs and one to its newest launch, which tells
+    what is asked and what came out."""
+    from sweeps.tracking.mlflow_store import OURS
+
+    found = experiments(store.client, OURS)
+    width = max([len(experiment.name) for experiment in found], default=0)
+    lines = [f"{'all'.ljust(width)}  {address}/#/experiments?{WORKFLOW}"]
+    for experiment in found:
+        runs = f"{address}/#/experiments/{experiment.experiment_id}/runs"
+        if f"{TAG}{ARMS}" in experiment.tags:  # MLflow balks at views that aren't there
+            how = f"compareRunsMode=CHART&viewStateShareKey={ARMS}"  # and drops a view beside a filter or an order
+        else:
+            metric = experiment.tags.get("microdit.primary", "fd")
+            rising = str(experiment.tags.get("microdit.direction", "minimize") == "minimize").lower()
+            order = f"orderByKey={quote(f'metrics.`final/{metric}`', safe='')}&orderByAsc={rising}"
+            how = f"searchFilter={quote(TRIALS, safe='')}&{order}&compareRunsMode=CHART"
+        lines.append(f"{experiment.name.ljust(width)}  {runs}?{WORKFLOW}&{how}")
+        newest = store.newest_launch(experiment.experiment_id)
+        if newest is not None:
+            lines.append(f"{'  its newest launch'.ljust(width)}  {runs}/{newest.info.run_id}?{WORKFLOW}")
+    return lines

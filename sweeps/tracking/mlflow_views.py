@@ -1,0 +1,73 @@
+"""What MLflow's pages show of a study at first sight: saved views, which an experiment's tags hold.
+
+By itself MLflow's table of runs has no score in it, and its charts begin with what every run has alike. A view is its
+page's own state (`mlflow.sharedViewState.*`), in the form in which the page of MLflow 3.17 writes it for "Save as new
+view".
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sweeps.planning.tables import DISPLAYED_METRICS
+
+TAG = "mlflow.sharedViewState."
+ARMS, SCORES, SAMPLES = "microdit-arms", "microdit-scores", "microdit-samples"
+TRIALS = "tags.`microdit.role` = 'trial'"
+COSTS = ("seconds", "train_flops", "params")
+LOSSES = ("train/loss", "val/loss")
+ARM = "microdit.arm"
+
+
+def views(metric: str, minimize: bool, params: Sequence[str], steps: int, grouped: bool = True) -> dict[str, str]:
+    """Experiment tags with three views of a study: its arms as charts, its runs as a table, its pictures.
+
+    Args:
+        metric: the study's own, which comes first and sorts the runs. params: settings that differ within it.
+        steps: the training step whose pictures are shown. grouped: an arm is drawn as the mean of its runs; else each
+            run is, as those of a search.
+    """
+    scores = list(dict.fromkeys([metric, *DISPLAYED_METRICS]))
+    listed = ["seed", *params]
+    columns = [f"params.`{name}`" for name in listed] + [f"metrics.`final/{name}`" for name in scores]
+    order = f"metrics.`final/{metric}`"
+    state = {"searchFilter": TRIALS, "orderByKey": order, "orderByAsc": minimize, "hideEmptyCharts": True}
+    state["isAccordionReordered"] = True
+    state["selectedColumns"] = [*columns, "metrics.`cost/seconds`"]
+    by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": ARM}]}
+    bars = [_chart("BAR", f"final/{name}", "scores") for name in scores]
+    bars += [_chart("BAR", f"cost/{name}", "costs") for name in COSTS]
+    charts = [*bars, *(_line(name) for name in LOSSES)]
+    shown = {"groupBy": by_arm if grouped else None, "useGroupedValuesInCharts": True, "compareRunCharts": charts}
+    shown["compareRunSections"] = [_section("scores", cardHeight=260), _section("losses"), _section("costs")]
+    pictures = _chart("IMAGE", "samples", "pictures") | {"imageKeys": ["samples"], "step": steps}
+    grid = {"compareRunCharts": [pictures], "compareRunSections": [_section("pictures", columns=1, cardHeight=800)]}
+    named = {ARMS: ("arms", state | shown), SCORES: ("scores", state), SAMPLES: ("samples", state | grid)}
+    return {f"{TAG}{key}": _packed(name, own, rank) for rank, (key, (name, own)) in enumerate(named.items(), 1)}
+
+
+def _section(name: str, **layout: int) -> dict[str, Any]:
+    place: dict[str, Any] = {"uuid": name, "name": name, "display": True, "isReordered": True, "deleted": False}
+    return place | {"isGenerated": False} | layout
+
+
+def _chart(kind: str, key: str, section: str) -> dict[str, Any]:
+    place: dict[str, Any] = {"type": kind, "uuid": f"{kind}-{key}", "metricSectionId": section, "metricKey": key}
+    return place | {"dataAccessKey": key, "runsCountToCompare": 10, "deleted": False, "isGenerated": False}
+
+
+def _line(key: str) -> dict[str, Any]:
+    axes: dict[str, Any] = {"xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "log", "yAxisKey": "metric"}
+    axes |= {"selectedMetricKeys": [key], "selectedXAxisMetricKey": "", "selectedYAxisMetricKey": "", "range": {}}
+    rest = {"yAxisExpressions": [], "lineSmoothness": 0, "useGlobalLineSmoothing": True, "useGlobalXaxisKey": True}
+    return _chart("LINE", key, "losses") | axes | rest
+
+
+def _packed(name: str, state: Mapping[str, Any], rank: int) -> str:
+    """The tag's value; times as ranks, so that the same study has the same tags."""
+    packed = base64.b64encode(zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 9)).decode("ascii")
+    return json.dumps({"name": name, "createdAt": rank, "updatedAt": rank, "state": f"deflate;{packed}"})

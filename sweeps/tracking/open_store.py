@@ -1,0 +1,78 @@
+"""Opens the MLflow store, and says where the artifacts of its experiments go."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sweeps.tracking.file_watch import watch
+from sweeps.tracking.sqlite_files import prepare, upgrade
+from sweeps.tracking.store_kinds import MLFLOW
+from sweeps.tracking.uris import own_file
+
+ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"  # what MLflow's servers tell their stores
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # whose clients write artifacts themselves
+
+
+def quiet() -> None:
+    """MLflow and its database layer log their every migration; a user's terminal is for the sweep."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow  # sets its loggers up, so ours must come after
+
+    for name in (mlflow.__name__, "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def default_artifacts(location: str | None) -> Iterator[None]:
+    """Let MLflow's Default experiment keep its files at `location`.
+
+    MLflow takes ./mlruns otherwise, and writes its path into a statement without quoting it.
+    """
+    before = os.environ.get(ARTIFACT_ROOT)
+    if location is not None and before is None:
+        os.environ[ARTIFACT_ROOT] = location
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(ARTIFACT_ROOT, None)
+
+
+def opened(uri: str) -> Any:
+    """MLflow's client of a store whose tables are complete; a sqlite file is created, checked or upgraded first."""
+    import mlflow
+
+    path = own_file(uri)
+    if path is not None:
+        prepare(path, MLFLOW)
+    client = mlflow.MlflowClient(uri)
+    try:
+        client.search_experiments(max_results=1)  # on a server, creates a fresh store's tables
+    except mlflow.MlflowException as error:
+        if path is None or "out-of-date database schema" not in str(error):
+            raise
+        upgrade(path, MLFLOW)
+        client.search_experiments(max_results=1)
+    if path is not None:
+        watch(client._tracking_client.store.engine, path)
+    return client
+
+
+def location_of(uri: str, root: Path, artifacts: str, experiment: str) -> str | None:
+    """URI of a new experiment's files: under `artifacts`, else for a database under root/mlartifacts.
+
+    None leaves it to a tracking server. MLflow's own default for a database is ./mlruns of the current folder.
+    """
+    if "://" in artifacts:
+        return f"{artifacts.rstrip('/')}/{quote(experiment)}"
+    if not artifacts and re.split(r"[:+]", uri)[0] not in DATABASES:
+        return None
+    return (Path(artifacts or root / "mlartifacts") / experiment).resolve().as_uri()

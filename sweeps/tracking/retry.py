@@ -1,0 +1,143 @@
+"""Retries while a store is locked or away: a restart of a server must not cost a GPU-hour."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from microdit.common.errors import MicroditError
+from microdit.common.process.waiting import waiting
+from microdit.common.stores.secrets import masked
+from sweeps.tracking.file_watch import StoreGone
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+TRIES = 10  # 0.25 s, doubled up to 30 s: a minute and a half together, and more if each try waits for a lock
+LONGEST = 30.0
+NON_RETRYABLE_MLFLOW = (
+    "INVALID_PARAMETER_VALUE",
+    "RESOURCE_DOES_NOT_EXIST",
+    "BAD_REQUEST",
+)  # MLflow's codes for wrong requests
+NON_RETRYABLE_OPTUNA = ("UpdateFinishedTrialError", "DuplicatedStudyError")  # Optuna errors that must not be retried
+STORES = ("sqlalchemy", "sqlite3", "psycopg", "optuna", "mlflow", "requests", "urllib3")  # whose errors mean a store
+FULL = ("disk is full", "No space left on device", "Disk quota exceeded")
+DAMAGED = ("malformed", "file is not a database", "file is encrypted", "disk I/O error")
+EMPTIED = ("no such table", "no such column", "UndefinedTable", "UndefinedColumn")
+DENIED = ("readonly database", "ermission denied", "authentication failed", "Read-only file system")
+BROKEN = (*DAMAGED, *EMPTIED, *DENIED)
+LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
+LASTING_KINDS = (ValueError, TypeError, KeyError, AssertionError, MicroditError)  # mistakes, which no retry mends
+
+
+class StoreError(MicroditError):
+    """A store is still unreachable or unwritable after all retries, or no retry can help; the message says why."""
+
+
+def with_retries(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return `call(...)`, retried with growing pauses while it raises what may pass; reports what it waits for.
+
+    Raises StoreError when the tries are used up, and early if the disk is full or the store is damaged, emptied or not
+    permitted; any other error as it is.
+    """
+    store = _store_of(call)
+    with waiting(store) as wait:
+        for attempt in range(TRIES):
+            try:
+                return call(*args, **kwargs)
+            except Exception as error:  # sqlite under another worker's lock, a server that restarts
+                if not _may_pass(error):
+                    raise
+                # One more try if it looks broken: a file that was just removed reads as broken once, then as missing.
+                if attempt == TRIES - 1 or is_full(error) or (attempt and is_broken(error)):
+                    raise StoreError(store_trouble(error)) from error
+                wait.what = f"{store} ({masked(_words(error))[:200]})"
+                time.sleep(min(0.25 * 2**attempt, LONGEST))
+    raise AssertionError("TRIES must be at least 1")
+
+
+class RetryingClient:
+    """`client` with every method called patiently."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(with_retries, getattr(self._client, name))
+
+
+def _store_of(call: Any) -> str:
+    """Which store a method of MLflow's client, of Optuna's storage, study or trial asks."""
+    owner = getattr(call, "__self__", None)
+    for _ in range(2):
+        owner = getattr(owner, "study", getattr(owner, "_storage", owner))
+    owner = getattr(owner, "_backend", owner)  # Optuna's cache around a storage
+    uri = getattr(owner, "tracking_uri", getattr(owner, "url", ""))
+    return f"the store {masked(uri)}" if isinstance(uri, str) and uri else "a store"
+
+
+def _may_pass(error: Exception) -> bool:
+    answer = getattr(error, "error_code", "") in NON_RETRYABLE_MLFLOW or type(error).__name__ in NON_RETRYABLE_OPTUNA
+    lasting = isinstance(error, OSError) and error.errno in LASTING
+    return not answer and not lasting and not isinstance(error, LASTING_KINDS)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the disk under a store is full, which waiting doesn't mend."""
+    root = _root(error)
+    return getattr(root, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in str(root) for words in FULL)
+
+
+def is_broken(error: BaseException) -> bool:
+    """Whether a store is damaged, has lost its tables, or denies access: no retry mends that."""
+    root = _root(error)
+    return any(words in f"{type(root).__name__}: {root}" for words in BROKEN)
+
+
+def is_store_error(error: BaseException) -> bool:
+    """Whether `error` comes from a full disk, a database or a server rather than from a file or a mistake here."""
+    if isinstance(error, OSError) and type(error).__module__ == "builtins":
+        return is_full(error) or error.filename is None
+    return type(error).__module__.partition(".")[0] in (*STORES, "sweeps") and not isinstance(error, AssertionError)
+
+
+def file_trouble(error: BaseException) -> str:
+    """One sentence on a file or folder that can't be used, such as an unwritable cache; '' for another error."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return ""
+    return f"'{error.filename}' can't be used: {error.strerror or error}"
+
+
+def store_trouble(error: BaseException) -> str:
+    """One sentence for the user."""
+    words = _words(error)
+    if is_full(error):
+        advice = "make room"
+    elif any(sign in words for sign in DAMAGED):
+        advice = "restore the file from a backup, or move it aside to begin a new store"
+    elif any(sign in words for sign in EMPTIED):
+        advice = "the store was emptied or replaced: restore it"
+    elif any(sign in words for sign in DENIED):
+        advice = "make it accessible"
+    elif isinstance(_root(error), StoreGone):
+        advice = "put it back"
+    else:
+        advice = "when the store is back"
+        return f"a store can't be reached or written ({words}); {advice}, the same command resumes where it stopped"
+    return f"a store can't be reached or written ({words}); {advice}, then the same command resumes where it stopped"
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(str(_root(error)).split())[:300] or type(_root(error)).__name__
+
+
+def _root(error: BaseException) -> BaseException:
+    """What the database's driver or the system said first."""
+    while error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return error

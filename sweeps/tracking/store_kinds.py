@@ -1,0 +1,72 @@
+"""The two kinds of stores as MLflow and Optuna build them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+
+from microdit.common.stores.sqlite_uri import sqlite_uri
+from sweeps.tracking.sqlite_files import Kind
+
+
+def _fast_engine(path: Path) -> Any:
+    """An engine for a file that nobody else has open and that is written to disk when it is complete."""
+    engine = sqlalchemy.create_engine(sqlite_uri(path), poolclass=sqlalchemy.NullPool)
+
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    return engine
+
+
+def _mlflow_tables() -> Iterable[str]:
+    from mlflow.store.db.base_sql_model import Base
+    from mlflow.store.tracking import sqlalchemy_store  # noqa: F401  # registers the tables
+
+    return set(Base.metadata.tables)
+
+
+def _build_mlflow(path: Path) -> None:
+    from mlflow.store.db import utils
+
+    engine = _fast_engine(path)
+    utils._initialize_tables(engine)
+    utils._verify_schema(engine)
+    engine.dispose()
+
+
+def _upgrade_mlflow(path: Path) -> None:
+    from mlflow.store.db import utils
+
+    engine = _fast_engine(path)
+    utils._upgrade_db(engine)
+    utils._verify_schema(engine)
+    engine.dispose()
+
+
+def _optuna_tables() -> Iterable[str]:
+    from optuna.storages._rdb import models
+
+    return set(models.BaseModel.metadata.tables)
+
+
+def _build_optuna(path: Path) -> None:
+    from optuna.storages import RDBStorage
+
+    storage = RDBStorage(sqlite_uri(path), {"poolclass": sqlalchemy.NullPool})
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+MLFLOW = Kind(
+    "MLflow store",
+    _mlflow_tables,
+    frozenset({"experiments", "workspaces"}),
+    _build_mlflow,
+    _upgrade_mlflow,
+)
+OPTUNA = Kind("Optuna queue", _optuna_tables, frozenset({"version_info"}), _build_optuna)

@@ -1,0 +1,51 @@
+"""What a run says of the machine that it ran on."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from microdit.common import hardware
+from microdit.config.schema import Config
+from microdit.pipeline.train_and_evaluate import run
+from microdit.training.logger import NullLogger, RunFact
+
+
+class Kept(NullLogger):
+    facts: dict[str, RunFact]
+
+    def start(self, config: Config, facts: dict[str, RunFact]) -> None:  # type: ignore[override]
+        self.facts = dict(facts)
+
+
+def test_a_run_tells_its_processor_and_its_versions(smoke_config: Config, tmp_path: Path) -> None:
+    record = Kept()
+    run(smoke_config, record)
+    assert str(record.facts["device"]).startswith("cpu")
+    assert record.facts["versions"] == f"python {platform.python_version()}, torch {torch.__version__}"
+    json.dumps(record.facts)  # whatever records it needs no more than words and numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("processor : 0\nmodel name\t: AMD EPYC: 9\nmodel name\t: AMD EPYC: 9\n", "cpu (AMD EPYC: 9)"),
+        ("", None),  # a processor that tells no model
+    ],
+)
+def test_the_processor_is_named_where_the_system_tells(
+    text: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
+    hardware.cpu_name.cache_clear()
+    try:
+        assert hardware.device_name(torch.device("cpu")) == (
+            name or f"cpu ({platform.processor() or platform.machine()})"
+        )
+    finally:
+        hardware.cpu_name.cache_clear()

@@ -1,0 +1,125 @@
+"""Encoded captions: masks are kept where the text encoder has them, and datasets that share captions agree on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from microdit.common.errors import ConfigError
+from microdit.config.identity import identity_mapping, trial_key
+from microdit.config.schema import Config
+from microdit.data.config import DataConfig
+from microdit.data.latents.caption_store import CaptionStore
+from microdit.data.latents.shards import open_shard
+from microdit.data.latents.training_data import BatchSampler, EncodedDataset, encode_dataset
+from microdit.data.registry import build_dataset
+from microdit.encoders.autoencoder import Pixels
+from microdit.encoders.text import TextConfig
+from microdit.model import DiT
+from microdit.model.conditioning import Captions, MaskedTokens, unpack
+from microdit.training.trainer import draw_batch
+
+
+class Words:
+    """A feature a word from the word's digest, padded with what it is told to."""
+
+    width, length = 6, 24
+
+    def __init__(self, masked: bool) -> None:
+        self.masked = masked
+        self.fingerprint = f"words-{masked}"
+
+    def encode(self, captions: Sequence[str]) -> Captions:
+        tokens = torch.zeros(len(captions), self.length, self.width)
+        mask = torch.zeros(len(captions), self.length, dtype=torch.bool)
+        for i, caption in enumerate(captions):
+            for j, word in enumerate(caption.split()[: self.length]):
+                tokens[i, j] = torch.tensor(list(hashlib.sha256(word.encode()).digest()[: self.width])) / 256
+                mask[i, j] = True
+        return MaskedTokens(tokens, mask) if self.masked else tokens
+
+
+def encode(cache: Path, masked: bool = True, seed: int = 0, encoder: Words | None = None) -> EncodedDataset:
+    data = DataConfig(resolution=16, train_size=48, max_objects=1, scenery=False, sizes=False, seed=seed)
+    return encode_dataset(build_dataset(data, "train"), Pixels(), encoder or Words(masked), cache)  # type: ignore[arg-type]
+
+
+def test_batches_carry_each_captions_own_mask(tmp_path: Path):
+    for _ in range(2):  # written, then opened
+        data = encode(tmp_path)
+        rows = np.array([5, 0, 5, 17])
+        found = data.batch(rows)[1]
+        assert isinstance(found, MaskedTokens)
+        expected, mask = unpack(Words(True).encode([data.caption(int(i)) for i in rows]))
+        assert mask is not None
+        assert torch.equal(found.mask, mask)
+        torch.testing.assert_close(found.tokens, expected, atol=1e-3, rtol=1e-3)
+    assert len(set(found.mask.sum(1).tolist())) > 1
+
+
+def test_without_a_mask_nothing_is_stored_of_one(tmp_path: Path):
+    data = encode(tmp_path, masked=False)
+    assert isinstance(data.batch(np.arange(3))[1], torch.Tensor)
+    assert all("mask" not in open_shard(path).tensors for path in tmp_path.rglob("*.safetensors"))
+
+
+def test_datasets_that_share_captions_share_their_features(tmp_path: Path):
+    first, second = encode(tmp_path, seed=0), encode(tmp_path, seed=1)
+    mine, others = ([data.caption(i) for i in range(len(data))] for data in (first, second))
+    shared = set(mine) & set(others)
+    assert shared
+    assert mine != others
+    assert len(CaptionStore(next(tmp_path.glob("captions-*/")))) == len(set(mine) | set(others))
+    for caption in shared:
+        found = [data.batch(np.array([at.index(caption)]))[1] for data, at in ((first, mine), (second, others))]
+        assert all(isinstance(one, MaskedTokens) for one in found)
+        assert torch.equal(found[0].tokens, found[1].tokens)
+        assert torch.equal(found[0].mask, found[1].mask)
+
+
+def test_weights_that_fail_do_so_before_any_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Broken(Words):
+        def encode(self, captions: Sequence[str]) -> Captions:
+            raise ConfigError("no weights")
+
+    def never(*_: object) -> None:
+        raise AssertionError("encoded")
+
+    monkeypatch.setattr(Pixels, "encode", never)
+    with pytest.raises(ConfigError, match="no weights"):
+        encode(tmp_path, encoder=Broken(True))
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_caption_dropout_gives_the_null_caption(tmp_path: Path, smoke_config: Config):
+    training = dataclasses.replace(smoke_config.training, caption_dropout=0.5, batch_size=16)
+    config = dataclasses.replace(smoke_config, training=training)
+    data, net = encode(tmp_path), DiT(smoke_config.model)
+    kept = draw_batch(
+        dataclasses.replace(config, training=dataclasses.replace(training, caption_dropout=0.0)),
+        0,
+        data,
+        BatchSampler(len(data), 16, 0),
+        net,
+    )[1]
+    y = draw_batch(config, 0, data, BatchSampler(len(data), 16, 0), net)[1]
+    assert isinstance(y, MaskedTokens)
+    assert isinstance(kept, MaskedTokens)
+    null = y.tokens.abs().sum((1, 2)) == 0
+    assert 0 < null.sum() < 16
+    assert y.mask[null].all()
+    assert torch.equal(y.mask[~null], kept.mask[~null])
+    assert torch.equal(y.tokens[~null], kept.tokens[~null])
+
+
+def test_a_length_that_is_not_set_leaves_the_key_as_it_was(smoke_config: Config):
+    assert "length" not in identity_mapping(smoke_config)["text"]
+    longer = dataclasses.replace(smoke_config, text=TextConfig(length=32))
+    assert identity_mapping(longer)["text"]["length"] == 32
+    assert trial_key(longer) != trial_key(smoke_config)

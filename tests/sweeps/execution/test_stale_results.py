@@ -1,0 +1,144 @@
+"""Other data under the same names is another run: its scores are new, and no checkpoint of the old data is resumed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from PIL import Image
+
+from microdit.cli.main import main as microdit
+from sweeps.cli import main
+from sweeps.tracking.mlflow_store import Store
+
+SMALL = (
+    "scale=smoke data=folder data.resolution=32 model.input_size=8 data.path=pictures data.val_fraction=0.3 "
+    "evaluation.metrics=[clip_score]"
+)
+OLD = 1_700_000_000
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def draw(value: int, names: str = "abcdefghijklmnopqrstuvwx") -> None:
+    """Captioned pictures whose names, sizes and times don't depend on `value`."""
+    Path("pictures").mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        picture = np.full((32, 32, 3), value, np.uint8)
+        picture[number % 32] = number
+        path = Path("pictures", f"{name}.bmp")
+        Image.fromarray(picture).save(path)
+        path.with_suffix(".txt").write_text(f"a picture, number {number}")
+        for file in (path, path.with_suffix(".txt")):
+            os.utime(file, (OLD, OLD))
+
+
+def line(cache: Path, *words: str) -> list[str]:
+    return ["train", *SMALL.split(), "evaluation.samples=2", f"cache_dir={cache}", *words]
+
+
+def runs(experiment: str = "microdit/train") -> list[Run]:
+    client = MlflowClient(f"sqlite:///{Path('runs', 'mlflow.db').resolve()}")
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    order = ["attributes.start_time ASC"]
+    return list(client.search_runs([found.experiment_id], "tags.`microdit.role` = 'trial'", order_by=order))
+
+
+def test_replaced_images_are_another_run_and_the_same_ones_are_not(
+    cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(40)
+    before = {path.name: path.stat().st_size for path in Path("pictures").iterdir()}
+    assert main(line(cache_dir)) == 0
+    assert main(line(cache_dir)) == 0
+    assert "finished before" in capsys.readouterr().out
+    draw(200)
+    assert before == {path.name: path.stat().st_size for path in Path("pictures").iterdir()}
+    assert main(line(cache_dir)) == 0
+    assert "finished before" not in capsys.readouterr().out
+    first, second = runs()
+    assert first.data.metrics["final/val_loss"] != second.data.metrics["final/val_loss"]
+    assert first.data.tags["microdit.output_dir"] != second.data.tags["microdit.output_dir"]
+    for run in (first, second):
+        assert run.data.tags["microdit.algorithm"].isdigit()
+
+
+def test_replaced_prompts_are_scored_anew_with_the_same_weights(
+    cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(40)
+    Path("prompts.txt").write_text("a red car\na blue cat\n")
+    words = line(cache_dir, "evaluation.prompts=prompts.txt")
+    assert main(words) == 0
+    Path("prompts.txt").write_text("a red dog\na grey owl\n")
+    assert main(words) == 0
+    assert "finished before" not in capsys.readouterr().out
+    first, second = runs()
+    assert first.data.tags["microdit.feature_net"] != second.data.tags["microdit.feature_net"]
+    assert first.data.metrics["final/val_loss"] == second.data.metrics["final/val_loss"]
+    assert first.data.metrics["final/clip_score"] != second.data.metrics["final/clip_score"]
+
+
+def test_a_checkpoint_resumes_on_no_other_data(cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a folder of the user's choice, with either command, if a training or a held-out picture was replaced."""
+    draw(40)
+    here = line(cache_dir, "output_dir=out", "evaluation.samples=0")
+    assert main(here) == 0
+    for changed in ("abcdefghijklmnopqrstuvwx", "m"):
+        draw(40)
+        draw(90, changed)
+        assert main(here) == 2
+        assert "was trained on other data" in capsys.readouterr().err
+        assert microdit(["train", "out/config.yaml"]) == 2
+        assert "was trained on other data" in capsys.readouterr().err
+    draw(40)
+    assert microdit(["train", "out/config.yaml"]) == 0
+    assert microdit(["finetune", "out", "--data", "pictures", "--out", "tuned", "--steps", "2"]) == 0
+    draw(90)
+    assert microdit(["finetune", "out", "--data", "pictures", "--out", "tuned", "--steps", "2"]) == 2
+    assert "was trained on other data" in capsys.readouterr().err
+
+
+STUDY = """
+question: Does anything go stale?
+arms: {a: {optimizer.lr: 1.0e-3}, b: {optimizer.lr: 2.0e-3}}
+baseline: a
+seeds: [0]
+metrics: {primary: val_loss}
+"""
+
+
+def test_a_study_reuses_no_run_of_other_data_or_of_another_algorithm(
+    cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(40)
+    Path("mine.yaml").write_text(STUDY)
+    words = ["study=mine.yaml", *SMALL.split(), "evaluation.samples=0", f"cache_dir={cache_dir}", "workers=1"]
+    assert main(words) == 0
+    draw(200)
+    assert main(words) == 0
+    finals = [run.data.metrics["final/val_loss"] for run in runs("microdit/mine")]
+    assert len(set(finals)) == 4
+    assert "are not reused" not in capsys.readouterr().err
+    assert main(words) == 0
+    assert len(runs("microdit/mine")) == 4
+    client = Store(f"sqlite:///{Path('runs', 'mlflow.db')}", Path("runs")).client
+    for run in runs("microdit/mine"):  # what an older version recorded has another key and no such tag
+        client.delete_tag(run.info.run_id, "microdit.algorithm")
+        client.set_tag(run.info.run_id, "microdit.trial_key", "0" * 16)
+    Path("runs", "optuna.db").unlink()  # its queue had another name
+    capsys.readouterr()
+    assert main(words) == 0
+    assert capsys.readouterr().err.count("4 finished runs of algorithm 1 are not reused: ") == 1
+    assert len(runs("microdit/mine")) == 6
+    assert main(words) == 0
+    assert "are not reused" not in capsys.readouterr().err

@@ -1,0 +1,239 @@
+"""What a plan says of time and money, and what its FLOPs count."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from microdit.common.errors import ConfigError
+from microdit.config.schema import Config
+from microdit.encoders.text import TextConfig, build_text_encoder
+from microdit.model.cost import network as cost
+from microdit.pipeline.cost import forward_flops, text_tokens, training_flops
+from sweeps.cli import main
+from sweeps.config.study import load_study
+from sweeps.planning import throughput
+from sweeps.planning.cost_estimate import (
+    ACCELERATORS,
+    Accelerator,
+    EstimateOptions,
+    accelerator_seconds,
+    load_accelerator,
+    plan_estimates,
+    total,
+)
+from sweeps.planning.trials import Trial, plan_trials
+
+PLAN = ["plan", "study=masking_ratio", "scale=smoke"]
+ARMS = ("none", "naive_75", "deferred_75", "maskdit_75")
+
+
+@pytest.fixture
+def trials() -> list[Trial]:
+    return plan_trials(load_study("masking_ratio", "smoke", (0, 1)), [])
+
+
+def plan(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict[str, list[str]], str]:
+    """Rows of the second table by their first cell, and everything printed after it."""
+    assert main([*PLAN, *words]) == 0
+    text = capsys.readouterr().out
+    lines = text[text.index("\narm  ", text.index("PFLOPs to go")) + 1 :].splitlines()
+    end = lines.index("")
+    rows = [line.split() for line in lines[2:end]]
+    return {row[0]: row[1:] for row in rows}, "\n".join([lines[0], *lines[end + 1 :]])
+
+
+def with_text(config: Config, path: object) -> Config:
+    return dataclasses.replace(config, text=TextConfig(path=str(path)))
+
+
+def test_text_tokens_are_those_of_the_encoder(smoke_config: Config) -> None:
+    assert text_tokens(smoke_config) == build_text_encoder(smoke_config.text).length == 32
+    assert forward_flops(smoke_config) == cost.forward_flops(smoke_config.model, 32)
+    images = smoke_config.training.steps * smoke_config.training.batch_size
+    assert training_flops(smoke_config) == 3 * images * cost.forward_flops(smoke_config.model, 32)
+
+
+@pytest.mark.parametrize(
+    ("text_cfg", "tokens"), [({"context_length": 13}, 13), ({}, 77), ({"context_length": "x"}, 77), (None, 77)]
+)
+def test_text_tokens_of_a_folder_need_no_weights(
+    smoke_config: Config, tmp_path: Path, text_cfg: object, tokens: int
+) -> None:
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": text_cfg}}))
+    assert text_tokens(with_text(smoke_config, tmp_path)) == tokens
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "REQUIRED"])
+def test_text_tokens_of_what_is_not_there_are_clips(smoke_config: Config, path: str) -> None:
+    assert text_tokens(with_text(smoke_config, path)) == 77
+
+
+def test_every_accelerator_of_the_file_can_be_named() -> None:
+    names = [line.partition(":")[0] for line in ACCELERATORS.read_text().splitlines() if not line.startswith("#")]
+    assert {"h100", "h200", "a100", "l40s", "l4", "rtx4090", "v100"} <= set(names)
+    for name in names:
+        accelerator = load_accelerator(name)
+        assert 50 < accelerator.tflops < 5000
+        assert 0 < accelerator.usd_per_hour < 20
+    with pytest.raises(ConfigError) as caught:
+        load_accelerator("h10")
+    assert str(ACCELERATORS) in str(caught.value)
+    assert "'h100'" in str(caught.value)
+
+
+def test_accelerator_seconds_are_flops_over_what_it_reaches() -> None:
+    assert accelerator_seconds(3.6e18, Accelerator("x", 1000.0, 2.0), 0.5) == pytest.approx(7200)
+
+
+def test_rows_count_what_is_still_to_run(trials: list[Trial]) -> None:
+    options = EstimateOptions(Accelerator("x", 1e-6, 3.0), 0.5, measure=False)
+    done = {trial.key for trial in trials if trial.arm == "none" or (trial.arm, trial.seed) == ("naive_75", 0)}
+    rows = {row.arm: row for row in plan_estimates(trials, done, options)}
+    assert {arm: row.count for arm, row in rows.items()} == {
+        "none": 0,
+        "naive_75": 1,
+        "deferred_75": 2,
+        "maskdit_75": 2,
+    }
+    assert (rows["none"].seconds, rows["none"].accelerator_seconds, rows["none"].usd) == (0, 0, 0)
+    flops = next(training_flops(trial.config) for trial in trials if trial.arm == "deferred_75")
+    deferred = rows["deferred_75"]
+    assert deferred.seconds is None
+    assert deferred.accelerator_seconds == pytest.approx(2 * flops / (1e6 * 0.5))
+    assert deferred.usd == pytest.approx(3.0 * deferred.accelerator_seconds / 3600)
+    everything = total(list(rows.values()))
+    assert everything.count == 5
+    assert everything.seconds is None
+    assert everything.usd == pytest.approx(deferred.usd + rows["naive_75"].usd + rows["maskdit_75"].usd)
+
+
+def test_each_network_is_measured_once(trials: list[Trial], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Config] = []
+
+    def measure(config: Config) -> float:
+        seen.append(config)
+        return 0.5
+
+    monkeypatch.setattr("sweeps.planning.cost_estimate.measure_seconds_per_image", measure)
+    other = dataclasses.replace(
+        trials[0],
+        arm="slower",
+        config=dataclasses.replace(trials[0].config, optimizer=dataclasses.replace(trials[0].config.optimizer, lr=0.5)),
+    )
+    done = {trial.key for trial in trials if trial.arm == "none"}
+    rows = plan_estimates([*trials, other], done, EstimateOptions(load_accelerator("l4")))
+    assert len(seen) == 3, "a finished arm and a second learning rate cost no measurement"
+    images = trials[0].config.training.steps * trials[0].config.training.batch_size
+    assert {row.arm: row.seconds for row in rows}["deferred_75"] == pytest.approx(2 * images * 0.5)
+    assert total(rows).seconds == pytest.approx(sum(row.seconds or 0 for row in rows))
+
+
+@pytest.mark.parametrize("words", [{}, {"precision": "bf16"}, {"batch_size": 1}])
+def test_a_step_is_timed_and_threads_are_put_back(smoke_config: Config, words: dict) -> None:
+    config = dataclasses.replace(smoke_config, training=dataclasses.replace(smoke_config.training, **words))
+    threads = torch.get_num_threads()
+    seconds = throughput.measure_seconds_per_image(config)
+    assert seconds is not None
+    assert 0 < seconds < 1
+    assert torch.get_num_threads() == threads
+
+
+def test_a_slow_network_is_reckoned_from_one_block(smoke_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = dataclasses.replace(smoke_config, model=dataclasses.replace(smoke_config.model, depth=5))
+    depths: list[int] = []
+    true_init = throughput._ThroughputProbe.__init__
+
+    def init(probe: throughput._ThroughputProbe, config: Config, device: torch.device) -> None:
+        depths.append(config.model.depth)
+        true_init(probe, config, device)
+
+    monkeypatch.setattr(throughput._ThroughputProbe, "__init__", init)
+    monkeypatch.setattr(throughput._ThroughputProbe, "_time", lambda probe, batch: (1.0 * batch, 0.5))
+    monkeypatch.setattr(throughput, "MEASURE_SECONDS", 0.1)
+    seconds = throughput.measure_seconds_per_image(deep)
+    assert depths == [1]
+    shallow = dataclasses.replace(deep.model, depth=1)
+    flops = cost.training_flops(deep.model, 32) / cost.training_flops(shallow, 32)
+    size = cost.parameters(deep.model) / cost.parameters(shallow)
+    assert seconds == pytest.approx(flops + 0.5 * size / deep.training.batch_size)
+
+
+def test_a_network_that_memory_cannot_hold_is_not_measured(
+    smoke_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throughput, "choose_device", lambda config: torch.device("cpu"))
+    monkeypatch.setattr(throughput, "TRAIN_BYTES", 1e12)
+    assert throughput.measure_seconds_per_image(smoke_config) is None
+
+
+def test_a_plan_tells_time_and_money(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    rows, note = plan(capsys, "training.steps=4000", "cost.usd_per_hour=7", "workers=2")
+    assert list(rows) == [*ARMS, "total"]
+    assert all(float(rows[arm][1]) > 0 and float(rows[arm][2]) > 0 for arm in ARMS)
+    assert float(rows["total"][2]) == pytest.approx(sum(float(rows[arm][2]) for arm in ARMS), rel=0.02)
+    for word in ("h100 hours", "0.35", "3.00 USD", "scoring", "encoding", "validation", "not included", "2 at a time"):
+        assert word in note
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_takes_other_assumptions(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["training.steps=4000000", "measure=false", "accelerator=l4", "utilisation=0.1", "usd_per_hour=10"]
+    rows, note = plan(capsys, *words)
+    assert "l4 hours" in note
+    assert "measure=false" in note
+    for arm in (*ARMS, "total"):
+        assert rows[arm][1:3] == ["-", "-"]
+        assert float(rows[arm][4]) == pytest.approx(10 * float(rows[arm][3]), rel=0.02, abs=0.006)
+    cheaper, _ = plan(capsys, *words[:2], "accelerator=l4", "utilisation=0.2", "usd_per_hour=0")
+    assert float(cheaper["total"][3]) == pytest.approx(float(rows["total"][3]) / 2, rel=0.02)
+    assert cheaper["total"][4] == "0.00"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["accelerator=h10"], ["accelerators.yaml", "'h10'", "'h100'"]),
+        (["utilisation=0"], ["utilisation=0", "at most 1"]),
+        (["utilisation=35"], ["utilisation=35", "at most 1"]),
+        (["utilisation=.nan"], ["utilisation=.nan", "at most 1"]),
+        (["utilisation=high"], ["utilisation=high", "at most 1"]),
+        (["usd_per_hour=-1"], ["usd_per_hour=-1", "at least 0"]),
+        (["usd_per_hour=true"], ["usd_per_hour=True", "number"]),
+        (["measure=maybe"], ["measure=maybe", "true or false"]),
+        (["acelerator=h100"], ["'acelerator'", "'accelerator'"]),
+    ],
+)
+def test_wrong_assumptions_are_one_line(
+    words: list[str], said: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([*PLAN, *words, f"root={tmp_path / 'runs'}"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "", "refused before anything is printed"
+    [line] = [line for line in captured.err.splitlines() if not line.startswith("waiting for ")]  # on a slow machine
+    for word in said:
+        assert word in line
+
+
+@pytest.mark.parametrize("line", ["study=masking_ratio scale=smoke accelerator=l4", "train measure=false"])
+def test_a_plans_words_mean_nothing_elsewhere(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line.split()) == 2
+    assert "means nothing" in capsys.readouterr().err
+
+
+def test_estimating_needs_no_store() -> None:
+    code = "import sys, sweeps.planning.cost_estimate; sys.exit(bool({'mlflow', 'optuna'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
