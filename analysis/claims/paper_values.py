@@ -29,7 +29,7 @@ class PaperValue:
 @cache
 def facts() -> Mapping[str, Any]:
     """paper_facts.yaml."""
-    return yaml.safe_load((files("analysis") / "paper_facts.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load((files("analysis.claims") / "paper_facts.yaml").read_text(encoding="utf-8"))
 
 
 def paper_values(study: str) -> list[PaperValue]:

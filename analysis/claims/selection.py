@@ -49,7 +49,7 @@ class Claim:
 @cache
 def all_claims() -> Mapping[str, tuple[Claim, ...]]:
     """claims.yaml, checked."""
-    text = (files("analysis") / "claims.yaml").read_text(encoding="utf-8")
+    text = (files("analysis.claims") / "claims.yaml").read_text(encoding="utf-8")
     return load_claims(text)
 
 

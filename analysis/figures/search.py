@@ -235,7 +235,8 @@ def _front(results: Results, study: optuna.Study) -> Figure:
 
 def _objective(results: Results, name: str) -> str:
     arrow = "↓" if results.study.objectives[name] == "minimize" else "↑"
-    return f"{labels.setting_label(name) if '/' in name else labels.metric_label(name, results.tag('feature_net'))} {arrow}"
+    label = labels.setting_label(name) if "/" in name else labels.metric_label(name, results.tag("feature_net"))
+    return f"{label} {arrow}"
 
 
 def _sheet(axis: Axes, height: float) -> Figure:

@@ -141,8 +141,8 @@ def load(client: Any, study: str, scale: str | None = None, choice: SetSelection
     """Reads the newest launch of `study` (at `scale`, else at any); of each arm and seed the newest finished run.
 
     Only that launch's own children count: a launch lists every trial of its plan, reused ones too, while runs of other
-    launches may have had other settings. Of runs that can't be compared with each other (see `analysis.io.comparable_runs`), `choice`
-    picks the set. Raises ReportError for an unknown study or scale and for a launch without a finished run.
+    launches may have had other settings. If the runs are not all comparable (see `analysis.io.comparable_runs`),
+    `choice` picks the set. Raises ReportError for an unknown study or scale and for a launch without a finished run.
     """
     experiment = find_experiment(client, study)
     found = read_study(client, find_launch(client, experiment, study, scale))

@@ -106,8 +106,8 @@ def measurement(results: Results) -> list[str]:
     if width and samples.isdigit() and int(samples) < width:
         found.append(
             f"Fewer samples ({samples}) than features ({width}): the covariance of {networks[0]}'s features is "
-            f"singular, so {labels.metric_label('fd', net)} is biased upwards; compare it between arms and with its floor, not "
-            "with other reports."
+            f"singular, so {labels.metric_label('fd', net)} is biased upwards; compare it between arms and with its "
+            "floor, not with other reports."
         )
     return found
 

@@ -55,7 +55,7 @@ def render(
         "sections": sections,
         "missing": missing,
         "page": PAGE,
-        "style": Markup((files("analysis") / "templates" / "page.css").read_text(encoding="utf-8")),
+        "style": Markup((files("analysis.report") / "templates" / "page.css").read_text(encoding="utf-8")),
     }
     for width in WIDTHS:
         page = _template().render(context, width=width)
@@ -67,7 +67,7 @@ def render(
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("analysis"),
+        loader=PackageLoader("analysis.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,7 +1,6 @@
 """Scratch folders of reports: made beside what they replace, and removed when their writer was killed.
 
-The same protocol as `microdit.common.files.atomic`, which this package may not import: a writer holds a lock inside its folder while
-it lives.
+The same protocol as `microdit.common.files.atomic`: a writer holds a lock inside its folder while it lives.
 """
 
 from __future__ import annotations

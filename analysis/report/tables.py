@@ -65,7 +65,8 @@ def columns(results: Results) -> list[Column]:
         found.append(Column(labels.setting_label(study.x), "arm", cells))
     net = results.tag("feature_net")
     for metric in _scores(results):
-        head = f"{labels.metric_label(metric, net)} {labels.direction_arrow(metric, study.primary, study.direction)}".strip()
+        arrow = labels.direction_arrow(metric, study.primary, study.direction)
+        head = f"{labels.metric_label(metric, net)} {arrow}".strip()
         best = winner(results.frame, metric, labels.lower_is_better(metric, study.primary, study.direction))
         cells = tuple(str(estimate(runs[arm][f"final/{metric}"])) for arm in arms)
         if metric == study.primary:

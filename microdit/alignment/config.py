@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from microdit.alignment.patch_encoders import ENCODERS
 from microdit.common.errors import ConfigError
 from microdit.common.limits import check_limits
-from microdit.common.registry import check_name
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,6 @@ class AlignmentConfig:
     weights: str | None = None  # of dinov2: its file, or a URL to fetch it from; null: where torch hub keeps it
 
     def __post_init__(self) -> None:
-        check_name(self.encoder, ENCODERS, "alignment.encoder")
         if self.weights == "":
             raise ConfigError("'alignment.weights' is empty; leave it out for the default")
         check_limits("alignment", self, hidden=1 << 17, weight=1e12)

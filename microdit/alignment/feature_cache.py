@@ -23,22 +23,13 @@ from microdit.common.files.atomic import atomic_path
 from microdit.common.files.digests import read_signed, signed
 from microdit.common.files.verified import CHECKED, damaged
 from microdit.data.dataset import CaptionedImages, HasOriginals
+from microdit.data.latents.training_data import NoTargets
 
 log = logging.getLogger(__name__)
 
 FORMAT = "patches-1"
 FEATURES, HEADER = "features.npy", "header.json"
 BATCH = 64  # images encoded at once
-
-
-class NoTargets:
-    """Nothing to align with."""
-
-    fingerprint = ""
-
-    def batch(self, indices: np.ndarray) -> Tensor:
-        """(B, 0, 0)."""
-        return torch.zeros(len(indices), 0, 0)
 
 
 @dataclass(frozen=True)

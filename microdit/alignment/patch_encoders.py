@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from microdit.alignment.config import AlignmentConfig
 from microdit.common.errors import ConfigError
 from microdit.common.files.digests import content_digest
 from microdit.common.registry import resolve
@@ -35,9 +35,6 @@ from microdit.encoders.efficientnet_lite0 import (
     lite0_pixels,
 )
 from microdit.encoders.pretrained_weights import PUBLISHED, SettingNames, find_weights, published_place
-
-if TYPE_CHECKING:
-    from microdit.alignment.config import AlignmentConfig
 
 LITE0 = "efficientnet-lite0"
 KEYS = SettingNames("alignment.encoder", "alignment.weights")

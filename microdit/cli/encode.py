@@ -6,12 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microdit.cli import arguments as types
 from microdit.common.errors import ConfigError
+from microdit.common.files.paths import absolute_if_folder
 from microdit.data.latents.shard_job import BATCH, SHARD_SIZE, ShardJob
 
 if TYPE_CHECKING:
@@ -61,9 +63,10 @@ def encode(arguments: argparse.Namespace) -> None:
     device = _device(arguments.device)
     job = ShardJob(arguments.shard_size, arguments.batch_size, part, parts, skip_broken=arguments.skip_broken)
     if is_mds(arguments.source):
-        from microdit.data.sources.mds_import import convert
+        from microdit.data.sources.mds_import import MdsOptions, convert
 
-        print_summary(*convert(arguments, job, device, tell), arguments.out)
+        options = {field.name: getattr(arguments, field.name) for field in fields(MdsOptions)}
+        print_summary(*convert(MdsOptions(**options), job, device, tell), arguments.out)
         return
     encoder = _text_encoder(arguments, device)
     path = arguments.autoencoder or "builtin"
@@ -152,12 +155,6 @@ def _device(word: str) -> str:
     if word == "cpu" or not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
-
-
-def absolute_if_folder(path: str) -> str:
-    """A path that means the same from another folder."""
-    folder = Path(path).expanduser()
-    return str(folder.absolute()) if folder.is_dir() and path not in ("builtin", "pixels") else path
 
 
 def tell(message: str) -> None:

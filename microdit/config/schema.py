@@ -28,6 +28,7 @@ from microdit.encoders.text import TextConfig
 from microdit.evaluation.config import EvalConfig
 from microdit.model import DiTConfig
 from microdit.model.cost.memory import check_footprint
+from microdit.model.validate import check_model
 from microdit.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from microdit.training.optim.optimizers import OPTIMIZERS
 
@@ -93,6 +94,7 @@ class Config:
         check_footprint(self.model, self.data.resolution, self.training.batch_size)
         import_plugins(self.plugins)
         resolve(self.optimizer.type, OPTIMIZERS, "optimizer.type")  # a wrong name costs nothing here
+        check_model(self.model)
         encoder_class(self.alignment)
         self.alignment.block_of(self.model.depth)
         if self.training.parallel == "fsdp" and self.optimizer.type == "muon":

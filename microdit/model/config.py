@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 from microdit.common.errors import ConfigError
 from microdit.common.limits import check_limits
 from microdit.common.parsing import FrozenOptions
-from microdit.common.registry import check_name
-from microdit.model.layers.feed_forward import FEED_FORWARDS
 from microdit.model.masking.patch_mask import kept_patches
-from microdit.model.masking.registry import MASKING_METHODS
 from microdit.model.width_schedules import WidthConfig
 
 
@@ -190,20 +187,7 @@ class DiTConfig:
         self.attn_width.check("model.attn_width")
         self.ffn_width.check("model.ffn_width")
         self._check_heads()
-        check_name(self.ffn.type, FEED_FORWARDS, "model.ffn.type")
-        check_name(self.masking.method, MASKING_METHODS, "model.masking.method")
-        if self.masking.method in MASKING_METHODS:
-            MASKING_METHODS[self.masking.method].check(self)
-            self._check_path_drop()
         kept_patches(self.side, self.masking.ratio, self.masking.block_size)
-
-    def _check_path_drop(self) -> None:
-        able = [name for name, method in MASKING_METHODS.items() if method.drops_paths]
-        if self.masking.route.path_drop and self.masking.method not in able:
-            raise ConfigError(
-                f"'model.masking.route.path_drop' is {self.masking.route.path_drop}, but 'model.masking.method' "
-                f"{self.masking.method} has no path to drop; set it to 0, or the method to {' or '.join(able)}"
-            )
 
     def _check_heads(self) -> None:
         multiple_of = self.attn_width.multiple_of

@@ -22,6 +22,7 @@ from microdit.model.layers.moe import ExpertChoice
 from microdit.model.layers.patch_mixer import NoMixer, PatchMixer
 from microdit.model.masking.patch_mask import PatchMask
 from microdit.model.masking.registry import build_masking
+from microdit.model.validate import check_model
 from microdit.model.width_schedules import attention_width, hidden_width
 
 
@@ -38,6 +39,7 @@ class DiT(nn.Module):
 
     def __init__(self, config: DiTConfig, seed: int | None = 0) -> None:
         super().__init__()
+        check_model(config)
         self.config = config
         shape = BlockShape(config.width, config.width, config.head_dim, config.bias, config.qk_norm, config.norm_eps)
         self.register_buffer(

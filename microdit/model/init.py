@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,6 @@ from microdit.common.rng import generator
 from microdit.model.layers.blocks import CaptionBlock, DiTBlock, FinalLayer
 from microdit.model.layers.moe import ExpertChoice
 
-if TYPE_CHECKING:
-    from microdit.model.dit import DiT
-
 Rule = Callable[[Tensor, torch.Generator], None]
 
 STD = 0.02
@@ -27,7 +23,7 @@ BOUND = 2.0  # of truncated normals: absolute, as in the released model, so in e
 
 
 @torch.no_grad()
-def initialize(net: DiT, seed: int) -> None:
+def initialize(net: nn.Module, seed: int) -> None:
     """Sets every parameter as the released model does (`tests/model/reference/tiny_init.json` has its statistics).
 
     Linears are Xavier-uniform, embedders normal (0.02). Biases are zero, except the patch embedding's: it keeps a
@@ -50,7 +46,7 @@ def initialise_module(part: nn.Module, seed: int, name: str) -> None:
         rule(parameters[path], generator(seed, f"init/{name}.{path}"))
 
 
-def _rules(net: DiT) -> dict[str, Rule]:
+def _rules(net: nn.Module) -> dict[str, Rule]:
     """One rule for each parameter: a general one, then the exceptions of the parts."""
     rules = _general_rules(net)
     for path in ("t_embedder", "y_embedder", "pooled_embedder"):
@@ -75,10 +71,10 @@ def _general_rules(part: nn.Module) -> dict[str, Rule]:
     }
 
 
-def _depth_for_output(net: DiT, path: str) -> int:
+def _depth_for_output(net: nn.Module, path: str) -> int:
     """1-based place of a backbone block; the backbone's depth for a block of any other stack."""
     stack, _, index = path.rpartition(".")
-    return int(index) + 1 if stack == "blocks" else len(net.blocks)
+    return int(index) + 1 if stack == "blocks" else sum(1 for _ in net.get_submodule("blocks").children())
 
 
 def _weights(path: str, block: DiTBlock | CaptionBlock) -> dict[str, list[str]]:

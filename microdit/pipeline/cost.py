@@ -12,7 +12,7 @@ from microdit.config.schema import Config
 from microdit.encoders.text import text_length
 from microdit.model import DiTConfig
 from microdit.model.cost import network as cost
-from microdit.training.logger import RunFact
+from microdit.pipeline.run_logger import RunFact
 
 COSTS = ("params", "active_params", "train_flops", "mixer_params_ratio", "mixer_flops_ratio")  # kept as metrics
 

@@ -15,8 +15,8 @@ from microdit.diffusion import Denoiser
 from microdit.encoders.text_record import TextRecord
 from microdit.pipeline.generate import save_png, strip
 from microdit.pipeline.prompts import Prompts
+from microdit.pipeline.run_logger import RunLogger
 from microdit.training.fsdp import whole_weights
-from microdit.training.logger import RunLogger
 
 
 def export_final(

@@ -116,7 +116,7 @@ def _encoded(
     return encode_dataset(images, autoencoder, text_encoder, cache, config.text.cache)
 
 
-# A process that runs trial after trial keeps what it has opened, as long as the files' `stat_fingerprint` stays the same.
+# A process that runs many trials keeps what it has opened while the files' `stat_fingerprint` stays the same.
 
 
 @lru_cache(maxsize=2)

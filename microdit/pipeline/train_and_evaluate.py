@@ -18,7 +18,9 @@ from microdit.common.files.atomic import sweep, write_text
 from microdit.common.finite import require_sound
 from microdit.common.hardware import device_name, versions
 from microdit.common.process.waiting import waiting
+from microdit.config.identity import ALGORITHM, training_key
 from microdit.config.schema import Config, save_config
+from microdit.data.latents.training_data import data_fingerprint
 from microdit.diffusion import Denoiser
 from microdit.encoders.text_record import text_record
 from microdit.evaluation import check_scoring, feature_net_name
@@ -31,10 +33,11 @@ from microdit.pipeline.final_evaluation import generate_and_score
 from microdit.pipeline.generate import generate, save_png, strip
 from microdit.pipeline.inputs import RunInputs, build_components, choose_device, load_plugins
 from microdit.pipeline.prompts import shown_prompts
+from microdit.pipeline.run_logger import NullLogger, RunFact, RunLogger
+from microdit.training.checkpoint import Identity
 from microdit.training.graceful_stop import GracefulStop
 from microdit.training.init_optimizer import check_initial_optimizer
 from microdit.training.init_weights import check_initial
-from microdit.training.logger import NullLogger, RunFact, RunLogger
 from microdit.training.trainer import sigma_data, train
 from microdit.training.validation import validate
 
@@ -139,6 +142,11 @@ def run_facts(config: Config, components: RunInputs, accelerator: Accelerator) -
     }
 
 
+def run_identity(config: Config, components: RunInputs) -> Identity:
+    """What a checkpoint must agree with to be resumed: settings, algorithm and data."""
+    return Identity(training_key(config), ALGORITHM, data_fingerprint(components.train, components.val))
+
+
 def check_counts(config: Config, components: RunInputs) -> None:
     """Raises ConfigError where more samples are wanted than there are held-out captions, unless a file has prompts."""
     wanted, held_out = config.evaluation.samples, len(components.val)
@@ -171,7 +179,17 @@ def _train_and_score(
             recorder.image(step, "samples", strip(pictures))
         return pictures
 
-    state = train(config, components.train, components.val, recorder, accelerator, draw_shown, progress, stop)
+    state = train(
+        config,
+        components.train,
+        components.val,
+        run_identity(config, components),
+        recorder,
+        accelerator,
+        draw_shown,
+        progress,
+        stop,
+    )
     denoiser = Denoiser(state.averaged, sigma).eval()
     losses = validate(denoiser, components.val, config)
     recorder.metrics(state.step, losses)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
+from microdit.alignment.config import AlignmentConfig
 from microdit.common.errors import ConfigError
 from microdit.common.limits import check_limits
+from microdit.diffusion.edm import DiffusionConfig
+from microdit.encoders.text import TextConfig
+from microdit.evaluation.config import EvalConfig
+from microdit.model.config import DiTConfig
 
 
 @dataclass(frozen=True)
@@ -150,3 +155,37 @@ class TrainingConfig:
     def masked_steps(self) -> int:
         """Steps before the unmasked tail."""
         return self.steps - round(self.unmasked_tail * self.steps)
+
+
+class Recipe(Protocol):
+    """The settings of a run that training reads; `microdit.config.schema.Config` has them."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def output_dir(self) -> str: ...
+
+    @property
+    def text(self) -> TextConfig: ...
+
+    @property
+    def model(self) -> DiTConfig: ...
+
+    @property
+    def diffusion(self) -> DiffusionConfig: ...
+
+    @property
+    def alignment(self) -> AlignmentConfig: ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+
+    @property
+    def schedule(self) -> ScheduleConfig: ...
+
+    @property
+    def training(self) -> TrainingConfig: ...
+
+    @property
+    def evaluation(self) -> EvalConfig: ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +20,11 @@ from microdit.common.parsing import read_yaml
 from microdit.common.registry import resolve
 from microdit.model import DiT
 from microdit.training.checkpoint import checkpoints, read_checkpoint
+from microdit.training.config import Recipe
 from microdit.training.fsdp import load_optimizer, whole_optimizer
 from microdit.training.init_weights import KEY
 from microdit.training.optim.optimizers import OPTIMIZERS
 from microdit.training.optimizer_file import REST, TENSORS, read_layout
-
-if TYPE_CHECKING:
-    from microdit.config.schema import Config
 
 OPTIMIZER_KEY = "training.init_optimizer"
 NET = "net."  # names of the network's parameters begin so; others (the projector of an alignment) start anew
@@ -65,7 +63,7 @@ def optimizer_digest(init: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def check_initial_optimizer(config: Config) -> None:
+def check_initial_optimizer(config: Recipe) -> None:
     """Compare the state that `training.init_optimizer` would restore with this run's optimizer, by its headers alone.
 
     Raises:
@@ -116,7 +114,7 @@ def load_initial_optimizer(optimizer: torch.optim.Optimizer, init: str) -> None:
     load_optimizer(optimizer, own)
 
 
-def _check_type(config: Config, run: Path) -> None:
+def _check_type(config: Recipe, run: Path) -> None:
     values = read_yaml(run / "config.yaml").get("optimizer")
     there = values.get("type", "adamw") if isinstance(values, Mapping) else "adamw"
     here = config.optimizer.type

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,9 +13,7 @@ from microdit.common.files.digests import content_digest
 from microdit.common.files.tensors import read_tensors
 from microdit.encoders.text_record import check_features
 from microdit.model import DiT
-
-if TYPE_CHECKING:
-    from microdit.config.schema import Config
+from microdit.training.config import Recipe
 
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by name
 
@@ -77,7 +74,7 @@ def initial_sigma_data(path: str) -> float:
     )
 
 
-def check_initial(config: Config) -> None:
+def check_initial(config: Recipe) -> None:
     """Raises what loading would, before anything is spent; and ConfigError where the run would overwrite its start."""
     init = config.training.init
     if init is None:

@@ -19,18 +19,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from microdit.alignment.loss import Alignment, build_alignment
 from microdit.common.errors import CheckpointError
 from microdit.common.rng import generator
-from microdit.config.identity import ALGORITHM, training_key
-from microdit.config.schema import Config
-from microdit.data.latents.training_data import BatchSampler, EncodedDataset, data_fingerprint
+from microdit.data.latents.training_data import BatchSampler, EncodedDataset
 from microdit.diffusion import Denoiser, draw_sigma
 from microdit.model import DiT, PatchMask
 from microdit.model.conditioning import Captions, drop_captions
 from microdit.training.checkpoint import Identity, TrainState, checkpoints, load_checkpoint, save_checkpoint
+from microdit.training.config import Recipe
 from microdit.training.fsdp import full_tensor, mesh_of, shard
 from microdit.training.graceful_stop import GracefulStop
 from microdit.training.init_optimizer import load_initial_optimizer
 from microdit.training.init_weights import initial_sigma_data, load_initial
-from microdit.training.logger import RunLogger
+from microdit.training.logger import StepLogger
 from microdit.training.metrics import StepMetrics
 from microdit.training.optim.lr_schedule import learning_rate
 from microdit.training.optim.optimizers import build_optimizer
@@ -64,7 +63,7 @@ class TrainingLoss(nn.Module):
         return loss, {"train/loss": denoising.detach(), **readings}
 
 
-def initial_state(config: Config, device: torch.device, mesh: DeviceMesh | None = None) -> TrainState:
+def initial_state(config: Recipe, device: torch.device, mesh: DeviceMesh | None = None) -> TrainState:
     """Weights from the seed or from `training.init`, on `device`; an optimizer with fresh or restored state.
 
     Weights, average and optimizer state are sharded over a `mesh` of processes.
@@ -85,7 +84,7 @@ def initial_state(config: Config, device: torch.device, mesh: DeviceMesh | None 
     return TrainState(net, alignment, ema, optimizer)
 
 
-def sigma_data(config: Config, data: EncodedDataset) -> float:
+def sigma_data(config: Recipe, data: EncodedDataset) -> float:
     """As configured, else as the initial weights were trained with, else as measured on `data`."""
     if config.diffusion.sigma_data is not None:
         return config.diffusion.sigma_data
@@ -93,10 +92,11 @@ def sigma_data(config: Config, data: EncodedDataset) -> float:
 
 
 def train(
-    config: Config,
+    config: Recipe,
     data: EncodedDataset,
     val: EncodedDataset,
-    recorder: RunLogger,
+    identity: Identity,
+    logger: StepLogger,
     accelerator: Accelerator,
     on_step: Sampling | None = None,
     progress: bool = False,
@@ -110,7 +110,6 @@ def train(
     after the step in which `stop` was asked, in any process.
     """
     settings = config.training
-    identity = Identity(training_key(config), ALGORITHM, data_fingerprint(data, val))
     folder = Path(config.output_dir) / "checkpoints"
     sharded = settings.parallel == "fsdp" and accelerator.num_processes > 1
     state = initial_state(config, accelerator.device, mesh_of(accelerator) if sharded else None)
@@ -145,16 +144,16 @@ def train(
             last = done == settings.steps
             if last or done % settings.log_every == 0:
                 values = meter.read(accelerator, folder) | {"lr": rate}
-                recorder.metrics(done, values)
+                logger.metrics(done, values)
                 bar.update(done, values["train/loss"], values["images_per_second"], meter.seconds_left(settings.steps))
             if not last and _due(done, settings.val_every):
                 with meter.paused():
-                    recorder.metrics(done, validate(Denoiser(state.averaged, denoiser.sigma_data), val, config))
+                    logger.metrics(done, validate(Denoiser(state.averaged, denoiser.sigma_data), val, config))
             stopping = asked.agreed(accelerator, done)
             if last or stopping or _due(done, settings.checkpoint_every):
                 meter.check(folder)
                 with meter.paused():
-                    recorder.flush()
+                    logger.flush()
                 state.seconds, state.interval = meter.seconds(), meter.interval(accelerator)
                 save_checkpoint(folder, state, identity, settings.keep_checkpoints, accelerator.is_main_process)
             if on_step is not None and not last and _due(done, settings.sample_every):
@@ -167,7 +166,7 @@ def train(
 
 
 def optimizer_step(
-    config: Config,
+    config: Recipe,
     step: int,
     rate: float,
     data: EncodedDataset,
@@ -203,7 +202,7 @@ def optimizer_step(
 
 
 def draw_batch(
-    config: Config, step: int, data: EncodedDataset, order: BatchSampler, net: DiT, own: slice = slice(None)
+    config: Recipe, step: int, data: EncodedDataset, order: BatchSampler, net: DiT, own: slice = slice(None)
 ) -> tuple[Tensor, Captions, Tensor, Tensor, Tensor, PatchMask | None]:
     """All that `step` decides: images (B, C, H, W), captions (B, S, Y), sigma (B,), noise (B, C, H, W), patch features
     to align with (B, T, E), mask; of the global batch the rows `own`.
@@ -219,7 +218,7 @@ def draw_batch(
     return x, y, sigma[own], noise[own], data.targets.batch(rows), plan[own] if plan is not None else None
 
 
-def _leaves_parameters_out(net: DiT, config: Config) -> bool:
+def _leaves_parameters_out(net: DiT, config: Recipe) -> bool:
     """Whether some step may train on all patches while the masking method has weights that only masked steps use."""
     unmasked = config.model.masking.ratio == 0 or config.training.masked_steps < config.training.steps
     return unmasked and any(True for _ in net.masking.parameters())

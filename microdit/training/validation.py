@@ -8,14 +8,14 @@ import torch
 
 from microdit.common.finite import require_sound
 from microdit.common.rng import generator
-from microdit.config.schema import Config
 from microdit.data.latents.training_data import EncodedDataset
 from microdit.diffusion import Denoiser, DiffusionConfig, quantile_sigma
+from microdit.training.config import Recipe
 
 BANDS = 4  # the noise levels, ascending, in equal shares
 
 
-def validation_noise(config: Config) -> DiffusionConfig:
+def validation_noise(config: Recipe) -> DiffusionConfig:
     """The noise distribution that is validated on: training's, with what `evaluation` sets in its place.
 
     Arms that train on different distributions compare only where they are validated on one.
@@ -25,7 +25,7 @@ def validation_noise(config: Config) -> DiffusionConfig:
 
 
 @torch.no_grad()
-def validate(denoiser: Denoiser, val: EncodedDataset, config: Config, batch_size: int = 64) -> dict[str, float]:
+def validate(denoiser: Denoiser, val: EncodedDataset, config: Recipe, batch_size: int = 64) -> dict[str, float]:
     """Unmasked denoising loss over the first `val_images` held-out images; fewer ones are used several times.
 
     Returns `val/loss` and `val/loss_q1` to `val/loss_q4`, the same by quarter of the noise distribution (q1 the

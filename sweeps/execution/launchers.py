@@ -1,7 +1,7 @@
 """Who starts the workers: this machine itself, or one of Hydra's launchers (joblib, submitit/SLURM, Ray).
 
-An engine only starts `sweeps.execution.worker.work` some number of times and returns when all have ended; what they do is the
-queue's affair. Presets lie in experiments/launcher/; `launcher=NAME` chooses one.
+An engine starts `sweeps.execution.worker.work` a number of times and returns when all workers have ended. Workers take
+their trials from the queue. Presets are in experiments/launcher/; `launcher=NAME` chooses one.
 """
 
 from __future__ import annotations

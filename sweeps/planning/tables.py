@@ -54,7 +54,8 @@ def shared_note(plans: Mapping[str, Sequence[Trial]]) -> str:
     whole, once = (sum(training_flops(t.config) for t in part) for part in (every, distinct.values()))
     return (
         f"{len(every)} trials in {len(plans)} studies, {len(distinct)} of them distinct: sharing saves "
-        f"{len(every) - len(distinct)} runs and {format_significant((whole - once) / 1e15)} of {format_significant(whole / 1e15)} PFLOPs"
+        f"{len(every) - len(distinct)} runs and {format_significant((whole - once) / 1e15)} of "
+        f"{format_significant(whole / 1e15)} PFLOPs"
     )
 
 

@@ -19,7 +19,7 @@ from microdit.common.finite import require_sound
 from microdit.common.stores.secrets import masked, without_known
 from microdit.config.identity import ALGORITHM
 from microdit.config.schema import Config
-from microdit.training.logger import RunFact
+from microdit.pipeline.run_logger import RunFact
 from sweeps.tracking.provenance import provenance, user
 from sweeps.tracking.retry import RetryingClient
 

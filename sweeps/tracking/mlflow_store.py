@@ -1,6 +1,7 @@
 """The MLflow store: opened once before any worker, asked for finished trials, told about launches.
 
-Experiments, tags, parents and children are the contract with `analysis`; `sweeps.tracking.mlflow_logger` writes the rest of it.
+Experiments, tags, parents and children are part of the contract with `analysis`; `sweeps.tracking.mlflow_logger` writes
+the rest.
 """
 
 from __future__ import annotations

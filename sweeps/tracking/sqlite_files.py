@@ -1,7 +1,7 @@
 """Creates, checks and upgrades the sqlite files of both stores, so that a kill at any moment leaves a usable one.
 
 A new file is built under a temporary name in the same folder and renamed when it is complete and closed; an upgrade is
-done on a copy. Callers hold the file's lock (`sweeps.tracking.uris.created_once`). Servers such as PostgreSQL can't be renamed;
+done on a copy. Callers hold the file's lock (`sweeps.tracking.uris`). Servers such as PostgreSQL can't be renamed;
 there each migration is one transaction, so that a kill leaves the schema of the migration before.
 """
 

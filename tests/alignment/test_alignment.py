@@ -31,8 +31,8 @@ from microdit.model.cost import network as cost
 from microdit.pipeline import cost as budget
 from microdit.pipeline.inputs import build_components
 from microdit.pipeline.pretrained import evaluate_run
+from microdit.pipeline.run_logger import NullLogger
 from microdit.pipeline.train_and_evaluate import run
-from microdit.training.logger import NullLogger
 from microdit.training.trainer import TrainingLoss, draw_batch, initial_state, optimizer_step
 from microdit.training.validation import validate
 from sweeps.cli import main

@@ -24,8 +24,8 @@ from microdit.config.schema import Config
 from microdit.data.registry import build_dataset
 from microdit.encoders import pretrained_weights
 from microdit.encoders.pretrained_weights import PUBLISHED
+from microdit.pipeline.run_logger import NullLogger
 from microdit.pipeline.train_and_evaluate import run
-from microdit.training.logger import NullLogger
 from sweeps.cli import main
 from sweeps.config.hydra_compose import compose_config
 from sweeps.config.study import load_study

@@ -185,7 +185,7 @@ def test_missing_things_are_named(run_folder: Path, tmp_path: Path, capsys: pyte
 
 
 def test_the_released_small_model_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    reference = Path(__file__).parent / "model" / "reference"
+    reference = Path(__file__).parents[1] / "model" / "reference"
     words = ["import", str(reference / "small.safetensors"), "--config", str(reference / "small.json")]
     assert main([*words, "--out", str(tmp_path / "small")]) == 0
     assert "parameters in" in capsys.readouterr().out

@@ -11,8 +11,8 @@ import torch
 
 from microdit.common import hardware
 from microdit.config.schema import Config
+from microdit.pipeline.run_logger import NullLogger, RunFact
 from microdit.pipeline.train_and_evaluate import run
-from microdit.training.logger import NullLogger, RunFact
 
 
 class Kept(NullLogger):

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sqlalchemy.engine import URL, make_url
 
-import microdit.common.stores.secrets
-import microdit.common.stores.sqlite_uri
+from microdit.common.stores import secrets
+from microdit.common.stores.secrets import masked, remember
 from sweeps.cli import main
 from sweeps.execution.trial_log import redirect_output
 
-MASKS = [microdit.common.stores.secrets.masked, microdit.common.stores.secrets.masked]
-both = pytest.mark.parametrize("masked", MASKS, ids=["sweeps", "analysis"])
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=16)
 
 
-def test_the_two_packages_hold_the_same_modules() -> None:
-    for ours, theirs in (
-        (microdit.common.stores.secrets, microdit.common.stores.secrets),
-        (microdit.common.stores.sqlite_uri, microdit.common.stores.sqlite_uri),
-    ):
-        assert Path(str(ours.__file__)).read_text() == Path(str(theirs.__file__)).read_text()
-
-
-@both
 @given(user=WORDS, password=WORDS, driver=st.sampled_from(["postgresql", "postgresql+psycopg", "mysql+pymysql"]))
-def test_a_rendered_uri_is_masked_as_sqlalchemy_masks_it(
-    masked: Callable[[str], str], user: str, password: str, driver: str
-) -> None:
+def test_a_rendered_uri_is_masked_as_sqlalchemy_masks_it(user: str, password: str, driver: str) -> None:
     url = URL.create(driver, user, password, "host", 5432, "db", {"sslmode": "require"})
     full, hidden = (url.render_as_string(hide_password=hide) for hide in (False, True))
     assert make_url(full).password == password
@@ -44,11 +29,8 @@ def test_a_rendered_uri_is_masked_as_sqlalchemy_masks_it(
     assert masked(f"tracking_uri={full}") == f"tracking_uri={hidden}"
 
 
-@both
 @given(password=WORDS, space=st.sampled_from(["postgresql://u:{}@host/x", "https://u:{}@host"]))
-def test_a_handwritten_password_of_any_characters_is_masked(
-    masked: Callable[[str], str], password: str, space: str
-) -> None:
+def test_a_handwritten_password_of_any_characters_is_masked(password: str, space: str) -> None:
     full, hidden = space.format(password), space.format("***")
     if full.startswith("https"):
         assume(not password[0].isdigit())  # of which no one can tell whether it is a port
@@ -58,22 +40,18 @@ def test_a_handwritten_password_of_any_characters_is_masked(
         assert masked(f"can't open {full} now") == f"can't open {hidden} now"
 
 
-@both
 @given(
     user=st.text("user@?#%&= \n", max_size=6),
     around=st.lists(st.text("w:/?&=#% *'\"\n", max_size=6), min_size=2, max_size=2),
     rest=st.text("ho/?&=# \n", min_size=1, max_size=8),
 )
-def test_whatever_sqlalchemy_takes_for_a_password_is_gone(
-    masked: Callable[[str], str], user: str, around: list[str], rest: str
-) -> None:
+def test_whatever_sqlalchemy_takes_for_a_password_is_gone(user: str, around: list[str], rest: str) -> None:
     uri = f"postgresql://{user}:{'s3cret'.join(around)}@h{rest}"
     assert "s3cret" in str(make_url(uri).password)
     assert "s3cret" not in masked(uri)
     assert "s3cret" not in masked(f"tracking_uri={uri}")
 
 
-@both
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -93,15 +71,13 @@ def test_whatever_sqlalchemy_takes_for_a_password_is_gone(
         ("sqlite:////a:b@c/mlflow.db", "sqlite:////a:b@c/mlflow.db"),
     ],
 )
-def test_examples(masked: Callable[[str], str], text: str, shown: str) -> None:
+def test_examples(text: str, shown: str) -> None:
     assert masked(text) == shown
     assert masked(shown) == shown
 
 
-@pytest.mark.parametrize("module", [microdit.common.stores.secrets, microdit.common.stores.secrets])
-def test_a_known_password_is_masked_wherever_it_stands_alone(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    masked, remember = module.masked, module.remember  # type: ignore[attr-defined]
-    monkeypatch.setattr(module, "_known", set())
+def test_a_known_password_is_masked_wherever_it_stands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "_known", set())
     remember("postgresql://postgres:tr%20icky@host/postgres")
     assert masked('login of "postgres" with "tr icky" failed') == 'login of "postgres" with "***" failed'
     assert masked("tr%20icky") == "***"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -12,13 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mutations import mutated_bytes, structured
+from readers import Reader, readers
 
 from analysis.errors import ReportError
 from microdit.common.errors import MicroditError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from mutations import mutated_bytes, structured
-from readers import Reader, readers
 
 QUICK, QUICK_OF_SLOW = 12, 5  # cases per reader in the default run
 THOROUGH, THOROUGH_OF_SLOW = 800, 320  # with -m slow: more than 20,000 in total

@@ -6,12 +6,11 @@ import dataclasses
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from microdit.common.errors import ConfigError
-from microdit.model import DiT, DiTConfig, match_constant, preset
-from microdit.model.config import ExpertsConfig, FeedForwardConfig, MixerConfig
+from microdit.model import DiT, DiTConfig
+from microdit.model.config import FeedForwardConfig
 from microdit.model.cost import network as cost
 from microdit.model.layers.feed_forward import GELU, SwiGLU
 from microdit.model.width_schedules import WidthConfig, attention_width, hidden_width, layerwise, round_up
@@ -99,54 +98,3 @@ def test_the_network_is_built_at_the_scheduled_widths():
     assert [block.attn.proj.in_features for block in net.blocks] == [32, 64, 96, 128]
     assert [block.mlp.w1.out_features for block in net.blocks] == [128, 256, 384, 512]
     assert all(block.cross_attn.proj.in_features == 128 for block in net.blocks)
-
-
-@settings(max_examples=12)
-@given(
-    depth=st.integers(3, 8),
-    width=st.sampled_from([96, 128, 256]),
-    start=st.floats(0.4, 1.0),
-    ends=st.tuples(st.floats(0.5, 2.0), st.floats(2.5, 5.0)),
-    every_n=st.sampled_from([0, 2]),
-    hold=st.sampled_from(["params", "flops"]),
-)
-def test_the_constant_twin_costs_the_same_within_one_percent(depth, width, start, ends, every_n, hold):
-    config = DiTConfig(
-        width=width,
-        depth=depth,
-        mixer=MixerConfig(depth=1),
-        experts=ExpertsConfig(num=4, capacity=1.0, every_n=every_n),
-        attn_width=WidthConfig("layerwise", start, 1.0),
-        ffn_width=WidthConfig("layerwise", *ends, 8),
-    )
-    twin = match_constant(config, hold)
-    measure = cost.parameters if hold == "params" else cost.training_flops
-    assert measure(twin) == pytest.approx(measure(config), rel=0.01)
-    assert twin.attn_width.schedule == twin.ffn_width.schedule == "constant"
-    changed = {"attn_width", "ffn_width"}
-    for field in dataclasses.fields(config):
-        assert field.name in changed or getattr(twin, field.name) == getattr(config, field.name)
-
-
-@pytest.mark.parametrize("hold", ["params", "flops"])
-def test_the_released_tiny_model_has_a_constant_twin(hold):
-    config = preset("MicroDiT_Tiny_2")
-    measure = cost.parameters if hold == "params" else cost.training_flops
-    assert measure(match_constant(config, hold)) == pytest.approx(measure(config), rel=0.01)
-
-
-def test_where_rounding_forbids_a_twin_it_says_so():
-    coarse = DiTConfig(
-        width=64,
-        head_dim=64,
-        depth=2,
-        mixer=MixerConfig(depth=0),
-        ffn_width=WidthConfig("layerwise", 0.5, 24.0, 512),
-    )
-    with pytest.raises(ConfigError, match=r"no constant width matches .* params within 1%.*multiple_of"):
-        match_constant(coarse, "params")
-
-
-def test_an_unknown_thing_to_hold_is_refused():
-    with pytest.raises(ConfigError, match="params or flops"):
-        match_constant(DiTConfig(width=64, depth=2), "seconds")  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from microdit.model import load_imported_folder
 from microdit.pipeline.generate import generate
 from microdit.training.init_weights import check_initial
 
-REFERENCE = Path(__file__).parent / "model" / "reference"
+REFERENCE = Path(__file__).parents[1] / "model" / "reference"
 HUB = "hf-hub:apple/DFN5B-CLIP-ViT-H-14-378"
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from microdit.common.process.distributed import destroy_process_group
 from microdit.config.schema import load_config
+from microdit.pipeline.run_logger import NullLogger
 from microdit.pipeline.train_and_evaluate import run
-from microdit.training.logger import NullLogger
 
 
 class Curve(NullLogger):

@@ -17,8 +17,8 @@ from microdit.diffusion import Denoiser
 from microdit.model import PatchMask
 from microdit.model.config import MaskingConfig, RouteConfig
 from microdit.pipeline.inputs import build_components
+from microdit.pipeline.run_logger import NullLogger
 from microdit.pipeline.train_and_evaluate import build_accelerator
-from microdit.training.logger import NullLogger
 from microdit.training.trainer import train
 
 STEPS, BATCH = 6, 8

@@ -31,8 +31,8 @@ from microdit.model.masking.registry import MASKING_METHODS
 from microdit.pipeline.generate import generate
 from microdit.pipeline.inputs import RunInputs, build_components
 from microdit.pipeline.prompts import shown_prompts
+from microdit.pipeline.run_logger import NullLogger
 from microdit.training import trainer
-from microdit.training.logger import NullLogger
 from microdit.training.validation import validate
 
 Changes = dict[str, Any]

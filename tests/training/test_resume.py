@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from microdit.common.errors import CheckpointError, DivergenceError
 from microdit.config.schema import Config
 from microdit.pipeline.pretrained import load_denoiser
+from microdit.pipeline.run_logger import NullLogger
 from microdit.pipeline.train_and_evaluate import run
 from microdit.training.checkpoint import read_checkpoint
 from microdit.training.graceful_stop import GracefulStop
-from microdit.training.logger import NullLogger
 from microdit.training.optimizer_file import read_optimizer, write_optimizer
 
 

@@ -21,6 +21,7 @@ from microdit.common.files.atomic import atomic_path
 from microdit.common.rng import generator, numpy_generator
 from microdit.data.config import DataConfig
 from microdit.data.registry import build_dataset
+from microdit.encoders.bundled import VAE
 
 SEED = 2024
 KL_WEIGHT = 5e-4  # per latent value
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=35)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "vae")
+    parser.add_argument("--out", type=Path, default=VAE)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)  # diffusers initialises from the global generator

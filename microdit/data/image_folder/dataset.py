@@ -113,8 +113,8 @@ def _check_images(root: Path, files: list[str]) -> None:
     faults = {file: fault for file in files if (fault := header_fault(root / file))}
     if faults:
         raise DataError(
-            f"{root}: {len(faults)} files can't be read as images ({', '.join(FORMATS)}): {shorten_list(list(faults))}; "
-            f"the first: {next(iter(faults.values()))}"
+            f"{root}: {len(faults)} files can't be read as images ({', '.join(FORMATS)}): "
+            f"{shorten_list(list(faults))}; the first: {next(iter(faults.values()))}"
         )
 
 

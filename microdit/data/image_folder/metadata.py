@@ -81,8 +81,8 @@ def _from_sidecars(root: Path, images: list[str]) -> list[CaptionedFile]:
             missing.append(file)
     if missing:
         raise DataError(
-            f"{root}: {len(missing)} of {len(images)} images have no caption: {shorten_list(missing)}. Write one in a .txt "
-            f"file beside each image, or all of them in {METADATA[0]} with the keys '{FILE_COLUMN}' and 'text'"
+            f"{root}: {len(missing)} of {len(images)} images have no caption: {shorten_list(missing)}. Write one in a "
+            f".txt file beside each image, or all of them in {METADATA[0]} with the keys '{FILE_COLUMN}' and 'text'"
         )
     return entries
 

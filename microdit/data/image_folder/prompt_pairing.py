@@ -88,13 +88,13 @@ def _by_order(
     labels = [None] * len(prompts) if labels is None else labels
     if not len(files) == len(prompts) == len(labels):
         raise DataError(
-            f"{source}: {len(prompts)} prompts and {len(labels)} labels for {len(files)} images ({shorten_list(files)}); "
-            f"one each is needed, or {BY_NAME}"
+            f"{source}: {len(prompts)} prompts and {len(labels)} labels for {len(files)} images "
+            f"({shorten_list(files)}); one each is needed, or {BY_NAME}"
         )
     if not certain:
         raise DataError(
-            f"{source}: the images' names ({shorten_list(files)}) leave their order open: they must differ in one number, "
-            f"counted up in equal steps; or {BY_NAME}"
+            f"{source}: the images' names ({shorten_list(files)}) leave their order open: they must differ in one "
+            f"number, counted up in equal steps; or {BY_NAME}"
         )
     rows = zip(files, prompts, labels, strict=True)
     return [Prompted(file, _prompt(prompt, source, file), label) for file, prompt, label in rows]

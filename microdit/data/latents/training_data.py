@@ -11,13 +11,13 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
 
-from microdit.alignment.feature_cache import NoTargets, PatchTargets
 from microdit.common.errors import DataError
 from microdit.common.files.digests import read_signed
 from microdit.common.files.verified import CHECKED, damaged
@@ -45,6 +45,29 @@ log = logging.getLogger(__name__)
 FORMAT = "encoded-2"
 
 
+class Targets(Protocol):
+    """Features of the training images that a loss term uses beside the latents."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the features' content; empty if there are none."""
+        ...
+
+    def batch(self, indices: np.ndarray) -> Tensor:
+        """Return the features (B, T, E) of the images at `indices` (B,)."""
+        ...
+
+
+class NoTargets:
+    """Targets without features."""
+
+    fingerprint = ""
+
+    def batch(self, indices: np.ndarray) -> Tensor:
+        """Return (B, 0, 0)."""
+        return torch.zeros(len(indices), 0, 0)
+
+
 @dataclass(frozen=True)
 class EncodedDataset:
     """N captioned images as the network sees them."""
@@ -53,7 +76,7 @@ class EncodedDataset:
     features: CaptionFeatures
     sigma_data: float  # standard deviation over all latent values
     fingerprint: str
-    targets: PatchTargets | NoTargets = field(default_factory=NoTargets)  # what hidden tokens are aligned with
+    targets: Targets = field(default_factory=lambda: NoTargets())  # features that hidden tokens are aligned with
 
     def __len__(self) -> int:
         return len(self.images)

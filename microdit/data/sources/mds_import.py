@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from microdit.cli.encode import absolute_if_folder
 from microdit.common.errors import ConfigError
+from microdit.common.files.paths import absolute_if_folder
 from microdit.data.latents.caption_store import FILE_BYTES, CaptionStore, create_store, digests, store_name
 from microdit.data.latents.shard_job import ShardJob
 from microdit.data.latents.writer import EncodingStats, write_images
@@ -21,11 +21,31 @@ from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
 from microdit.model.conditioning import unpack
 
+
+@dataclass(frozen=True)
+class MdsOptions:
+    """What `microdit data encode` is asked to do with an MDS folder."""
+
+    source: str  # the MDS folder
+    out: Path
+    resolution: int  # side of the images, pixels
+    seed: int  # of the split into train and val
+    val_fraction: float
+    streaming: Path | None  # a Python that has mosaicml-streaming; None: one is installed
+    cache_dir: Path
+    autoencoder: str | None
+    precision: Literal["fp32", "bf16", "fp16"]
+    captions: bool  # whether caption features are copied
+    text: str | None
+    text_layer: Literal["last", "penultimate"]
+    text_length: int | None
+
+
 TRIED, TOLERANCE = 8, 0.1  # captions that are encoded to be compared; relative error that half precision explains
 
 
 def convert(
-    arguments: argparse.Namespace, job: ShardJob, device: str, tell: Callable[[str], None]
+    options: MdsOptions, job: ShardJob, device: str, tell: Callable[[str], None]
 ) -> tuple[EncodingStats, int | None]:
     """Writes latents, and with `--captions` the features that are there; what was done, and how many captions.
 
@@ -34,18 +54,18 @@ def convert(
     if job.parts > 1:
         raise ConfigError("an MDS folder is read by one process: leave --shard out")
     source = open_mds(
-        Path(arguments.source).expanduser(),
-        *(arguments.resolution, arguments.seed, arguments.val_fraction),
-        *(arguments.streaming, arguments.cache_dir),
+        Path(options.source).expanduser(),
+        *(options.resolution, options.seed, options.val_fraction),
+        *(options.streaming, options.cache_dir),
     )
     try:
-        path = arguments.autoencoder or AUTOENCODER
+        path = options.autoencoder or AUTOENCODER
         latents = GivenLatents(
-            source.shape, absolute_if_folder(path), _described(path, arguments.precision, device, tell)
+            source.shape, absolute_if_folder(path), _described(path, options.precision, device, tell)
         )
-        encoder = None if arguments.text is None else build_text_encoder(_text(arguments), device)
-        store = _store(arguments, source, encoder, tell) if arguments.captions else None
-        tally = write_images(source, latents, arguments.out, job, tell)
+        encoder = None if options.text is None else build_text_encoder(_text_config(options, options.text), device)
+        store = _store(options, source, encoder, tell) if options.captions else None
+        tally = write_images(source, latents, options.out, job, tell)
         return tally, None if store is None else _copy_features(store, source)
     finally:
         source.close()
@@ -59,23 +79,23 @@ def _described(path: str, precision: Any, device: str, tell: Callable[[str], Non
         return None
 
 
-def _text(arguments: argparse.Namespace) -> TextConfig:
-    return TextConfig(arguments.text, arguments.text_layer, arguments.text_length)
+def _text_config(options: MdsOptions, path: str) -> TextConfig:
+    return TextConfig(path, options.text_layer, options.text_length)
 
 
 def _store(
-    arguments: argparse.Namespace, source: MdsSource, encoder: TextEncoder | None, tell: Callable[[str], None]
+    options: MdsOptions, source: MdsSource, encoder: TextEncoder | None, tell: Callable[[str], None]
 ) -> CaptionStore:
     width = encoder.width if encoder else WIDTH
     samples = list(source.features(0, TRIED, width))
     length = len(samples[0][1])
-    header = {"length": length, "width": width, "layer": arguments.text_layer, "fingerprint": None}
-    if encoder is None:
+    header: dict[str, Any] = {"length": length, "width": width, "layer": options.text_layer, "fingerprint": None}
+    if encoder is None or options.text is None:
         tell("the text encoder of caption_latents isn't known; give --text to have them compared with its own")
-        return create_store(arguments.out / store_name("given"), header | {"path": None})
-    _compare(samples, encoder, arguments.text)
-    header |= {"fingerprint": encoder.fingerprint, "path": absolute_if_folder(arguments.text)}
-    return create_store(arguments.out / store_name(encoder.fingerprint), header)
+        return create_store(options.out / store_name("given"), header | {"path": None})
+    _compare(samples, encoder, options.text)
+    header |= {"fingerprint": encoder.fingerprint, "path": absolute_if_folder(options.text)}
+    return create_store(options.out / store_name(encoder.fingerprint), header)
 
 
 def _compare(samples: list[tuple[str, np.ndarray]], encoder: TextEncoder, name: str) -> None:

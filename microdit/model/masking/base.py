@@ -6,16 +6,13 @@ B batch, T patches, K kept patches, V values of a patch, D width, S text tokens,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from microdit.model.conditioning import Captions
+from microdit.model.config import DiTConfig
 from microdit.model.masking.patch_mask import PatchMask, kept_patches, random_mask
-
-if TYPE_CHECKING:
-    from microdit.model.config import DiTConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ channels, H W latent size.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from microdit.common.errors import ConfigError
 from microdit.common.registry import resolve
 from microdit.model.conditioning import Captions, map_tokens
+from microdit.model.config import DiTConfig
 from microdit.model.cost.flops import linear_flops
 from microdit.model.layers.blocks import BlockShape, DiTBlock, FinalLayer
 from microdit.model.layers.embeddings import sincos_positions
@@ -22,9 +22,6 @@ from microdit.model.layers.feed_forward import FEED_FORWARDS
 from microdit.model.masking.base import Masking, MaskingLossInputs, scatter_tokens
 from microdit.model.masking.patch_mask import PatchMask
 from microdit.model.width_schedules import hidden_width
-
-if TYPE_CHECKING:
-    from microdit.model.config import DiTConfig
 
 
 class MaskDiT(Masking):

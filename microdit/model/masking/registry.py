@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from microdit.common.registry import resolve
+from microdit.model.config import DiTConfig
 from microdit.model.masking.base import DeferredMasking, Masking, NaiveMasking, NoMasking
 from microdit.model.masking.maskdit import MaskDiT
 from microdit.model.masking.sprint import SparseDenseFusion
 from microdit.model.masking.tread import TokenRouting
-
-if TYPE_CHECKING:
-    from microdit.model.config import DiTConfig
 
 MASKING_METHODS: dict[str, type[Masking]] = {
     "none": NoMasking,

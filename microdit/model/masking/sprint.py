@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from microdit.model.config import DiTConfig
 from microdit.model.cost.flops import linear_flops
 from microdit.model.masking.base import scatter_tokens
 from microdit.model.masking.patch_mask import PatchMask, keep_all
-
-if TYPE_CHECKING:
-    from microdit.model.config import DiTConfig
 from microdit.model.masking.tread import TokenRouting
 
 

@@ -6,17 +6,13 @@ see all patches, so that the loss is over all of them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
 from microdit.common.errors import ConfigError
 from microdit.model.conditioning import Captions
+from microdit.model.config import DiTConfig
 from microdit.model.masking.base import Masking, MaskingLossInputs, gather_kept, scatter_tokens
 from microdit.model.masking.patch_mask import PatchMask
-
-if TYPE_CHECKING:
-    from microdit.model.config import DiTConfig
 
 
 class TokenRouting(Masking):

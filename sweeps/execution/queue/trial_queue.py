@@ -1,10 +1,9 @@
 """The study's queue in Optuna: every trial waits there, workers claim one after another, and none is ever lost.
 
-A trial of Optuna carries all that a worker needs as user attributes (`PLAN_INDEX_KEY`: its place in the plan, its resolved
-configuration, ...), so that a worker on another machine needs the two storage URLs and nothing else. If a worker dies,
-its trial is failed and queued again: at once if its process has provably ended (`microdit.common.process.identity`), otherwise
-after a minute without a new heartbeat (`sweeps.execution.queue.liveness`). Changes that a kill must not split are single transactions
-(`sweeps.execution.queue.transactions`).
+The user attributes of an Optuna trial hold all that a worker needs (its place in the plan, its resolved configuration,
+...), so a worker on another machine needs only the two storage URLs. If a worker dies, its trial is failed and queued
+again: at once if its process has provably ended (`microdit.common.process.identity`), otherwise after a minute without
+a new heartbeat (`liveness`). Changes that a kill must not split are single transactions (`transactions`).
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ def test_a_verdict_tells_who_claims_it_and_how_far_that_is_known() -> None:
 
 
 def test_claims_name_keys_that_exist_and_words_of_trust() -> None:
-    base = yaml.safe_load((Path(__file__).parents[2] / "experiments" / "base.yaml").read_text(encoding="utf-8"))
+    base = yaml.safe_load((Path(__file__).parents[3] / "experiments" / "base.yaml").read_text(encoding="utf-8"))
     keys = set(flatten(base))
     for listed in all_claims().values():
         for claim in listed:

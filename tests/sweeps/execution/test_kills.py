@@ -31,7 +31,7 @@ SETTINGS = (
     "training.steps=20 training.checkpoint_every=4 training.log_every=2 training.sample_every=0 data.train_size=64 "
     "training.batch_size=8 evaluation.samples=0"
 )
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 DDL = "CREATE TABLE|ALTER TABLE|alembic_version|INSERT INTO"
 ANY = ""
 WINDOWS: dict[str, Callable[[random.Random], dict[str, Any]]] = {

@@ -1,0 +1,32 @@
+"""Checks of a model's settings that need the registries of feed-forwards and masking methods."""
+
+from __future__ import annotations
+
+from microdit.common.errors import ConfigError
+from microdit.common.registry import check_name
+from microdit.model.config import DiTConfig
+from microdit.model.layers.feed_forward import FEED_FORWARDS
+from microdit.model.masking.registry import MASKING_METHODS
+
+
+def check_model(config: DiTConfig) -> None:
+    """Check the names in `config` and what the masking method requires of the other settings.
+
+    Raises:
+        ConfigError: if a name is unknown, or the masking method does not fit the rest of `config`.
+    """
+    check_name(config.ffn.type, FEED_FORWARDS, "model.ffn.type")
+    check_name(config.masking.method, MASKING_METHODS, "model.masking.method")
+    if config.masking.method in MASKING_METHODS:
+        MASKING_METHODS[config.masking.method].check(config)
+        _check_path_drop(config)
+
+
+def _check_path_drop(config: DiTConfig) -> None:
+    masking = config.masking
+    able = [name for name, method in MASKING_METHODS.items() if method.drops_paths]
+    if masking.route.path_drop and masking.method not in able:
+        raise ConfigError(
+            f"'model.masking.route.path_drop' is {masking.route.path_drop}, but 'model.masking.method' "
+            f"{masking.method} has no path to drop; set it to 0, or the method to {' or '.join(able)}"
+        )

@@ -1,0 +1,46 @@
+"""The logger interface of a whole run; it keeps the core independent of any experiment tracker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from microdit.config.schema import Config
+from microdit.training.logger import StepLogger
+
+RunFact = str | int | float
+
+
+class RunLogger(StepLogger, Protocol):
+    """Receives everything that a run reports; called on the main process only."""
+
+    def start(self, config: Config, facts: Mapping[str, RunFact]) -> None:
+        """Called once before the first step; `facts` has fingerprints, parameter counts, FLOPs and the device."""
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Log an image (H, W, 3) uint8 at `step`."""
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Store a finished file in `folder` of the run's artifacts."""
+
+    def finish(self, status: str) -> None:
+        """Called once at the end with 'FINISHED', 'FAILED' or 'KILLED'."""
+
+
+class NullLogger:
+    """Logs nothing; a base for loggers that need only some of the methods."""
+
+    def start(self, config: Config, facts: Mapping[str, RunFact]) -> None: ...
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def artifact(self, path: Path, folder: str = "") -> None: ...
+
+    def flush(self) -> None: ...
+
+    def finish(self, status: str) -> None: ...
