@@ -240,7 +240,7 @@ def _sample(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     import json
 
-    from microdit.evaluation import describe
+    from microdit.evaluation.report import describe
     from microdit.pipeline.pretrained import evaluate_pictures, evaluate_run, load_config_with_overrides
 
     changes = {key: getattr(arguments, key) for key in (*FOR_DRAWING, *FOR_MEASURING)}

@@ -8,6 +8,9 @@ import inspect
 from microdit.common.errors import ConfigError, nearest
 from microdit.data.config import DataConfig
 from microdit.data.dataset import SPLITS, CaptionedImages
+from microdit.data.emoji.dataset import EmojiCaptions
+from microdit.data.image_folder.dataset import ImageFolder
+from microdit.data.latents.dataset import LatentImages
 
 DATASETS = ("emoji-captions", "folder", "latents")
 
@@ -25,16 +28,10 @@ def build_dataset(config: DataConfig, split: str) -> CaptionedImages:
     if split not in SPLITS:
         raise ConfigError(f"unknown split '{split}'; {nearest(split, SPLITS)}")
     if config.name == "emoji-captions":
-        from microdit.data.emoji.dataset import EmojiCaptions
-
         return EmojiCaptions(config, split)
     if config.name == "folder":
-        from microdit.data.image_folder.dataset import ImageFolder
-
         return ImageFolder(config, split)
     if config.name == "latents":
-        from microdit.data.latents.dataset import LatentImages
-
         return LatentImages(config, split)
     return _plugin(config, split)
 

@@ -18,6 +18,7 @@ from microdit.common.errors import ConfigError
 from microdit.common.files.digests import sha256
 from microdit.common.files.text import read_json
 from microdit.common.finite import require_finite
+from microdit.encoders.bundled import VAE
 from microdit.encoders.hub import cached_hub_file, hub_folder
 from microdit.encoders.loading import LOAD_ERRORS, short
 
@@ -69,8 +70,6 @@ def autoencoder_folder(path: str) -> Path:
     Raises ConfigError telling what to put where if it can't be had.
     """
     if path == "builtin":
-        from microdit.encoders.bundled import VAE
-
         return VAE
     folder = Path(path).expanduser()
     words = path.split("/")

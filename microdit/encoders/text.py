@@ -16,6 +16,7 @@ import torch
 from microdit.common.errors import ConfigError, nearest
 from microdit.common.limits import check_limits
 from microdit.encoders import open_clip_checkpoint, open_clip_text, transformers_text
+from microdit.encoders.bundled import TEXT_CLIP
 from microdit.encoders.hub import cached_hub_file, hub_folder
 from microdit.encoders.open_clip_checkpoint import DEFAULT_LENGTH, DEFAULT_WIDTH
 from microdit.encoders.open_clip_text import ClipText, folder_source, is_name, named_source
@@ -108,8 +109,6 @@ def text_width(path: str) -> int | None:
 def _folder(path: str) -> Path:
     """The folder that `path` names; for a name of another kind one that isn't there."""
     if path == "builtin":
-        from microdit.encoders.bundled import TEXT_CLIP
-
         return TEXT_CLIP
     if path == "minilm":
         found = importlib.util.find_spec(MINILM)  # imports nothing

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import stat_fingerprint
+from microdit.encoders.bundled import SCORE_CLIP
 from microdit.encoders.hub import cached_hub_file
 from microdit.encoders.open_clip_checkpoint import CONFIG, WEIGHTS, clip_fingerprint, open_clip_folder, read_settings
 from microdit.encoders.open_clip_text import is_name, known_name
@@ -83,8 +84,6 @@ def clip_folder(path: str) -> Path:
     what to fetch.
     """
     if path == BUILTIN:
-        from microdit.encoders.bundled import SCORE_CLIP
-
         return SCORE_CLIP
     folder = Path(path).expanduser()
     if folder.is_dir():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microdit.common.files.digests import content_digest
+from microdit.encoders.dinov2 import SIDE, SIZES, dinov2_width
 from microdit.encoders.efficientnet_lite0 import LITE0_SIDE, lite0_digest
 from microdit.encoders.pretrained_weights import PUBLISHED, SCORING, find_weights
 from microdit.evaluation.clip import BUILTIN, ScoringClip, clip_folder, clip_title
@@ -54,8 +55,6 @@ def feature_net(config: EvalConfig) -> FeatureNet:
         # Another file in the same layout may hold anything; what it measures must not be printed as FID.
         title = name if digest.startswith(PUBLISHED[name].digest) else f"unpublished-{name}"
         return FeatureNet(name, title, digest, INCEPTION_WIDTH, "tf1-bilinear-299", weights=weights)
-    from microdit.encoders.dinov2 import SIDE, SIZES, dinov2_width
-
     width = dinov2_width(weights, digest, SCORING.weights)
     title = f"dinov2-vit-{SIZES[width][0]}-14"
     return FeatureNet(name, title, digest, width, f"tf1-bilinear-{SIDE}", weights=weights)

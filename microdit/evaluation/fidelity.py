@@ -25,6 +25,7 @@ from microdit.common.files.digests import read_signed, signed
 from microdit.common.files.tensors import read_tensors, write_tensors
 from microdit.evaluation.clip import ScoringClip
 from microdit.evaluation.config import EvalConfig
+from microdit.evaluation.feature_extractors import EXTRACTORS, register
 from microdit.evaluation.feature_networks import FEATURES_VERSION, FeatureNet
 from microdit.evaluation.frechet import Moments, frechet_distance
 from microdit.evaluation.reference import Pictures, RealPictures, ReferenceSplit
@@ -87,8 +88,6 @@ class Distances:
         from torch_fidelity.metric_kid import kid_features_to_metric
         from torch_fidelity.metric_prc import prc_features_to_metric
         from torch_fidelity.utils import create_feature_extractor
-
-        from microdit.evaluation.feature_extractors import EXTRACTORS, register
 
         options = self._options(net, len(pictures))
         layer = EXTRACTORS[net.name].get_default_feature_layer_for_metric("fid")

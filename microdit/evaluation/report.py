@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from microdit.evaluation.config import BUILTIN_NET, FEATURE_NET_METRICS, EvalConfig
+from microdit.evaluation.feature_extractors import open_network
 from microdit.evaluation.feature_networks import FeatureNet, clip_net, feature_net
 from microdit.evaluation.prompt_files import prompts_digest, read_prompts
 
@@ -46,8 +47,6 @@ def check_scoring(config: EvalConfig) -> None:
         read_prompts(config.prompts, config.samples)
     net = feature_net(config)
     if net.name != BUILTIN_NET:
-        from microdit.evaluation.feature_extractors import open_network
-
         open_network(net)
 
 

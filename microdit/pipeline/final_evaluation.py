@@ -11,9 +11,9 @@ from accelerate.utils import gather_object
 
 from microdit.config.schema import Config
 from microdit.diffusion import Denoiser
-from microdit.evaluation import score
 from microdit.evaluation.config import METRICS
 from microdit.evaluation.prompt_files import read_prompts
+from microdit.evaluation.score import score
 from microdit.pipeline.generate import generate
 from microdit.pipeline.inputs import RunInputs
 from microdit.pipeline.prompts import Prompts, held_out_prompts, written_prompts

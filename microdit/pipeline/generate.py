@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microdit.common.files.atomic import atomic_path, sweep
 from microdit.common.finite import require_finite
 from microdit.common.rng import generator
 from microdit.diffusion import Denoiser, SamplerConfig, guided, sample
@@ -74,8 +75,6 @@ def grid(pictures: np.ndarray, columns: int) -> np.ndarray:
 def save_png(image: np.ndarray, path: Path | str) -> None:
     """Writes (H, W, 3) uint8 atomically."""
     from PIL import Image
-
-    from microdit.common.files.atomic import atomic_path, sweep
 
     sweep(Path(path).parent)
     with atomic_path(path) as temporary:

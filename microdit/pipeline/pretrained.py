@@ -20,7 +20,8 @@ from microdit.diffusion import Denoiser
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.encoders.text import TextEncoder, build_text_encoder
 from microdit.encoders.text_record import check_features
-from microdit.evaluation import check_scoring, evaluate_folder
+from microdit.evaluation.image_folder import evaluate_folder
+from microdit.evaluation.report import check_scoring
 from microdit.model import DiT
 from microdit.pipeline.final_evaluation import generate_and_score
 from microdit.pipeline.inputs import build_components, choose_device, load_plugins, open_autoencoder

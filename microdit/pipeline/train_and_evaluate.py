@@ -23,7 +23,7 @@ from microdit.config.schema import Config, save_config
 from microdit.data.latents.training_data import data_fingerprint
 from microdit.diffusion import Denoiser
 from microdit.encoders.text_record import text_record
-from microdit.evaluation import check_scoring, feature_net_name
+from microdit.evaluation.report import check_scoring, feature_net_name
 from microdit.model import DiT
 from microdit.model.cost.memory import batch_bytes, check_memory
 from microdit.model.cost.network import parameters

@@ -52,7 +52,7 @@ def train_one(config: Config, scale: str, overrides: dict[str, str], options: Op
 
 def _identity(config: Config) -> dict[str, str]:
     """Tags of the run that `config` describes with the data, prompts and networks that are there now."""
-    from microdit.evaluation import feature_net_name
+    from microdit.evaluation.report import feature_net_name
     from microdit.pipeline.train_and_evaluate import prepare
 
     data = prepare(config).data_fingerprint

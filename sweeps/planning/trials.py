@@ -119,7 +119,7 @@ def prepare_trials(trials: Sequence[Trial], root: Path, suffix: str = "") -> lis
     The folder's name holds a digest of settings and data, so that a run never goes on from a checkpoint that was
     trained on something else. Raises MicroditError for what no trial could start with.
     """
-    from microdit.evaluation import feature_net_name
+    from microdit.evaluation.report import feature_net_name
     from microdit.pipeline.train_and_evaluate import check_files, prepare
 
     for trial in trials:  # what the last one lacks is told before the first one's images are encoded

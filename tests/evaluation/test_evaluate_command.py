@@ -12,7 +12,7 @@ from PIL import Image
 from microdit.cli.main import main
 from microdit.config.schema import Config, load_config, save_config
 from microdit.data.registry import build_dataset
-from microdit.evaluation import evaluate_folder
+from microdit.evaluation.image_folder import evaluate_folder
 
 COUNT = 12
 

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from analysis.stats.variance_components import NOISE
 from microdit.config.schema import Config
 from microdit.diffusion import Denoiser
-from microdit.evaluation import describe
 from microdit.evaluation.config import DEFAULT_METRICS
+from microdit.evaluation.report import describe
 from microdit.model import DiT
 from microdit.pipeline import final_evaluation
 from microdit.pipeline.inputs import RunInputs, build_components

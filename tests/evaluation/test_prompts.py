@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from microdit.common.errors import ConfigError
-from microdit.evaluation import EvalConfig, check_scoring, feature_net_name
+from microdit.evaluation.config import EvalConfig
 from microdit.evaluation.prompt_files import read_prompts
+from microdit.evaluation.report import check_scoring, feature_net_name
 
 COCO = {
     "info": {"year": 2014},

@@ -19,9 +19,11 @@ from microdit.data.dataset import CaptionedImages
 from microdit.data.registry import build_dataset
 from microdit.encoders import pretrained_weights
 from microdit.encoders.pretrained_weights import PUBLISHED, Published
-from microdit.evaluation import EvalConfig, check_scoring, describe, feature_net_name, score
+from microdit.evaluation.config import EvalConfig
 from microdit.evaluation.feature_networks import feature_net
 from microdit.evaluation.reference import Pictures, RealPictures, ReferenceSplit
+from microdit.evaluation.report import check_scoring, describe, feature_net_name
+from microdit.evaluation.score import score
 
 SAMPLES, REFERENCE = 4, 5
 DATA = DataConfig(max_objects=1, train_size=10, val_size=SAMPLES, resolution=32)

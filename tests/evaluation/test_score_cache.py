@@ -17,7 +17,8 @@ import torch
 from microdit.data.config import DataConfig
 from microdit.data.dataset import CaptionedImages, Sample
 from microdit.data.registry import build_dataset
-from microdit.evaluation import EvalConfig, score
+from microdit.evaluation.config import EvalConfig
+from microdit.evaluation.score import score
 
 COUNT = 48
 CONFIG = EvalConfig(reference_count=64, metrics=("clip_fd",))
@@ -28,7 +29,8 @@ import json, sys
 import numpy as np
 import torch
 from microdit.data.dataset import DataConfig, build_dataset
-from microdit.evaluation import EvalConfig, score
+from microdit.evaluation.config import EvalConfig
+from microdit.evaluation.score import score
 torch.set_num_threads(1)
 data = DataConfig(max_objects=1, train_size=128, val_size=48)
 items = [build_dataset(data, "val")[i] for i in range(48)]

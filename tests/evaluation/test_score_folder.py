@@ -13,7 +13,9 @@ from microdit.common.errors import DataError
 from microdit.data.config import DataConfig
 from microdit.data.dataset import CaptionedImages, Sample
 from microdit.data.registry import build_dataset
-from microdit.evaluation import EvalConfig, evaluate_folder, score
+from microdit.evaluation.config import EvalConfig
+from microdit.evaluation.image_folder import evaluate_folder
+from microdit.evaluation.score import score
 
 COUNT = 12
 CONFIG = EvalConfig(reference_count=16, metrics=("clip_fd", "clip_score", "class_accuracy"))

@@ -20,13 +20,13 @@ from microdit.common.errors import ConfigError, DataError
 from microdit.data.config import DataConfig
 from microdit.data.dataset import CaptionedImages
 from microdit.data.registry import build_dataset
-from microdit.evaluation import EvalConfig, describe, feature_net_name, score
 from microdit.evaluation.clip import ScoringClip
-from microdit.evaluation.config import FEATURE_NETS
+from microdit.evaluation.config import FEATURE_NETS, EvalConfig
 from microdit.evaluation.feature_extractors import EXTRACTORS, EfficientNetLite0Features
 from microdit.evaluation.feature_networks import SCORE_CLIP
 from microdit.evaluation.reference import ReferenceSplit
-from microdit.evaluation.score import class_accuracy
+from microdit.evaluation.report import describe, feature_net_name
+from microdit.evaluation.score import class_accuracy, score
 
 COUNT = 96
 # As many reference pictures as samples, and one subset of all: KID then does not depend on which are drawn.

@@ -16,8 +16,10 @@ from microdit.data.config import DataConfig
 from microdit.data.registry import build_dataset
 from microdit.encoders.bundled import SCORE_CLIP
 from microdit.encoders.open_clip_checkpoint import CONFIG
-from microdit.evaluation import EvalConfig, check_scoring, describe, feature_net_name, score
 from microdit.evaluation.clip import clip_folder, clip_title
+from microdit.evaluation.config import EvalConfig
+from microdit.evaluation.report import check_scoring, describe, feature_net_name
+from microdit.evaluation.score import score
 
 DATA = DataConfig(max_objects=1, train_size=24, val_size=8)
 CONFIG_ = EvalConfig(reference_count=16, metrics=("clip_fd", "clip_score", "class_accuracy"))

@@ -7,15 +7,12 @@ anti-aliased and one scene is the same picture at every resolution.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from microdit.data.emoji.art import painted
-
-if TYPE_CHECKING:
-    from microdit.data.emoji.scene import Backdrop, Scene
+from microdit.data.emoji.scene import Backdrop, Scene
 
 # Transparent border around the art, in art pixels: resampling may reach this far past a drawing's edge.
 BORDER = 24

@@ -9,6 +9,7 @@ from microdit.common.errors import DataError
 from microdit.common.files.text import read_json_object
 from microdit.data.latents.writer import Source
 from microdit.data.sources.hf_datasets import HUB, Columns, TableSource, tars
+from microdit.data.sources.image_folder import FolderSource
 
 KINDS = (
     "a folder of captioned images, a folder that datasets' save_to_disk wrote, hf:NAME for one of the hub, a folder or "
@@ -42,8 +43,6 @@ def open_source(word: str, wanted: ReadOptions) -> Source:
     if path.is_dir() and any(path.glob("*.tar")):
         word = str(path / "*.tar")
     elif path.is_dir() and not saved:
-        from microdit.data.sources.image_folder import FolderSource
-
         return FolderSource(path, wanted.resolution, wanted.seed, wanted.val_fraction)
     if word.startswith(HUB) or saved or (word.endswith(".tar") and tars(word)):
         return TableSource(word, wanted.resolution, wanted.seed, wanted.val_fraction, wanted.columns)

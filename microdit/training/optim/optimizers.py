@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from microdit.common.errors import ConfigError
 from microdit.common.registry import resolve
 from microdit.training.config import OptimizerConfig
+from microdit.training.optim.muon import CpuMuon
 
 GROUPS = ("embedders", "matrices", "norms", "biases")
 
@@ -93,13 +94,7 @@ def muon(net: nn.Module, config: OptimizerConfig) -> ChainedOptimizer:
     Embedders, the caption block, head, norms, biases and experts are AdamW's: Muon is meant for the 2-D weights of
     hidden layers. Its update is scaled to AdamW's root mean square (Liu et al., arXiv 2502.16982, section 2.2), so that
     both go by the same learning rate and weight decay. A fused matrix (queries, keys and values) counts as one.
-
-    Raises ConfigError where torch has no Muon.
     """
-    if not hasattr(torch.optim, "Muon"):
-        raise ConfigError(f"'optimizer.type' is muon, which needs torch 2.9 or newer; this is {torch.__version__}")
-    from microdit.training.optim.muon import CpuMuon
-
     hidden = hidden_matrices(net)
     assert hidden, f"no linear under any of {STACKS}: Muon would have nothing to update"
     taken = {id(parameter) for parameter in hidden}
