@@ -28,7 +28,7 @@ from microdit.data.latents.dataset import settings_from_latents
 from microdit.pipeline.sizes import follow_encoders
 from sweeps.config.override_quoting import as_value
 
-EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 GROUPS = ("data", "model", "scale", "recipe")
 SCALE_FACTORS_KEY = "times"  # a recipe's factors on what the scale has
 PRIMARY = "base"

@@ -48,7 +48,7 @@ def user() -> str:
 
 
 def _git(*words: str) -> str:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
     try:
