@@ -44,7 +44,7 @@ assets: $(READY)
 	$(BIN)/python -m microdit.assets.build.evaluate
 
 bench: $(READY)
-	$(BIN)/microdit bench
+	$(BIN)/python tests/benchmarks/masking_speed.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

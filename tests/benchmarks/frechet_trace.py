@@ -1,4 +1,7 @@
-"""How long the trace term of a Fréchet distance takes by each route, on the same covariances in one process."""
+"""How long the trace term of a Fréchet distance takes by each route, on the same covariances in one process.
+
+python tests/benchmarks/frechet_trace.py
+"""
 
 from __future__ import annotations
 
@@ -60,3 +63,7 @@ def bench_frechet(features: int = 2048, repeats: int = 2) -> str:
     lines = [f"{features} features", f"{'route':>26s} {'seconds':>8s} {'speed':>7s}  distance"]
     lines += [f"{name:>26s} {min(t):8.2f} {base / min(t):6.1f}x  {values[name]:.10g}" for name, t in times.items()]
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(bench_frechet())

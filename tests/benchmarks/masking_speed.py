@@ -1,7 +1,11 @@
-"""Training speed of masking methods beside each other: ratios of one process, in turns, not seconds alone."""
+"""Training speed of masking methods beside each other: ratios of one process, in turns, not seconds alone.
+
+python tests/benchmarks/masking_speed.py [--config config.yaml] [--steps 8]
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import time
 from pathlib import Path
@@ -84,3 +88,11 @@ class _Arm:
 
     def seconds(self) -> float:
         return sorted(self._times)[len(self._times) // 2]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Compare the training speed of masking methods.")
+    parser.add_argument("--config", type=Path, help="a complete configuration (default: the model's own defaults)")
+    parser.add_argument("--steps", type=int, default=8, help="timed steps per method (default 8)")
+    options = parser.parse_args()
+    print(bench_masking(options.config, options.steps))

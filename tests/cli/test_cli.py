@@ -197,5 +197,5 @@ def test_the_released_small_model_is_imported(tmp_path: Path, capsys: pytest.Cap
 def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "microdit", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    for command in ("train", "sample", "evaluate", "import", "data", "bench"):
+    for command in ("train", "sample", "evaluate", "import", "data", "finetune"):
         assert command in done.stdout

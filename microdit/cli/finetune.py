@@ -1,0 +1,33 @@
+"""`microdit finetune`: resume from a finished run on a folder of captioned images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from microdit.cli import arguments as types
+from microdit.cli.train import train_and_print
+from microdit.common.process.distributed import is_main
+
+
+def add_finetune_command(commands: Any) -> None:
+    tune = commands.add_parser("finetune", help="go on from a finished run, on a folder of captioned pictures")
+    tune.add_argument("run", type=Path, help="the folder of the run to start from; it stays as it is")
+    tune.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="8 or more captioned pictures")
+    tune.add_argument("--steps", type=types.count, help="optimiser steps (default 300)")
+    tune.add_argument("--out", type=Path, required=True, help="folder of the new run")
+    tune.add_argument("overrides", nargs="*", metavar="key=value", help="any setting, e.g. optimizer.lr=1e-4")
+    tune.set_defaults(command=finetune_command, loads_torch=True)
+
+
+def finetune_command(arguments: argparse.Namespace) -> None:
+    from microdit.pipeline.finetune import finetune_config, words_about
+
+    config = finetune_config(arguments.run, arguments.data, arguments.out, arguments.steps, arguments.overrides)
+    if is_main():
+        print(words_about(config), file=sys.stderr)
+    train_and_print(config)
+    if is_main():
+        print(f'microdit sample {arguments.out} "a caption" draws with it')

@@ -1,0 +1,31 @@
+"""`microdit import`: convert a checkpoint of the paper's released model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_import_command(commands: Any) -> None:
+    load = commands.add_parser("import", help="convert a checkpoint of the paper's released model")
+    load.add_argument("checkpoint", type=Path, help=".safetensors or .pt, plain or nested under 'dit.'")
+    load.add_argument("--preset", default="MicroDiT_XL_2", help="architecture (default MicroDiT_XL_2)")
+    load.add_argument("--config", type=Path, help="architecture as a YAML or JSON of model keys, instead of a preset")
+    load.add_argument("--text", metavar="PATH", help="text encoder that it was trained on (default: the released one)")
+    load.add_argument("--text-layer", choices=("last", "penultimate"), default="last", help="and its layer (last)")
+    load.add_argument(
+        "--autoencoder", metavar="PATH", help="of its latents (default: the released one of its channels)"
+    )
+    load.add_argument("--out", type=Path, required=True, help="folder for weights, model.yaml and config.yaml")
+    load.set_defaults(command=import_command, loads_torch=True)
+
+
+def import_command(arguments: argparse.Namespace) -> None:
+    from microdit.encoders.text import TextConfig
+    from microdit.encoders.text_record import RELEASED
+    from microdit.pipeline.import_released import import_model
+
+    text = TextConfig(arguments.text or RELEASED.path, arguments.text_layer)
+    place = (arguments.checkpoint, arguments.out, arguments.preset, arguments.config)
+    print(import_model(*place, text=text, autoencoder=arguments.autoencoder))
