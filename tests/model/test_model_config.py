@@ -12,6 +12,7 @@ import yaml
 from microdit.common.errors import ConfigError
 from microdit.common.parsing import parse, to_mapping
 from microdit.common.registry import import_plugins
+from microdit.config.schema import config_from_mapping
 from microdit.model import DiT, DiTConfig
 
 SMALL = {"input_size": 8, "width": 64, "depth": 3, "head_dim": 16, "caption_channels": 12, "mixer": {"depth": 2}}
@@ -100,7 +101,6 @@ def test_keys_that_change_no_shape_change_the_output(values):
         ({"attn_width": {"multiple_of": 24}}, ["'model.attn_width.multiple_of' is 24", "multiple of 16", "32"]),
         ({"ffn_width": {"start": -1.0, "end": -1.0}}, ["'model.ffn_width.start' is -1.0"]),
         ({"ffn_width": {"multiple_of": 0}}, ["'model.ffn_width.multiple_of' is 0"]),
-        ({"ffn": {"type": "swiglue"}}, ["'model.ffn.type'", "'swiglu'"]),
         ({"ffn": {"typ": "gelu"}}, ["'model.ffn.typ'", "'type'"]),
         ({"masking": {"ratio": 1.5}}, ["'model.masking.ratio' is 1.5"]),
         ({"widht": 64}, ["'model.widht'", "'width'"]),
@@ -110,6 +110,20 @@ def test_keys_that_change_no_shape_change_the_output(values):
 def test_an_impossible_setting_names_file_key_and_way_out(values, words):
     with pytest.raises(ConfigError) as caught:
         parse(DiTConfig, SMALL | values, "study.yaml", "model")
+    assert all(word in str(caught.value) for word in ["study.yaml", *words]), caught.value
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"ffn": {"type": "swiglue"}}, ["'model.ffn.type'", "'swiglu'"]),
+        ({"masking": {"method": "defered"}}, ["'model.masking.method'", "'deferred'"]),
+    ],
+    ids=str,
+)
+def test_an_unknown_part_names_file_key_and_way_out(smoke_config, values, words):
+    with pytest.raises(ConfigError) as caught:
+        config_from_mapping(to_mapping(smoke_config) | {"model": SMALL | values}, "study.yaml")
     assert all(word in str(caught.value) for word in ["study.yaml", *words]), caught.value
 
 

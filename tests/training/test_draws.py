@@ -18,7 +18,7 @@ from microdit.model import PatchMask
 from microdit.model.config import MaskingConfig, RouteConfig
 from microdit.pipeline.inputs import build_components
 from microdit.pipeline.run_logger import NullLogger
-from microdit.pipeline.train_and_evaluate import build_accelerator
+from microdit.pipeline.train_and_evaluate import build_accelerator, run_identity
 from microdit.training.trainer import train
 
 STEPS, BATCH = 6, 8
@@ -66,7 +66,14 @@ def drawn(smoke_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         components = build_components(config)
         with monkeypatch.context() as patched:
             patched.setattr(Denoiser, "loss", spy)
-            train(config, components.train, components.val, NullLogger(), build_accelerator(config))
+            train(
+                config,
+                components.train,
+                components.val,
+                run_identity(config, components),
+                NullLogger(),
+                build_accelerator(config),
+            )
         return seen
 
     return run

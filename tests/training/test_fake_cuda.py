@@ -32,6 +32,7 @@ from microdit.pipeline.generate import generate
 from microdit.pipeline.inputs import RunInputs, build_components
 from microdit.pipeline.prompts import shown_prompts
 from microdit.pipeline.run_logger import NullLogger
+from microdit.pipeline.train_and_evaluate import run_identity
 from microdit.training import trainer
 from microdit.training.validation import validate
 
@@ -116,12 +117,12 @@ LONG = {f"{name}, plain": PLAIN | changes for name, changes in METHODS.items()} 
 # Where a run waits for the device: at each log line and checkpoint, once at the start, once per batch of samples, and
 # once per noise level if guidance has an interval. Steps, and the networks that encode, must not.
 WAITS = {
-    "training.meter.Meter.check",
-    "training.meter.Meter.read",
-    "training.loop._check_same_step",
-    "finite.require_finite",
+    "training.metrics.StepMetrics.check",
+    "training.metrics.StepMetrics.read",
+    "training.trainer._check_same_step",
+    "common.finite.require_finite",
 }
-ASKING = {"diffusion.samplers.guided.<locals>.model"}
+ASKING = {"diffusion.guidance.guided.<locals>.model"}
 
 
 def with_changes(base: Config, changes: dict[str, Any]) -> Config:
@@ -168,7 +169,9 @@ def trained_and_sampled(
 
     with fake_cuda(true_at) as reads:
         decoder = build_autoencoder(config.autoencoder, accelerator.device) if decodes else Pixels()
-        state = trainer.train(config, components.train, components.val, NullLogger(), accelerator, draw)
+        state = trainer.train(
+            config, components.train, components.val, run_identity(config, components), NullLogger(), accelerator, draw
+        )
         assert {p.device for p in state.parameters()} == {CUDA}
         assert {p.device for p in state.averaged.parameters()} == {CUDA}
         for kept in state.optimizer.state.values():

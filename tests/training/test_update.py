@@ -19,7 +19,7 @@ from microdit.diffusion import Denoiser
 from microdit.model import DiT
 from microdit.pipeline.inputs import build_components
 from microdit.pipeline.run_logger import NullLogger
-from microdit.pipeline.train_and_evaluate import build_accelerator
+from microdit.pipeline.train_and_evaluate import build_accelerator, run_identity
 from microdit.training.checkpoint import TrainState
 from microdit.training.config import EmaConfig, OptimizerConfig, ScheduleConfig
 from microdit.training.trainer import draw_batch, train
@@ -54,7 +54,9 @@ def recipe(base: Config, out: Path, **training: object) -> Config:
 
 def trained(config: Config) -> tuple[TrainState, dict[int, dict[str, float]]]:
     components, log = build_components(config), Log()
-    state = train(config, components.train, components.val, log, build_accelerator(config))
+    state = train(
+        config, components.train, components.val, run_identity(config, components), log, build_accelerator(config)
+    )
     return state, log.readings
 
 

@@ -253,16 +253,6 @@ def test_help_needs_no_store(capsys: pytest.CaptureFixture[str]) -> None:
     assert "microdit-report STUDY" in capsys.readouterr().out
 
 
-def test_analysis_imports_no_other_room() -> None:
-    import ast
-
-    for path in Path(cli.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            modules += [name.name for name in node.names] if isinstance(node, ast.Import) else []
-            assert not {module.partition(".")[0] for module in modules} & {"microdit", "sweeps"}, path
-
-
 def test_real_images_far_off_do_not_flatten_the_arms(fresh: tuple[str, Path]) -> None:
     arms = {"none": arm("none", 0.0), "naive_75": arm("naive", 0.75)}
     writer = StudyWriter(*fresh, "masking_ratio", study_file(arms, [0]))

@@ -14,6 +14,7 @@ from microdit.diffusion import Denoiser, guided
 from microdit.model import DiT, DiTConfig, MaskingConfig, PatchMask
 from microdit.model.config import DecoderConfig, MixerConfig, RouteConfig
 from microdit.model.layers.embeddings import sincos_positions
+from microdit.model.validate import check_model
 
 BASE = DiTConfig(input_size=8, width=64, depth=4, head_dim=16, caption_channels=12, mixer=MixerConfig(depth=0))
 SIGMA_DATA = 0.7
@@ -233,7 +234,7 @@ def test_every_part_of_a_method_learns():
 )
 def test_impossible_methods_are_refused(masking, words):
     with pytest.raises(ConfigError) as caught:
-        dataclasses.replace(BASE, masking=MaskingConfig(**masking))
+        check_model(dataclasses.replace(BASE, masking=MaskingConfig(**masking)))
     for word in words:
         assert word in str(caught.value)
 

@@ -15,6 +15,7 @@ from microdit.model import DiTConfig, MaskingConfig, mask_from_keep, random_mask
 from microdit.model.masking.base import MaskingLossInputs
 from microdit.model.masking.patch_mask import kept_patches
 from microdit.model.masking.registry import build_masking
+from microdit.model.validate import check_model
 
 BLOCKS = st.sampled_from([(4, 1), (8, 1), (8, 2), (8, 4), (6, 3), (16, 1), (16, 4), (5, 5)])
 RATIOS = st.floats(0, 0.999)
@@ -126,5 +127,5 @@ def test_nothing_to_drop_means_no_plan(method):
 )
 def test_an_impossible_mask_is_refused_with_the_nearest_possible(values, words):
     with pytest.raises(ConfigError) as caught:
-        DiTConfig(masking=dataclasses.replace(MaskingConfig(), **values))
+        check_model(DiTConfig(masking=dataclasses.replace(MaskingConfig(), **values)))
     assert all(word in str(caught.value) for word in words), caught.value

@@ -31,7 +31,7 @@ PAGE = EXPERIMENTS / "study" / "README.md"
 def pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Studies of equal time measure this machine, which takes seconds a network; FLOPs stand in."""
     monkeypatch.setattr(
-        "sweeps.planning.throughput_cache.kept_seconds_per_image", lambda config: HELD["flops"][0](config) / 1e15
+        "sweeps.planning.throughput_cache.cached_seconds_per_image", lambda config: HELD["flops"][0](config) / 1e15
     )
 
 
