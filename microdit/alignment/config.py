@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from microdit.common.errors import ConfigError
-from microdit.common.limits import check_limits
+from microdit.common.limits import NOT_EMPTY, Range, check_settings
 
 
 @dataclass(frozen=True)
@@ -14,18 +15,13 @@ class AlignmentConfig:
 
     encoder: str = "none"  # none | efficientnet-lite0 | dinov2 | dotted path of a PatchEncoder class
     block: int | None = None  # backbone block, from 1, whose output is aligned; null: a third of the depth
-    weight: float = 0.5  # lambda; 0: off
-    hidden: int | None = None  # width of the projector; null: the model's
-    weights: str | None = None  # of dinov2: its file, or a URL to fetch it from; null: where torch hub keeps it
+    weight: Annotated[float, Range(0, 1e12)] = 0.5  # lambda; 0: off
+    hidden: Annotated[int | None, Range(1, 1 << 17)] = None  # width of the projector; null: the model's
+    # Of dinov2: its file, or a URL to fetch it from; null: where torch hub keeps it
+    weights: Annotated[str | None, NOT_EMPTY] = None
 
     def __post_init__(self) -> None:
-        if self.weights == "":
-            raise ConfigError("'alignment.weights' is empty; leave it out for the default")
-        check_limits("alignment", self, hidden=1 << 17, weight=1e12)
-        if not 0 <= self.weight < float("inf"):
-            raise ConfigError(f"'alignment.weight' is {self.weight}; it must be a number of at least 0")
-        if self.hidden is not None and self.hidden < 1:
-            raise ConfigError(f"'alignment.hidden' is {self.hidden}; it must be at least 1, or null")
+        check_settings("alignment", self)
 
     def block_of(self, depth: int) -> int:
         """The block (from 1) of a backbone of `depth` blocks that is aligned; raises ConfigError where it has none."""

@@ -43,7 +43,7 @@ def _add_show(kinds: Any) -> None:
 
 
 def _add_cifar_captions(kinds: Any) -> None:
-    from microdit.data.cifar_captions.config import SEVERAL, WORDS_FILE, Fetch, Filters
+    from microdit.data.cifar_captions.config import WORDS_FILE, Fetch, Filters
 
     made = kinds.add_parser(
         "cifar-captions", help="photographs of the CIFAR-10 classes, chosen from COYO-700M's metadata"
@@ -66,7 +66,7 @@ def _add_cifar_captions(kinds: Any) -> None:
             _add_setting(filters, field, kind)
     filters.add_argument(
         "--several",
-        choices=SEVERAL,
+        choices=("first", "drop"),
         default="first",
         help="a caption of several classes: label by the first, or drop it",
     )

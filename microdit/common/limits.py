@@ -1,24 +1,117 @@
-"""Upper bounds of settings, far above any machine: a slip of the keyboard must not become a hang or a full memory."""
+"""Declare which values a setting allows, beside the setting itself, and check them in one place.
+
+    @dataclass(frozen=True)
+    class MixerConfig:
+        depth: Annotated[int, Range(0, 4096)] = 4
+        width: Annotated[int | None, Range(1)] = None
+
+        def __post_init__(self) -> None:
+            check_settings("model.mixer", self)
+
+Upper bounds are far above any machine: a typing error must not fill the memory or run for days.
+"""
 
 from __future__ import annotations
 
 import os
+import types
+import typing
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, Union
 
-from microdit.common.errors import ConfigError, named, shown
+from microdit.common.errors import ConfigError, named, nearest, shown
 
 MAX_NAME_BYTES = 255  # of one part of a path, on all common file systems
+NOT_EMPTY = "not empty"  # mark of a text that is left out or null rather than ""
 
 
-def check_limits(path: str, config: object, **most: float) -> None:
-    """Raise ConfigError if a number of `config` exceeds its bound in `most` in size, or is NaN; None is no number.
+@dataclass(frozen=True)
+class Range:
+    """Allowed numbers: from `least` to `most`, both included, or between the excluded ends `above` and `below`."""
 
-    `path` is the dotted key of `config`, for messages.
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return value == value and all(  # NaN is in no range
+            (
+                self.least is None or value >= self.least,
+                self.most is None or value <= self.most,
+                self.above is None or value > self.above,
+                self.below is None or value < self.below,
+            )
+        )
+
+    def __str__(self) -> str:
+        ends = (("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below))
+        return " and ".join(f"{words} {_printed(end)}" for words, end in ends if end is not None)
+
+    def check(self, label: str, value: float, alternative: str = "") -> None:
+        """Check one number.
+
+        Args:
+            label: what the message calls it: a quoted key or an option.
+            value: the number.
+            alternative: appended to the message, as in ", or null".
+
+        Raises:
+            ConfigError: if `value` is outside the range or NaN.
+        """
+        if value not in self:
+            raise ConfigError(f"{label} is {shown(value)}; it must be {self}{alternative}")
+
+
+def check_settings(path: str, config: object) -> None:
+    """Check each field of a dataclass against its annotation: `Range`, `NOT_EMPTY` and `Literal`.
+
+    Args:
+        path: dotted key of `config` for messages, "" for the root, or "--" if its fields are options of a command.
+        config: an instance of a dataclass; None is allowed wherever the annotation allows it.
+
+    Raises:
+        ConfigError: if a value is not allowed; the message has key, value and allowed values.
     """
-    for key, limit in most.items():
-        value = getattr(config, key)
-        if value is not None and not -limit <= value <= limit:
-            bound = f"at least {-limit:,}" if value < 0 else f"at most {limit:,}"
-            raise ConfigError(f"'{path}.{key}' is {shown(value)}; it must be {bound}")
+    for name, (marks, choices, optional) in _rules(type(config)).items():  # type: ignore[arg-type]
+        value = getattr(config, name)
+        if value is None and optional:
+            continue
+        label = f"--{name.replace('_', '-')}" if path == "--" else f"'{path}.{name}'" if path else f"'{name}'"
+        if choices and value not in choices:
+            raise ConfigError(f"{label} is {shown(value)}; {nearest(value, choices)}")
+        for mark in marks:
+            if isinstance(mark, Range):
+                mark.check(label, value, ", or null" if optional and path != "--" else "")
+            elif mark is NOT_EMPTY and value == "":
+                raise ConfigError(f"{label} is empty; leave it out for the default")
+
+
+@cache
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the evaluated annotations of dataclass `cls`, including what `Annotated` adds."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+@cache
+def _rules(cls: type) -> dict[str, tuple[tuple[Any, ...], tuple[Any, ...], bool]]:
+    """Return the marks, the choices of a Literal and whether None is allowed, of the fields that have any."""
+    rules = {}
+    for name, kind in field_types(cls).items():
+        marks: tuple[Any, ...] = ()
+        if typing.get_origin(kind) is Annotated:
+            kind, *rest = typing.get_args(kind)
+            marks = tuple(rest)
+        inner = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
+        choices = tuple(c for each in inner if typing.get_origin(each) is Literal for c in typing.get_args(each))
+        if marks or choices:
+            rules[name] = (marks, choices, type(None) in inner)
+    return rules
+
+
+def _printed(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
 
 
 def check_path(key: str, path: str | None) -> None:

@@ -13,13 +13,13 @@ import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from microdit.common.errors import MAX_VALUE_CHARACTERS, ConfigError, named, nearest, shown
 from microdit.common.files.strict_yaml import MAX_INTEGER, MAX_YAML_BYTES, load_yaml
 from microdit.common.files.text import read_text
+from microdit.common.limits import field_types
 
 T = TypeVar("T")
 
@@ -54,11 +54,6 @@ class FrozenOptions(Mapping[str, Any]):
         return repr(self._values)
 
 
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
-
-
 def parse(cls: type[T], values: Mapping[str, Any], source: str = "config", path: str = "") -> T:
     """Build dataclass `cls` from a mapping.
 
@@ -68,7 +63,7 @@ def parse(cls: type[T], values: Mapping[str, Any], source: str = "config", path:
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: '{path}' must be a mapping of keys, got {shown(values)}")
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = _hints(cls)  # type: ignore[arg-type]
+    hints = field_types(cls)  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
             raise ConfigError(f"{source}: unknown key '{_join(path, named(key))}'; {nearest(key, fields)}")
@@ -189,7 +184,7 @@ def _check_free(value: Any, source: str, key: str, level: int = 0) -> None:
 
 def check_finite(config: Any, source: str = "config", path: str = "") -> None:
     """Raise ConfigError for a number anywhere in dataclass `config` that is not finite, naming its key."""
-    hints: dict[str, Any] = _hints(type(config))  # type: ignore[arg-type]
+    hints: dict[str, Any] = field_types(type(config))  # type: ignore[arg-type]
     for field in dataclasses.fields(config):
         key, value = _join(path, field.name), getattr(config, field.name)
         if dataclasses.is_dataclass(value):

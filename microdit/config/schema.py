@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 
@@ -17,7 +17,7 @@ from microdit.alignment.config import AlignmentConfig
 from microdit.alignment.patch_encoders import encoder_class
 from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import write_text
-from microdit.common.limits import check_limits, check_path
+from microdit.common.limits import Range, check_path, check_settings
 from microdit.common.parsing import check_finite, parse, read_yaml, to_mapping
 from microdit.common.registry import import_plugins, resolve
 from microdit.data.config import DataConfig
@@ -56,10 +56,10 @@ PATHS = (
 class CostConfig:
     """What an hour of the machine costs, for `cost/usd`; 0 where it is not accounted."""
 
-    usd_per_hour: float = 0.0
+    usd_per_hour: Annotated[float, Range(0, 1e9)] = 0.0
 
     def __post_init__(self) -> None:
-        check_limits("cost", self, usd_per_hour=1e9)
+        check_settings("cost", self)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ The network knows nothing of sigma; `Denoiser` owns every scaling and the loss w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microdit.common.errors import ConfigError
-from microdit.common.limits import check_limits
+from microdit.common.limits import Range, check_settings
 from microdit.model import DiT, MaskingLossInputs, PatchMask
 from microdit.model.conditioning import Captions
 
@@ -22,16 +22,12 @@ from microdit.model.conditioning import Captions
 class DiffusionConfig:
     """Noise levels seen in training: ln(sigma) ~ N(p_mean, p_std^2); `sigma_data` None measures it on the data."""
 
-    p_mean: float = -0.6
-    p_std: float = 1.2
-    sigma_data: float | None = None
+    p_mean: Annotated[float, Range(-100, 100)] = -0.6
+    p_std: Annotated[float, Range(above=0, most=100)] = 1.2
+    sigma_data: Annotated[float | None, Range(above=0, most=1e12)] = None
 
     def __post_init__(self) -> None:
-        check_limits("diffusion", self, p_mean=100, p_std=100, sigma_data=1e12)
-        if self.p_std <= 0:
-            raise ConfigError(f"'diffusion.p_std' is {self.p_std}; it must be above 0")
-        if self.sigma_data is not None and self.sigma_data <= 0:
-            raise ConfigError(f"'diffusion.sigma_data' is {self.sigma_data}; it must be above 0, or null to measure it")
+        check_settings("diffusion", self)
 
 
 def draw_sigma(batch: int, config: DiffusionConfig, generator: torch.Generator) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from microdit.common.errors import ConfigError
+from microdit.common.limits import Range, check_settings
 from microdit.common.parsing import InfiniteFloat
 from microdit.diffusion.edm import Denoiser
 from microdit.model.conditioning import Captions, append_null_captions, unpack
@@ -25,12 +26,11 @@ class GuidanceInterval:
     Elsewhere the conditional model runs alone (Kynkäänniemi et al., arXiv 2404.07724, section 3).
     """
 
-    sigma_low: float = 0.0
+    sigma_low: Annotated[float, Range(0)] = 0.0
     sigma_high: InfiniteFloat | None = None  # null: no upper end
 
     def __post_init__(self) -> None:
-        if not self.sigma_low >= 0:
-            raise ConfigError(f"'sampler.guidance_interval.sigma_low' is {self.sigma_low}; it must be at least 0")
+        check_settings("sampler.guidance_interval", self)
         if self.sigma_high is not None and not self.sigma_high > self.sigma_low:
             raise ConfigError(
                 f"'sampler.guidance_interval.sigma_high' is {self.sigma_high}; it must be above 'sigma_low' "

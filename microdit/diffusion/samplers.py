@@ -5,16 +5,15 @@ They know only `model(x, sigma)`: guidance and captions are wrapped around the d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from microdit.common.errors import ConfigError
-from microdit.common.limits import check_limits
+from microdit.common.limits import Range, check_settings
 from microdit.common.parsing import InfiniteFloat
 from microdit.diffusion.guidance import EVERYWHERE, GuidanceInterval, GuidedBy, Model
 
@@ -23,13 +22,13 @@ from microdit.diffusion.guidance import EVERYWHERE, GuidanceInterval, GuidedBy, 
 class ChurnConfig:
     """Noise added back between steps (algorithm 2); `amount` (S_churn) 0 keeps the sampler deterministic."""
 
-    amount: float = 0.0
-    sigma_min: float = 0.0  # S_tmin
+    amount: Annotated[float, Range(-1e6, 1e6)] = 0.0
+    sigma_min: Annotated[float, Range(-1e12, 1e12)] = 0.0  # S_tmin
     sigma_max: InfiniteFloat = 1e9  # S_tmax
-    noise: float = 1.0  # S_noise
+    noise: Annotated[float, Range(-1e6, 1e6)] = 1.0  # S_noise
 
     def __post_init__(self) -> None:
-        check_limits("sampler.churn", self, amount=1e6, sigma_min=1e12, sigma_max=math.inf, noise=1e6)
+        check_settings("sampler.churn", self)
 
 
 @dataclass(frozen=True)
@@ -37,25 +36,21 @@ class SamplerConfig:
     """How samples are drawn; `guidance` 1 asks the conditional model alone."""
 
     type: Literal["heun", "euler"] = "heun"
-    steps: int = 18
-    guidance: float = 1.0
+    steps: Annotated[int, Range(1, 10**5)] = 18
+    guidance: Annotated[float, Range(-1e6, 1e6)] = 1.0
     guidance_by: GuidedBy = "caption"
     guidance_interval: GuidanceInterval = EVERYWHERE
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
+    sigma_min: Annotated[float, Range(above=0, most=1e12)] = 0.002
+    sigma_max: Annotated[float, Range(above=0, most=1e12)] = 80.0
+    rho: Annotated[float, Range(above=0, most=1e6)] = 7.0
     churn: ChurnConfig = ChurnConfig()
 
     def __post_init__(self) -> None:
-        check_limits("sampler", self, steps=10**5, guidance=1e6, sigma_min=1e12, sigma_max=1e12, rho=1e6)
-        if self.steps < 1:
-            raise ConfigError(f"'sampler.steps' is {self.steps}; it must be at least 1")
-        if not 0 < self.sigma_min < self.sigma_max:
+        check_settings("sampler", self)
+        if not self.sigma_min < self.sigma_max:
             raise ConfigError(
-                f"'sampler.sigma_min' ({self.sigma_min}) must lie between 0 and 'sampler.sigma_max' ({self.sigma_max})"
+                f"'sampler.sigma_min' ({self.sigma_min}) must be below 'sampler.sigma_max' ({self.sigma_max})"
             )
-        if self.rho <= 0:
-            raise ConfigError(f"'sampler.rho' is {self.rho}; it must be above 0")
         low, high = self.guidance_interval.sigma_low, self.guidance_interval.sigma_high
         if low >= self.sigma_max or (high is not None and high < self.sigma_min):
             raise ConfigError(

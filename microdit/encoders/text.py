@@ -9,12 +9,12 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 
 from microdit.common.errors import ConfigError, nearest
-from microdit.common.limits import check_limits
+from microdit.common.limits import Range, check_settings
 from microdit.encoders import open_clip_checkpoint, open_clip_text, transformers_text
 from microdit.encoders.bundled import TEXT_CLIP
 from microdit.encoders.hub import cached_hub_file, hub_folder
@@ -37,13 +37,12 @@ class TextConfig:
 
     path: str = "builtin"
     layer: Literal["last", "penultimate"] = "last"  # whose output conditions the network, after the final norm
-    length: int | None = None  # S, for transformers' encoders; None: the encoder's own, at most 77
+    # S, for transformers' encoders; null: the encoder's own, at most 77.
+    length: Annotated[int | None, Range(1, 1 << 16)] = None
     cache: bool = True  # features kept on disk; false: encoded for each batch
 
     def __post_init__(self) -> None:
-        check_limits("text", self, length=1 << 16)
-        if self.length is not None and self.length < 1:
-            raise ConfigError(f"'text.length' is {self.length}; it must be at least 1, or null")
+        check_settings("text", self)
 
 
 class TextEncoder(Protocol):

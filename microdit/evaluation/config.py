@@ -6,10 +6,10 @@ Imports nothing heavy: the configuration tree loads this file, the scorers only 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from microdit.common.errors import ConfigError, nearest
-from microdit.common.limits import check_limits
+from microdit.common.limits import NOT_EMPTY, Range, check_settings
 
 METRICS = ("fd", "kid", "clip_fd", "clip_score", "class_accuracy", "precision", "recall")
 DEFAULT_METRICS = METRICS[:5]
@@ -29,37 +29,32 @@ class EvalConfig:
     memorise it.
     """
 
-    samples: int = 256  # images generated and scored at the end; 0 skips the evaluation
-    batch_size: int = 32  # images per forward pass of the scoring networks
+    samples: Annotated[int, Range(0, 10**8)] = 256  # images generated and scored at the end; 0 skips the evaluation
+    batch_size: Annotated[int, Range(1, 1 << 20)] = 32  # images per forward pass of the scoring networks
     metrics: tuple[str, ...] = DEFAULT_METRICS  # which of METRICS to compute
     feature_net: str = BUILTIN_NET  # network behind `fd`, `kid`, `precision`, `recall`; see evaluation/networks.py
-    feature_weights: str | None = None  # its file, or a URL to fetch it from; null: where torch hub keeps it
-    clip: str = "builtin"  # network behind `clip_fd` and `clip_score`: builtin, an open_clip folder, or MODEL/TAG
-    prompts: str | None = None  # captions to draw, a file (evaluation/prompts.py); null: held-out captions of the data
+    # Its file, or a URL to fetch it from; null: where torch hub keeps it
+    feature_weights: Annotated[str | None, NOT_EMPTY] = None
+    # Network behind `clip_fd` and `clip_score`: builtin, an open_clip folder, or MODEL/TAG
+    clip: Annotated[str, NOT_EMPTY] = "builtin"
+    # Captions to draw, a file (evaluation/prompts.py); null: held-out captions of the data
+    prompts: Annotated[str | None, NOT_EMPTY] = None
     reference_split: Literal["train", "val"] = "train"  # real images that samples are compared with; see above
-    reference_count: int = 1024  # real images in the reference; clipped to leave `samples` more for the floor
-    kid_subsets: int = 50  # KID averages over this many random subsets
-    kid_subset_size: int = 128  # images per subset; clipped to the smaller of the two sets
+    # Real images in the reference; clipped to leave `samples` more for the floor
+    reference_count: Annotated[int, Range(2, 10**8)] = 1024
+    kid_subsets: Annotated[int, Range(1, 10**6)] = 50  # KID averages over this many random subsets
+    kid_subset_size: Annotated[int, Range(2, 10**6)] = 128  # images per subset; clipped to the smaller of the two sets
     seed: int = 0  # draws the noise of the scored images and the subsets of KID
-    noises: int = 1  # times that the pictures are drawn and scored, from other noise each; the first is `final/...`
-    guidance: float | None = None  # classifier-free guidance of the scored images; null: the sampler's own
-    p_mean: float | None = None  # noise levels of the validation loss: ln(sigma) ~ N(p_mean, p_std^2);
-    p_std: float | None = None  # null: those of training
+    # Times that the pictures are drawn and scored, from other noise each; the first is `final/...`
+    noises: Annotated[int, Range(1, 1000)] = 1
+    # Classifier-free guidance of the scored images; null: the sampler's own
+    guidance: Annotated[float | None, Range(0, 1e6)] = None
+    # Noise levels of the validation loss: ln(sigma) ~ N(p_mean, p_std^2); null: those of training.
+    p_mean: Annotated[float | None, Range(-100, 100)] = None
+    p_std: Annotated[float | None, Range(above=0, most=100)] = None
 
     def __post_init__(self) -> None:
-        check_limits(
-            "evaluation",
-            self,
-            samples=10**8,
-            batch_size=1 << 20,
-            reference_count=10**8,
-            kid_subsets=10**6,
-            kid_subset_size=10**6,
-            noises=1000,
-            guidance=1e6,
-            p_mean=100,
-            p_std=100,
-        )
+        check_settings("evaluation", self)
         if not self.metrics:
             raise ConfigError(f"'evaluation.metrics' is empty; {nearest('', METRICS)}")
         for name in self.metrics:
@@ -76,19 +71,5 @@ class EvalConfig:
                 f"'evaluation.feature_weights' is {self.feature_weights!r}, but 'evaluation.feature_net' is "
                 f"{BUILTIN_NET}, whose weights come with a package; choose another network or set it to null"
             )
-        for key in ("feature_weights", "clip", "prompts"):
-            if getattr(self, key) == "":
-                raise ConfigError(f"'evaluation.{key}' is empty; leave it out for the default")
-        if self.reference_split not in ("train", "val"):
-            hint = nearest(self.reference_split, ("train", "val"))
-            raise ConfigError(f"'evaluation.reference_split' is {self.reference_split!r}; {hint}")
-        if self.samples < 0 or self.samples == 1:
-            raise ConfigError(f"'evaluation.samples' is {self.samples}; it must be 0 (none) or at least 2")
-        least_of = {"batch_size": 1, "reference_count": 2, "kid_subsets": 1, "kid_subset_size": 2, "noises": 1}
-        for key, least in least_of.items():
-            if getattr(self, key) < least:
-                raise ConfigError(f"'evaluation.{key}' is {getattr(self, key)}; it must be at least {least}")
-        if self.guidance is not None and self.guidance < 0:
-            raise ConfigError(f"'evaluation.guidance' is {self.guidance}; it must be at least 0, or null")
-        if self.p_std is not None and not self.p_std > 0:
-            raise ConfigError(f"'evaluation.p_std' is {self.p_std}; it must be above 0, or null for training's own")
+        if self.samples == 1:
+            raise ConfigError("'evaluation.samples' is 1; it must be 0 (none) or at least 2")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 from microdit.common.errors import ConfigError
-from microdit.common.limits import check_limits
+from microdit.common.limits import Range, check_settings
 from microdit.common.registry import check_name, resolve
 
 Schedule = Callable[[float, float, int], list[float]]  # (start, end, depth) -> one ratio a block
@@ -22,24 +23,20 @@ class WidthConfig:
     """Ratios of the model width, from the first block (`start`) to the last (`end`)."""
 
     schedule: str = "constant"  # constant | layerwise | dotted path of a Schedule
-    start: float = 1.0
-    end: float = 1.0
-    multiple_of: int | None = None  # granularity of the widths; null: a head for attention, 8 for feed-forwards
+    start: Annotated[float, Range(above=0, most=1024)] = 1.0
+    end: Annotated[float, Range(above=0, most=1024)] = 1.0
+    # Granularity of the widths; null: head_dim for attention, 8 for feed-forwards.
+    multiple_of: Annotated[int | None, Range(1, 1 << 17)] = None
 
     def check(self, key: str) -> None:
         """Raises ConfigError where the schedule, found under `key`, is impossible."""
-        check_limits(key, self, start=1024, end=1024, multiple_of=1 << 17)
+        check_settings(key, self)
         check_name(self.schedule, SCHEDULES, f"{key}.schedule")
-        for end in ("start", "end"):
-            if getattr(self, end) <= 0:
-                raise ConfigError(f"'{key}.{end}' is {getattr(self, end)}; it must be above 0")
         if self.schedule == "constant" and self.start != self.end:
             raise ConfigError(
                 f"'{key}.schedule' is constant, but '{key}.start' is {self.start} and '{key}.end' is {self.end}; make "
                 "them equal, or the schedule layerwise"
             )
-        if self.multiple_of is not None and self.multiple_of < 1:
-            raise ConfigError(f"'{key}.multiple_of' is {self.multiple_of}; it must be at least 1, or null")
 
     def ratios(self, depth: int) -> list[float]:
         """One ratio for each of `depth` blocks."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from microdit.common.errors import ConfigError, nearest
+from microdit.common.limits import Range, check_settings
 from microdit.common.parsing import parse, read_yaml
 from microdit.config.schema import Config
 from microdit.pipeline.cost import text_tokens, training_flops
@@ -25,14 +26,11 @@ class Accelerator:
     """A device that can be rented."""
 
     name: str
-    tflops: float  # dense bf16 peak, TFLOP/s
-    usd_per_hour: float
+    tflops: Annotated[float, Range(above=0)]  # dense bf16 peak, TFLOP/s
+    usd_per_hour: Annotated[float, Range(0, 1e9)]
 
     def __post_init__(self) -> None:
-        if not self.tflops > 0:
-            raise ConfigError(f"'tflops' is {self.tflops}; it must be above 0")
-        if not 0 <= self.usd_per_hour < float("inf"):
-            raise ConfigError(f"'usd_per_hour' is {self.usd_per_hour}; it must be at least 0")
+        check_settings("", self)
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def test_a_list_of_other_classes(tmp_path: Path) -> None:
         (["--coyo", "NONE"], "none of 1 rows is left; dropped by no class word: 1"),
         (["--coyo", "GOOD", "--min-words", "9", "--max-words", "3"], "--min-words is 9, above --max-words 3"),
         (["--coyo", "GOOD", "--max-aspect", "0.5"], "--max-aspect is 0.5"),
-        (["--coyo", "GOOD", "--min-clip", "31"], "--min-clip is 31.0; it must lie between 0 and 1"),
+        (["--coyo", "GOOD", "--min-clip", "31"], "--min-clip is 31.0; it must be at least 0 and at most 1"),
         (["--coyo", "GOOD", "--val-fraction", "1"], "--val-fraction is 1.0"),
         (["--coyo", "GOOD", "--timeout", "0"], "--timeout is 0; it must be at least 1"),
         (["--coyo", "GOOD", "--words", "no.yaml"], "the word list no.yaml: no such file"),

@@ -115,7 +115,7 @@ def test_nothing_to_drop_means_no_plan(method):
     ("values", "words"),
     [
         ({"method": "none", "ratio": 0.5}, ["'model.masking.method' is none", "0.5", "naive"]),
-        ({"ratio": 1.0}, ["'model.masking.ratio' is 1.0", "[0, 1)"]),
+        ({"ratio": 1.0}, ["'model.masking.ratio' is 1.0", "at least 0 and below 1"]),
         ({"ratio": -0.1}, ["'model.masking.ratio'"]),
         ({"ratio": float("nan")}, ["'model.masking.ratio'"]),
         ({"ratio": 0.99}, ["keeps none of 64", "0.984375"]),
