@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from microdit.common.contract import COST_PREFIX, DEFAULT_PRIMARY
 from microdit.common.errors import ConfigError, named, nearest, shown
 from microdit.common.parsing import parse, read_yaml
 from microdit.pipeline.cost import COSTS
 from sweeps.config.hydra_compose import EXPERIMENTS, check_key
 
 MAX_ARMS = 100_000
-COST_AXES = tuple(f"cost/{name}" for name in COSTS)  # what a figure may have on its axis besides settings
+COST_AXES = tuple(COST_PREFIX + name for name in COSTS)  # what a figure may have on its axis besides settings
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class PaperClaim:
 class Metrics:
     """The number that decides, and which way is better."""
 
-    primary: str = "clip_fd"
+    primary: str = DEFAULT_PRIMARY
     direction: Literal["minimize", "maximize"] = "minimize"
 
 

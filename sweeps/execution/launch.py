@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock
 from optuna.trial import TrialState
 
+from microdit.common.contract import FINAL_VAL_LOSS, Status, objective_metric
 from microdit.common.files import atomic
 from microdit.common.process.identity import readable
 from microdit.common.process.waiting import waiting
@@ -23,13 +24,13 @@ from microdit.training.progress_bar import format_seconds
 from sweeps.config.study import Study
 from sweeps.execution.interruption import interruptible, undisturbed
 from sweeps.execution.launch_register import Presence, end_abandoned
-from sweeps.execution.launch_spec import LaunchSpec, final_name, shown_metrics, trial_attributes, unsound_scores
+from sweeps.execution.launch_spec import LaunchSpec, shown_metrics, trial_attributes, unsound_scores
 from sweeps.execution.launchers import Engine, Tick, build_engine
 from sweeps.execution.progress import ProgressDisplay
 from sweeps.execution.queue.trial_queue import ENDED, LAUNCH, PLAN, STOP_KEY, WORKER, Queue
 from sweeps.planning.tables import result_table, time_note
-from sweeps.planning.trials import VAL_LOSS, Trial, plan_trials, prepare_trials
-from sweeps.tracking.mlflow_store import STATUS_DONE, Launch, Store
+from sweeps.planning.trials import Trial, plan_trials, prepare_trials
+from sweeps.tracking.mlflow_store import Launch, Store
 from sweeps.tracking.uris import default_uri, exported_to_children
 
 ELSEWHERE_SECONDS = 2.0  # between two looks at trials that run in workers of another launch
@@ -89,12 +90,12 @@ def _launched(study: Study, overrides: Sequence[str], options: Options, engine: 
     print(f"{study.file.question}\nstudy {study.name}, scale {study.scale}: {len(trials)} trials", flush=True)
     with waiting("the MLflow store to open"):
         presence = Presence(Store(options.uri, options.root, options.artifacts))
-    status = "KILLED"
+    status = Status.KILLED
     try:
         sweep = _begin(study, trials, suffix, options, engine, presence)
         _work(sweep, engine, presence, options)
         count = sweep.queue.count()
-        status = "FAILED" if count.failed or count.waiting else STATUS_DONE
+        status = Status.FAILED if count.failed or count.waiting else Status.FINISHED
     finally:
         with undisturbed("closing the launch's run"), waiting("the launch's run in MLflow to be closed"):
             presence.leave(status)
@@ -153,7 +154,7 @@ def with_validation_metric(study: Study, trials: Sequence[Trial]) -> Study:
     """The study itself, or, where no samples are drawn to score, the study judged by the validation loss."""
     if trials[0].config.evaluation.samples:
         return study
-    metrics = dataclasses.replace(study.file.metrics, primary=VAL_LOSS, direction="minimize")
+    metrics = dataclasses.replace(study.file.metrics, primary=FINAL_VAL_LOSS, direction="minimize")
     return dataclasses.replace(study, file=dataclasses.replace(study.file, metrics=metrics))
 
 
@@ -203,11 +204,11 @@ def _tell_outdated(sweep: Sweep, options: Options) -> None:
 def _finished(sweep: Sweep, trial: Trial, options: Options) -> Any | None:
     """The finished run of a trial under this launch; one of another launch is shown here as reused."""
     child = sweep.store.child(sweep.launch, trial.key)
-    if child is not None and child.info.status == STATUS_DONE and (wrong := unsound_scores(child.data.metrics)):
+    if child is not None and child.info.status == Status.FINISHED and (wrong := unsound_scores(child.data.metrics)):
         _tell(f"FAILED  {trial.name}: its run {child.info.run_id} finished, but {wrong}; it counts as failed")
         return None
     if child is not None:
-        return child if child.info.status == STATUS_DONE else None
+        return child if child.info.status == Status.FINISHED else None
     origin = sweep.store.finished_trial(trial) if options.reuse else None
     if origin is not None:
         sweep.store.reuse(sweep.launch, trial, origin)
@@ -222,7 +223,7 @@ def _work(sweep: Sweep, engine: Engine, presence: Presence, options: Options) ->
     """Start rounds of workers until no trial waits, then wait for trials that other launchers' workers hold."""
     metric, direction = next(iter(objectives_of(sweep.study).items()))
     costs = [float(training_flops(trial.config)) for trial in sweep.trials]
-    board = ProgressDisplay(costs, final_name(metric), direction)
+    board = ProgressDisplay(costs, objective_metric(metric), direction)
 
     def tick() -> bool:
         presence.tick()

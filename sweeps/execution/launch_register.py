@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import TrialState
 
+from microdit.common.contract import Status
 from microdit.common.process.identity import is_alive, is_gone, this_process
 from microdit.common.stores.secrets import masked
 from sweeps.execution.queue.liveness import Silence
@@ -102,7 +103,7 @@ def end_abandoned(
             continue
         count = queue.count()
         complete = count.done + count.pruned >= queue.about().get(PLAN, count.done + 1)
-        _end(store(), name, "FINISHED" if complete else "KILLED")
+        _end(store(), name, Status.FINISHED if complete else Status.KILLED)
         _forget(queue, list(own))
         ended.append(name)
     return ended

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from microdit.common.contract import FINAL_PREFIX, SECONDS, objective_metric
 from microdit.common.errors import ConfigError
 from microdit.common.finite import require_sound, unsound
 from microdit.common.parsing import assign, to_mapping
 from microdit.config.identity import trial_key
 from microdit.config.schema import Config, config_from_mapping
 from sweeps.planning.trials import Trial
-
-VAL_LOSS_CURVE = "val/loss"  # what pruners judge: the only number that a run gives again and again, alike for all arms
 
 
 @dataclass(frozen=True)
@@ -60,21 +59,16 @@ class LaunchSpec:
         Raises ConfigError for an objective that it doesn't have, DivergenceError for a score that is no finite number.
         """
         require_sound(shown_metrics(metrics), "among the scores of the finished run")
-        names = [final_name(name) for name in self.objectives]
+        names = [objective_metric(name) for name in self.objectives]
         for name in names:
             if name not in metrics:
                 raise ConfigError(f"{self.source}: the run has no metric '{name}' to judge it by")
         return [float(metrics[name]) for name in names]
 
 
-def final_name(objective: str) -> str:
-    """The metric that an objective means."""
-    return objective if "/" in objective else f"final/{objective}"
-
-
 def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """What the queue keeps of a finished run for its lines and tables."""
-    return {name: value for name, value in metrics.items() if name.startswith("final/") or name == "cost/seconds"}
+    return {name: value for name, value in metrics.items() if name.startswith(FINAL_PREFIX) or name == SECONDS}
 
 
 def unsound_scores(metrics: Mapping[str, float]) -> str:

@@ -11,12 +11,13 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from microdit.common.contract import IMAGES_PER_SECOND, SCORES, SECONDS, TRAIN_LOSS, final_metric
 from microdit.common.finite import is_sound
 from microdit.common.process.identity import readable
 from microdit.common.process.waiting import FIRST_SECONDS
 from microdit.training.progress_bar import format_seconds
 from sweeps.execution.queue.trial_queue import ENDED, LIVE, OUTCOME, STATES, WORKER
-from sweeps.planning.tables import DISPLAYED_METRICS, align, format_significant
+from sweeps.planning.tables import align, format_significant
 
 PLAIN_SECONDS = 10.0  # between two lines of a log file
 ENOUGH = 0.02  # share of the work after which the time left can be judged
@@ -117,7 +118,7 @@ def activity(attempt: FrozenTrial) -> str:
         return f"{facts['name']} starting"
     if progress["step"] >= steps:
         return f"{facts['name']} scoring"
-    loss, speed = progress["train/loss"], progress["images_per_second"]
+    loss, speed = progress[TRAIN_LOSS], progress[IMAGES_PER_SECOND]
     return f"{facts['name']} {progress['step']:.0f}/{steps} loss {loss:.3f} {speed:.0f} images/s"
 
 
@@ -132,9 +133,9 @@ def ending(attempt: FrozenTrial) -> str:
         return f"pruned  {facts['name']} at step {max(attempt.intermediate_values, default=0)}"
     final: Mapping[str, float] = facts.get("final", {})
     scores = [
-        f"{name} {format_significant(final[f'final/{name}'])}" for name in DISPLAYED_METRICS if f"final/{name}" in final
+        f"{name} {format_significant(final[final_metric(name)])}" for name in SCORES if final_metric(name) in final
     ][:FEW]
-    took = f", trained in {format_seconds(final['cost/seconds'])}" if "cost/seconds" in final else ""
+    took = f", trained in {format_seconds(final[SECONDS])}" if SECONDS in final else ""
     reused = " (reused)" if "reused_from" in facts else ""
     return f"done    {facts['name']}{reused}{took}: {', '.join(scores) or 'not scored'}"
 

@@ -7,6 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from microdit.common.contract import (
+    CONFIG_FILE,
+    SEED,
+    SINGLE_RUN_EXPERIMENT,
+    SINGLE_RUN_STUDY,
+    SINGLE_VALUE_PREFIXES,
+    Role,
+    Status,
+    Tag,
+)
 from microdit.common.process.distributed import is_main, world_size
 from microdit.common.process.identity import this_process
 from microdit.common.process.waiting import waiting
@@ -18,9 +28,7 @@ from sweeps.execution.launch import Options
 from sweeps.execution.launch_spec import unsound_scores
 from sweeps.planning.trials import folder_name, identity_tags
 from sweeps.tracking.mlflow_logger import MlflowLogger, RunSpec
-from sweeps.tracking.mlflow_store import PROCESS_TAG, STATUS_DONE, Store
-
-EXPERIMENT = "microdit/train"
+from sweeps.tracking.mlflow_store import Store
 
 
 def train_one(config: Config, scale: str, overrides: dict[str, str], options: Options) -> int:
@@ -35,7 +43,7 @@ def train_one(config: Config, scale: str, overrides: dict[str, str], options: Op
     if is_main():
         identity = _identity(config)
         if "output_dir" not in overrides:
-            data = identity["microdit.data_fingerprint"]
+            data = identity[Tag.DATA_FINGERPRINT]
             name = folder_name(f"{config.name}-seed{config.seed}", trial_key(config), data)
             config = dataclasses.replace(config, output_dir=str(options.root / "train" / name))
         recorder = _recorder(config, identity, scale, overrides, options)
@@ -78,31 +86,31 @@ def _recorder(
     """The run to record in, new or resumed; None, after showing its results, if it is finished already."""
     with waiting("the MLflow store to open"):
         store = Store(options.uri, options.root, options.artifacts)
-        experiment = store.experiment(EXPERIMENT)
-    store.end_dead_runs(EXPERIMENT)
+        experiment = store.experiment(SINGLE_RUN_EXPERIMENT)
+    store.end_dead_runs(SINGLE_RUN_EXPERIMENT)
     before = _newest(store, experiment, identity, config) if options.reuse else None
-    wrong = unsound_scores(before.data.metrics) if before is not None and before.info.status == STATUS_DONE else ""
+    wrong = unsound_scores(before.data.metrics) if before is not None and before.info.status == Status.FINISHED else ""
     if before is not None and wrong:
         print(f"run {before.info.run_id} finished, but {wrong}: it counts as failed and is trained again", flush=True)
         before = None
-    if before is not None and before.info.status == STATUS_DONE:
+    if before is not None and before.info.status == Status.FINISHED:
         print("finished before; reuse=false runs it again")
-        _show({k: v for k, v in before.data.metrics.items() if k.startswith(("final/", "cost/"))}, config)
+        _show({k: v for k, v in before.data.metrics.items() if k.startswith(SINGLE_VALUE_PREFIXES)}, config)
         return None
     if before is None and options.reuse:
         words = store.outdated(experiment, scale, {(config.name, config.seed)})
         print(words, end="\n" if words else "", file=sys.stderr)
     tags = {
-        "microdit.role": "trial",
-        PROCESS_TAG: this_process(),
-        "microdit.study": "train",
-        "microdit.arm": config.name,
+        Tag.ROLE: Role.TRIAL,
+        Tag.PROCESS: this_process(),
+        Tag.STUDY: SINGLE_RUN_STUDY,
+        Tag.ARM: config.name,
         **identity,
-        "microdit.scale": scale,
-        "microdit.rerun": f"microdit train {Path(config.output_dir).resolve() / 'config.yaml'}",
+        Tag.SCALE: scale,
+        Tag.RERUN: f"microdit train {Path(config.output_dir).resolve() / CONFIG_FILE}",
     }
     params: dict[str, Any] = {name: value for name, value in overrides.items() if name not in ("name", "output_dir")}
-    spec = RunSpec(experiment, config.name, tags, {"seed": config.seed, **params}, options.command)
+    spec = RunSpec(experiment, config.name, tags, {SEED: config.seed, **params}, options.command)
     return MlflowLogger(options.uri, spec, before.info.run_id if before is not None else None)
 
 
@@ -110,7 +118,7 @@ def _newest(store: Store, experiment: str, identity: dict[str, str], config: Con
     """The newest run of this identity that wrote to this folder, or that was killed before it recorded its folder."""
     folder = str(Path(config.output_dir).resolve())
     for run in search_runs(store.client, [experiment], identity, most=50):
-        if run.data.tags.get("microdit.output_dir", folder) == folder:
+        if run.data.tags.get(Tag.OUTPUT_DIR, folder) == folder:
             return run
     return None
 

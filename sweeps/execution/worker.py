@@ -17,6 +17,18 @@ from typing import Any
 import optuna
 from filelock import FileLock, Timeout
 
+from microdit.common.contract import (
+    CONFIG_FILE,
+    IMAGES_PER_SECOND,
+    SEED,
+    TRAIN_LOSS,
+    VAL_LOSS_CURVE,
+    MlflowTag,
+    Outcome,
+    Role,
+    Status,
+    Tag,
+)
 from microdit.common.errors import ConfigError, DivergenceError, MicroditError, StopTraining
 from microdit.common.finite import is_sound
 from microdit.common.process.terminal import prepare_streams
@@ -25,7 +37,6 @@ from microdit.training.graceful_stop import GracefulStop
 from sweeps.config.search_space import build_pruner, build_sampler, suggest
 from sweeps.execution.checkpoint_reuse import reuse_trained_checkpoint
 from sweeps.execution.launch_spec import (
-    VAL_LOSS_CURVE,
     LaunchSpec,
     apply_suggestion,
     shown_metrics,
@@ -36,12 +47,11 @@ from sweeps.execution.queue.heartbeat import Heartbeat
 from sweeps.execution.queue.trial_queue import LAUNCH, STOP_KEY, Queue
 from sweeps.execution.trial_log import redirect_output
 from sweeps.planning.trials import Trial, prepare_trials
-from sweeps.tracking.mlflow_store import STATUS_DONE, Launch, Store
+from sweeps.tracking.mlflow_store import Launch, Store
 from sweeps.tracking.retry import StoreError, is_store_error, store_trouble, with_retries
 from sweeps.tracking.uris import QUEUE, TRACKING, is_there, unmask_from_env
 
-DIVERGED = "diverged"
-PROGRESS_KEYS = ("step", "train/loss", "images_per_second")
+PROGRESS_KEYS = ("step", TRAIN_LOSS, IMAGES_PER_SECOND)
 
 
 class Worker:
@@ -113,7 +123,7 @@ class Worker:
 
     def _run(self, trial: Trial, claimed: optuna.Trial, heart: Heartbeat, trained_in: str) -> None:
         before = self.store.child(self.launch, trial.key)
-        if before is not None and before.info.status == STATUS_DONE:
+        if before is not None and before.info.status == Status.FINISHED:
             if not unsound_scores(before.data.metrics):  # ended, and killed before the queue had it
                 return self._done(claimed, before.data.metrics, heart)
             before = None  # it counts as failed
@@ -133,18 +143,18 @@ class Worker:
         from microdit.pipeline.train_and_evaluate import run
 
         folder = Path(trial.config.output_dir)
-        save_config(trial.config, folder / "config.yaml")  # the rerun command needs it, whatever happens
+        save_config(trial.config, folder / CONFIG_FILE)  # the rerun command needs it, whatever happens
         with open(folder / "log.txt", "a", encoding="utf-8", buffering=1) as log, redirect_output(log):
             try:
                 recorder.open()
                 return run(trial.config, recorder, stop=self.stop)
             except StopTraining:
-                recorder.outcome("pruned")
+                recorder.outcome(Outcome.PRUNED)
                 heart.rest()
                 self.queue.prune(claimed)
             except KeyboardInterrupt:
                 if not heart.lost:
-                    recorder.finish("KILLED")
+                    recorder.finish(Status.KILLED)
                 raise
             except Exception as error:
                 with contextlib.suppress(OSError):  # the disk may be full
@@ -158,9 +168,9 @@ class Worker:
     def _diverged(self, claimed: optuna.Trial, error: DivergenceError, recorder: Any, heart: Heartbeat) -> None:
         """Record a result of a study that asks where training breaks: its step, and no score."""
         heart.rest()
-        recorder.outcome(DIVERGED)
+        recorder.outcome(Outcome.DIVERGED)
         recorder.fail(str(error), "")
-        self.queue.prune(claimed, DIVERGED)
+        self.queue.prune(claimed, Outcome.DIVERGED)
 
     def _done(self, claimed: optuna.Trial, metrics: Mapping[str, float], heart: Heartbeat) -> None:
         values = self.order.values(metrics)
@@ -190,21 +200,21 @@ class Worker:
 
         folder = Path(trial.config.output_dir).resolve()
         tags = {
-            "mlflow.parentRunId": self.launch.parent_id,
-            "microdit.role": "trial",
+            MlflowTag.PARENT: self.launch.parent_id,
+            Tag.ROLE: Role.TRIAL,
             **trial.identity,
-            "microdit.study": trial.study,
-            "microdit.arm": trial.arm,
-            "microdit.scale": trial.scale,
-            "microdit.attempt": str(claimed.user_attrs.get("tries", 1)),
-            "microdit.rerun": f"microdit train {folder / 'config.yaml'}",
-            "microdit.log": str(folder / "log.txt"),
+            Tag.STUDY: trial.study,
+            Tag.ARM: trial.arm,
+            Tag.SCALE: trial.scale,
+            Tag.ATTEMPT: str(claimed.user_attrs.get("tries", 1)),
+            Tag.RERUN: f"microdit train {folder / CONFIG_FILE}",
+            Tag.LOG: str(folder / "log.txt"),
         }
         if trained_in:
-            tags["microdit.trained_in"] = trained_in  # by a trial that differs in evaluation alone
+            tags[Tag.TRAINED_IN] = trained_in  # by a trial that differs in evaluation alone
 
         def told(step: int, values: Mapping[str, float]) -> None:
-            if "train/loss" in values:
+            if TRAIN_LOSS in values:
                 heart.progress = {
                     name: value for name, value in {"step": step, **values}.items() if name in PROGRESS_KEYS
                 }
@@ -214,7 +224,7 @@ class Worker:
                     raise StopTraining(f"pruned at step {step}")
 
         order = self.order
-        spec = RunSpec(order.experiment_id, trial.name, tags, {"seed": trial.seed, **trial.params}, order.command)
+        spec = RunSpec(order.experiment_id, trial.name, tags, {SEED: trial.seed, **trial.params}, order.command)
         return MlflowLogger(self.store.uri, spec, run_id, told)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from microdit.common.contract import Tag
 from sweeps.config.study import Study
 from sweeps.execution.checkpoint_reuse import duplicate_training_keys
 from sweeps.execution.launch import Options
@@ -49,7 +50,7 @@ def _states(study: Study, trials: Sequence[Trial], store: Store | None, options:
         for trial in trials:
             found = store.finished_trial(trial)
             if found is not None:
-                here = found.data.tags.get("microdit.study") == study.name
+                here = found.data.tags.get(Tag.STUDY) == study.name
                 states[trial.key] = "done" if here else "reused"
     queue = open_queue(options.queue_uri, f"{study.name}/{study.scale}/")
     for attempt in queue.latest().values() if queue is not None else []:

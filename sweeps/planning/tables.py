@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from scipy.special import stdtrit
 
+from microdit.common.contract import SCORES, SECONDS, final_metric
 from microdit.config.schema import Config
 from microdit.model.cost import network as cost
 from microdit.pipeline.cost import forward_flops, training_flops
@@ -15,7 +16,6 @@ from sweeps.config.study import Study
 from sweeps.planning.cost_estimate import Estimate, EstimateOptions, total
 from sweeps.planning.trials import Trial
 
-DISPLAYED_METRICS = ("clip_fd", "fd", "kid", "precision", "recall", "clip_score", "class_accuracy", "val_loss")
 STATES = ("done", "reused", "running", "failed", "pending")
 
 
@@ -95,10 +95,10 @@ def result_table(arms: Sequence[str], results: Sequence[tuple[str, int, Mapping[
     """One row an arm: mean and 95% Student interval over seeds of each final metric."""
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for arm, _, metrics in results:
-        for name in DISPLAYED_METRICS:
-            if f"final/{name}" in metrics:
-                values[arm][name].append(metrics[f"final/{name}"])
-    names = [name for name in DISPLAYED_METRICS if any(name in found for found in values.values())]
+        for name in SCORES:
+            if final_metric(name) in metrics:
+                values[arm][name].append(metrics[final_metric(name)])
+    names = [name for name in SCORES if any(name in found for found in values.values())]
     rows = [["arm", *names, "n"]]
     for arm in arms:
         if arm in values:
@@ -112,8 +112,8 @@ def time_note(results: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
     """What arms that are to share their training time really took."""
     seconds: dict[str, list[float]] = defaultdict(list)
     for arm, _, metrics in results:
-        if "cost/seconds" in metrics:
-            seconds[arm].append(metrics["cost/seconds"])
+        if SECONDS in metrics:
+            seconds[arm].append(metrics[SECONDS])
     listed = ", ".join(f"{arm} {sum(values) / len(values):.0f} s" for arm, values in seconds.items())
     return f"The study holds time; the arms trained for {listed}."
 

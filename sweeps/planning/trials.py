@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from microdit.common.contract import FINAL_VAL_LOSS, Tag
 from microdit.common.errors import ConfigError, nearest
 from microdit.common.parsing import flatten
 from microdit.config.identity import former_key, identity_mapping, trial_key
@@ -20,7 +21,6 @@ from sweeps.config.study import Study
 from sweeps.planning.match_budget import HELD, MATCH, matched_keys, solve
 
 TOLERANCE = 0.01  # of what a study holds
-VAL_LOSS = "val_loss"  # the one final metric that needs no samples
 RESERVED_KEYS = {
     "seed": "; give seeds=[...]",
     "name": "",
@@ -56,9 +56,9 @@ class Trial:
 def identity_tags(key: str, data_fingerprint: str, feature_net: str) -> dict[str, str]:
     """Tags that make two runs the same: settings, seed and algorithm, content of the data, and what scores them."""
     tags = {
-        "microdit.trial_key": key,
-        "microdit.data_fingerprint": data_fingerprint,
-        "microdit.feature_net": feature_net,
+        Tag.TRIAL_KEY: key,
+        Tag.DATA_FINGERPRINT: data_fingerprint,
+        Tag.FEATURE_NET: feature_net,
     }
     return {name: value for name, value in tags.items() if value}
 
@@ -228,8 +228,8 @@ def _check_primary(study: Study, configs: Mapping[str, Config]) -> None:
                 f"{study.source}: 'metrics.primary' is '{primary}', which arm '{arm}' won't have: the prompts of the "
                 "file 'evaluation.prompts' have no classes"
             )
-        if primary not in (*config.evaluation.metrics, VAL_LOSS):
-            hint = nearest(primary, (*config.evaluation.metrics, VAL_LOSS))
+        if primary not in (*config.evaluation.metrics, FINAL_VAL_LOSS):
+            hint = nearest(primary, (*config.evaluation.metrics, FINAL_VAL_LOSS))
             raise ConfigError(f"{study.source}: 'metrics.primary' is '{primary}', which arm '{arm}' won't have; {hint}")
 
 

@@ -14,6 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from microdit.common.contract import (
+    CONFIG_FILE,
+    GFLOPS_PER_IMAGE,
+    SINGLE_VALUE_PREFIXES,
+    SOURCE,
+    TRAIN_LOSS,
+    VAL_LOSS_CURVE,
+    MlflowTag,
+    Status,
+    Tag,
+)
 from microdit.common.errors import DataError
 from microdit.common.finite import require_sound
 from microdit.common.stores.secrets import masked, without_known
@@ -28,13 +39,9 @@ BATCH = 1000  # metrics that MLflow takes at once
 SYSTEM_SECONDS = 10.0  # between two readings of the machine's load
 FACT_TAGS = ("data_fingerprint", "feature_net", "device", "versions")
 PLANNED = ("data_fingerprint", "feature_net")  # facts that are known before a run starts
-ERROR_TAGS = ("microdit.error", "microdit.traceback")
-CURVES = ("train/loss", "val/loss")  # one of each report that a run may make twice
-BUDGET_KEYS = ("steps", "batch_size")  # what analysis compares runs of a study by
-SINGLE_VALUE_PREFIXES = (
-    "final/",
-    "cost/",
-)  # a value a run: at step 0 MLflow draws bars, elsewhere a curve of one point
+ERROR_TAGS = (Tag.ERROR, Tag.TRACEBACK)
+CURVES = (TRAIN_LOSS, VAL_LOSS_CURVE)  # one of each report that a run may make twice
+BUDGET_SETTINGS = {Tag.TRAINING_STEPS: "steps", Tag.TRAINING_BATCH_SIZE: "batch_size"}
 
 log = logging.getLogger(__name__)
 
@@ -81,16 +88,16 @@ class MlflowLogger:
 
     def open(self) -> str:
         """Makes the run, or wakes the one to go on with; returns its id."""
-        tags = dict(self._spec.tags) | self._provenance.tags | {"microdit.algorithm": str(ALGORITHM)}
+        tags = dict(self._spec.tags) | self._provenance.tags | {Tag.ALGORITHM: str(ALGORITHM)}
         if self.run_id:
             self._seen = {name: max((p.step for p in self._history(name)), default=0) for name in CURVES}
-            self._client.update_run(self.run_id, status="RUNNING")
+            self._client.update_run(self.run_id, status=Status.RUNNING)
             self._log_batch(tags=tags)
             present = self._client.get_run(self.run_id).data.tags
             for name in set(ERROR_TAGS) & set(present):  # of the attempt before
                 self._client.delete_tag(self.run_id, name)
         else:
-            source = {"mlflow.source.name": "microdit-sweep", "mlflow.source.type": "LOCAL", "mlflow.user": user()}
+            source = {MlflowTag.SOURCE_NAME: SOURCE, MlflowTag.SOURCE_TYPE: "LOCAL", MlflowTag.USER: user()}
             spec = self._spec
             shown = {name: masked(value) for name, value in (source | tags).items()}
             run = self._client.create_run(spec.experiment_id, tags=shown, run_name=spec.name)
@@ -104,28 +111,28 @@ class MlflowLogger:
         if not self._open:
             self.open()
         self._check_planned(facts)
-        tags = {f"microdit.{name}": str(facts[name]) for name in FACT_TAGS}
-        tags["microdit.samples"] = str(config.evaluation.samples)
-        for name in BUDGET_KEYS:  # also in config.yaml, which a reader of many runs would have to fetch from each
-            tags[f"microdit.training.{name}"] = str(getattr(config.training, name))
-        tags["microdit.output_dir"] = str(Path(config.output_dir).resolve())
+        tags = {Tag.PREFIX + name: str(facts[name]) for name in FACT_TAGS}
+        tags[Tag.SAMPLES] = str(config.evaluation.samples)
+        # The budget is in config.yaml too, but a reader of many runs would have to fetch that file from each.
+        tags |= {tag: str(getattr(config.training, name)) for tag, name in BUDGET_SETTINGS.items()}
+        tags[Tag.OUTPUT_DIR] = str(Path(config.output_dir).resolve())
         self._log_batch(tags=tags, params=self._spec.params)
         source = json.dumps({"name": config.data.name, "path": masked(config.data.path or "")})
         data = Dataset(config.data.name, str(facts["data_fingerprint"]), "local", source)
         self._client.log_inputs(self.run_id, datasets=[DatasetInput(data, [])])
-        self.artifact(Path(config.output_dir) / "config.yaml")
+        self.artifact(Path(config.output_dir) / CONFIG_FILE)
         if self._provenance.diff:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "uncommitted.diff"
                 path.write_text(without_known(self._provenance.diff), encoding="utf-8")
                 self.artifact(path)
-        self.metrics(0, {"cost/gflops_per_image": float(facts["gflops_per_image"])})
+        self.metrics(0, {GFLOPS_PER_IMAGE: float(facts["gflops_per_image"])})
         self._start_monitor()
 
     def _check_planned(self, facts: Mapping[str, RunFact]) -> None:
         """Raises DataError if data, prompts or scoring networks have changed since the run was planned."""
         for name in PLANNED:
-            planned = self._spec.tags.get(f"microdit.{name}")
+            planned = self._spec.tags.get(Tag.PREFIX + name)
             if planned and planned != str(facts[name]):
                 what = "the data" if name == "data_fingerprint" else "a scoring network or the prompts"
                 raise DataError(
@@ -148,7 +155,8 @@ class MlflowLogger:
         require_sound(values, f"at step {step}")  # sqlite would return another number for infinity, and none for NaN
         now = int(time.time() * 1000)
         for name, value in values.items():
-            self._buffer.append(Metric(name, float(value), now, 0 if name.startswith(SINGLE_VALUE_PREFIXES) else step))
+            at = 0 if name.startswith(SINGLE_VALUE_PREFIXES) else step  # MLflow draws bars for metrics at step 0 only
+            self._buffer.append(Metric(name, float(value), now, at))
         if len(self._buffer) >= BATCH or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -170,7 +178,7 @@ class MlflowLogger:
 
     def outcome(self, words: str) -> None:
         """A tag for ends that MLflow has no status for, such as 'pruned' (its status is KILLED)."""
-        self._log_batch(tags={"microdit.outcome": words})
+        self._log_batch(tags={Tag.OUTCOME: words})
 
     def fail(self, words: str, trace: str) -> None:
         """Records why a run failed, on the run itself."""
@@ -178,7 +186,7 @@ class MlflowLogger:
             self.open()
         self._log_batch(tags=dict(zip(ERROR_TAGS, (masked(words)[:4000], masked(trace)[-4000:]), strict=True)))
         self._open = True  # where the run had told its end already
-        self.finish("FAILED")
+        self.finish(Status.FAILED)
 
     def flush(self) -> None:
         """Writes what is buffered."""

@@ -18,6 +18,19 @@ from typing import Any
 
 import yaml
 
+from microdit.common.contract import (
+    OUR_EXPERIMENTS,
+    SEED,
+    SOURCE,
+    STUDY_FILE,
+    SYSTEM_PREFIX,
+    MlflowTag,
+    Role,
+    Status,
+    Tag,
+    experiment_name,
+    final_metric,
+)
 from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import write_text
 from microdit.common.finite import is_sound
@@ -35,13 +48,8 @@ from sweeps.tracking.relocate import advice
 from sweeps.tracking.retry import RetryingClient
 from sweeps.tracking.uris import own_file, sqlite_creation_lock
 
-STATUS_DONE = "FINISHED"
-QUEUE_TAG = "microdit.queue"  # of a launch: the name of its queue
-PROCESS_TAG = "microdit.process"  # of a single run: the identity of the process that trains it
 _advised: set[str] = set()
-OURS = "name LIKE 'microdit/%'"
-PARENT = "mlflow.parentRunId"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # training, not a language model's traces
+KIND = {MlflowTag.EXPERIMENT_KIND: "custom_model_development"}  # training, not a language model's traces
 
 
 @dataclass(frozen=True)
@@ -103,42 +111,42 @@ class Store:
         The name of its `queue` is a tag, by which an abandoned launch is found and ended.
         """
         about = {
-            "mlflow.note.content": study.file.question,
-            "microdit.primary": study.file.metrics.primary,
-            "microdit.direction": study.file.metrics.direction,
+            MlflowTag.NOTE: study.file.question,
+            Tag.PRIMARY: study.file.metrics.primary,
+            Tag.DIRECTION: study.file.metrics.direction,
             **_views(study, trials),
         }
-        experiment = self.experiment(f"microdit/{study.name}", about)
+        experiment = self.experiment(experiment_name(study.name), about)
         names = sorted("/".join(trial.identity.values()) for trial in trials)
         plan = sha256("\n".join(names).encode()).hexdigest()[:16]
         run = self.newest_launch(experiment, study.scale)
-        if run is not None and run.data.tags.get("microdit.plan") == plan and not fresh:
-            self.client.set_tag(run.info.run_id, QUEUE_TAG, queue)
-            self.client.update_run(run.info.run_id, status="RUNNING")
+        if run is not None and run.data.tags.get(Tag.PLAN) == plan and not fresh:
+            self.client.set_tag(run.info.run_id, Tag.QUEUE, queue)
+            self.client.update_run(run.info.run_id, status=Status.RUNNING)
             return Launch(self.uri, experiment, run.info.run_id)
         tags = {
-            "microdit.role": "study",
-            QUEUE_TAG: queue,
-            "microdit.study": study.name,
-            "microdit.scale": study.scale,
-            "microdit.plan": plan,
-            "mlflow.note.content": description(study, trials, command),
-            "mlflow.source.name": "microdit-sweep",
-            "mlflow.source.type": "LOCAL",
-            "mlflow.user": user(),
+            Tag.ROLE: Role.LAUNCH,
+            Tag.QUEUE: queue,
+            Tag.STUDY: study.name,
+            Tag.SCALE: study.scale,
+            Tag.PLAN: plan,
+            MlflowTag.NOTE: description(study, trials, command),
+            MlflowTag.SOURCE_NAME: SOURCE,
+            MlflowTag.SOURCE_TYPE: "LOCAL",
+            MlflowTag.USER: user(),
             **provenance(command).tags,
         }
         parent = self.client.create_run(experiment, run_name=f"{study.name} at {study.scale}", tags=tags)
         run_id = parent.info.run_id
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "study.yaml"
+            path = Path(folder) / STUDY_FILE
             write_text(path, yaml.safe_dump(study.as_mapping(), sort_keys=False, allow_unicode=True))
             self.client.log_artifact(run_id, str(path))
         return Launch(self.uri, experiment, run_id)
 
     def newest_launch(self, experiment: str, scale: str = "") -> Any | None:
         """The parent run of an experiment's newest launch, at `scale` or at any; None where there is none."""
-        tags = {"microdit.role": "study"} | ({"microdit.scale": scale} if scale else {})
+        tags = {Tag.ROLE: Role.LAUNCH} | ({Tag.SCALE: scale} if scale else {})
         return next(iter(search_runs(self.client, [experiment], tags, most=1)), None)
 
     def finished(self, identity: Mapping[str, str]) -> Any | None:
@@ -146,10 +154,10 @@ class Store:
 
         A run with a score that is no finite number counts as failed.
         """
-        ours = [e.experiment_id for e in experiments(self.client, OURS)]
-        found = search_runs(self.client, ours, identity, STATUS_DONE, "attributes.end_time DESC", most=50)
+        ours = [e.experiment_id for e in experiments(self.client, OUR_EXPERIMENTS)]
+        found = search_runs(self.client, ours, identity, Status.FINISHED, "attributes.end_time DESC", most=50)
         found = [run for run in found if not unsound_scores(run.data.metrics)]
-        originals = [run for run in found if "microdit.reused_from" not in run.data.tags]
+        originals = [run for run in found if Tag.REUSED_FROM not in run.data.tags]
         return next(iter([*originals, *found]), None)
 
     def finished_trial(self, trial: Trial) -> Any | None:
@@ -159,13 +167,13 @@ class Store:
 
     def outdated(self, experiment: str, scale: str, names: Collection[tuple[str, int]]) -> str:
         """One line about runs of older algorithms with these arms and seeds, which aren't reused; '' if none."""
-        words = f"tags.`microdit.role` = 'trial' and tags.`microdit.scale` = '{scale}'"
+        words = f"tags.`{Tag.ROLE}` = '{Role.TRIAL}' and tags.`{Tag.SCALE}` = '{scale}'"
         counts: dict[int, Counter[str]] = {}
         for run in self.client.search_runs([experiment], words, max_results=5000):
-            algorithm = int(run.data.tags.get("microdit.algorithm", "1"))
-            name = run.data.tags.get("microdit.arm", ""), int(run.data.params.get("seed", -1))
+            algorithm = int(run.data.tags.get(Tag.ALGORITHM, "1"))
+            name = run.data.tags.get(Tag.ARM, ""), int(run.data.params.get(SEED, -1))
             if algorithm < ALGORITHM and name in names:
-                state = "finished" if run.info.status == STATUS_DONE else "unfinished"
+                state = "finished" if run.info.status == Status.FINISHED else "unfinished"
                 counts.setdefault(algorithm, Counter())[state] += 1
         parts = []
         for algorithm, count in sorted(counts.items()):
@@ -176,9 +184,9 @@ class Store:
 
     def child(self, launch: Launch, key: str) -> Any | None:
         """The newest run of trial `key` under this launch; half a copy of a reused run is swept away."""
-        tags = {"microdit.trial_key": key, PARENT: launch.parent_id}
+        tags = {Tag.TRIAL_KEY: key, MlflowTag.PARENT: launch.parent_id}
         for run in search_runs(self.client, [launch.experiment_id], tags, most=9):
-            if "microdit.reused_from" not in run.data.tags or run.info.status == STATUS_DONE:
+            if Tag.REUSED_FROM not in run.data.tags or run.info.status == Status.FINISHED:
                 return run
             self.client.delete_run(run.info.run_id)
         return None
@@ -187,26 +195,26 @@ class Store:
         """A child that shows a finished run of another launch: its metrics, its pictures, and where it came from."""
         from mlflow.entities import Metric, Param
 
-        carried = {k: v for k, v in origin.data.tags.items() if k.startswith("microdit.")}
-        tags = {"microdit.reused_from": origin.info.run_id} | carried  # of a copy, the original
+        carried = {k: v for k, v in origin.data.tags.items() if k.startswith(Tag.PREFIX)}
+        tags = {Tag.REUSED_FROM: origin.info.run_id} | carried  # of a copy, the original
         tags |= {
-            "mlflow.parentRunId": launch.parent_id,
-            "mlflow.source.name": "microdit-sweep",
-            "microdit.study": trial.study,
-            "microdit.scale": trial.scale,
-            "microdit.arm": trial.arm,
-            "microdit.algorithm": str(ALGORITHM),
+            MlflowTag.PARENT: launch.parent_id,
+            MlflowTag.SOURCE_NAME: SOURCE,
+            Tag.STUDY: trial.study,
+            Tag.SCALE: trial.scale,
+            Tag.ARM: trial.arm,
+            Tag.ALGORITHM: str(ALGORITHM),
             **trial.identity,
         }
         run = self.client.create_run(launch.experiment_id, run_name=trial.name, tags=tags)
         metrics = [
             Metric(m.key, m.value, m.timestamp, m.step)
             for name in origin.data.metrics
-            if not name.startswith("system/")
+            if not name.startswith(SYSTEM_PREFIX)
             for m in self.client.get_metric_history(origin.info.run_id, name)
             if is_sound(m.value)
         ]
-        params = [Param(name, str(value)) for name, value in ({"seed": trial.seed} | dict(trial.params)).items()]
+        params = [Param(name, str(value)) for name, value in ({SEED: trial.seed} | dict(trial.params)).items()]
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(run.info.run_id, metrics=metrics[start : start + 1000])
         self.client.log_batch(run.info.run_id, params=params)
@@ -214,48 +222,50 @@ class Store:
             for item in self.client.list_artifacts(origin.info.run_id):
                 path = self.client.download_artifacts(origin.info.run_id, item.path, folder)
                 self.client.log_artifact(run.info.run_id, path)
-        self.client.set_terminated(run.info.run_id, STATUS_DONE)
+        self.client.set_terminated(run.info.run_id, Status.FINISHED)
 
     def mark_dead(self, launch: Launch, key: str, words: str) -> None:
         """Notes on the run of a trial why its worker could not end it; it stays open for the one that goes on."""
         run = self.child(launch, key)
-        if run is not None and run.info.status == "RUNNING":
-            self.client.set_tag(run.info.run_id, "microdit.error", words)
-            self.client.set_terminated(run.info.run_id, "FAILED")
+        if run is not None and run.info.status == Status.RUNNING:
+            self.client.set_tag(run.info.run_id, Tag.ERROR, words)
+            self.client.set_terminated(run.info.run_id, Status.FAILED)
 
     def running_launches(self, study: str, queue: str) -> list[Launch]:
         """Return the launches of a queue whose parent run has not been ended."""
         return [
             Launch(self.uri, run.info.experiment_id, run.info.run_id)
-            for run in self._running(f"microdit/{study}")
-            if run.data.tags.get(QUEUE_TAG) == queue
+            for run in self._running(experiment_name(study))
+            if run.data.tags.get(Tag.QUEUE) == queue
         ]
 
     def end_dead_runs(self, experiment: str) -> None:
         """End the single runs of an experiment whose processes are gone: they were killed, and may be resumed."""
         for run in self._running(experiment):
-            if is_gone(run.data.tags.get(PROCESS_TAG, "")):
-                self.client.set_terminated(run.info.run_id, "KILLED")
+            if is_gone(run.data.tags.get(Tag.PROCESS, "")):
+                self.client.set_terminated(run.info.run_id, Status.KILLED)
 
     def _running(self, experiment: str) -> list[Any]:
         found = self.client.get_experiment_by_name(experiment)
         if found is None:
             return []
-        return search_runs(self.client, [found.experiment_id], {}, "RUNNING")
+        return search_runs(self.client, [found.experiment_id], {}, Status.RUNNING)
 
     def finish_launch(self, launch: Launch, status: str) -> None:
         """Ends the parent run, and what children no worker is left to end."""
         self.client.set_terminated(launch.parent_id, status)
-        for run in search_runs(self.client, [launch.experiment_id], {PARENT: launch.parent_id}, "RUNNING"):
-            self.client.set_terminated(run.info.run_id, "KILLED")
+        for run in search_runs(
+            self.client, [launch.experiment_id], {MlflowTag.PARENT: launch.parent_id}, Status.RUNNING
+        ):
+            self.client.set_terminated(run.info.run_id, Status.KILLED)
 
     def final_metrics(self, launch: Launch) -> list[tuple[str, int, Mapping[str, float]]]:
         """Return (arm, seed, metrics) of every finished child with sound scores, the newest of each trial."""
-        tags, order = {PARENT: launch.parent_id}, "attributes.start_time ASC"
+        tags, order = {MlflowTag.PARENT: launch.parent_id}, "attributes.start_time ASC"
         rows: dict[tuple[str, int], Mapping[str, float]] = {}
-        for run in search_runs(self.client, [launch.experiment_id], tags, STATUS_DONE, order):
+        for run in search_runs(self.client, [launch.experiment_id], tags, Status.FINISHED, order):
             if not unsound_scores(run.data.metrics):
-                rows[run.data.tags["microdit.arm"], int(run.data.params["seed"])] = run.data.metrics
+                rows[run.data.tags[Tag.ARM], int(run.data.params[SEED])] = run.data.metrics
         return [(arm, seed, metrics) for (arm, seed), metrics in rows.items()]
 
 
@@ -269,7 +279,7 @@ def description(study: Study, trials: Sequence[Trial], command: str) -> str:
         f"Scale `{study.scale}`: {len(trials)} trials, {what}, seeds {seeds}.",
         f"Every arm is compared with `{file.baseline}`." if file.baseline else "",
         "" if file.holds == "nothing" else f"Held fixed over the arms: {file.holds.replace('_', ' ')}.",
-        f"Judged by `final/{file.metrics.primary}` ({file.metrics.direction}).",
+        f"Judged by `{final_metric(file.metrics.primary)}` ({file.metrics.direction}).",
     ]
     commands = {
         masked(command): "again: goes on with what isn't finished",

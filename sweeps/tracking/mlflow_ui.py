@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from microdit.common.contract import OUR_EXPERIMENTS, MlflowTag, Tag, final_metric
 from microdit.common.errors import ConfigError
 from microdit.common.stores.run_search import experiments
 from microdit.common.stores.secrets import masked
-from sweeps.tracking.mlflow_views import ARMS, TAG, TRIALS
+from sweeps.tracking.mlflow_views import ARMS_VIEW, TRIALS
 
 HOST = "127.0.0.1"
 # MLflow opens on its pages for language-model traces, and folds the trials of a launch away while runs are sorted by
@@ -42,19 +43,17 @@ def serve(uri: str, root: Path, port: int) -> int:
 def links(store: Any, address: str) -> list[str]:
     """One link for all experiments, then for each of ours one to its runs and one to its newest launch, which tells
     what is asked and what came out."""
-    from sweeps.tracking.mlflow_store import OURS
-
-    found = experiments(store.client, OURS)
+    found = experiments(store.client, OUR_EXPERIMENTS)
     width = max([len(experiment.name) for experiment in found], default=0)
     lines = [f"{'all'.ljust(width)}  {address}/#/experiments?{WORKFLOW}"]
     for experiment in found:
         runs = f"{address}/#/experiments/{experiment.experiment_id}/runs"
-        if f"{TAG}{ARMS}" in experiment.tags:  # MLflow balks at views that aren't there
-            how = f"compareRunsMode=CHART&viewStateShareKey={ARMS}"  # and drops a view beside a filter or an order
+        if f"{MlflowTag.SHARED_VIEW_PREFIX}{ARMS_VIEW}" in experiment.tags:  # MLflow balks at views that aren't there
+            how = f"compareRunsMode=CHART&viewStateShareKey={ARMS_VIEW}"  # and drops a view beside a filter or an order
         else:
-            metric = experiment.tags.get("microdit.primary", "fd")
-            rising = str(experiment.tags.get("microdit.direction", "minimize") == "minimize").lower()
-            order = f"orderByKey={quote(f'metrics.`final/{metric}`', safe='')}&orderByAsc={rising}"
+            metric = experiment.tags.get(Tag.PRIMARY, "fd")
+            rising = str(experiment.tags.get(Tag.DIRECTION, "minimize") == "minimize").lower()
+            order = f"orderByKey={quote(f'metrics.`{final_metric(metric)}`', safe='')}&orderByAsc={rising}"
             how = f"searchFilter={quote(TRIALS, safe='')}&{order}&compareRunsMode=CHART"
         lines.append(f"{experiment.name.ljust(width)}  {runs}?{WORKFLOW}&{how}")
         newest = store.newest_launch(experiment.experiment_id)

@@ -13,14 +13,25 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeps.planning.tables import DISPLAYED_METRICS
+from microdit.common.contract import (
+    PARAMS,
+    SAMPLES_KEY,
+    SCORES,
+    SECONDS,
+    SEED,
+    TRAIN_FLOPS,
+    TRAIN_LOSS,
+    VAL_LOSS_CURVE,
+    MlflowTag,
+    Role,
+    Tag,
+    final_metric,
+)
 
-TAG = "mlflow.sharedViewState."
-ARMS, SCORES, SAMPLES = "microdit-arms", "microdit-scores", "microdit-samples"
-TRIALS = "tags.`microdit.role` = 'trial'"
-COSTS = ("seconds", "train_flops", "params")
-LOSSES = ("train/loss", "val/loss")
-ARM = "microdit.arm"
+ARMS_VIEW, SCORES_VIEW, SAMPLES_VIEW = "microdit-arms", "microdit-scores", "microdit-samples"
+TRIALS = f"tags.`{Tag.ROLE}` = '{Role.TRIAL}'"
+COSTS = (SECONDS, TRAIN_FLOPS, PARAMS)
+LOSSES = (TRAIN_LOSS, VAL_LOSS_CURVE)
 
 
 def views(metric: str, minimize: bool, params: Sequence[str], steps: int, grouped: bool = True) -> dict[str, str]:
@@ -31,23 +42,30 @@ def views(metric: str, minimize: bool, params: Sequence[str], steps: int, groupe
         steps: the training step whose pictures are shown. grouped: an arm is drawn as the mean of its runs; else each
             run is, as those of a search.
     """
-    scores = list(dict.fromkeys([metric, *DISPLAYED_METRICS]))
-    listed = ["seed", *params]
-    columns = [f"params.`{name}`" for name in listed] + [f"metrics.`final/{name}`" for name in scores]
-    order = f"metrics.`final/{metric}`"
+    scores = list(dict.fromkeys([metric, *SCORES]))
+    listed = [SEED, *params]
+    columns = [f"params.`{name}`" for name in listed] + [f"metrics.`{final_metric(name)}`" for name in scores]
+    order = f"metrics.`{final_metric(metric)}`"
     state = {"searchFilter": TRIALS, "orderByKey": order, "orderByAsc": minimize, "hideEmptyCharts": True}
     state["isAccordionReordered"] = True
-    state["selectedColumns"] = [*columns, "metrics.`cost/seconds`"]
-    by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": ARM}]}
-    bars = [_chart("BAR", f"final/{name}", "scores") for name in scores]
-    bars += [_chart("BAR", f"cost/{name}", "costs") for name in COSTS]
+    state["selectedColumns"] = [*columns, f"metrics.`{SECONDS}`"]
+    by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": Tag.ARM}]}
+    bars = [_chart("BAR", final_metric(name), "scores") for name in scores]
+    bars += [_chart("BAR", name, "costs") for name in COSTS]
     charts = [*bars, *(_line(name) for name in LOSSES)]
     shown = {"groupBy": by_arm if grouped else None, "useGroupedValuesInCharts": True, "compareRunCharts": charts}
     shown["compareRunSections"] = [_section("scores", cardHeight=260), _section("losses"), _section("costs")]
-    pictures = _chart("IMAGE", "samples", "pictures") | {"imageKeys": ["samples"], "step": steps}
+    pictures = _chart("IMAGE", SAMPLES_KEY, "pictures") | {"imageKeys": [SAMPLES_KEY], "step": steps}
     grid = {"compareRunCharts": [pictures], "compareRunSections": [_section("pictures", columns=1, cardHeight=800)]}
-    named = {ARMS: ("arms", state | shown), SCORES: ("scores", state), SAMPLES: ("samples", state | grid)}
-    return {f"{TAG}{key}": _packed(name, own, rank) for rank, (key, (name, own)) in enumerate(named.items(), 1)}
+    named = {
+        ARMS_VIEW: ("arms", state | shown),
+        SCORES_VIEW: ("scores", state),
+        SAMPLES_VIEW: ("samples", state | grid),
+    }
+    return {
+        f"{MlflowTag.SHARED_VIEW_PREFIX}{key}": _packed(name, own, rank)
+        for rank, (key, (name, own)) in enumerate(named.items(), 1)
+    }
 
 
 def _section(name: str, **layout: int) -> dict[str, Any]:

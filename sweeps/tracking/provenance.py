@@ -10,6 +10,8 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from microdit.common.contract import MlflowTag, Tag
+
 PACKAGES = ("torch", "diffusers", "open_clip_torch", "torch-fidelity", "mlflow", "numpy")
 
 
@@ -27,15 +29,15 @@ def provenance(command: str) -> Provenance:
     commit = _git("rev-parse", "HEAD")
     diff = _git("diff", "HEAD") if commit else ""
     tags = {
-        "microdit.command": command,
-        "microdit.git_commit": commit or "none",
-        "microdit.git_dirty": str(bool(commit and _git("status", "--porcelain", "--untracked-files=no"))).lower(),
-        "microdit.version": version("microdit"),
-        "microdit.host": platform.node(),
-        "microdit.packages": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
+        Tag.COMMAND: command,
+        Tag.GIT_COMMIT: commit or "none",
+        Tag.GIT_DIRTY: str(bool(commit and _git("status", "--porcelain", "--untracked-files=no"))).lower(),
+        Tag.VERSION: version("microdit"),
+        Tag.HOST: platform.node(),
+        Tag.PACKAGES: ", ".join(f"{name} {version(name)}" for name in PACKAGES),
     }
     if commit:
-        tags["mlflow.source.git.commit"] = commit  # what MLflow's own pages show
+        tags[MlflowTag.SOURCE_COMMIT] = commit  # what MLflow's own pages show
     return Provenance(tags, diff)
 
 

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
+from microdit.common.contract import CONFIG_FILE, EXPERIMENT_PREFIX, Tag
 from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import write_text
 from microdit.common.stores.sqlite_uri import SCHEME, sqlite_path, sqlite_uri
@@ -25,8 +26,7 @@ from sweeps.tracking.sqlite_files import rewritten
 from sweeps.tracking.uris import own_file, sqlite_creation_lock
 
 ARTIFACTS = "mlartifacts"
-PATH_TAGS = ("microdit.output_dir", "microdit.log", "microdit.rerun", "microdit.trained_in")
-PREFIX = "microdit/"
+PATH_TAGS = (Tag.OUTPUT_DIR, Tag.LOG, Tag.RERUN, Tag.TRAINED_IN)
 Move = Callable[[Any], Any]
 
 
@@ -53,7 +53,8 @@ def former_roots(file: Path) -> list[Path]:
     """The roots under which the experiments of an MLflow store keep their artifacts."""
     with closing(sqlite3.connect(file, timeout=60)) as database:
         rows = database.execute(
-            "SELECT name, artifact_location FROM experiments WHERE name LIKE ? ORDER BY experiment_id", (f"{PREFIX}%",)
+            "SELECT name, artifact_location FROM experiments WHERE name LIKE ? ORDER BY experiment_id",
+            (f"{EXPERIMENT_PREFIX}%",),
         ).fetchall()
     found = []
     for name, location in rows:
@@ -144,8 +145,8 @@ def _rewrite_files(root: Path, old: Path) -> int:
                 changed += 1
     for folder, names, files in os.walk(root):
         names[:] = [name for name in names if name not in (ARTIFACTS, "checkpoints", "samples")]
-        if "config.yaml" in files:
-            changed += _rewrite_config(Path(folder) / "config.yaml", move)
+        if CONFIG_FILE in files:
+            changed += _rewrite_config(Path(folder) / CONFIG_FILE, move)
     return changed
 
 

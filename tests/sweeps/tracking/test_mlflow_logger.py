@@ -22,7 +22,7 @@ from sweeps.planning.trials import Trial, plan_trials
 from sweeps.tracking.mlflow_logger import MlflowLogger, RunSpec, near_square
 from sweeps.tracking.mlflow_store import Launch, Store
 from sweeps.tracking.mlflow_ui import links
-from sweeps.tracking.mlflow_views import ARMS, SAMPLES, SCORES, TAG
+from sweeps.tracking.mlflow_views import ARMS_VIEW, SAMPLES_VIEW, SCORES_VIEW
 from sweeps.tracking.retry import StoreError
 
 FACTS = {"data_fingerprint": "abc123", "feature_net": "net@1", "device": "cpu", "gflops_per_image": 0.5}
@@ -265,9 +265,9 @@ def test_mlflows_pages_have_views_of_the_study(store: Store, trials: list[Trial]
     launch = begin(store, trials, tmp_path)
     tags = store.client.get_experiment(launch.experiment_id).tags
     found = {}
-    for key in (ARMS, SCORES, SAMPLES):
-        kept = json.loads(tags[f"{TAG}{key}"])
-        assert len(tags[f"{TAG}{key}"]) < 5000, "what MLflow takes"
+    for key in (ARMS_VIEW, SCORES_VIEW, SAMPLES_VIEW):
+        kept = json.loads(tags[f"mlflow.sharedViewState.{key}"])
+        assert len(tags[f"mlflow.sharedViewState.{key}"]) < 5000, "what MLflow takes"
         found[kept["name"]] = json.loads(zlib.decompress(base64.b64decode(kept["state"].removeprefix("deflate;"))))
     assert list(found) == ["arms", "scores", "samples"]
     columns = found["scores"]["selectedColumns"]

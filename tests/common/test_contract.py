@@ -1,0 +1,80 @@
+"""The names in the store: unchanged values, defined once, and readable without torch."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from microdit.common.contract import MlflowTag, Tag, final_metric, noise_set_metric, objective_metric
+
+ROOT = Path(__file__).parents[2]
+SPELLED_OUT = re.compile(
+    r"microdit\.[a-z_.]+|microdit/|microdit/train|mlflow\.(parentRunId|note|source|user|experimentKind|shared)[\w.]*"
+    r"|(final|cost|train|val|eval)/([a-z_]\w*)?|images_per_second"
+)
+NOT_A_NAME = {"microdit.file"}  # a note inside SQLAlchemy's connection pool, not in the store
+# Written out independently: stored runs have these names.
+TAGS = (
+    "algorithm arm attempt command data_fingerprint device direction error feature_net git_commit git_dirty host log "
+    "outcome output_dir packages plan primary process queue rerun reused_from role samples scale study traceback "
+    "trained_in training.batch_size training.steps trial_key version versions"
+)
+
+
+def _strings(path: Path) -> list[tuple[int, str]]:
+    """Return line and text of each string literal, parts of f-strings included and docstrings left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docs]
+    return [(node.lineno, node.value) for node in found if isinstance(node.value, str)]
+
+
+def spelled_out(path: Path) -> list[str]:
+    """Return the string literals of a file that spell out a name of the store."""
+    return [f"{path}:{line}: {text}" for line, text in _strings(path) if _is_name(text)]
+
+
+def _is_name(text: str) -> bool:
+    return SPELLED_OUT.fullmatch(text) is not None and text not in NOT_A_NAME
+
+
+@pytest.mark.parametrize("package", ["sweeps"])
+def test_no_name_of_the_store_is_spelled_out(package):
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    assert [name for path in files for name in spelled_out(path)] == []
+
+
+def test_the_search_for_spelled_out_names_finds_them(tmp_path):
+    path = tmp_path / "module.py"
+    names = ['"microdit.arm"', '"mlflow.parentRunId"', '"final/fd"', 'f"final/{metric}"', 'f"microdit/{x}"', '"cost/"']
+    path.write_text("\n".join(['"""final/fd"""', '"sklearn"', '"microdit-sweep"', *(f"y = {name}" for name in names)]))
+    assert len(spelled_out(path)) == len(names)
+
+
+def test_stored_runs_keep_their_tags():
+    ours = {value for name, value in vars(Tag).items() if name.isupper() and name != "PREFIX"}
+    assert ours == {f"microdit.{name}" for name in TAGS.split()}
+    assert MlflowTag.PARENT == "mlflow.parentRunId"
+
+
+def test_metric_names():
+    assert final_metric("fd") == "final/fd"
+    assert noise_set_metric(2, "fd") == "final/noise2/fd"
+    assert objective_metric("fd") == "final/fd"
+    assert objective_metric("cost/params") == "cost/params"
+
+
+def test_all_of_analysis_is_imported_without_torch():
+    code = """
+import importlib, pkgutil, sys, analysis
+names = [m.name for m in pkgutil.walk_packages(analysis.__path__, "analysis.") if not m.name.endswith("__main__")]
+for name in names: importlib.import_module(name)
+assert len(names) > 30, names
+print(sorted({"torch", "sweeps", "hydra"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
