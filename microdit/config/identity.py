@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from microdit.common.parsing import to_mapping
-from microdit.config.schema import REQUIRED, Config
+from microdit.config.presets import REQUIRED
+from microdit.config.schema import Config
 from microdit.encoders.pretrained_weights import weights_identity
 from microdit.training.init_optimizer import optimizer_digest
 from microdit.training.init_weights import weights_digest

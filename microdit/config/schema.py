@@ -6,7 +6,7 @@ comment, and a stored `config.yaml` needs nothing but this module to run again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from microdit.common.files.atomic import write_text
 from microdit.common.limits import Range, check_path, check_settings
 from microdit.common.parsing import check_finite, parse, read_yaml, to_mapping
 from microdit.common.registry import import_plugins, resolve
+from microdit.config.presets import apply_preset
 from microdit.data.config import DataConfig
 from microdit.diffusion.edm import DiffusionConfig
 from microdit.diffusion.samplers import SamplerConfig
@@ -31,10 +32,6 @@ from microdit.model.cost.memory import check_footprint
 from microdit.model.validate import check_model
 from microdit.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from microdit.training.optim.optimizers import OPTIMIZERS
-
-# Stands where a value must be given; a plan is made without it. Not OmegaConf's ???, which a merge drops in silence
-# where the key has a value already.
-REQUIRED = "REQUIRED"
 
 PATHS = (
     "name",
@@ -64,25 +61,45 @@ class CostConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole recipe of one run; see `experiments/base.yaml` for each key's meaning."""
+    """The whole recipe of one run; see `experiments/base.yaml` for each key's meaning.
 
-    name: str
-    seed: int
-    output_dir: str
-    cache_dir: str
-    plugins: tuple[str, ...]
-    data: DataConfig
-    autoencoder: AutoencoderConfig
-    text: TextConfig
-    model: DiTConfig
-    diffusion: DiffusionConfig
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
-    training: TrainingConfig
-    sampler: SamplerConfig
-    evaluation: EvalConfig
-    cost: CostConfig
+    The defaults are those of `experiments/base.yaml` before a scale is applied. `Config.preset("demo")` gives a recipe
+    that a laptop trains in minutes.
+    """
+
+    name: str = "run"
+    seed: int = 0
+    output_dir: str = "runs/run"
+    cache_dir: str = "~/.cache/microdit"
+    plugins: tuple[str, ...] = ()
+    data: DataConfig = field(default_factory=DataConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    model: DiTConfig = field(default_factory=DiTConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    cost: CostConfig = field(default_factory=CostConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+
+    @classmethod
+    def preset(cls, name: str = "demo", overrides: Sequence[str] = ()) -> Config:
+        """Return a named recipe with some settings changed; the same that `microdit-sweep train scale=NAME` trains.
+
+        Args:
+            name: smoke (seconds), demo (minutes on a CPU), gpu (about an hour per study) or paper.
+            overrides: `key=value` words with dotted keys, such as "training.steps=20"; later ones win. Sizes of the
+                network that aren't set follow the data and the encoders.
+
+        Raises:
+            ConfigError: if the name or a key is unknown, or a value is missing or impossible.
+        """
+        values = to_mapping(cls())
+        apply_preset(values, name, overrides)
+        return config_from_mapping(values, f"preset '{name}'")
 
     def __post_init__(self) -> None:
         check_finite(self)

@@ -20,9 +20,9 @@ class DataConfig:
     """`latents`: folder of the pictures that were encoded, which scores are then measured against; null: decoded."""
     resolution: Annotated[int, Range(16, 1 << 15)] = 64
     """Side of the square images, pixels."""
-    train_size: Annotated[int, Range(1, 10**10)] = 20_000
+    train_size: Annotated[int, Range(1, 10**10)] = 16_384
     """Images of the train split; for others the most that are used."""
-    val_size: Annotated[int, Range(1, 10**9)] = 1_000
+    val_size: Annotated[int, Range(1, 10**9)] = 1_024
     """Images of the val (and composition) split; for others the most that are used."""
     seed: int = 0
     """Seed of the scenes (`emoji-captions`) or of the split (`folder`)."""

@@ -29,7 +29,7 @@ class EvalConfig:
     memorise it.
     """
 
-    samples: Annotated[int, Range(0, 10**8)] = 256  # images generated and scored at the end; 0 skips the evaluation
+    samples: Annotated[int, Range(0, 10**8)] = 1024  # images generated and scored at the end; 0 skips the evaluation
     batch_size: Annotated[int, Range(1, 1 << 20)] = 32  # images per forward pass of the scoring networks
     metrics: tuple[str, ...] = DEFAULT_METRICS  # which of METRICS to compute
     feature_net: str = BUILTIN_NET  # network behind `fd`, `kid`, `precision`, `recall`; see evaluation/networks.py
@@ -41,7 +41,7 @@ class EvalConfig:
     prompts: Annotated[str | None, NOT_EMPTY] = None
     reference_split: Literal["train", "val"] = "train"  # real images that samples are compared with; see above
     # Real images in the reference; clipped to leave `samples` more for the floor
-    reference_count: Annotated[int, Range(2, 10**8)] = 1024
+    reference_count: Annotated[int, Range(2, 10**8)] = 4096
     kid_subsets: Annotated[int, Range(1, 10**6)] = 50  # KID averages over this many random subsets
     kid_subset_size: Annotated[int, Range(2, 10**6)] = 128  # images per subset; clipped to the smaller of the two sets
     seed: int = 0  # draws the noise of the scored images and the subsets of KID

@@ -125,7 +125,7 @@ class DiTConfig:
     qk_norm: bool = True
     caption_ffn_ratio: Annotated[float, Range(above=0, most=1024)] = 4.0
     attn_width: WidthConfig = field(default_factory=WidthConfig)
-    ffn_width: WidthConfig = field(default_factory=lambda: WidthConfig(start=4.0, end=4.0))
+    ffn_width: WidthConfig = field(default_factory=lambda: WidthConfig(start=4.0, end=4.0, multiple_of=32))
     ffn: FeedForwardConfig = field(default_factory=FeedForwardConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     mixer: MixerConfig = field(default_factory=MixerConfig)

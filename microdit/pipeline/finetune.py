@@ -10,9 +10,9 @@ from microdit.alignment.config import AlignmentConfig
 from microdit.common.errors import ConfigError
 from microdit.common.parsing import override, to_mapping
 from microdit.config.schema import Config, config_from_mapping, load_config
+from microdit.config.sizes import follow_encoders
 from microdit.data.config import DataConfig
 from microdit.data.registry import build_dataset
-from microdit.pipeline.sizes import follow_encoders
 from microdit.training.config import EmaConfig, ScheduleConfig
 from microdit.training.init_weights import WEIGHTS
 
@@ -60,7 +60,7 @@ def _style(base: Config, run: Path, data: Path, out: Path, steps: int) -> Config
         accumulation=1,
         unmasked_tail=0.0,
         caption_dropout=DROPOUT,
-        ema=EmaConfig(decay=1 - 1 / max(MEMORY * steps, 1)),
+        ema=EmaConfig(decay=1 - 1 / max(MEMORY * steps, 1), start_step=0),
         compile=False,  # takes longer than the steps
         log_every=10,
         val_every=0,

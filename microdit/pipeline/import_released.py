@@ -86,6 +86,6 @@ def _sampling_config(out: Path, model: DiTConfig, text: TextConfig, autoencoder:
         schedule=ScheduleConfig("constant"),
         training=TrainingConfig(steps=5000, batch_size=2048, init=str(out.absolute())),
         sampler=SamplerConfig(steps=STEPS, guidance=GUIDANCE),
-        evaluation=EvalConfig(),
+        evaluation=EvalConfig(samples=256, reference_count=1024),
         cost=CostConfig(),
     )

@@ -13,6 +13,7 @@ from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import stat_fingerprint, sweep
 from microdit.common.registry import import_plugins
 from microdit.config.schema import Config
+from microdit.config.sizes import Sizes
 from microdit.data.config import DataConfig
 from microdit.data.dataset import CaptionedImages
 from microdit.data.latents.dataset import LatentImages, check_autoencoder
@@ -21,7 +22,7 @@ from microdit.data.registry import DATASETS, build_dataset
 from microdit.encoders.autoencoder import OF_DATA, Autoencoder, AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
 from microdit.evaluation.reference import originals_digest, reference_rows
-from microdit.pipeline.sizes import Sizes, check_sizes
+from microdit.pipeline.sizes import check_sizes
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from microdit.common.errors import CheckpointError
 from microdit.common.files.atomic import sweep
 from microdit.common.files.tensors import read_tensors
 from microdit.config.schema import Config, load_config
+from microdit.config.sizes import Sizes
 from microdit.data.registry import build_dataset
 from microdit.diffusion import Denoiser
 from microdit.encoders.autoencoder import Autoencoder
@@ -25,7 +26,7 @@ from microdit.evaluation.report import check_scoring
 from microdit.model import DiT
 from microdit.pipeline.final_evaluation import generate_and_score
 from microdit.pipeline.inputs import build_components, choose_device, load_plugins, open_autoencoder
-from microdit.pipeline.sizes import Sizes, check_sizes
+from microdit.pipeline.sizes import check_sizes
 from microdit.pipeline.train_and_evaluate import build_accelerator, check_counts
 from microdit.training.validation import validate
 

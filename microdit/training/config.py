@@ -64,7 +64,7 @@ class EmaConfig:
     """
 
     decay: Annotated[float, Range(0, below=1)] = 0.995
-    start_step: int = 0
+    start_step: int = -10_000
 
     def __post_init__(self) -> None:
         check_settings("training.ema", self)
@@ -78,8 +78,10 @@ class EmaConfig:
 class TrainingConfig:
     """The loop: how long, how much at a time, in which precision, and what it leaves behind."""
 
-    steps: Annotated[int, Range(1, 10**9)]
-    batch_size: Annotated[int, Range(1, 1 << 20)]  # images per optimiser step, over all processes and accumulation
+    steps: Annotated[int, Range(1, 10**9)] = 60_000
+    batch_size: Annotated[int, Range(1, 1 << 20)] = (
+        2048  # images per optimiser step, over all processes and accumulation
+    )
     init: str | None = None  # weights to start from: a run's folder, an imported one, or a .safetensors file
     init_optimizer: bool = False  # start from that run's optimizer state, too; its last checkpoint has it
     accumulation: Annotated[int, Range(1, 1 << 20)] = 1  # micro-batches per optimiser step

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,12 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from microdit.common.errors import MAX_VALUE_CHARACTERS, ConfigError, named, nearest, shown
 from microdit.common.parsing import flatten
-from microdit.config.schema import REQUIRED, Config, config_from_mapping
+from microdit.config.presets import EXPERIMENTS, REQUIRED
+from microdit.config.schema import Config, config_from_mapping
+from microdit.config.sizes import follow_encoders
 from microdit.data.latents.dataset import settings_from_latents
-from microdit.pipeline.sizes import follow_encoders
 from sweeps.config.override_quoting import as_value
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 GROUPS = ("data", "model", "scale", "recipe")
 SCALE_FACTORS_KEY = "times"  # a recipe's factors on what the scale has
 PRIMARY = "base"

@@ -1,0 +1,100 @@
+"""Named recipes without Hydra: the defaults, one file of `experiments/scale/`, and `key=value` words.
+
+`microdit-sweep` composes the same files through Hydra; a test keeps both results equal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from microdit.common.errors import ConfigError, nearest
+from microdit.common.parsing import assign, flatten, override, read_yaml
+from microdit.config.sizes import follow_encoders
+from microdit.data.latents.dataset import settings_from_latents
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+
+# Marks a value that must be given. OmegaConf's ??? won't do: a merge ignores it if the key already has a value.
+REQUIRED = "REQUIRED"
+
+DEFAULTS_LIST = "defaults"  # Hydra's list of further files
+_GROUP_OVERRIDE = re.compile(r"override /(\w+)")
+_CHOICE = re.compile(r"\$\{choose:\$\{([\w.]+)\},(\w+),(\w+),(\w+)\}")  # (key, value, if equal, otherwise)
+
+
+def preset_names() -> list[str]:
+    """Return the names of the recipes: smoke, demo, gpu, paper and any other file of `experiments/scale/`."""
+    return sorted(path.stem for path in (EXPERIMENTS / "scale").glob("*.yaml"))
+
+
+def apply_preset(values: dict[str, Any], name: str, overrides: Sequence[str] = ()) -> None:
+    """Apply a named recipe and `key=value` words to a complete nested mapping of settings, in place.
+
+    Sizes of the network that nobody sets follow the data and the encoders.
+
+    Args:
+        values: the defaults; nested mappings, changed in place.
+        name: one of `preset_names`.
+        overrides: such as "training.steps=20"; later ones win.
+
+    Raises:
+        ConfigError: if the name or a key is unknown, or a value that has no default is missing.
+    """
+    source = f"preset '{name}'"
+    _merge(values, _read_preset(name), source)
+    factor = values["data"]["resolution"] // values["model"]["input_size"]
+    given = override(values, overrides, source)
+    if "name" in given and "output_dir" not in given:
+        values["output_dir"] = f"runs/{values['name']}"
+    if values["data"]["name"] == "latents" and values["data"]["path"] not in (None, REQUIRED):
+        for key, value in settings_from_latents(values["data"]["path"]).items():
+            if key not in given:
+                assign(values, key, value)
+    for key, value in flatten(values, empty=True).items():
+        if isinstance(value, str) and (choice := _CHOICE.fullmatch(value)):
+            other, wanted, then, otherwise = choice.groups()
+            assign(values, key, then if str(_get(values, other)) == wanted else otherwise)
+    follow_encoders(values, given, factor)
+    missing = [key for key, value in flatten(values, empty=True).items() if value == REQUIRED]
+    if missing:
+        raise ConfigError(f"{source}: no default for {', '.join(missing)}; add '{missing[0]}=...' to the overrides")
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    if name not in preset_names():
+        raise ConfigError(f"there is no preset '{name}'; {nearest(name, preset_names())}")
+    values = read_yaml(EXPERIMENTS / "scale" / f"{name}.yaml")
+    base: dict[str, Any] = {}
+    for entry in values.pop(DEFAULTS_LIST, []):  # such as {"override /data": "folder"}
+        for words, option in entry.items():
+            group = _GROUP_OVERRIDE.fullmatch(words)
+            if group is None:
+                raise ConfigError(f"experiments/scale/{name}.yaml: '{words}' is not of the form 'override /GROUP'")
+            base[group[1]] = read_yaml(EXPERIMENTS / group[1] / f"{option}.yaml")
+    _merge(base, values, name, strict=False)
+    return base
+
+
+def _merge(
+    values: dict[str, Any], changes: Mapping[str, Any], source: str, strict: bool = True, path: str = ""
+) -> None:
+    """Lay nested `changes` over `values` in place; if `strict`, only keys that exist may be set."""
+    for key, value in changes.items():
+        dotted = f"{path}.{key}" if path else key
+        if strict and key not in values and not path.endswith(".options"):
+            raise ConfigError(f"{source}: unknown key '{dotted}'; {nearest(key, values)}")
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict):
+            _merge(values[key], value, source, strict, dotted)
+        else:
+            values[key] = value
+
+
+def _get(values: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a dotted key."""
+    node: Any = values
+    for part in key.split("."):
+        node = node[part]
+    return node

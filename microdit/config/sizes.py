@@ -1,0 +1,63 @@
+"""The network's sizes that data and encoders decide, known from configurations alone: no weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microdit.common.errors import DataError
+from microdit.data.latents.reader import read_index
+from microdit.encoders.autoencoder import OF_DATA, autoencoder_sizes
+from microdit.encoders.text import text_width
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the encoders give; None for what this machine can't know without loading or fetching them."""
+
+    channels: int | None  # of the latents
+    downsampling: int | None  # pixels per latent along a side
+    width: int | None  # of the text encoder's token features
+
+
+def stated_sizes(values: Mapping[str, Any]) -> Sizes:
+    """The sizes of the encoders that a configuration names, as a mapping."""
+    data, autoencoder, text = values["data"], values["autoencoder"]["path"], values["text"]["path"]
+    channels, downsampling = None, None
+    if data["name"] == "latents" and autoencoder == OF_DATA:
+        channels, downsampling = _sizes_of_latents(data["path"])
+    elif isinstance(autoencoder, str):
+        channels, downsampling = autoencoder_sizes(autoencoder) or (None, None)
+    return Sizes(channels, downsampling, text_width(text) if isinstance(text, str) else None)
+
+
+def follow_encoders(values: dict[str, Any], given: Collection[str], downsampling: int | None) -> None:
+    """Set the sizes in `values['model']` that data and encoders decide, except those whose dotted key is `given`.
+
+    `downsampling` is the factor to assume for an autoencoder whose own factor can't be known here.
+    """
+    sizes = stated_sizes(values)
+    factor, resolution = sizes.downsampling or downsampling, values["data"]["resolution"]
+    whole = isinstance(resolution, int) and factor and resolution % factor == 0  # else `check_sizes` names the fault
+    decided = {
+        "in_channels": sizes.channels,
+        "input_size": resolution // factor if whole and factor else None,
+        "caption_channels": sizes.width,
+    }
+    for key, value in decided.items():
+        if value is not None and f"model.{key}" not in given:
+            values["model"][key] = value
+
+
+def _sizes_of_latents(path: Any) -> tuple[int | None, int | None]:
+    """Channels and factor of encoded images; nothing if their folder isn't on this machine."""
+    if not isinstance(path, str) or not Path(path).expanduser().is_dir():
+        return None, None
+    try:
+        index = read_index(Path(path).expanduser())
+        channels, side, _ = index["latents"]["shape"]
+        return int(channels), int(index["resolution"]) // int(side)
+    except (DataError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None, None  # reported when the images are opened
