@@ -242,10 +242,11 @@ def test_an_interval_without_guidance_is_refused(smoke_config: Config):
     dataclasses.replace(smoke_config, sampler=limited, evaluation=scored)  # scores have guidance
 
 
-def test_noise_is_raised_as_in_algorithm_2():
+@pytest.mark.parametrize(("amount", "growth"), [(0.3, 1.3), (9.0, 2**0.5)], ids=["below the cap", "at the cap"])
+def test_noise_is_raised_as_in_algorithm_2(amount: float, growth: float):
     """One step of Euler's method with churn against the paper's lines, in double precision."""
-    config = SamplerConfig("euler", 1, sigma_max=2.0, churn=ChurnConfig(0.3, 0.5, 3.0, 1.5))
-    raised = 2.0 * 1.3
+    config = SamplerConfig("euler", 1, sigma_max=2.0, churn=ChurnConfig(amount, 0.5, 3.0, 1.5))
+    raised = 2.0 * growth
     fresh = torch.stack([torch.randn(4, 8, 8, generator=each, dtype=torch.float64) for each in churn(2)])
     x = NOISE.double() * 2.0 + (raised**2 - 2.0**2) ** 0.5 * 1.5 * fresh
     slope = (x - gaussian_denoiser(x.float(), torch.full((2,), raised)).double()) / raised

@@ -88,6 +88,7 @@ def test_keys_that_change_no_shape_change_the_output(values):
     [
         ({"width": 100}, ["'model.width' is 100", "multiple of 16", "nearest is 96"]),
         ({"width": 0}, ["'model.width' is 0"]),
+        ({"width": 8}, ["'model.width' is 8", "multiple of 16", "nearest is 16"]),
         ({"depth": 0}, ["'model.depth' is 0"]),
         ({"patch_size": 3}, ["'model.input_size' is 8", "multiple of 3", "nearest is 9"]),
         ({"norm_eps": 0.0}, ["'model.norm_eps'", "above 0"]),

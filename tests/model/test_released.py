@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from microdit.common.errors import CheckpointError, ConfigError
@@ -43,11 +44,13 @@ def test_a_checkpoint_nested_beside_other_networks_opens(weights, tmp_path):
 
 
 def test_import_writes_a_folder_that_opens_again(tmp_path):
-    words = import_released(SMALL, tmp_path / "small", "MicroDiT_Tiny_2", REFERENCE / "small.json")
+    words = import_released(SMALL, tmp_path / "small", "MicroDiT_Tiny_2", REFERENCE / "small.json", sigma_data=0.9)
     net = load_imported_folder(tmp_path / "small")
     count, folder = sum(p.numel() for p in net.parameters()), tmp_path / "small"
     assert words == f"{count:,} parameters in {folder / 'model.safetensors'}, settings in {folder / 'model.yaml'}"
     assert net.config == CONFIG
+    with safe_open(folder / "model.safetensors", "pt") as tensors:
+        assert float(tensors.get_tensor("sigma_data")) == 0.9
     assert all(
         torch.equal(a, b) for a, b in zip(net.parameters(), load_released(SMALL, CONFIG).parameters(), strict=True)
     )

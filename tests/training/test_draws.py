@@ -114,6 +114,8 @@ def test_equal_steps_have_equal_draws_and_another_seed_has_others(drawn: Drawn):
             assert not torch.equal(getattr(one, field), getattr(stranger, field))
         assert torch.equal(one.plan.mask, twin.plan.mask)
         assert not torch.equal(one.plan.mask, stranger.plan.mask)
+    dropped = [[draw.nulls.tolist() for draw in draws] for draws in (first, again, other)]
+    assert dropped[0] == dropped[1] != dropped[2]
 
 
 def test_a_step_draws_the_same_however_long_the_run_and_whatever_its_micro_batches(drawn: Drawn):

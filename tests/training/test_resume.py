@@ -347,3 +347,11 @@ def test_ema_starts_where_told(smoke_config: Config, tmp_path: Path):
     key = "final_layer.linear.weight"
     assert torch.equal(tensors["off"][key], tensors["late"][key])  # one averaged step is that step itself
     assert not torch.equal(tensors["off"][key], tensors["early"][key])
+
+
+def test_an_optimizer_without_a_digest_is_rejected(tmp_path: Path):
+    write_optimizer(tmp_path, {"state": {0: {"exp_avg": torch.arange(6.0)}}})
+    path = tmp_path / "optimizer.safetensors"
+    save_file(load_file(path), path)  # the same tensors, without the digest
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors"):
+        read_optimizer(tmp_path)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from analysis.stats.trend import complete_blocks, page, trend, trend_of
 
@@ -63,6 +64,12 @@ def test_slopes_are_least_squares_per_unit_or_doubling() -> None:
         assert found.unit == unit
         assert found.slope.mean == pytest.approx(np.mean(slopes))
         assert found.deviation == pytest.approx(np.std(slopes, ddof=1))
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2), (2, 3, 0, 1)])
+def test_rank_correlations_are_scipys(order: tuple[int, ...]) -> None:
+    scores = np.array([[float(value) ** 2 for value in order]])
+    assert trend(AXIS, scores).rho == pytest.approx(stats.spearmanr(AXIS, scores[0]).statistic)
 
 
 def test_one_seed_has_no_p() -> None:

@@ -165,7 +165,7 @@ def test_several_processes_write_the_same_as_one(place: Path, tmp_path: Path, ca
 
 def test_killed_in_the_middle_it_goes_on(place: Path, tmp_path: Path):
     child = (
-        "import os, sys\nfrom microdit.data import encode\nwrite = encode.write_shard\n"
+        "import os, sys\nfrom microdit.data.latents import writer as encode\nwrite = encode.write_shard\n"
         "def once(*words):\n    if '000001' in words[1]:\n        os.kill(os.getpid(), 9)\n    return write(*words)\n"
         "encode.write_shard = once\nfrom microdit.cli.main import main\nsys.exit(main(sys.argv[1:]))\n"
     )

@@ -80,7 +80,7 @@ def test_a_second_signal_while_the_run_is_being_ended_does_not_keep_it_open(
 
 KILLED = """
 import os, signal, sys
-from sweeps import launch
+from sweeps.execution import launch
 from sweeps.cli import main
 def die(*_): os.kill(os.getpid(), signal.SIGKILL)
 launch._fill = die
