@@ -5,7 +5,7 @@ They know only `model(x, sigma)`: guidance and captions are wrapped around the d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -16,6 +16,8 @@ from microdit.common.errors import ConfigError
 from microdit.common.limits import Range, check_settings
 from microdit.common.parsing import InfiniteFloat
 from microdit.diffusion.guidance import EVERYWHERE, GuidanceInterval, GuidedBy, Model
+
+StepCallback = Callable[[int, int, Tensor], None]  # (step from 1, steps, latents (B, C, H, W) float64 after it)
 
 
 @dataclass(frozen=True)
@@ -67,22 +69,30 @@ def sigma_steps(config: SamplerConfig) -> Tensor:
 
 
 @torch.no_grad()
-def sample(model: Model, noise: Tensor, config: SamplerConfig, generators: Sequence[torch.Generator] = ()) -> Tensor:
+def sample(
+    model: Model,
+    noise: Tensor,
+    config: SamplerConfig,
+    generators: Sequence[torch.Generator] = (),
+    callback: StepCallback | None = None,
+) -> Tensor:
     """Integrates from `noise` (B, C, H, W), unit normal, to clean latents of the same shape, float32.
 
     The state is float64, so that only the network's precision limits the result. Heun's correction is left out of the
     last step, where sigma reaches 0. Churn alone needs `generators`, one for each image: what it adds to an image then
-    doesn't depend on the others of its batch.
+    doesn't depend on the others of its batch. `callback` is called after each step.
     """
     sigmas = sigma_steps(config).tolist()
     x = noise.double() * sigmas[0]
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True), 1):
         x, sigma = _churn(x, sigma, config, generators)
         slope = _slope(model, x, sigma)
         moved = x + (following - sigma) * slope
         if config.type == "heun" and following > 0:
             moved = x + (following - sigma) * (slope + _slope(model, moved, following)) / 2
         x = moved
+        if callback is not None:
+            callback(step, config.steps, x)
     return x.float()
 
 

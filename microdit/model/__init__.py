@@ -5,7 +5,7 @@ from microdit.model.config import DiTConfig, MaskingConfig
 from microdit.model.dit import DiT
 from microdit.model.masking.base import MaskingLossInputs
 from microdit.model.masking.patch_mask import PatchMask, mask_from_keep, random_mask
-from microdit.model.presets import PRESETS, preset
+from microdit.model.presets import PRESETS, list_presets, preset
 
 __all__ = [
     "PRESETS",
@@ -15,6 +15,7 @@ __all__ = [
     "MaskingLossInputs",
     "PatchMask",
     "import_released",
+    "list_presets",
     "load_imported_folder",
     "load_released",
     "mask_from_keep",

@@ -22,6 +22,7 @@ from microdit.model.layers.moe import ExpertChoice
 from microdit.model.layers.patch_mixer import NoMixer, PatchMixer
 from microdit.model.masking.patch_mask import PatchMask
 from microdit.model.masking.registry import build_masking
+from microdit.model.presets import preset
 from microdit.model.validate import check_model
 from microdit.model.width_schedules import attention_width, hidden_width
 
@@ -60,6 +61,19 @@ class DiT(nn.Module):
         self.final_layer = FinalLayer(head, config.patch_size**2 * config.in_channels)
         if seed is not None:
             initialize(self, seed)
+
+    @classmethod
+    def from_preset(cls, name: str, seed: int | None = 0) -> DiT:
+        """Build the network of a named architecture, such as "DiT-Tiny/2"; `list_presets` returns all names.
+
+        Args:
+            name: of the architecture.
+            seed: of the initial weights; None leaves them uninitialized, for loading.
+
+        Raises:
+            ConfigError: if there is no such name; gives the nearest.
+        """
+        return cls(preset(name), seed)
 
     def forward(self, x: Tensor, t: Tensor, y: Captions, plan: PatchMask | None = None) -> Tensor:
         """Predicts from scaled noisy latents; see `microdit.diffusion.Denoiser` for the scalings.

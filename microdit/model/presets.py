@@ -14,17 +14,30 @@ from microdit.model.width_schedules import WidthConfig
 _ROWS = {
     "DiT-Tiny/2":       (512,  16, 32,        4,  512,  False),
     "DiT-XL/2":         (1024, 28, 64,        6,  768,  False),
-    "MicroDiT_Tiny_2":  (512,  16, 32,        4,  512,  True),
-    "MicroDiT_XL_2":    (1024, 28, 64,        6,  768,  True),
+    "MicroDiT-Tiny/2":  (512,  16, 32,        4,  512,  True),
+    "MicroDiT-XL/2":    (1024, 28, 64,        6,  768,  True),
 }  # fmt: skip
 
 PRESETS = tuple(_ROWS)
+ALIASES = {"MicroDiT_Tiny_2": "MicroDiT-Tiny/2", "MicroDiT_XL_2": "MicroDiT-XL/2"}  # names in the released code
+
+
+def list_presets() -> tuple[str, ...]:
+    """Return the names that `preset` and `DiT.from_preset` take; released names such as MicroDiT_XL_2 are aliases."""
+    return PRESETS
 
 
 def preset(name: str) -> DiTConfig:
-    """The architecture called `name`, one of `PRESETS`; raises ConfigError with the nearest name."""
+    """Return the architecture of a name in `PRESETS`, or of a released one in `ALIASES`.
+
+    The latents are 32 x 32 x 4 (256 px) and captions have 1024 channels; `dataclasses.replace` changes a setting.
+
+    Raises:
+        ConfigError: if there is no such name; gives the nearest.
+    """
+    name = ALIASES.get(name, name)
     if name not in _ROWS:
-        raise ConfigError(f"there is no preset '{name}'; {nearest(name, PRESETS)}")
+        raise ConfigError(f"there is no preset '{name}'; {nearest(name, (*PRESETS, *ALIASES))}")
     width, depth, head_dim, mixer_depth, mixer_width, released = _ROWS[name]
     parts = _released_parts(head_dim) if released else {"ffn_width": WidthConfig("constant", 4.0, 4.0, 32)}
     return DiTConfig(

@@ -79,9 +79,7 @@ class TrainingConfig:
     """The loop: how long, how much at a time, in which precision, and what it leaves behind."""
 
     steps: Annotated[int, Range(1, 10**9)] = 60_000
-    batch_size: Annotated[int, Range(1, 1 << 20)] = (
-        2048  # images per optimiser step, over all processes and accumulation
-    )
+    batch_size: Annotated[int, Range(1, 1 << 20)] = 2048  # images per optimizer step, over all processes
     init: str | None = None  # weights to start from: a run's folder, an imported one, or a .safetensors file
     init_optimizer: bool = False  # start from that run's optimizer state, too; its last checkpoint has it
     accumulation: Annotated[int, Range(1, 1 << 20)] = 1  # micro-batches per optimiser step

@@ -280,3 +280,13 @@ def test_limits_of_settings_are_allowed_values():
     for wrong in (0.0, -1.0):
         with pytest.raises(ConfigError, match=r"'diffusion\.sigma_data'"):
             DiffusionConfig(sigma_data=wrong)
+
+
+def test_a_callback_sees_the_latents_after_each_step():
+    seen: list[tuple[int, int, torch.Tensor]] = []
+    noise = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    config = SamplerConfig(steps=3)
+    drawn = sample(lambda x, sigma: x / 2, noise, config, callback=lambda *step: seen.append(step))
+    assert [(step, steps) for step, steps, _ in seen] == [(1, 3), (2, 3), (3, 3)]
+    assert torch.equal(seen[-1][2].float(), drawn)
+    assert len({float(x.abs().sum()) for _, _, x in seen}) == 3

@@ -13,7 +13,7 @@ from microdit.common.errors import ConfigError
 from microdit.common.parsing import parse, to_mapping
 from microdit.common.registry import import_plugins
 from microdit.config.schema import config_from_mapping
-from microdit.model import DiT, DiTConfig
+from microdit.model import DiT, DiTConfig, list_presets, preset
 
 SMALL = {"input_size": 8, "width": 64, "depth": 3, "head_dim": 16, "caption_channels": 12, "mixer": {"depth": 2}}
 
@@ -201,3 +201,13 @@ def test_a_missing_class_of_a_plugin_is_named(plugin):
     import_plugins([plugin])
     with pytest.raises(ConfigError, match=r"'model\.ffn\.type' is 'my_parts\.Nothing', which can't be imported"):
         DiT(parse(DiTConfig, SMALL | {"ffn": {"type": f"{plugin}.Nothing"}}))
+
+
+def test_a_network_is_built_by_a_presets_name() -> None:
+    assert list_presets() == ("DiT-Tiny/2", "DiT-XL/2", "MicroDiT-Tiny/2", "MicroDiT-XL/2")
+    with torch.device("meta"):
+        net = DiT.from_preset("DiT-Tiny/2", seed=None)
+    assert (net.config.width, net.config.depth, net.config.patch_size) == (512, 16, 2)
+    assert preset("MicroDiT_XL_2") == preset("MicroDiT-XL/2")  # the released code's name
+    with pytest.raises(ConfigError, match="no preset 'DiT-Tini/2'; did you mean 'DiT-Tiny/2'"):
+        DiT.from_preset("DiT-Tini/2")
