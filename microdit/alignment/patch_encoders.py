@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from microdit.alignment.config import AlignmentConfig
 from microdit.common.errors import ConfigError
 from microdit.common.files.digests import content_digest
-from microdit.common.registry import resolve
+from microdit.common.registry import Registry
 from microdit.encoders.dinov2 import (
     NAME,
     PATCH,
@@ -164,7 +164,10 @@ def _on_grid(features: Tensor, side: int) -> Tensor:
     return grid.flatten(2).transpose(1, 2)
 
 
-ENCODERS: dict[str, type[PatchEncoder]] = {"none": NoEncoder, LITE0: Lite0Patches, NAME: Dinov2Patches}
+PATCH_ENCODERS: Registry[type[PatchEncoder]] = Registry(
+    KEYS.network, {"none": NoEncoder, LITE0: Lite0Patches, NAME: Dinov2Patches}, base=PatchEncoder
+)
+register_patch_encoder = PATCH_ENCODERS.register
 
 
 def encoder_class(config: AlignmentConfig) -> type[PatchEncoder]:
@@ -172,14 +175,9 @@ def encoder_class(config: AlignmentConfig) -> type[PatchEncoder]:
 
     Raises ConfigError where there is none, or where it takes no weights and `alignment.weights` has some.
     """
-    found = resolve(config.encoder, ENCODERS, KEYS.network)
-    if not (isinstance(found, type) and issubclass(found, PatchEncoder)):
-        raise ConfigError(
-            f"'{KEYS.network}' is '{config.encoder}', which is no class derived from "
-            f"{PatchEncoder.__module__}.{PatchEncoder.__name__}"
-        )
+    found = PATCH_ENCODERS.resolve(config.encoder)
     if config.weights is not None and not found.takes_weights:
-        taking = ", ".join(name for name, role in ENCODERS.items() if role.takes_weights)
+        taking = ", ".join(name for name, role in PATCH_ENCODERS.items() if role.takes_weights)
         raise ConfigError(
             f"'{KEYS.weights}' is '{config.weights}', but '{KEYS.network}' is {config.encoder}, which takes none; set "
             f"'{KEYS.weights}' to null, or '{KEYS.network}' to {taking} (in a study, give both to the same arm)"

@@ -1,6 +1,7 @@
-"""From a role's name in YAML to the class that plays it: a short name of ours, or a plugin's dotted path.
+"""Extension points: each role has a registry that maps a name in YAML to the class or function that plays it.
 
-A dotted path runs code, so it reaches only into `microdit` and into modules that the configuration lists in `plugins`.
+A name is one of ours, one that a user registered with a decorator, or the dotted path of a class or function. A dotted
+path runs code, so it reaches only into `microdit` and into modules that the configuration lists in `plugins`.
 """
 
 from __future__ import annotations
@@ -8,47 +9,129 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from microdit.common.errors import ConfigError, nearest
+from microdit.common.moved import import_hint, present_path
+
+T = TypeVar("T")
+Item = TypeVar("Item")
 
 _allowed = {"microdit"}  # modules that dotted paths may name; a process only ever adds to them
 
 
 def import_plugins(modules: Iterable[str]) -> None:
-    """Imports the user's modules, and lets dotted paths name what they and their submodules hold.
+    """Import the user's modules, and allow dotted paths into them and their submodules.
 
-    They are looked for in the working directory too. Raises ConfigError naming the module that can't be imported.
+    The working directory is searched after the usual places.
+
+    Raises:
+        ConfigError: if a module can't be imported.
     """
     for name in modules:
         if (here := os.getcwd()) not in sys.path:
             sys.path.append(here)  # last, so that it hides nothing
         try:
             importlib.import_module(name)
-        except ImportError as error:
-            raise ConfigError(f"'plugins' names module '{name}', which can't be imported: {error}") from None
+        except (ImportError, TypeError, ValueError) as error:  # the latter two for names that can't be a module's
+            hint = import_hint(error) if isinstance(error, ImportError) else ""
+            raise ConfigError(f"'plugins' names module '{name}', which can't be imported: {error}{hint}") from None
         _allowed.add(name)
 
 
-def check_name(name: str, table: Mapping[str, Any], key: str) -> None:
-    """Raises ConfigError where `name` is neither in `table` nor dotted, naming `key` and the nearest valid name."""
-    if name not in table and "." not in name:
-        raise ConfigError(f"'{key}' is '{name}'; {nearest(name, table)} (or name a class of yours by its dotted path)")
+class Registry(Mapping[str, T], Generic[T]):
+    """The implementations of one role by name.
 
-
-def resolve(name: str, table: Mapping[str, Any], key: str) -> Any:
-    """The entry of `table` called `name`, or what the dotted path `name` points at.
-
-    Raises ConfigError naming `key` where there is no such thing, or where its module is not listed in `plugins`.
+    Args:
+        key: the setting that names an implementation, for messages.
+        entries: our implementations.
+        base: the class that implementations must derive from; None accepts any class or function.
+        open_paths: allow dotted paths into modules that `plugins` does not list.
     """
-    check_name(name, table, key)
-    if name in table:
-        return table[name]
-    module, _, attribute = name.rpartition(".")
-    if not any(module == allowed or module.startswith(f"{allowed}.") for allowed in _allowed):
-        raise ConfigError(f"'{key}' is '{name}'; to use it, list its module '{module}' in 'plugins'")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"'{key}' is '{name}', which can't be imported: {error}") from None
+
+    def __init__(self, key: str, entries: Mapping[str, T], base: type | None = None, open_paths: bool = False) -> None:
+        self.key = key
+        self.base = base
+        self._entries = dict(entries)
+        self._bundled = frozenset(entries)
+        self._open_paths = open_paths
+
+    def __getitem__(self, name: str) -> T:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def register(self, name: str) -> Callable[[Item], Item]:
+        """Return a decorator that adds a class or function under `name`.
+
+        Registering the same definition again (a notebook's cell, a reloaded module) replaces it.
+
+        Raises:
+            ConfigError: if `name` is no identifier-like word, is taken, or the class does not derive from `base`.
+        """
+
+        def decorate(item: Item) -> Item:
+            if not name or not name.replace("-", "_").isidentifier():
+                raise ConfigError(f"'{name}' can't be registered for '{self.key}'; use letters, digits, '_' and '-'")
+            old: Any = self._entries.get(name)
+            if name in self._bundled or (old is not None and _definition(old) != _definition(item)):
+                raise ConfigError(f"'{name}' is already registered for '{self.key}'; choose another name")
+            self._entries[name] = self._checked(name, item, self.key)
+            return item
+
+        return decorate
+
+    def check(self, name: str, key: str | None = None) -> None:
+        """Check that `name` is registered or dotted; import nothing.
+
+        Args:
+            key: the setting that holds the name, if it is another than the registry's own.
+
+        Raises:
+            ConfigError: if it is neither; names the nearest valid choice.
+        """
+        if name not in self._entries and "." not in name:
+            hint = nearest(name, self._entries)
+            raise ConfigError(f"'{key or self.key}' is '{name}'; {hint} (or name a class of yours by its dotted path)")
+
+    def resolve(self, name: str, key: str | None = None) -> T:
+        """Return the implementation called `name`, importing it if it is a dotted path.
+
+        Raises:
+            ConfigError: if there is none, its module is not listed in `plugins`, or it does not derive from `base`.
+        """
+        key = key or self.key
+        self.check(name, key)
+        if name in self._entries:
+            return self._entries[name]
+        return self._checked(name, self._load(present_path(name) or name, key), key)
+
+    def _load(self, path: str, key: str) -> Any:
+        module, _, attribute = path.rpartition(".")
+        if not self._open_paths and not _is_allowed(module):
+            raise ConfigError(f"'{key}' is '{path}'; to use it, list its module '{module}' in 'plugins'")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            hint = import_hint(error) if isinstance(error, ImportError) else ""
+            raise ConfigError(f"'{key}' is '{path}', which can't be imported: {error}{hint}") from None
+
+    def _checked(self, name: str, item: Any, key: str) -> T:
+        if self.base is not None and not (isinstance(item, type) and issubclass(item, self.base)):
+            required = f"{self.base.__module__}.{self.base.__name__}"
+            raise ConfigError(f"'{key}' is '{name}', which is no class derived from {required}")
+        return item
+
+
+def _is_allowed(module: str) -> bool:
+    return any(module == allowed or module.startswith(f"{allowed}.") for allowed in _allowed)
+
+
+def _definition(item: Any) -> tuple[Any, Any]:
+    """Module and qualified name, which stay the same if a definition is run again."""
+    return getattr(item, "__module__", None), getattr(item, "__qualname__", repr(item))

@@ -19,7 +19,7 @@ from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import write_text
 from microdit.common.limits import Range, check_path, check_settings
 from microdit.common.parsing import check_finite, parse, read_yaml, to_mapping
-from microdit.common.registry import import_plugins, resolve
+from microdit.common.registry import import_plugins
 from microdit.config.presets import apply_preset
 from microdit.data.config import DataConfig
 from microdit.diffusion.edm import DiffusionConfig
@@ -110,7 +110,7 @@ class Config:
             check_path(key, value)
         check_footprint(self.model, self.data.resolution, self.training.batch_size)
         import_plugins(self.plugins)
-        resolve(self.optimizer.type, OPTIMIZERS, "optimizer.type")  # a wrong name costs nothing here
+        OPTIMIZERS.resolve(self.optimizer.type)  # a wrong name costs nothing here
         check_model(self.model)
         encoder_class(self.alignment)
         self.alignment.block_of(self.model.depth)
@@ -150,7 +150,17 @@ class Config:
 
 
 def config_from_mapping(values: Mapping[str, Any], source: str = "config") -> Config:
-    """Validates a resolved mapping; raises ConfigError naming `source` and the key."""
+    """Validate a resolved mapping, after importing its plugins: names that they register are valid settings.
+
+    Raises:
+        ConfigError: if a setting is wrong; names `source` and the key.
+    """
+    plugins = values.get("plugins") if isinstance(values, Mapping) else None
+    if isinstance(plugins, (list, tuple)) and all(isinstance(name, str) for name in plugins):
+        try:
+            import_plugins(plugins)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
     return parse(Config, values, source)
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from microdit.common.registry import resolve
 from microdit.model.conditioning import Captions, mean_token, replace_empty_captions, with_mask
 from microdit.model.config import DiTConfig
 from microdit.model.init import initialize
@@ -141,5 +140,5 @@ def _build_mlp(config: DiTConfig, width: int, ratio: float, has_experts: bool) -
     if has_experts:
         hidden = hidden_width(width, ratio * config.experts.ffn_scale, ExpertChoice.matrices, multiple_of)
         return ExpertChoice(width, hidden, config.experts.num, config.experts.capacity)
-    dense = resolve(config.ffn.type, FEED_FORWARDS, "model.ffn.type")
+    dense = FEED_FORWARDS.resolve(config.ffn.type)
     return dense(width, hidden_width(width, ratio, dense.matrices, multiple_of), config.bias)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from microdit.common.errors import ConfigError
-from microdit.common.registry import check_name
 from microdit.model.config import DiTConfig
 from microdit.model.layers.feed_forward import FEED_FORWARDS
 from microdit.model.masking.registry import MASKING_METHODS
@@ -15,8 +14,8 @@ def check_model(config: DiTConfig) -> None:
     Raises:
         ConfigError: if a name is unknown, or the masking method does not fit the rest of `config`.
     """
-    check_name(config.ffn.type, FEED_FORWARDS, "model.ffn.type")
-    check_name(config.masking.method, MASKING_METHODS, "model.masking.method")
+    FEED_FORWARDS.check(config.ffn.type)
+    MASKING_METHODS.check(config.masking.method)
     if config.masking.method in MASKING_METHODS:
         MASKING_METHODS[config.masking.method].check(config)
         _check_path_drop(config)

@@ -11,9 +11,9 @@ from typing import Annotated
 
 from microdit.common.errors import ConfigError
 from microdit.common.limits import Range, check_settings
-from microdit.common.registry import check_name, resolve
+from microdit.common.registry import Registry
 
-Schedule = Callable[[float, float, int], list[float]]  # (start, end, depth) -> one ratio a block
+WidthSchedule = Callable[[float, float, int], list[float]]  # (start, end, depth) -> one ratio per block
 
 FINEST_HIDDEN = 8  # default granularity of hidden widths: what vector units like
 
@@ -31,7 +31,7 @@ class WidthConfig:
     def check(self, key: str) -> None:
         """Raises ConfigError where the schedule, found under `key`, is impossible."""
         check_settings(key, self)
-        check_name(self.schedule, SCHEDULES, f"{key}.schedule")
+        WIDTH_SCHEDULES.check(self.schedule, f"{key}.schedule")
         if self.schedule == "constant" and self.start != self.end:
             raise ConfigError(
                 f"'{key}.schedule' is constant, but '{key}.start' is {self.start} and '{key}.end' is {self.end}; make "
@@ -40,7 +40,7 @@ class WidthConfig:
 
     def ratios(self, depth: int) -> list[float]:
         """One ratio for each of `depth` blocks."""
-        return resolve(self.schedule, SCHEDULES, "model.*_width.schedule")(self.start, self.end, depth)
+        return WIDTH_SCHEDULES.resolve(self.schedule)(self.start, self.end, depth)
 
 
 def constant(start: float, end: float, depth: int) -> list[float]:
@@ -55,7 +55,10 @@ def layerwise(start: float, end: float, depth: int) -> list[float]:
     return [start + (end - start) * i / (depth - 1) for i in range(depth)]
 
 
-SCHEDULES: dict[str, Schedule] = {"constant": constant, "layerwise": layerwise}
+WIDTH_SCHEDULES: Registry[WidthSchedule] = Registry(
+    "model.*_width.schedule", {"constant": constant, "layerwise": layerwise}
+)
+register_width_schedule = WIDTH_SCHEDULES.register
 
 
 def round_up(value: float, multiple_of: int) -> int:

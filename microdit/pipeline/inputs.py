@@ -18,7 +18,7 @@ from microdit.data.config import DataConfig
 from microdit.data.dataset import CaptionedImages
 from microdit.data.latents.dataset import LatentImages, check_autoencoder
 from microdit.data.latents.training_data import EncodedDataset, data_fingerprint, encode_dataset
-from microdit.data.registry import DATASETS, build_dataset
+from microdit.data.registry import BUNDLED_DATASETS, build_dataset
 from microdit.encoders.autoencoder import OF_DATA, Autoencoder, AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
 from microdit.evaluation.reference import originals_digest, reference_rows
@@ -131,7 +131,7 @@ def _text_encoder(config: TextConfig, device: torch.device, files: str) -> TextE
 
 
 def _images(config: DataConfig, split: str) -> CaptionedImages:
-    if config.name not in DATASETS:
+    if config.name not in BUNDLED_DATASETS:
         return build_dataset(config, split)  # a class of the user's may read what no stamp sees
     return _kept_images(config, split, stat_fingerprint(config.path))
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from microdit.common.errors import CheckpointError, ConfigError
 from microdit.common.files.digests import content_digest
 from microdit.common.parsing import read_yaml
-from microdit.common.registry import resolve
 from microdit.model import DiT
 from microdit.training.checkpoint import checkpoints, read_checkpoint
 from microdit.training.config import Recipe
@@ -121,7 +120,7 @@ def _check_type(config: Recipe, run: Path) -> None:
     if there == here:
         return
     try:
-        same = resolve(str(there), OPTIMIZERS, "optimizer.type") is resolve(here, OPTIMIZERS, "optimizer.type")
+        same = OPTIMIZERS.resolve(str(there)) is OPTIMIZERS.resolve(here)
     except ConfigError:
         same = False
     if not same:

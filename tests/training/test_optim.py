@@ -231,7 +231,7 @@ def test_adamw_is_torchs_own():
 def test_an_optimizer_that_is_none_or_forgets_parameters_is_refused(
     build: Callable, words: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(optim.OPTIMIZERS, "mine", build)
+    monkeypatch.setitem(optim.OPTIMIZERS._entries, "mine", build)
     with pytest.raises(ConfigError) as caught:
         build_optimizer(Net(), OptimizerConfig(type="mine"))
     assert all(word in str(caught.value) for word in words)

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from microdit.common.registry import Registry
 from microdit.model.cost.flops import linear_flops
 
 
@@ -59,4 +60,5 @@ class GELU(FeedForward):
         return self.w2(F.gelu(self.w1(x), approximate="tanh"))
 
 
-FEED_FORWARDS: dict[str, type[FeedForward]] = {"swiglu": SwiGLU, "gelu": GELU}
+FEED_FORWARDS: Registry[type[FeedForward]] = Registry("model.ffn.type", {"swiglu": SwiGLU, "gelu": GELU})
+register_feed_forward = FEED_FORWARDS.register

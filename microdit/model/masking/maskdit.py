@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from microdit.common.errors import ConfigError
-from microdit.common.registry import resolve
 from microdit.model.conditioning import Captions, map_tokens
 from microdit.model.config import DiTConfig
 from microdit.model.cost.flops import linear_flops
@@ -64,7 +63,7 @@ class MaskDiT(Masking):
         self.register_buffer(
             "pos_embed", sincos_positions(width, config.side, config.pos_interp_scale), persistent=False
         )
-        kind = resolve(config.ffn.type, FEED_FORWARDS, "model.ffn.type")
+        kind = FEED_FORWARDS.resolve(config.ffn.type)
         hidden = hidden_width(width, decoder.ffn_ratio, kind.matrices, config.ffn_width.multiple_of)
         self.blocks = nn.ModuleList(
             DiTBlock(shape, width, kind(width, hidden, config.bias)) for _ in range(decoder.depth)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from microdit.common.errors import ConfigError
-from microdit.common.registry import resolve
+from microdit.common.registry import Registry
 from microdit.training.config import OptimizerConfig
 from microdit.training.optim.muon import CpuMuon
 
@@ -67,7 +67,7 @@ def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Opti
     Raises:
         ConfigError: if it isn't an optimizer, or doesn't hold every trainable parameter of `net` exactly once.
     """
-    optimizer = resolve(config.type, OPTIMIZERS, "optimizer.type")(net, config)
+    optimizer = OPTIMIZERS.resolve(config.type)(net, config)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"'optimizer.type' is '{config.type}', which made {optimizer!r}; it must make an Optimizer")
     held = Counter(id(parameter) for group in optimizer.param_groups for parameter in group["params"])
@@ -113,7 +113,10 @@ def muon(net: nn.Module, config: OptimizerConfig) -> ChainedOptimizer:
     return ChainedOptimizer(first, _adamw_over(rest, net, config))
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig], torch.optim.Optimizer]] = {"adamw": adamw, "muon": muon}
+OptimizerBuilder = Callable[[nn.Module, OptimizerConfig], torch.optim.Optimizer]
+
+OPTIMIZERS: Registry[OptimizerBuilder] = Registry("optimizer.type", {"adamw": adamw, "muon": muon})
+register_optimizer = OPTIMIZERS.register
 
 
 class ChainedOptimizer(torch.optim.Optimizer):
