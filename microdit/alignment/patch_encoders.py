@@ -23,7 +23,7 @@ from microdit.encoders.dinov2 import (
     SIDE,
     build_dinov2,
     check_dinov2,
-    dinov2_normalised,
+    dinov2_normalized,
     dinov2_width,
 )
 from microdit.encoders.efficientnet_lite0 import (
@@ -148,7 +148,7 @@ class Dinov2Patches(PatchEncoder):
             self._network = build_dinov2(self._file()[0], self.pixels, KEYS.weights).to(self.device)
         x = images.to(self.device).permute(0, 3, 1, 2).float()
         x = F.interpolate(x, size=(self.pixels, self.pixels), mode="bicubic", align_corners=False, antialias=True)
-        tokens = self._network.forward_features(dinov2_normalised(x))[:, 1:]  # type: ignore[operator] # no class token
+        tokens = self._network.forward_features(dinov2_normalized(x))[:, 1:]  # type: ignore[operator] # no class token
         patches = self.pixels // PATCH
         return _on_grid(tokens.transpose(1, 2).unflatten(2, (patches, patches)), self.side)
 

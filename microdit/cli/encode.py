@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from microdit.cli import arguments as types
 from microdit.common.errors import ConfigError
 from microdit.common.files.paths import absolute_if_folder
-from microdit.data.latents.shard_job import BATCH, SHARD_SIZE, ShardJob
+from microdit.data.latents.writer import DEFAULT_BATCH_SIZE, DEFAULT_SHARD_SIZE, ShardJob
 
 if TYPE_CHECKING:
     from microdit.data.latents.writer import EncodingStats
@@ -41,9 +41,19 @@ def add_encode_command(kinds: Any) -> None:
     work = made.add_argument_group("work")
     work.add_argument("--shard", metavar="I/N", help="this is process I of N, from 0 (under torchrun: by itself)")
     work.add_argument(
-        "--shard-size", type=types.count, default=SHARD_SIZE, metavar="N", help=f"per file ({SHARD_SIZE})"
+        "--shard-size",
+        type=types.count,
+        default=DEFAULT_SHARD_SIZE,
+        metavar="N",
+        help=f"per file ({DEFAULT_SHARD_SIZE})",
     )
-    work.add_argument("--batch-size", type=types.count, default=BATCH, metavar="N", help=f"images at once ({BATCH})")
+    work.add_argument(
+        "--batch-size",
+        type=types.count,
+        default=DEFAULT_BATCH_SIZE,
+        metavar="N",
+        help=f"images at once ({DEFAULT_BATCH_SIZE})",
+    )
     work.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     work.add_argument("--skip-broken", action="store_true", help="leave out and list images that can't be decoded")
     mds = made.add_argument_group("MDS folders, read by mosaicml-streaming in an environment of its own")
@@ -54,7 +64,7 @@ def add_encode_command(kinds: Any) -> None:
 
 def encode(arguments: argparse.Namespace) -> None:
     """Runs the command."""
-    from microdit.data.latents.writer import EncodedPictures, write_images
+    from microdit.data.latents.writer import AutoencoderLatents, write_images
     from microdit.data.sources.hf_datasets import Columns
     from microdit.data.sources.registry import ReadOptions, is_mds, open_source
     from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
@@ -74,7 +84,7 @@ def encode(arguments: argparse.Namespace) -> None:
     columns = Columns(arguments.image_column, arguments.text_column, arguments.label_column)
     wanted = ReadOptions(arguments.resolution, arguments.seed, arguments.val_fraction, columns)
     source = open_source(arguments.source, wanted)
-    pictures = EncodedPictures(autoencoder, source.resolution, absolute_if_folder(path))
+    pictures = AutoencoderLatents(autoencoder, source.resolution, absolute_if_folder(path))
     tally = write_images(source, pictures, arguments.out, job, tell)
     print_summary(tally, None if encoder is None else _encode_captions(arguments, encoder, job), arguments.out)
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 as a captioned folder for `data=folder`: its test images are val, its captions are made of templates."""
+"""Write CIFAR-10 as a captioned folder for `data=folder`: test images are val, captions come from templates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOUNS = {
 TEMPLATES = ("{}", "a photo of {}", "a picture of {}", "an image of {}", "a small photo of {}", "{}, photo")
 STREAM = "cifar10/captions"
 URL = "https://www.cs.toronto.edu/~kriz"
-ARCHIVE = "cifar-10-binary.tar.gz"  # plain bytes; the Python version holds pickles
+ARCHIVE = "cifar-10-binary.tar.gz"  # plain bytes; the Python version has pickles
 ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 FOLDER = "cifar-10-batches-bin"
 FILES = {"train": tuple(f"data_batch_{k}.bin" for k in range(1, 6)), "val": ("test_batch.bin",)}
@@ -30,21 +30,30 @@ SIDE = 32
 
 
 def caption(label: str, seed: int, number: int) -> str:
-    """A template and a noun, drawn by the image's number over both splits."""
+    """Return a caption from a template and a noun, drawn by the image's number over both splits."""
     draw = derive_seed(seed, STREAM, number)
     noun = NOUNS[label][draw // len(TEMPLATES) % len(NOUNS[label])]
     return TEMPLATES[draw % len(TEMPLATES)].format(noun)
 
 
 def write_cifar10(root: Path, out: Path, seed: int, download: bool) -> dict[str, int]:
-    """Writes PNG files and `metadata.jsonl` into the new folder `out`; returns the number of images per split.
+    """Write PNG files and `metadata.jsonl` into a new folder.
+
+    Args:
+        root: folder of the archive.
+        out: folder to create.
+        seed: draws the captions.
+        download: download the archive into `root` first.
+
+    Returns:
+        The number of images per split.
 
     Raises:
         ConfigError: if `out` is not empty.
         DataError: if the archive is missing at `root` or is not the published one.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out} is there already; choose a new folder")
+        raise ConfigError(f"--out {out} exists already; choose a new folder")
     path = _open(root, download)
     counts: dict[str, int] = {}
     sweep(out.parent)
@@ -61,14 +70,14 @@ def write_cifar10(root: Path, out: Path, seed: int, download: bool) -> dict[str,
 
 
 def _open(root: Path, download: bool) -> Path:
-    """The verified archive of CIFAR-10's binary version at `root`."""
+    """Return the verified archive of CIFAR-10's binary version at `root`."""
     from torchvision.datasets.utils import check_integrity, download_url
 
     path = root.expanduser() / ARCHIVE
     try:
         if download:
             download_url(f"{URL}/{ARCHIVE}", path.parent, ARCHIVE, ARCHIVE_MD5)
-    except Exception as error:  # RuntimeError for other content, and urllib's own
+    except Exception as error:  # RuntimeError for other content, and urllib's own errors
         raise DataError(f"--root {root}: {ARCHIVE} can't be downloaded: {str(error).split(chr(10))[0]}") from error
     if not path.is_file():
         raise DataError(f"--root {root}: {ARCHIVE} is missing (--download fetches it)")
@@ -78,7 +87,7 @@ def _open(root: Path, download: bool) -> Path:
 
 
 def _images(archive: tarfile.TarFile, split: str) -> Iterator[tuple[int, Image.Image]]:
-    """Label and image of each row: one byte, then planes of red, green and blue, 32 x 32 each."""
+    """Yield label and image of each row: one byte, then planes of red, green and blue, 32 x 32 each."""
     for name in FILES[split]:
         member = archive.extractfile(f"{FOLDER}/{name}")
         assert member is not None

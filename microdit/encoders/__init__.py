@@ -1,1 +1,1 @@
-"""Frozen networks around the diffusion transformer: autoencoders, text encoders, the scoring CLIP."""
+"""Frozen networks around the diffusion transformer: autoencoders, text encoders, feature networks."""

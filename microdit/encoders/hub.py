@@ -1,20 +1,54 @@
-"""Folders of a model hub, fetched (or found in its client's cache) only where a configuration names one."""
+"""Local copies of model-hub repositories, downloaded or found in the client's cache, and errors of loading weights."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from microdit.common.errors import ConfigError
-from microdit.encoders.loading import LOAD_ERRORS, short
+
+# Everything that loaders raise for a damaged, third-party or unreachable file. A RecursionError is a RuntimeError.
+LOAD_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    OSError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    EOFError,
+    StopIteration,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+
+
+def short(error: Exception, limit: int = 300) -> str:
+    """Return an error's text on one line, with its type if the text is short."""
+    words = " ".join(str(error).split())
+    return (words if len(words) > 20 else f"{type(error).__name__}: {words}")[:limit]
 
 
 def hub_folder(
     repository: str, needed: str, weights: Sequence[str], key: str, remedy: str, subfolder: str = ""
 ) -> Path:
-    """The local copy of `repository`, or a folder in it: its small files, and the first of `weights` (patterns) it has.
+    """Return the local copy of `repository`, or of a folder in it: its small files and its weights.
 
-    Raises ConfigError naming `key` and what to do instead (`remedy`) where it can't be had, or has no file `needed`.
+    Args:
+        repository: OWNER/NAME.
+        needed: a file that must exist.
+        weights: file patterns of weights; the first that matches is downloaded.
+        key: the setting that names the repository, for messages.
+        remedy: what to do instead, for messages.
+        subfolder: a folder in the repository.
+
+    Raises:
+        ConfigError: if the repository can't be reached or lacks `needed`.
     """
     from huggingface_hub import snapshot_download
 
@@ -26,19 +60,19 @@ def hub_folder(
             patterns = [inside + name for name in (*small, pattern)]
             top = snapshot_download(repository, allow_patterns=patterns, ignore_patterns=None if inside else ["*/*"])
             folder = Path(top, subfolder)
-        except LOAD_ERRORS as error:  # the client's own errors are OSErrors and ValueErrors
-            raise ConfigError(f"{where} can't be reached or isn't there ({short(error, 160)}); {remedy}") from None
+        except LOAD_ERRORS as error:  # includes the client's own errors, which are OSErrors and ValueErrors
+            raise ConfigError(f"{where} can't be reached or doesn't exist ({short(error, 160)}); {remedy}") from None
         if (folder / needed).is_file() and list(folder.glob(pattern)):
             return folder
     raise ConfigError(f"{where} has no {needed} beside {' or '.join(weights)}; {remedy}")
 
 
 def cached_hub_file(repository: str, name: str) -> Path | None:
-    """A file of `repository` that is on this machine already; asks nobody."""
+    """Return a file of `repository` that is in the cache; uses no network."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
         found = try_to_load_from_cache(repository, name)
-    except ValueError:  # not a repository's name
+    except ValueError:  # not a repository name
         return None
     return Path(found) if isinstance(found, str) else None

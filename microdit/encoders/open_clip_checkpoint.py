@@ -1,4 +1,4 @@
-"""Opening a local folder in open_clip's own format, with its own tokenizer's merge list where it has one.
+"""Open a local folder in open_clip's format, with its own tokenizer's merge list if it has one.
 
 B batch, S text tokens, E embedding width.
 """
@@ -18,11 +18,11 @@ from microdit.common.errors import CheckpointError, ConfigError
 from microdit.common.files.digests import sha256
 from microdit.common.files.text import read_json
 from microdit.common.files.torch_archive import read_torch_file
-from microdit.encoders.loading import LOAD_ERRORS, short
+from microdit.encoders.hub import LOAD_ERRORS, short
 
 CONFIG, MERGES = "open_clip_config.json", "bpe_merges.txt.gz"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-DEFAULT_WIDTH, DEFAULT_LENGTH = 512, 77  # open_clip's, if a configuration leaves them out
+DEFAULT_WIDTH, DEFAULT_LENGTH = 512, 77  # open_clip's, if a configuration omits them
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ClipFolder:
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
-        """(B, H, W, 3) uint8 -> (B, E) float32, not normalised; other sizes are resized, antialiased."""
+        """Return features (B, E) float32 of images (B, H, W, 3) uint8; other sizes are resized with antialiasing."""
         x = images.to(self.device).permute(0, 3, 1, 2).float() / 255
         size = self.image_size
         if x.shape[-2:] != (size, size):
@@ -49,23 +49,29 @@ class ClipFolder:
         return self.model.encode_image((x - mean) / std).float()
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """(B, H, W, 3) uint8 -> (B, E) float32 of unit length."""
+        """Return unit-length features (B, E) float32 of images (B, H, W, 3) uint8."""
         return F.normalize(self.image_features(images), dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, captions: Sequence[str]) -> Tensor:
-        """B captions -> (B, E) float32 of unit length."""
+        """Return unit-length features (B, E) float32 of B captions."""
         tokens = self.tokenize(list(captions)).to(self.device)
         return F.normalize(self.model.encode_text(tokens), dim=-1).float()
 
 
 def read_settings(folder: Path, key: str) -> dict[str, Any]:
-    """The folder's configuration, its files looked for; raises ConfigError naming `key` and what is missing."""
+    """Return the folder's configuration and check its files.
+
+    Raises:
+        ConfigError: if a file is missing; the message has `key` and the file.
+    """
     where = f"'{key}': {folder}"
     if not folder.is_dir():
         raise ConfigError(f"{where}: no such folder; give an open_clip folder or 'builtin'")
     if not (folder / CONFIG).is_file():
-        raise ConfigError(f"{where} has no {CONFIG}; an open_clip folder holds it, a transformers one a config.json")
+        raise ConfigError(
+            f"{where} has no {CONFIG}; an open_clip folder has this file, a transformers folder config.json"
+        )
     weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not weights:
         raise ConfigError(f"{where} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}")
@@ -74,14 +80,18 @@ def read_settings(folder: Path, key: str) -> dict[str, Any]:
         (
             dict(settings["model_cfg"]["text_cfg"]),
             dict(settings["model_cfg"]["vision_cfg"]),
-        )  # both are there, and mappings
+        )  # both exist and are mappings
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder / CONFIG}: not an open_clip configuration ({error!r})") from None
     return settings
 
 
 def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu") -> ClipFolder:
-    """Loads `folder`; raises ConfigError naming `key` and the file that is missing or broken."""
+    """Load an open_clip folder.
+
+    Raises:
+        ConfigError: if a file is missing or broken; the message has `key` and the file.
+    """
     settings = read_settings(folder, key)
     text, vision = settings["model_cfg"]["text_cfg"], settings["model_cfg"]["vision_cfg"]
     import open_clip
@@ -107,7 +117,7 @@ def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu")
 
 
 def _load_model(name: str, folder: Path, device: torch.device | str) -> Any:
-    """The folder's network with its weights: by open_clip from safetensors; a pickle of torch is only parsed."""
+    """Return the folder's network with its weights: safetensors by open_clip; torch's pickles are only parsed."""
     import open_clip
 
     if (folder / WEIGHTS[0]).is_file():
@@ -116,26 +126,30 @@ def _load_model(name: str, folder: Path, device: torch.device | str) -> Any:
 
 
 def with_parsed(model: Any, path: Path) -> Any:
-    """`model` with the weights of a file of `torch.save`, or of the one in a folder; raises one of LOAD_ERRORS."""
+    """Return `model` with the weights of a `torch.save` file, or of the one in a folder.
+
+    Raises:
+        LOAD_ERRORS: if they can't be loaded.
+    """
     path = path / WEIGHTS[1] if path.is_dir() else path
     try:
         stored = read_torch_file(path)
     except CheckpointError as error:
         raise ValueError(str(error)) from None
     if not isinstance(stored, dict):
-        raise TypeError(f"{path} holds no state dict")
+        raise TypeError(f"{path} has no state dict")
     stored = stored.get("state_dict", stored)
     model.load_state_dict({name.removeprefix("module."): tensor for name, tensor in stored.items()})
     return model
 
 
 def context_length(folder: Path) -> int | None:
-    """S as the folder's configuration says, without its weights; None if it can't be read."""
+    """Return S from the folder's configuration; None if it can't be read."""
     return _text_setting(folder, "context_length", DEFAULT_LENGTH)
 
 
 def text_tower_width(folder: Path) -> int | None:
-    """Y as the folder's configuration says, without its weights; None if it can't be read."""
+    """Return Y from the folder's configuration; None if it can't be read."""
     return _text_setting(folder, "width", DEFAULT_WIDTH)
 
 
@@ -148,5 +162,5 @@ def _text_setting(folder: Path, key: str, default: int) -> int | None:
 
 
 def clip_fingerprint(folder: Path) -> str:
-    """Digest of everything that determines the folder's features."""
+    """Return a digest of everything that determines the folder's features."""
     return sha256(*[folder / name for name in (CONFIG, *WEIGHTS, MERGES) if (folder / name).is_file()])

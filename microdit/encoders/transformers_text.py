@@ -1,4 +1,4 @@
-"""Token features of transformers' text encoders (T5, CLIP text, sentence encoders), with their attention masks.
+"""Token features of transformers' text encoders (T5, CLIP text, sentence encoders), with attention masks.
 
 B batch, S text tokens, Y width of the encoder.
 """
@@ -18,24 +18,24 @@ from torch import Tensor, nn
 from microdit.common.errors import ConfigError
 from microdit.common.files.digests import sha256
 from microdit.common.files.text import read_json
-from microdit.encoders.loading import LOAD_ERRORS, short
+from microdit.encoders.hub import LOAD_ERRORS, short
 from microdit.model.conditioning import MaskedTokens
 
-KEY = "text.path"
-CONFIG, WEIGHTS = "config.json", ("*.safetensors", "pytorch_model*.bin")  # the first kind that is there
-LENGTH = 77  # tokens where neither the configuration nor the encoder's positions say fewer
-CLASSES = {  # whose encoder is only a part of the model; any other kind is transformers' AutoModel
+PATH_KEY = "text.path"
+CONFIG, WEIGHTS = "config.json", ("*.safetensors", "pytorch_model*.bin")  # the first pattern that matches is used
+LENGTH = 77  # tokens, unless the configuration or the encoder's positions set fewer
+CLASSES = {  # types whose encoder is a part of the model; others are opened by AutoModel
     "t5": "T5EncoderModel",
     "mt5": "MT5EncoderModel",
     "umt5": "UMT5EncoderModel",
     "clip": "CLIPTextModel",
     "clip_text_model": "CLIPTextModel",
 }
-UNUSED = ("pooler.",)  # weights that token features don't pass
+UNUSED = ("pooler.",)  # weights that don't affect token features
 
 
 def is_transformers_folder(folder: Path) -> bool:
-    """Whether the folder's config.json names a kind of transformers model."""
+    """Return whether the folder's config.json describes a transformers model."""
     try:
         return "model_type" in read_json(folder / CONFIG, ConfigError)
     except (ConfigError, TypeError):
@@ -43,11 +43,12 @@ def is_transformers_folder(folder: Path) -> bool:
 
 
 def token_count(folder: Path, length: int | None) -> int:
-    """S: `length`, or CLIP's 77, or fewer where the encoder has fewer positions.
+    """Return S: `length`, or CLIP's 77, or fewer if the encoder has fewer positions.
 
-    Raises ConfigError where it has fewer than `length`, or can't be read.
+    Raises:
+        ConfigError: if it has fewer than `length`, or can't be read.
     """
-    most = _text_settings(folder).get("max_position_embeddings")  # T5's positions are relative: it has no such number
+    most = _text_settings(folder).get("max_position_embeddings")  # missing for T5, whose positions are relative
     if length is None:
         return min(LENGTH, int(most or LENGTH))
     if most is not None and length > int(most):
@@ -56,9 +57,10 @@ def token_count(folder: Path, length: int | None) -> int:
 
 
 def feature_width(folder: Path) -> int | None:
-    """Y as the folder's configuration says; None if it doesn't.
+    """Return Y from the folder's configuration; None if it has none.
 
-    Raises ConfigError if the configuration can't be read.
+    Raises:
+        ConfigError: if the configuration can't be read.
     """
     settings = _text_settings(folder)
     found = next((settings[key] for key in ("hidden_size", "d_model", "dim") if key in settings), None)
@@ -66,17 +68,17 @@ def feature_width(folder: Path) -> int | None:
 
 
 class TransformersText:
-    """Token features of an encoder in transformers' own format; padding is masked, and its features are zeros.
+    """Token features of an encoder in transformers' format; padding is masked, and its features are zeros.
 
-    Loads its weights at the first caption: a run whose captions are encoded already needs only its sizes.
+    Loads its weights at the first caption, since a run with encoded captions needs only its sizes.
     """
 
     def __init__(self, folder: Path, layer: str, length: int | None, device: torch.device | str) -> None:
         width = feature_width(folder)
         if width is None:
-            raise ConfigError(f"'{KEY}': {folder / CONFIG} doesn't tell the encoder's width (hidden_size or d_model)")
+            raise ConfigError(f"'{PATH_KEY}': {folder / CONFIG} has no encoder width (hidden_size or d_model)")
         if importlib.util.find_spec("transformers") is None:
-            raise ConfigError(f"'{KEY}': {folder} needs the package transformers: pip install 'microdit[text]'")
+            raise ConfigError(f"'{PATH_KEY}': {folder} needs the package transformers: pip install 'microdit[text]'")
         self._folder, self.layer, self._device = folder, layer, torch.device(device)
         self.width, self.length = width, token_count(folder, length)
         small = [path for pattern in ("*.json", "*.txt", "*.model") for path in sorted(folder.glob(pattern))]
@@ -84,7 +86,7 @@ class TransformersText:
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> MaskedTokens:
-        """B captions -> (B, S, Y) float32 and their mask; longer captions are cut at S tokens."""
+        """Encode B captions as (B, S, Y) float32 with their mask; longer captions are cut at S tokens."""
         if not captions:
             return MaskedTokens(torch.zeros(0, self.length, self.width), torch.zeros(0, self.length, dtype=torch.bool))
         ids, mask = self._tokenize(list(captions))
@@ -93,7 +95,7 @@ class TransformersText:
         return MaskedTokens(hidden.masked_fill(~kept.unsqueeze(-1), 0), kept)
 
     def _tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """B captions -> ids (B, S) int64, and 1 where they are not padding (B, S)."""
+        """Return ids (B, S) int64 of B captions, and 1 for tokens that are not padding (B, S)."""
         found = self._tokenizer(
             captions, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         )
@@ -107,9 +109,11 @@ class TransformersText:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
                 tokenizer.padding_side = "right"
-                tokenizer([""], padding="max_length", max_length=self.length)  # fails where it can't pad
+                tokenizer([""], padding="max_length", max_length=self.length)  # fails if it can't pad
             except LOAD_ERRORS as error:
-                raise ConfigError(f"'{KEY}': {self._folder}: its tokenizer can't be used: {short(error)}") from None
+                raise ConfigError(
+                    f"'{PATH_KEY}': {self._folder}: its tokenizer can't be used: {short(error)}"
+                ) from None
         return tokenizer
 
     @cached_property
@@ -119,8 +123,8 @@ class TransformersText:
         pickles = [path.name for path in _weights(self._folder) if path.suffix != ".safetensors"]
         if pickles:
             raise ConfigError(
-                f"'{KEY}': {self._folder}: transformers can't load it: {pickles[0]} is a pickle, which could run any "
-                "code; save the model again as safetensors (save_pretrained does) in an environment that you trust"
+                f"'{PATH_KEY}': {self._folder}: transformers can't load it: {pickles[0]} is a pickle, which could run "
+                "any code; save the model again as safetensors (save_pretrained does) in an environment that you trust"
             )
         kind = CLASSES.get(_read_settings(self._folder)["model_type"], "AutoModel")
         with _quiet():
@@ -133,23 +137,25 @@ class TransformersText:
                     output_loading_info=True,
                 )
             except LOAD_ERRORS as error:
-                raise ConfigError(f"'{KEY}': {self._folder}: transformers can't load it: {short(error)}") from None
+                raise ConfigError(f"'{PATH_KEY}': {self._folder}: transformers can't load it: {short(error)}") from None
         missing = sorted(name for name in report["missing_keys"] if not name.startswith(UNUSED))
-        if missing:  # transformers would go on with random numbers in their place
-            raise ConfigError(f"'{KEY}': {self._folder}: its weights lack {len(missing)} tensors, such as {missing[0]}")
+        if missing:  # transformers would replace them by random numbers
+            raise ConfigError(
+                f"'{PATH_KEY}': {self._folder}: its weights lack {len(missing)} tensors, such as {missing[0]}"
+            )
         if self.layer == "penultimate":
             _drop_last_block(model, self._folder)
         return model.to(self._device).eval().requires_grad_(False)
 
 
 def _drop_last_block(model: nn.Module, folder: Path) -> None:
-    """What is left gives the penultimate block's output, under the final norm where the encoder has one."""
+    """Remove the last block, so that the penultimate block's output passes the final norm, if there is one."""
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     stacks = [
         part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers
     ]
     if len(stacks) != 1 or len(stacks[0]) < 2:
-        raise ConfigError(f"'text.layer' is penultimate, but {folder} has no stack of blocks to tell it from; use last")
+        raise ConfigError(f"'text.layer' is penultimate, but {folder} has no stack of blocks; use last")
     del stacks[0][-1]
 
 
@@ -158,11 +164,11 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         settings = read_json(folder / CONFIG, ConfigError)
         return dict(settings) | {"model_type": str(settings["model_type"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"'{KEY}': {folder / CONFIG}: not a transformers configuration ({error!r})") from None
+        raise ConfigError(f"'{PATH_KEY}': {folder / CONFIG}: not a transformers configuration ({error!r})") from None
 
 
 def _text_settings(folder: Path) -> Mapping[str, Any]:
-    """What describes the text encoder: of a whole CLIP only its text part."""
+    """Return the settings of the text encoder: of a whole CLIP only its text part."""
     settings = _read_settings(folder)
     return settings["text_config"] if isinstance(settings.get("text_config"), Mapping) else settings
 
@@ -171,12 +177,12 @@ def _weights(folder: Path) -> list[Path]:
     for pattern in WEIGHTS:
         if found := sorted(folder.glob(pattern)):
             return found
-    raise ConfigError(f"'{KEY}': {folder} has neither model.safetensors nor pytorch_model.bin")
+    raise ConfigError(f"'{PATH_KEY}': {folder} has neither model.safetensors nor pytorch_model.bin")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars, and no reports of weights that are left out on purpose (a T5's decoder, say)."""
+    """Turn off progress bars and reports of intentionally unused weights (such as a T5's decoder)."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

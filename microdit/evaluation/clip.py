@@ -1,4 +1,4 @@
-"""The CLIP that only scores: the built-in one, trained apart from the one that conditions, or any open_clip folder.
+"""The scoring CLIP: the bundled one, trained separately from the text encoder, or any open_clip folder.
 
 B batch, E embedding width.
 """
@@ -20,50 +20,56 @@ from microdit.encoders.hub import cached_hub_file
 from microdit.encoders.open_clip_checkpoint import CONFIG, WEIGHTS, clip_fingerprint, open_clip_folder, read_settings
 from microdit.encoders.open_clip_text import is_name, known_name
 
-KEY, BUILTIN = "evaluation.clip", "builtin"
-VITS = {(768, 12): "b", (1024, 24): "l", (1280, 32): "h", (1408, 40): "g", (1664, 48): "bigg"}  # by width and layers
+CLIP_KEY, BUILTIN = "evaluation.clip", "builtin"
+VITS = {
+    (768, 12): "b",
+    (1024, 24): "l",
+    (1280, 32): "h",
+    (1408, 40): "g",
+    (1664, 48): "bigg",
+}  # name by width and layers
 
 
 class ScoringClip:
-    """Image and caption embeddings of unit length in one space; `path` as `evaluation.clip` has it."""
+    """Unit-length embeddings of images and captions in one space; `path` is as in `evaluation.clip`."""
 
     def __init__(self, device: torch.device | str = "cpu", path: str = BUILTIN) -> None:
-        self._clip = open_clip_folder(clip_folder(path), KEY, device)
+        self._clip = open_clip_folder(clip_folder(path), CLIP_KEY, device)
         self.fingerprint = self._clip.fingerprint
-        self.width = int(read_settings(clip_folder(path), KEY)["model_cfg"]["embed_dim"])
+        self.width = int(read_settings(clip_folder(path), CLIP_KEY)["model_cfg"]["embed_dim"])
 
     @staticmethod
     def digest(path: str = BUILTIN) -> str:
-        """The fingerprint, without loading the network."""
+        """Return the fingerprint without loading the network."""
         folder = clip_folder(path)
-        read_settings(folder, KEY)  # raises where a file is missing
+        read_settings(folder, CLIP_KEY)  # raises if a file is missing
         return _fingerprint(folder, stat_fingerprint(folder))
 
     @staticmethod
     def embedding_width(path: str = BUILTIN) -> int:
-        """E, without loading the network."""
+        """Return E without loading the network."""
         folder = clip_folder(path)
         try:
-            return int(read_settings(folder, KEY)["model_cfg"]["embed_dim"])
+            return int(read_settings(folder, CLIP_KEY)["model_cfg"]["embed_dim"])
         except (KeyError, TypeError, ValueError):
-            raise ConfigError(f"'{KEY}': {folder / CONFIG} doesn't say 'embed_dim'") from None
+            raise ConfigError(f"'{CLIP_KEY}': {folder / CONFIG} has no 'embed_dim'") from None
 
     def image_features(self, images: Tensor) -> Tensor:
-        """(B, H, W, 3) uint8 -> (B, E) float32, not normalised; other sizes are resized, antialiased."""
+        """Return features (B, E) float32 of images (B, H, W, 3) uint8; other sizes are resized with antialiasing."""
         return self._clip.image_features(images)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """(B, H, W, 3) uint8 -> (B, E) float32 of unit length."""
+        """Return unit-length embeddings (B, E) float32 of images (B, H, W, 3) uint8."""
         return self._clip.embed_images(images)
 
     def embed_texts(self, captions: Sequence[str], batch_size: int | None = None) -> Tensor:
-        """B captions -> (B, E) float32; at once, or `batch_size` at a time."""
+        """Return embeddings (B, E) float32 of B captions, all at once or `batch_size` at a time."""
         size = batch_size or max(len(captions), 1)
         return torch.cat([self._clip.embed_texts(captions[i : i + size]) for i in range(0, len(captions), size)])
 
 
 def scoring_clip(device: str, path: str = BUILTIN) -> ScoringClip:
-    """The process' own, loaded once as long as its files stay the same."""
+    """Return this process's scoring CLIP, cached until its files change."""
     return _scoring_clip(device, path, stat_fingerprint(clip_folder(path)))
 
 
@@ -78,10 +84,12 @@ def _fingerprint(folder: Path, files: str) -> str:
 
 
 def clip_folder(path: str) -> Path:
-    """The open_clip folder that `path` names: builtin, a folder, `MODEL/TAG` of open_clip, or `hf-hub:OWNER/NAME`.
+    """Return the open_clip folder that `path` names: builtin, a folder, `MODEL/TAG`, or `hf-hub:OWNER/NAME`.
 
-    The last two are looked up in Hugging Face's cache on this machine; nothing is fetched. Raises ConfigError saying
-    what to fetch.
+    The last two are looked up in Hugging Face's cache; nothing is downloaded.
+
+    Raises:
+        ConfigError: if it is missing; the message has the download command.
     """
     if path == BUILTIN:
         return SCORE_CLIP
@@ -93,27 +101,29 @@ def clip_folder(path: str) -> Path:
 
 
 def clip_title(folder: Path) -> str:
-    """What its configuration makes of it: `clip-vit-b-32`, say; the digest beside it names the weights."""
-    vision = read_settings(folder, KEY)["model_cfg"]["vision_cfg"]
+    """Return a title from its configuration, such as `clip-vit-b-32`; the digest beside it identifies the weights."""
+    vision = read_settings(folder, CLIP_KEY)["model_cfg"]["vision_cfg"]
     if vision.get("timm_model_name"):
         words = f"clip-{vision['timm_model_name']}"
     else:
         layers, width = vision.get("layers", 12), vision.get("width", 768)
         size = f"vit-{VITS[width, layers]}" if isinstance(layers, int) and (width, layers) in VITS else f"{width}"
         words = f"clip-{size}-{vision.get('patch_size', 16)}" if isinstance(layers, int) else f"clip-resnet-{width}"
-    return re.sub(r"[+@/\s]", "-", words)  # '+' and '@' part the names of networks in a run's tag
+    return re.sub(r"[+@/\s]", "-", words)  # '+' and '@' separate the names of networks in a run's tag
 
 
 def _repository(path: str) -> str | None:
-    """The Hugging Face repository of an open_clip name; None where `path` is no such name but a folder's."""
+    """Return the Hugging Face repository of an open_clip name; None if `path` is a folder."""
     if path.startswith("hf-hub:"):
         return path.removeprefix("hf-hub:")
     if not is_name(path):
         return None
-    _, published = known_name(path, KEY)
+    _, published = known_name(path, CLIP_KEY)
     hub = str(published.get("hf_hub") or "").strip("/")
     if hub.count("/") != 1:
-        raise ConfigError(f"'{KEY}': open_clip keeps {path} in no folder of its format; give a folder that you saved")
+        raise ConfigError(
+            f"'{CLIP_KEY}': {path} has no repository in open_clip's folder format; give a folder that you saved"
+        )
     return hub
 
 
@@ -123,7 +133,7 @@ def _cached(path: str, repository: str) -> Path:
     config, *weights = (cached_hub_file(repository, name) for name in (CONFIG, *WEIGHTS))
     if config is None or not any(weights):
         raise ConfigError(
-            f"'{KEY}': {path} is not in {HF_HUB_CACHE}: put it there with `hf download {repository} {CONFIG} "
-            f"{WEIGHTS[0]}`, or give a folder that holds these two files"
+            f"'{CLIP_KEY}': {path} is not in {HF_HUB_CACHE}: put it there with `hf download {repository} {CONFIG} "
+            f"{WEIGHTS[0]}`, or give a folder that has these two files"
         )
     return config.parent

@@ -1,6 +1,6 @@
-"""Settings of the scores: how many images, which numbers, on whose features, against which real images.
+"""Settings of the scores: number of images, metrics, networks, and real images to compare with.
 
-Imports nothing heavy: the configuration tree loads this file, the scorers only load what they use.
+Imports nothing heavy, because the configuration tree loads this file.
 """
 
 from __future__ import annotations
@@ -15,29 +15,28 @@ METRICS = ("fd", "kid", "clip_fd", "clip_score", "class_accuracy", "precision", 
 DEFAULT_METRICS = METRICS[:5]
 FEATURE_NET_METRICS = ("fd", "kid", "precision", "recall")  # measured on `feature_net`; the others on `clip`
 FEATURE_NETS = ("efficientnet-lite0", "inception-v3", "dinov2")
-BUILTIN_NET = "efficientnet-lite0"  # comes with a package, the others' weights with a file
+BUILTIN_NET = "efficientnet-lite0"  # bundled in a package; the other networks' weights are files
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """What `score` computes and at which size.
 
-    `reference_split` is "train" by default. The model is asked to reproduce the training distribution; the generator's
-    captions come from the validation split, and where both splits are draws of one distribution (emoji scenes are) the
-    larger split gives the less noisy moments, while the floor, taken between disjoint real images, stays honest. The
-    price is that copying training images would be rewarded: choose "val" when a long run on a small dataset could
-    memorise it.
+    `reference_split` is "train" by default, since the model should reproduce the training distribution. Captions come
+    from the validation split. If both splits are draws of one distribution (as emoji scenes are), the larger one gives
+    moments with less statistical noise, and the floor between disjoint real images is still valid. However, copied
+    training images would score well: choose "val" if a long run on a small dataset could memorize it.
     """
 
     samples: Annotated[int, Range(0, 10**8)] = 1024  # images generated and scored at the end; 0 skips the evaluation
     batch_size: Annotated[int, Range(1, 1 << 20)] = 32  # images per forward pass of the scoring networks
     metrics: tuple[str, ...] = DEFAULT_METRICS  # which of METRICS to compute
-    feature_net: str = BUILTIN_NET  # network behind `fd`, `kid`, `precision`, `recall`; see evaluation/networks.py
-    # Its file, or a URL to fetch it from; null: where torch hub keeps it
+    feature_net: str = BUILTIN_NET  # network of `fd`, `kid`, `precision`, `recall`; see evaluation/feature_networks.py
+    # Its file, or a URL to download it from; null: the file in torch hub's folder
     feature_weights: Annotated[str | None, NOT_EMPTY] = None
-    # Network behind `clip_fd` and `clip_score`: builtin, an open_clip folder, or MODEL/TAG
+    # Network of `clip_fd` and `clip_score`: builtin, an open_clip folder, or MODEL/TAG
     clip: Annotated[str, NOT_EMPTY] = "builtin"
-    # Captions to draw, a file (evaluation/prompts.py); null: held-out captions of the data
+    # File of captions to sample (evaluation/prompt_files.py); null: held-out captions of the data
     prompts: Annotated[str | None, NOT_EMPTY] = None
     reference_split: Literal["train", "val"] = "train"  # real images that samples are compared with; see above
     # Real images in the reference; clipped to leave `samples` more for the floor
@@ -45,7 +44,7 @@ class EvalConfig:
     kid_subsets: Annotated[int, Range(1, 10**6)] = 50  # KID averages over this many random subsets
     kid_subset_size: Annotated[int, Range(2, 10**6)] = 128  # images per subset; clipped to the smaller of the two sets
     seed: int = 0  # draws the noise of the scored images and the subsets of KID
-    # Times that the pictures are drawn and scored, from other noise each; the first is `final/...`
+    # Number of sample sets, each from different diffusion noise; the first is `final/...`
     noises: Annotated[int, Range(1, 1000)] = 1
     # Classifier-free guidance of the scored images; null: the sampler's own
     guidance: Annotated[float | None, Range(0, 1e6)] = None
@@ -61,7 +60,7 @@ class EvalConfig:
             if name not in METRICS:
                 raise ConfigError(f"'evaluation.metrics' has {name!r}; {nearest(name, METRICS)}")
         if len(set(self.metrics)) != len(self.metrics):
-            raise ConfigError(f"'evaluation.metrics' names a metric twice: {list(self.metrics)}")
+            raise ConfigError(f"'evaluation.metrics' repeats a metric: {list(self.metrics)}")
         if self.feature_net not in FEATURE_NETS:
             raise ConfigError(
                 f"'evaluation.feature_net' is {self.feature_net!r}; {nearest(self.feature_net, FEATURE_NETS)}"

@@ -1,9 +1,9 @@
-"""Networks whose features the distances are measured on, in the form that torch-fidelity plugs in.
+"""Networks whose features the distances use, as feature extractors of torch-fidelity.
 
-Each is a subclass of torch-fidelity's `FeatureExtractorBase`, registered under a name; torch-fidelity then feeds it
-datasets of uint8 images (3, H, W) and computes the metrics from their features.
-Another network is its name in `FEATURE_NETS` (config.py), a case of `feature_net` (networks.py) and a row of
-`EXTRACTORS`. Only what measures or checks loads this file: torch-fidelity takes seconds to import.
+Each is a subclass of torch-fidelity's `FeatureExtractorBase`, registered under a name. torch-fidelity gives it datasets
+of uint8 images (3, H, W) and computes the metrics from its features.
+To add a network, add its name to `FEATURE_NETS` (config.py), a case to `feature_net` (feature_networks.py) and a row to
+`EXTRACTORS`. Only scoring loads this file: torch-fidelity takes seconds to import.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from microdit.common.errors import CheckpointError, ConfigError
 from microdit.common.files.torch_archive import read_torch_file
-from microdit.encoders.dinov2 import SIDE, dinov2_normalised, open_dinov2
+from microdit.encoders.dinov2 import SIDE, dinov2_normalized, open_dinov2
 from microdit.encoders.efficientnet_lite0 import CPU_CHUNK, build_lite0, fold_batch_norm, lite0_pixels
 from microdit.encoders.pretrained_weights import SCORING
 from microdit.evaluation.clip import ScoringClip
@@ -32,7 +32,7 @@ from microdit.evaluation.feature_networks import SCORE_CLIP, FeatureNet
 
 
 class _SingleLayer(FeatureExtractorBase):
-    """What every network with one feature layer says to torch-fidelity."""
+    """Base of the networks with one feature layer."""
 
     LAYER = "pooled"
 
@@ -51,18 +51,18 @@ class _SingleLayer(FeatureExtractorBase):
 
 @cache
 def _lite0() -> nn.Module:
-    """Loaded once a process, though torch-fidelity makes a new extractor for every set of pictures."""
+    """Return the network, loaded once per process, though torch-fidelity makes an extractor for every set of images."""
     return fold_batch_norm(build_lite0()).eval().to(memory_format=torch.channels_last)
 
 
 class EfficientNetLite0Features(_SingleLayer):
     """ImageNet EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946; 4.65 M parameters), pooled before the classifier.
 
-    Input uint8 (B, 3, H, W) of any size, scaled to 224 x 224 bilinearly (with antialiasing where it shrinks); output
-    (B, 1280) as float64, so that means and covariances are added up in it. On one CPU thread about 50 pictures/s.
+    Input uint8 (B, 3, H, W) of any size, resized to 224 x 224 bilinearly (with antialiasing when shrinking). Output (B,
+    1280) as float64, so that means and covariances are summed in it. About 50 images/s on one CPU thread.
     """
 
-    # torch-fidelity hands every one of its own keywords to the constructor, hence the one `**_unused` of this project.
+    # torch-fidelity passes all of its keywords to the constructor, hence `**_unused`.
     def __init__(self, name: str, features_list: list[str], **_unused: Any) -> None:
         super().__init__(name, features_list)
         self.network = _lite0()
@@ -76,7 +76,7 @@ class EfficientNetLite0Features(_SingleLayer):
 
 
 class ScoreClipFeatures(_SingleLayer):
-    """The scoring CLIP's image features before normalisation; input uint8 (B, 3, H, W), output (B, E) as float64."""
+    """The scoring CLIP's image features before normalization; input uint8 (B, 3, H, W), output (B, E) as float64."""
 
     def __init__(
         self, name: str, features_list: list[str], scoring_clip: ScoringClip | None = None, **_unused: Any
@@ -92,12 +92,16 @@ class ScoreClipFeatures(_SingleLayer):
 
 @lru_cache(maxsize=1)
 def open_inception(path: Path, digest: str) -> FeatureExtractorInceptionV3:
-    """torch-fidelity's Inception-v3 with the weights at `path`; `digest` tells a changed file apart.
+    """Return torch-fidelity's Inception-v3 with the weights at `path`.
 
-    torch-fidelity itself would run whatever code a file holds: it gets a copy, in memory, of the tensors alone.
+    torch-fidelity itself would run code that a file may contain. It gets an in-memory copy of the tensors only.
+
+    Args:
+        path: the weights.
+        digest: of the file's content, so that a changed file is read again.
 
     Raises:
-        ConfigError: if the file is in another layout.
+        ConfigError: if the file has another layout.
     """
     try:
         stored = read_torch_file(path)
@@ -114,7 +118,7 @@ def open_inception(path: Path, digest: str) -> FeatureExtractorInceptionV3:
 
 
 class InceptionFeatures(_SingleLayer):
-    """Inception-v3 as FID is defined on it; input uint8 (B, 3, H, W), output (B, 2048) float32, as torch-fidelity."""
+    """Inception-v3, which defines FID; input uint8 (B, 3, H, W), output (B, 2048) float32, as in torch-fidelity."""
 
     LAYER = "2048"
 
@@ -128,7 +132,7 @@ class InceptionFeatures(_SingleLayer):
 
 
 class DinoFeatures(_SingleLayer):
-    """DINOv2's class token after the last norm, of pictures resized and normalised as torch-fidelity does it.
+    """DINOv2's class token after the last norm, of images resized and normalized as in torch-fidelity.
 
     Input uint8 (B, 3, H, W), output (B, F) float32.
     """
@@ -140,7 +144,7 @@ class DinoFeatures(_SingleLayer):
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(SIDE, SIDE), align_corners=False)
-        return (self.network(dinov2_normalised(x)).float(),)
+        return (self.network(dinov2_normalized(x)).float(),)
 
 
 def _weights(net: FeatureNet | None) -> tuple[Path, str]:
@@ -150,7 +154,7 @@ def _weights(net: FeatureNet | None) -> tuple[Path, str]:
 
 
 def open_network(net: FeatureNet) -> None:
-    """Loads what `net` needs, so that a broken file is found before anything is computed."""
+    """Load what `net` needs, so that a broken file is found before anything is computed."""
     if net.name == "inception-v3":
         open_inception(*_weights(net))
     elif net.name == "dinov2":
@@ -166,7 +170,7 @@ EXTRACTORS: Mapping[str, type[FeatureExtractorBase]] = {
 
 
 def register(name: str) -> str:
-    """Makes `name` (a key of `EXTRACTORS`) known to torch-fidelity; returns the name that it is known by."""
+    """Register `name`, a key of `EXTRACTORS`, with torch-fidelity, and return its name there."""
     registered = f"microdit-{name}"
     if registered not in FEATURE_EXTRACTORS_REGISTRY:
         register_feature_extractor(registered, EXTRACTORS[name])

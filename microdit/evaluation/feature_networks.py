@@ -1,4 +1,4 @@
-"""What is known of the networks that measure, before any of them is used."""
+"""Identify the networks that measure, before any of them is used."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from microdit.encoders.pretrained_weights import PUBLISHED, SCORING, find_weight
 from microdit.evaluation.clip import BUILTIN, ScoringClip, clip_folder, clip_title
 from microdit.evaluation.config import BUILTIN_NET, EvalConfig
 
-SCORE_CLIP = "score-clip"  # the scoring CLIP's image tower, among the feature networks
-FEATURES_VERSION = 2  # part of the names of stored features; raise it when pictures are prepared in another way
+SCORE_CLIP = "score-clip"  # name of the scoring CLIP's image tower
+FEATURES_VERSION = 2  # part of the names of stored features; raise it if the preparation of images changes
 INCEPTION_WIDTH = 2048
 
 
@@ -21,15 +21,15 @@ INCEPTION_WIDTH = 2048
 class FeatureNet:
     """A network whose features are compared.
 
-    `exact`: Fréchet distances by `frechet.py`. The two built-in networks keep torch-fidelity's arithmetic, in which
-    every score so far was recorded; the two agree to 1e-6 (tests/evaluation/test_scores.py).
+    With `exact`, Fréchet distances are computed by `frechet.py`. The two bundled networks keep torch-fidelity's
+    arithmetic, with which all earlier scores were computed; the two agree to 1e-6 (tests/evaluation/test_scores.py).
     """
 
-    name: str  # key of `EXTRACTORS` in features.py
-    title: str  # name with the training data or size, as `feature_net_name` reports it
+    name: str  # key of `EXTRACTORS` in feature_extractors.py
+    title: str  # name with the training data or size, as in `feature_net_name`
     digest: str  # of the weights
-    width: int  # features per picture
-    resize: str  # how pictures become its input; names stored features
+    width: int  # features per image
+    resize: str  # how images are resized to its input; part of the names of stored features
     exact: bool = True
     weights: Path | None = None
 
@@ -39,12 +39,16 @@ class FeatureNet:
 
     @property
     def is_inception(self) -> bool:
-        """Whether a Fréchet distance on it is FID: on the published Inception-v3 alone."""
+        """Whether a Fréchet distance on it is FID: only on the published Inception-v3."""
         return self.title == "inception-v3"
 
 
 def feature_net(config: EvalConfig) -> FeatureNet:
-    """The network behind `fd`, `kid`, `precision` and `recall`; raises ConfigError where its weights are missing."""
+    """Return the network of `fd`, `kid`, `precision` and `recall`.
+
+    Raises:
+        ConfigError: if its weights are missing.
+    """
     name = config.feature_net
     if name == BUILTIN_NET:
         side = f"bilinear-antialias-{LITE0_SIDE}"
@@ -52,7 +56,7 @@ def feature_net(config: EvalConfig) -> FeatureNet:
     weights = find_weights(name, config.feature_weights, SCORING)
     digest = content_digest(weights)
     if name == "inception-v3":
-        # Another file in the same layout may hold anything; what it measures must not be printed as FID.
+        # Another file of the same layout may have any weights; its distances must not be printed as FID.
         title = name if digest.startswith(PUBLISHED[name].digest) else f"unpublished-{name}"
         return FeatureNet(name, title, digest, INCEPTION_WIDTH, "tf1-bilinear-299", weights=weights)
     width = dinov2_width(weights, digest, SCORING.weights)
@@ -61,7 +65,11 @@ def feature_net(config: EvalConfig) -> FeatureNet:
 
 
 def clip_net(config: EvalConfig) -> FeatureNet:
-    """The network behind `clip_fd`, `clip_score` and `class_accuracy`; raises ConfigError where it is missing."""
+    """Return the network of `clip_fd`, `clip_score` and `class_accuracy`.
+
+    Raises:
+        ConfigError: if it is missing.
+    """
     builtin = config.clip == BUILTIN
     digest, width = ScoringClip.digest(config.clip), ScoringClip.embedding_width(config.clip)
     title = SCORE_CLIP if builtin else clip_title(clip_folder(config.clip))

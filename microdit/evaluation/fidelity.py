@@ -1,8 +1,8 @@
-"""Fréchet and kernel distances, precision and recall, with features and floors of real pictures kept on disk.
+"""Fréchet and kernel distances, precision and recall, with stored features and floors of real images.
 
 Fréchet distance: Heusel et al., arXiv 1706.08500, equation 6. KID: Bińkowski et al., arXiv 1801.01401, section 4: the
 unbiased squared MMD with the kernel (x·y / width + 1)^3, averaged over random subsets; near 0 it may be negative.
-Precision and recall: Kynkäänniemi et al., arXiv 1904.06991, section 2, with 3 neighbours; theirs are on VGG-16's
+Precision and recall: Kynkäänniemi et al., arXiv 1904.06991, section 2, with 3 neighbors; theirs are on VGG-16's
 features, ours on the chosen network's. All but the Fréchet distances of `exact` networks are torch-fidelity's.
 """
 
@@ -28,22 +28,22 @@ from microdit.evaluation.config import EvalConfig
 from microdit.evaluation.feature_extractors import EXTRACTORS, register
 from microdit.evaluation.feature_networks import FEATURES_VERSION, FeatureNet
 from microdit.evaluation.frechet import Moments, frechet_distance
-from microdit.evaluation.reference import Pictures, RealPictures, ReferenceSplit
+from microdit.evaluation.reference import RealImages, ReferenceSplit, SampledImages
 
 log = logging.getLogger(__name__)
 
-NEIGHBOURS = 3  # Kynkäänniemi et al.'s k, torch-fidelity's default
-PRC_ROWS = 2048  # pictures at once whose distances to all others are held: 0.8 GB in float64 against 50,000
+NEIGHBORS = 3  # Kynkäänniemi et al.'s k, torch-fidelity's default
+PRC_ROWS = 2048  # images per block of distances to all others: 0.8 GB in float64 against 50,000
 PRECISION_RECALL = ("precision", "recall")
-FEATURES = "features"  # the tensor in a file of the cache
+FEATURES = "features"  # name of the tensor in a cache file
 
 
 class Distances:
-    """Distances of sets of pictures to one reference.
+    """Distances of sets of images to one reference.
 
-    With N samples a covariance has rank N - 1 at most. Fewer samples than features leave it rank-deficient: the Fréchet
-    distance then is biased upward by far more than usual, and only distances at equal counts can be compared. This is
-    logged, with the floor.
+    With N samples a covariance has rank N - 1 at most. With fewer samples than features it is rank-deficient: the
+    Fréchet distance is then strongly biased upward, and only distances at equal counts can be compared. This is logged
+    with the floor.
     """
 
     def __init__(self, real: ReferenceSplit, config: EvalConfig, cache: Path, clip: ScoringClip) -> None:
@@ -54,42 +54,48 @@ class Distances:
         cache.mkdir(parents=True, exist_ok=True)
 
     def of(self, images: np.ndarray, net: FeatureNet, metrics: Sequence[str]) -> dict[str, float]:
-        """`metrics` ("fd", "kid", "precision", "recall") of `images` (N, H, W, 3) uint8 on the features of `net`.
+        """Return metrics of samples on the features of `net`, each with the value of real images.
 
-        Beside each stands what real pictures get: `_floor` of distances, `_real` of precision and recall.
+        Args:
+            images: samples (N, H, W, 3) uint8.
+            net: the feature network.
+            metrics: of "fd", "kid", "precision", "recall".
+
+        Returns:
+            Values by name; `_floor` is the value of real images for distances, `_real` for precision and recall.
         """
         if set(PRECISION_RECALL) & set(metrics):
-            self._check_neighbours(len(images))
+            self._check_neighbors(len(images))
         beside = self._of_real(net, metrics)
-        values = self._measure(Pictures(images), net, metrics)
+        values = self._measure(SampledImages(images), net, metrics)
         self._warn(len(images), net, beside)
         return values | {f"{name}{'_real' if name in PRECISION_RECALL else '_floor'}": beside[name] for name in metrics}
 
     def _of_real(self, net: FeatureNet, metrics: Sequence[str]) -> dict[str, float]:
-        """Real against disjoint real, computed by the first process that asks; the others wait for it."""
+        """Return metrics of real against disjoint real images; one process computes them, the others wait."""
         settings = f"{self.config.kid_subsets}x{self.config.kid_subset_size}-{self.config.seed}"
         name = f"{self._reference_name(net)}-floor-{len(self.real.held)}-{'-'.join(metrics)}-{settings}.json"
         path = self.cache / name
-        # A lock of the operating system: it is free again when its holder dies.
+        # A lock of the operating system is released when its holder dies.
         with FileLock(f"{path}.lock"):
             found = _stored_floors(path, metrics)
             if found is None:
-                found = self._measure(RealPictures(self.real.data, self.real.held), net, metrics)
+                found = self._measure(RealImages(self.real.data, self.real.held), net, metrics)
                 write_text(path, signed(found))
             return found
 
     def _reference_name(self, net: FeatureNet) -> str:
-        """Names the reference's features on disk by all that determines them: data, count, weights, resizing."""
+        """Return the name of the reference's stored features, from everything that determines them."""
         return f"v{FEATURES_VERSION}-{self.real.name}-{net.name}-{net.digest[:12]}-{net.resize}"
 
-    def _measure(self, pictures: Pictures | RealPictures, net: FeatureNet, metrics: Sequence[str]) -> dict[str, float]:
-        """`metrics` of `pictures`, by torch-fidelity's functions of features; its own cache, of pickles, is off."""
+    def _measure(self, images: SampledImages | RealImages, net: FeatureNet, metrics: Sequence[str]) -> dict[str, float]:
+        """Return metrics of images by torch-fidelity's functions of features, without its own cache of pickles."""
         from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
         from torch_fidelity.metric_kid import kid_features_to_metric
         from torch_fidelity.metric_prc import prc_features_to_metric
         from torch_fidelity.utils import create_feature_extractor
 
-        options = self._options(net, len(pictures))
+        options = self._options(net, len(images))
         layer = EXTRACTORS[net.name].get_default_feature_layer_for_metric("fid")
         extractor = create_feature_extractor(register(net.name), [layer], **options)
 
@@ -100,10 +106,10 @@ class Distances:
 
         def of_reference() -> Tensor:
             shape = (len(self.real.reference), net.width)
-            reference = RealPictures(self.real.data, self.real.reference)
+            reference = RealImages(self.real.data, self.real.reference)
             return _kept(path, shape, lambda: features(reference))
 
-        own, found = features(pictures), {}
+        own, found = features(images), {}
         if "fd" in metrics and net.exact:
             real = self._moments(net, of_reference)
             found[_keys()["fd"]] = frechet_distance(Moments.of(own.numpy()), real)
@@ -117,31 +123,31 @@ class Distances:
         return {name: float(found[_keys()[name]]) for name in metrics}
 
     def _options(self, net: FeatureNet, count: int) -> dict[str, Any]:
-        """torch-fidelity's settings for `count` pictures."""
+        """Return torch-fidelity's settings for `count` images."""
         return {
             "cache": False,
             "kid_subsets": self.config.kid_subsets,
             "kid_subset_size": min(self.config.kid_subset_size, count, len(self.real.reference)),
-            "prc_neighborhood": NEIGHBOURS,
+            "prc_neighborhood": NEIGHBORS,
             "prc_batch_size": PRC_ROWS,
             "batch_size": self.config.batch_size,
             "rng_seed": self.config.seed,
             "cuda": torch.cuda.is_available(),
             "verbose": False,
             "save_cpu_ram": True,  # no loader processes: a sweep worker may not have children
-            "scoring_clip": self.clip,  # torch-fidelity hands these two to the extractor's constructor
+            "scoring_clip": self.clip,  # torch-fidelity passes these two to the extractor's constructor
             "feature_net": net,
         }
 
     def _moments(self, net: FeatureNet, features: Callable[[], Tensor]) -> Moments:
-        """Moments of the reference's features, kept on disk."""
+        """Return moments of the reference's features, stored on disk."""
         path = self.cache / f"{self._reference_name(net)}-moments.safetensors"
         if path.is_file():
             try:
                 found = Moments.load(path)
                 if found.mean.shape == (net.width,) and found.root.shape[1:] == (net.width,):
                     return found
-                reason = f"{path}: its sizes are not the network's"
+                reason = f"{path}: its sizes don't match the network's"
             except CheckpointError as error:
                 reason = str(error)
             log.warning("%s; computed again", reason)
@@ -149,11 +155,11 @@ class Distances:
         made.save(path)
         return made
 
-    def _check_neighbours(self, count: int) -> None:
+    def _check_neighbors(self, count: int) -> None:
         least = min(count, len(self.real.reference), len(self.real.held))
-        if least <= NEIGHBOURS:
+        if least <= NEIGHBORS:
             raise DataError(
-                f"'precision' and 'recall' need more than {NEIGHBOURS} pictures of each kind; there are {count} "
+                f"'precision' and 'recall' need more than {NEIGHBORS} images of each kind; there are {count} "
                 f"samples, {len(self.real.reference)} in the reference and {len(self.real.held)} besides"
             )
 
@@ -166,22 +172,22 @@ class Distances:
             )
 
 
-def _features(pictures: Dataset[Tensor], extractor: Any, layer: str, options: Mapping[str, Any]) -> Tensor:
-    """Features (N, F) of pictures, on the CPU."""
+def _features(images: Dataset[Tensor], extractor: Any, layer: str, options: Mapping[str, Any]) -> Tensor:
+    """Return features (N, F) of images, on the CPU."""
     from torch_fidelity.utils import get_featuresdict_from_dataset
 
     names = ("batch_size", "cuda", "save_cpu_ram", "verbose")
-    return get_featuresdict_from_dataset(pictures, extractor, **{name: options[name] for name in names})[layer]
+    return get_featuresdict_from_dataset(images, extractor, **{name: options[name] for name in names})[layer]
 
 
 def _kept(path: Path, shape: tuple[int, int], compute: Callable[[], Tensor]) -> Tensor:
-    """The features at `path`, verified; computed, and kept there, if they are missing or, with a log line, damaged."""
+    """Return the verified features at `path`, computing and storing missing or damaged ones."""
     if path.is_file():
         try:
             found = read_tensors(path, signed=True)
             if found.keys() == {FEATURES} and found[FEATURES].shape == shape:
                 return found[FEATURES]
-            reason = f"{path}: holds {', '.join(found)}, not the features of {shape[0]} pictures"
+            reason = f"{path}: has {', '.join(found)}, not the features of {shape[0]} images"
         except CheckpointError as error:
             reason = str(error)
         log.warning("%s; computed again", reason)
@@ -192,7 +198,7 @@ def _kept(path: Path, shape: tuple[int, int], compute: Callable[[], Tensor]) -> 
 
 
 def _stored_floors(path: Path, metrics: Sequence[str]) -> dict[str, float] | None:
-    """The scores of real pictures at `path`; None if they are missing or, with a log line, damaged."""
+    """Return the stored scores of real images at `path`; None if they are missing or damaged (logged)."""
     if not path.is_file():
         return None
     try:
@@ -204,7 +210,7 @@ def _stored_floors(path: Path, metrics: Sequence[str]) -> dict[str, float] | Non
 
 
 def _keys() -> dict[str, str]:
-    """What torch-fidelity calls the metrics."""
+    """Return torch-fidelity's names of the metrics."""
     import torch_fidelity as tf
 
     return {

@@ -1,8 +1,8 @@
-"""Fréchet distances between Gaussians in float64, exact where covariances are rank-deficient.
+"""Fréchet distances between Gaussians in float64, exact if covariances are rank-deficient.
 
 d^2 = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^1/2: Heusel et al., arXiv 1706.08500, equation 6.
-With roots R (r, F), S = R^T R, the last trace is the sum of the singular values of R1 R2^T (r1, r2), so that no square
-root of a matrix is needed. N pictures, F features.
+With roots R (r, F), S = R^T R, the last trace is the sum of the singular values of R1 R2^T (r1, r2), so no matrix
+square root is needed. N images, F features.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from microdit.common.errors import CheckpointError
 from microdit.common.files.atomic import atomic_path
 from microdit.common.files.tensors import read_tensors, write_tensors
 
-TOLERANCE = 1e-7  # of the distance: rounding that the quick route may add to it, by a generous estimate
+MAX_ROUNDING = 1e-7  # of the distance: estimated rounding error up to which the fast method is used
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean (F,) and a root (r, F) of the covariance of one set's features; r is at most the smaller of N and F."""
+    """Mean (F,) and a root (r, F) of the covariance of one set's features; r <= min(N, F)."""
 
     mean: np.ndarray
     root: np.ndarray
 
     @staticmethod
     def of(features: np.ndarray) -> Moments:
-        """Of features (N, F), their covariance unbiased: divided by N - 1."""
+        """Return the moments of features (N, F), with the unbiased covariance (divided by N - 1)."""
         features = features.astype(np.float64)
         mean = features.mean(0)
-        centred = (features - mean) / np.sqrt(len(features) - 1)
-        if len(centred) <= centred.shape[1]:
-            return Moments(mean, centred)  # itself a root, with exactly the rank that there is
+        centered = (features - mean) / np.sqrt(len(features) - 1)
+        if len(centered) <= centered.shape[1]:
+            return Moments(mean, centered)  # itself a root, with the exact rank
         try:
-            return Moments(mean, np.linalg.cholesky(centred.T @ centred).T.copy())
+            return Moments(mean, np.linalg.cholesky(centered.T @ centered).T.copy())
         except np.linalg.LinAlgError:  # features that never vary, or depend on each other
-            return Moments(mean, np.asarray(np.linalg.qr(centred, mode="r")))
+            return Moments(mean, np.asarray(np.linalg.qr(centered, mode="r")))
 
     def save(self, path: Path) -> None:
         """Write both with a digest, atomically."""
@@ -48,29 +48,33 @@ class Moments:
 
     @staticmethod
     def load(path: Path) -> Moments:
-        """Read what `save` wrote; raises CheckpointError if it is damaged."""
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: if the file is damaged.
+        """
         stored = read_tensors(path, signed=True)
         if stored.keys() != {"mean", "root"}:
-            raise CheckpointError(f"{path}: holds {', '.join(stored)}, not mean and root")
+            raise CheckpointError(f"{path}: has {', '.join(stored)}, not mean and root")
         return Moments(stored["mean"].numpy(), stored["root"].numpy())
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """The squared distance, as FID is reported."""
+    """Return the squared distance, as reported for FID."""
     gap = a.mean - b.mean
     outer = float(gap @ gap + (a.root**2).sum() + (b.root**2).sum())
     product = a.root @ b.root.T  # (r1, r2)
     trace, doubt = _by_eigenvalues(product)
-    if 2 * doubt > TOLERANCE * max(outer - 2 * trace, 0.0):
+    if 2 * doubt > MAX_ROUNDING * max(outer - 2 * trace, 0.0):
         trace = float(svdvals(product).sum())
     return outer - 2 * trace
 
 
 def _by_eigenvalues(product: np.ndarray) -> tuple[float, float]:
-    """The sum of the singular values by the eigenvalues of the smaller Gram matrix, and how far rounding may be off.
+    """Return the sum of singular values by eigenvalues of the smaller Gram matrix, and a bound of its rounding error.
 
-    Some three times as fast as singular values. But an eigenvalue is off by rounding of the greatest one, and near 0
-    the square root makes much of it: with a steep spectrum, or without full rank, the estimate of the error is large.
+    About three times as fast as singular values. But each eigenvalue has the rounding error of the largest, which the
+    square root amplifies near 0: with a steep spectrum, or without full rank, the bound is large.
     """
     rows, columns = product.shape
     values = np.linalg.eigvalsh(product @ product.T if rows <= columns else product.T @ product)
@@ -78,5 +82,5 @@ def _by_eigenvalues(product: np.ndarray) -> tuple[float, float]:
     roots = np.sqrt(np.clip(values, 0, None))
     if rounding == 0:
         return 0.0, 0.0
-    doubt = rounding / (2 * np.maximum(roots, np.sqrt(rounding) / 2))  # at most the root of `rounding` each
+    doubt = rounding / (2 * np.maximum(roots, np.sqrt(rounding) / 2))  # each at most the root of `rounding`
     return float(roots.sum()), float(doubt.sum())

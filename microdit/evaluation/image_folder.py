@@ -1,4 +1,4 @@
-"""Scores for a folder of pictures, whoever drew them."""
+"""Score a folder of images from any source."""
 
 from __future__ import annotations
 
@@ -24,15 +24,24 @@ log = logging.getLogger(__name__)
 def evaluate_folder(
     path: Path | str, reference: CaptionedImages, config: EvalConfig, cache_dir: Path | str
 ) -> dict[str, float]:
-    """Scores the pictures of a folder as `score` does; `config.samples` is not used: all of them count.
+    """Score the images of a folder as `score` does; all of them, whatever `config.samples` is.
 
     Captions come from `prompts.json` (see `read_prompted` for its forms), or else, as for the dataset `folder`, from
-    `metadata.jsonl`, `metadata.csv` or sidecar `.txt` files. Labels are indices into the reference's classes or their
-    names. Images are read, cropped and resized as the dataset's are; a warning gives the number of those resized,
-    because resizing alone changes a distance.
+    `metadata.jsonl`, `metadata.csv` or `.txt` files. Labels are indices into the reference's classes or their names.
+    Images are read, cropped and resized as the dataset's are. A warning gives the number of resized images, because
+    resizing alone changes a distance.
+
+    Args:
+        path: the folder.
+        reference: real images.
+        config: metrics and networks.
+        cache_dir: where features of real images are stored.
+
+    Returns:
+        As `score`.
 
     Raises:
-        DataError: if an image, caption or label is missing, broken, or does not fit the reference; names the file.
+        DataError: if an image, caption or label is missing, broken, or does not fit the reference.
     """
     root = Path(path)
     if not root.is_dir():
@@ -40,7 +49,7 @@ def evaluate_folder(
     if (root / PROMPTS).is_file():
         beside = [name for name in METADATA if (root / name).is_file()]
         if beside:
-            raise DataError(f"{root} has both {PROMPTS} and {beside[0]}: keep the one that is right")
+            raise DataError(f"{root} has both {PROMPTS} and {beside[0]}: keep one of them")
         prompted = read_prompted(root / PROMPTS, images_of(root))
         files = [entry.file for entry in prompted]
         captions = [entry.prompt for entry in prompted]
@@ -51,7 +60,7 @@ def evaluate_folder(
         captions = [entry.caption for entry in entries]
         found = [entry.label for entry in entries]
     if not files:
-        raise DataError(f"{root} has no pictures")
+        raise DataError(f"{root} has no images")
     labels = [_label(label, reference.classes, root) for label in found]
     images = _load(root, files, reference.resolution)
     return score(images, captions, labels, reference, config, cache_dir)
@@ -62,7 +71,7 @@ def _label(label: int | str | None, classes: Sequence[str], root: Path) -> int:
         return -1
     if isinstance(label, str):
         if label not in classes:
-            raise DataError(f"{root}: the label '{label}' is no class of the reference; {nearest(label, classes)}")
+            raise DataError(f"{root}: the label '{label}' is not a class of the reference; {nearest(label, classes)}")
         return list(classes).index(label)
     if isinstance(label, bool) or not isinstance(label, int):
         raise DataError(f"{root}: the label {label!r} is neither an index nor a name of a class")
@@ -72,7 +81,7 @@ def _label(label: int | str | None, classes: Sequence[str], root: Path) -> int:
 
 
 def _load(root: Path, files: Sequence[str], side: int) -> np.ndarray:
-    """(N, side, side, 3) uint8: central squares, resampled if they are of another size."""
+    """Return central squares (N, side, side, 3) uint8, resampled if their size differs."""
     squares, resized = [], 0
     for file in files:
         image = read_image(root / file)

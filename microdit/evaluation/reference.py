@@ -1,4 +1,4 @@
-"""The real pictures that generated ones are compared with, and those that stand in for generated ones."""
+"""The real images that samples are compared with, and those that replace samples for the floor."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from microdit.data.dataset import CaptionedImages, HasOriginals, Sample
 log = logging.getLogger(__name__)
 
 
-class Pictures(Dataset[Tensor]):
-    """uint8 pictures (N, H, W, 3) as torch-fidelity wants them: a dataset of (3, H, W)."""
+class SampledImages(Dataset[Tensor]):
+    """uint8 images (N, H, W, 3) as a dataset of (3, H, W) for torch-fidelity."""
 
     def __init__(self, images: np.ndarray) -> None:
         self.images = images
@@ -30,8 +30,8 @@ class Pictures(Dataset[Tensor]):
         return torch.from_numpy(np.ascontiguousarray(self.images[i])).permute(2, 0, 1)
 
 
-class RealPictures(Dataset[Tensor]):
-    """Some images of a dataset, in the same form; read one by one, so that a large reference needs no memory."""
+class RealImages(Dataset[Tensor]):
+    """Some images of a dataset, in the same form; read one by one, so a large reference needs no memory."""
 
     def __init__(self, data: CaptionedImages, rows: np.ndarray) -> None:
         self.data = data
@@ -45,26 +45,26 @@ class RealPictures(Dataset[Tensor]):
 
 
 def reference_rows(size: int, samples: int, reference_count: int) -> tuple[np.ndarray, int]:
-    """A dataset's rows in the order in which they are scored against, and how many of the first are the reference."""
+    """Return a dataset's rows in the order of scoring, and how many of the first are the reference."""
     count = min(reference_count, max(size - samples, size // 2))
     return numpy_generator(0, "evaluation-reference").permutation(size), count
 
 
 def originals_digest(data: CaptionedImages, rows: Iterable[int]) -> str:
-    """Digest of files behind these rows that the data's fingerprint doesn't cover; '' if there are none."""
+    """Return a digest of the files of these rows that the data's fingerprint doesn't cover; "" if there are none."""
     return data.originals_digest(rows) if isinstance(data, HasOriginals) else ""
 
 
 class ReferenceSplit:
     """Two disjoint sets of a dataset's images: the reference, and `held`, as many as there are samples.
 
-    The distance of `held` to the reference is the floor: what a perfect generator would get at these counts. Where the
-    dataset is too small for both, the reference shrinks, at most to half; then `held` may be smaller than the samples
-    and the floor is too high, which is logged. The rows are drawn the same way for every run, seed and arm, and at
-    random, because a dataset may come sorted.
+    The distance of `held` to the reference is the floor, the score of a perfect generator at these counts. If the
+    dataset is too small for both, the reference shrinks, at most to half. If `held` is then smaller than the samples,
+    the floor is too high, which is logged. Rows are drawn at random, because a dataset may be sorted, and equally for
+    every run, seed and arm.
 
     Raises:
-        ConfigError: the dataset has fewer than 4 images.
+        ConfigError: if the dataset has fewer than 4 images.
     """
 
     def __init__(self, data: CaptionedImages, samples: int, reference_count: int) -> None:
@@ -80,11 +80,11 @@ class ReferenceSplit:
         self.name = f"{data.fingerprint[:20]}-{count}" + (f"-{originals}" if originals else "")
         if count < reference_count or len(self.held) < samples:
             log.warning(
-                "%d real pictures are too few for a reference of %d and a floor from %d more: the reference has %d and "
+                "%d real images are too few for a reference of %d and a floor from %d more: the reference has %d and "
                 "the floor is measured with %d",
                 *(len(data), reference_count, samples, count, len(self.held)),
             )
 
     def held_items(self) -> list[Sample]:
-        """The held pictures with their captions and labels."""
+        """Return the held images with their captions and labels."""
         return [self.data[int(row)] for row in self.held]

@@ -1,4 +1,4 @@
-"""Scores for a person, and the names of the networks behind them."""
+"""Print scores, and name the networks behind them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ METRIC_DESCRIPTIONS = {
     "fd": "{distance} on {network}, {width} features; lower is better",
     "kid": "{kernel} on {network}; lower is better",
     "clip_fd": "Fréchet distance on {network}, {width} features; lower is better",
-    "precision": "share of samples among real pictures, in {network}'s features; higher is better",
-    "recall": "share of real pictures among samples, in {network}'s features; higher is better",
-    "clip_score": "100 x cosine of picture and caption in {network}; higher is better",
-    "class_accuracy": "share that {network} takes for the class of its label; higher is better",
+    "precision": "share of samples among real images, in {network}'s features; higher is better",
+    "recall": "share of real images among samples, in {network}'s features; higher is better",
+    "clip_score": "100 x cosine of image and caption in {network}; higher is better",
+    "class_accuracy": "share whose class in {network} is its label; higher is better",
     "val_loss": "denoising loss on held-out images; lower is better",
 }
-BESIDE = {"_floor": "floor", "_real": "real pictures"}  # what stands beside a score, by its name's ending
+BESIDE = {"_floor": "floor", "_real": "real images"}  # label of the value beside a score, by the ending of its name
 UNSCORED = "none"
-ON_INCEPTION = {"fd": "FID", "kid": "KID"}  # only there may they be called so
+ON_INCEPTION = {"fd": "FID", "kid": "KID"}  # names that are valid only on the published Inception-v3
 
 
 def feature_net_name(config: EvalConfig) -> str:
-    """What measures, with the first digits of digests: scores compare only where it agrees.
+    """Return the scoring networks with the first digits of their digests, and the digest of prompts from a file.
 
-    Networks behind distances and agreement, and where prompts come from a file those. Without samples nothing measures,
-    and no weights need be there.
+    Scores are comparable only if it is equal. Without samples it is empty, and no weights are needed.
     """
     if not config.samples:
         return UNSCORED
@@ -39,7 +38,11 @@ def feature_net_name(config: EvalConfig) -> str:
 
 
 def check_scoring(config: EvalConfig) -> None:
-    """Raises ConfigError for whatever `config` names and isn't there, or is something else; computes nothing."""
+    """Check that everything `config` names exists and has the right format, without computing anything.
+
+    Raises:
+        ConfigError: if something is missing or of another kind.
+    """
     if not config.samples:
         return
     clip_net(config)
@@ -51,15 +54,19 @@ def check_scoring(config: EvalConfig) -> None:
 
 
 def describe(values: Mapping[str, float], config: EvalConfig) -> str:
-    """The scores (names as `score` gives them, and `val_loss`) for a person, a line each, below the counts.
+    """Return a text of the scores: one line each, below the counts.
 
-    A line has the value, what real pictures get, and what was measured on which network; a last one says which Fréchet
-    distances have fewer samples than features.
+    A line has the value, the value of real images, and what was measured with which network. The last line lists the
+    Fréchet distances that have fewer samples than features.
+
+    Args:
+        values: scores by the names of `score`, and `val_loss`.
+        config: metrics and networks.
     """
     net, clip = feature_net(config), clip_net(config)
     lines, scarce = [], []
     if "samples" in values:
-        lines.append(f"{values['samples']:.0f} samples, {values['reference_images']:.0f} real pictures")
+        lines.append(f"{values['samples']:.0f} samples, {values['reference_images']:.0f} real images")
     for name in (name for name in METRIC_DESCRIPTIONS if name in values):
         used = net if name in FEATURE_NET_METRICS else clip
         title = ON_INCEPTION.get(name, name) if used.is_inception else name
@@ -67,14 +74,14 @@ def describe(values: Mapping[str, float], config: EvalConfig) -> str:
         others = [
             f"{value:.4g}" for key, value in values.items() if key.startswith("noise") and key.endswith(f"/{name}")
         ]
-        beside += [f"under other noises {' '.join(others)}"] if others else []
+        beside += [f"under other diffusion noise {' '.join(others)}"] if others else []
         lines.append(f"{title:16s}{values[name]:<10.4g}  {', '.join([*beside, _meaning(name, used)])}")
         if name in ("fd", "clip_fd") and values["samples"] <= used.width:
             scarce.append(f"{title} ({used.width})")
     if scarce:
         lines.append(
-            f"Fewer samples than features: {', '.join(scarce)}. These are biased upward; compare them with their "
-            "floors and with others of as many samples only."
+            f"Fewer samples than features: {', '.join(scarce)}. These are biased upward; compare them only with their "
+            "floors and with others of as many samples."
         )
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
-"""Scores of generated pictures: distances to real ones, agreement with captions.
+"""Score generated images: distances to real ones, and agreement with captions.
 
-N generated pictures, E embedding width. `fd` and `kid` are FID and KID on Inception-v3's features alone, which is for
-`feature_net_name` and `describe` to say. Every score comes with its sample count and with what real pictures get.
+N generated images, E embedding width. `fd` and `kid` are FID and KID only on Inception-v3's features, which
+`feature_net_name` and `describe` report. Every score has its sample count and the value of real images.
 """
 
 from __future__ import annotations
@@ -32,27 +32,34 @@ def score(
     config: EvalConfig,
     cache_dir: Path | str,
 ) -> dict[str, float]:
-    """Scores `images` (N, H, W, 3) uint8, drawn from `captions` of classes `labels` (-1: unknown).
+    """Score samples.
 
-    Returns, as far as `config.metrics` asks:
+    Args:
+        images: samples (N, H, W, 3) uint8.
+        captions: the caption of each.
+        labels: the class of each, -1 if unknown.
+        reference: real images.
+        config: metrics and networks.
+        cache_dir: where features and floors of real images are stored; several processes may share it.
 
-    - `fd`, `kid`: Fréchet and kernel distance to `reference` on the features of `config.feature_net`; `clip_fd`:
-      Fréchet distance on the image features of `config.clip`. Each has a `_floor`: the same for as many real pictures
-      that are not in the reference.
-    - `precision`, `recall`: share of samples within the reference's manifold, and of the reference within theirs, on
-      the features of `config.feature_net`. Each has a `_real`: the same for those other real pictures.
-    - `clip_score`: 100 x the mean cosine between a picture's embedding and its caption's, in [-100, 100];
-      `class_accuracy`: share of pictures whose zero-shot class is their label. Each has a `_real`: the same for real
-      pictures with their own captions, which is as high as one may hope for. `class_accuracy` is left out where the
-      reference has no classes or no label is known. In a scene of several objects the label is the first one named.
-    - always `samples` and `reference_images`, the counts.
+    Returns:
+        The values of `config.metrics` by name:
 
-    Features and floors of real pictures are computed once and kept in `cache_dir`; several processes may share it.
+        - `fd`, `kid`: Fréchet and kernel distance to `reference` on the features of `config.feature_net`; `clip_fd`:
+          Fréchet distance on the image features of `config.clip`. `_floor` is the value of as many real images that are
+          not in the reference.
+        - `precision`, `recall`: share of samples within the reference's manifold, and of the reference within theirs,
+          on the features of `config.feature_net`. `_real` is the value of those other real images.
+        - `clip_score`: 100 x the mean cosine of an image's embedding and its caption's, in [-100, 100];
+          `class_accuracy`: share of images whose zero-shot class is their label. `_real` is the value of real images
+          with their own captions, a practical maximum. `class_accuracy` is omitted if the reference has no classes or
+          no label is known. In a scene of several objects the label is the first one named.
+        - always `samples` and `reference_images`, the counts.
 
     Raises:
-        DataError: the pictures, captions and labels do not fit together or to the reference.
-        ConfigError: the reference is too small, or a network's weights are missing.
-        DivergenceError: a score is not finite.
+        DataError: if images, captions and labels do not fit together or to the reference.
+        ConfigError: if the reference is too small, or a network's weights are missing.
+        DivergenceError: if a score is not finite.
     """
     _check(images, captions, labels, reference)
     clip = scoring_clip("cuda" if torch.cuda.is_available() else "cpu", config.clip)
@@ -83,12 +90,12 @@ def agreement(
     config: EvalConfig,
     clip: ScoringClip,
 ) -> dict[str, float]:
-    """`clip_score` and `class_accuracy` of pictures (N, H, W, 3) uint8, as far as asked and known."""
+    """Return `clip_score` and `class_accuracy` of images (N, H, W, 3) uint8, as far as requested and known."""
     batches = range(0, len(images), config.batch_size)
     embedded = torch.cat([clip.embed_images(torch.from_numpy(images[i : i + config.batch_size])) for i in batches])
     values = {}
     if "clip_score" in config.metrics:
-        # The small built-in one takes all captions at once, as it did for every score so far.
+        # The small bundled one encodes all captions at once, as for all earlier scores.
         chunk = None if config.clip == BUILTIN else config.batch_size
         values["clip_score"] = clip_score(embedded, clip.embed_texts(captions, chunk))
     if "class_accuracy" in config.metrics and classes and max(labels) >= 0:
@@ -97,15 +104,15 @@ def agreement(
 
 
 def clip_score(images: Tensor, texts: Tensor) -> float:
-    """100 x the mean cosine of unit vectors (N, E) and (N, E), row by row.
+    """Return 100 x the mean cosine of unit vectors (N, E) and (N, E), row by row.
 
-    Hessel et al., arXiv 2104.08718, without their factor 2.5 and without raising negative cosines to 0.
+    Hessel et al., arXiv 2104.08718, without the factor 2.5 and without clipping negative cosines to 0.
     """
     return 100 * (images * texts).sum(1).mean().item()
 
 
 def class_accuracy(images: Tensor, labels: Sequence[int], classes: Tensor) -> float:
-    """Share of embedded pictures (N, E) nearest to their own class among (classes, E); labels of -1 are left out."""
+    """Return the share of embedded images (N, E) nearest to their class among (classes, E), without labels of -1."""
     wanted = torch.tensor(list(labels))
     known = wanted >= 0
     found = (images.cpu()[known] @ classes.cpu().T).argmax(1)
@@ -113,22 +120,20 @@ def class_accuracy(images: Tensor, labels: Sequence[int], classes: Tensor) -> fl
 
 
 def class_embeddings(clip: ScoringClip, classes: Sequence[str]) -> Tensor:
-    """Unit vectors (classes, E) of "a <class>", averaged over the class's names."""
+    """Return unit vectors (classes, E) of "a <class>", averaged over the class's names."""
     rows = [clip.embed_texts([f"a {noun}" for noun in CLASS_NOUNS.get(name, (name,))]).mean(0) for name in classes]
     return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
 
 def _check(images: np.ndarray, captions: Sequence[str], labels: Sequence[int], reference: CaptionedImages) -> None:
     if not len(images) == len(captions) == len(labels):
-        raise DataError(
-            f"{len(images)} pictures, {len(captions)} captions and {len(labels)} labels: one each is needed"
-        )
+        raise DataError(f"{len(images)} images, {len(captions)} captions and {len(labels)} labels: one each is needed")
     if len(images) < 2:
-        raise DataError(f"{len(images)} pictures can't be scored: a distance needs at least 2")
+        raise DataError(f"{len(images)} images can't be scored: a distance needs at least 2")
     side = reference.resolution
     if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
         raise DataError(
-            f"the pictures are {images.dtype} of shape {images.shape[1:]}, the reference's uint8 of {(side, side, 3)}: "
+            f"the images are {images.dtype} of shape {images.shape[1:]}, the reference's uint8 of {(side, side, 3)}: "
             "resizing would change the scores"
         )
     highest = max(labels)

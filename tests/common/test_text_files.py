@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from microdit.common.errors import ConfigError, DataError, MicroditError
-from microdit.common.files.text import csv_rows, json_rows, parse_json, read_text, split_lines, tidy
+from microdit.common.files.text import collapse_blanks, csv_rows, json_rows, parse_json, read_text, split_lines
 from microdit.data.cifar_captions.class_words import load_words
 from microdit.data.config import DataConfig
 from microdit.data.registry import build_dataset
@@ -86,10 +86,10 @@ def test_any_bytes_are_text_or_rejected_by_line(tmp_path_factory: pytest.TempPat
 
 def test_captions_may_hold_any_white_space(tmp_path: Path) -> None:
     """Each of these characters is one blank in a caption, and no line end in a table."""
-    expected = tidy("a " + " b ".join(NO_LINE_ENDS) + " c")
+    expected = collapse_blanks("a " + " b ".join(NO_LINE_ENDS) + " c")
     caption = "a" + "b".join(NO_LINE_ENDS) + "c"
     wanted = ["a b b b b b b b c", "two"]
-    assert tidy(caption) == wanted[0] == re.sub(r"\s+", " ", expected)
+    assert collapse_blanks(caption) == wanted[0] == re.sub(r"\s+", " ", expected)
     table = folder(tmp_path / "csv", ["0.png", "1.png"])
     for bom, end in ((b"", "\n"), (b"\xef\xbb\xbf", "\r\n"), (b"", "\r")):
         text = end.join(["file_name,text", f"0.png,{caption}", "1.png,two", ""])

@@ -25,7 +25,7 @@ class Phrase:
 
     number: str
     size: str | None
-    colour: str | None
+    color: str | None
     noun: str
     adjacent: str
     """The word that follows the number."""
@@ -66,12 +66,12 @@ def _parse(caption: str) -> tuple[list[Phrase], str, str | None, str, str]:
     nouns = sorted((n for singular in _nouns() for n in (singular, plural(singular))), key=len, reverse=True)
     pattern = re.compile(
         rf"\b(?P<number>an?|two|three) (?:(?P<size>{'|'.join(_size_words())}) )?"
-        rf"(?:(?P<colour>{'|'.join(COLORS)}) )?(?P<noun>{'|'.join(nouns)})\b"
+        rf"(?:(?P<color>{'|'.join(COLORS)}) )?(?P<noun>{'|'.join(nouns)})\b"
     )
     text, background = _take_background(caption)
     found = list(pattern.finditer(text))
     phrases = [
-        Phrase(m["number"], m["size"], m["colour"], m["noun"], m["size"] or m["colour"] or m["noun"]) for m in found
+        Phrase(m["number"], m["size"], m["color"], m["noun"], m["size"] or m["color"] or m["noun"]) for m in found
     ]
     between = text[found[0].end() : found[1].start()].strip() if len(found) == 2 else ""
     verb = re.match(r"there (is|are)\b", text)
@@ -106,8 +106,8 @@ def _check_group(phrase: Phrase, group: Sequence[Mapping[str, Any]]) -> list[str
     for thing in group:
         if (thing["class"], thing["drawing"]) not in _nouns()[noun]:
             faults.append(f"calls drawing {thing['drawing']} ({thing['class']}) a {noun}")
-        if phrase.colour is not None and phrase.colour != thing["colour"]:
-            faults.append(f"says {phrase.colour}, the {noun} is {thing['colour']}")
+        if phrase.color is not None and phrase.color != thing["color"]:
+            faults.append(f"says {phrase.color}, the {noun} is {thing['color']}")
         if phrase.size is not None and phrase.size not in SIZES.get(thing["size"], ()):
             faults.append(f"says {phrase.size}, the {noun} is {thing['size']} ({_extent(thing):.2f} of the frame)")
     return faults

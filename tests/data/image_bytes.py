@@ -26,15 +26,15 @@ def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def png(size: tuple[int, int], bits: int, colour_type: int, rows: Sequence[bytes], *between: bytes) -> bytes:
+def png(size: tuple[int, int], bits: int, color_type: int, rows: Sequence[bytes], *between: bytes) -> bytes:
     """A PNG file of packed rows; `between` are chunks before the pixels."""
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour_type, 0, 0, 0))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, color_type, 0, 0, 0))
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(between) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def profile(space: bytes = b"RGB ", gamma: float = ADOBE_GAMMA) -> bytes:
-    """An ICC v2 display profile: Adobe RGB's primaries, or grey, with a power as tone curve."""
+    """An ICC v2 display profile: Adobe RGB's primaries, or gray, with a power as tone curve."""
     curve = b"curv" + struct.pack(">IIH", 0, 1, round(gamma * 256)) + b"\0\0"
     tags = {b"desc": b"desc" + struct.pack(">II", 0, 5) + b"test\0" + bytes(78), b"cprt": b"text\0\0\0\0none\0\0\0\0"}
     tags[b"wtpt"] = _xyz(D50)

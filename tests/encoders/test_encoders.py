@@ -123,7 +123,7 @@ def test_swaps_change_one_fact():
     caption = "a red car left of two birds on a green background"
     assert swap(caption, "relation", rng) == "a red car right of two birds on a green background"
     assert swap("a cat", "relation", rng) is None
-    for attribute in ("class", "colour", "count", "background"):
+    for attribute in ("class", "color", "count", "background"):
         changed = swap(caption, attribute, rng)
         assert changed is not None
         assert changed != caption

@@ -42,7 +42,7 @@ def pictures(smoke_config: Config, tmp_path: Path) -> Path:
 def test_pictures_of_anyone_are_scored(config_file: Path, pictures: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", str(config_file), "--images", str(pictures)]) == 0
     head, *lines, last = capsys.readouterr().out.splitlines()
-    assert head == "12 samples, 16 real pictures"
+    assert head == "12 samples, 16 real images"
     assert [line.split()[0] for line in lines] == ["clip_fd", "clip_score", "class_accuracy"]
     assert "floor " in lines[0]
     assert "on score-clip@" in lines[0]
@@ -79,7 +79,7 @@ def test_mistakes_are_one_line(
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "prompts.json").write_text(json.dumps({"prompts": []}))
-    assert "empty has no pictures" in refused(capsys, config_file, "--images", empty)
+    assert "empty has no images" in refused(capsys, config_file, "--images", empty)
     prompts.write_text(json.dumps({"prompts": ["a cat"] * COUNT}))
     (pictures / "03.png").write_bytes(b"no picture")
     assert "03.png can't be read" in refused(capsys, config_file, "--images", pictures)

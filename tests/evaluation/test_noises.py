@@ -48,7 +48,7 @@ def test_the_first_noise_is_that_of_a_single_evaluation(parts: Parts) -> None:
     assert len(set(distances)) == 3, "each noise its own pictures"
     assert evaluated(parts, 2, seed=1)["final/noise1/clip_fd"] not in distances, "the seed has its say in all of them"
     words = describe({name.removeprefix("final/"): value for name, value in three.items()}, parts[0].evaluation)
-    assert f"under other noises {distances[1]:.4g} {distances[2]:.4g}" in words
+    assert f"under other diffusion noise {distances[1]:.4g} {distances[2]:.4g}" in words
 
 
 class Process:

@@ -21,7 +21,7 @@ from microdit.encoders import pretrained_weights
 from microdit.encoders.pretrained_weights import PUBLISHED, Published
 from microdit.evaluation.config import EvalConfig
 from microdit.evaluation.feature_networks import feature_net
-from microdit.evaluation.reference import Pictures, RealPictures, ReferenceSplit
+from microdit.evaluation.reference import RealImages, ReferenceSplit, SampledImages
 from microdit.evaluation.report import check_scoring, describe, feature_net_name
 from microdit.evaluation.score import score
 
@@ -58,9 +58,9 @@ def test_inception_gives_the_numbers_of_torch_fidelity(
 ) -> None:
     config = replace(CONFIG, feature_weights=str(inception_file))
     found = score(images, ["a cat"] * SAMPLES, [-1] * SAMPLES, reference, config, tmp_path)
-    real = RealPictures(reference, ReferenceSplit(reference, SAMPLES, REFERENCE).reference)
+    real = RealImages(reference, ReferenceSplit(reference, SAMPLES, REFERENCE).reference)
     own = torch_fidelity.calculate_metrics(
-        input1=Pictures(images),
+        input1=SampledImages(images),
         input2=real,
         feature_extractor="inception-v3-compat",
         feature_extractor_weights_path=str(inception_file),

@@ -1,4 +1,4 @@
-"""Features of real pictures are computed once: same numbers, no second reading, safe among processes."""
+"""Features of real images are computed once: same numbers, no second reading, safe among processes."""
 
 from __future__ import annotations
 

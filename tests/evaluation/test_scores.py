@@ -183,7 +183,7 @@ def test_precision_and_recall_equal_independent_arithmetic(
     assert found["precision"] == pytest.approx(covered(samples, truth), abs=1e-6)
     assert found["recall"] == pytest.approx(covered(truth, samples), abs=1e-6)
     assert 0 < found["precision"] < found["precision_real"]
-    with pytest.raises(DataError, match="need more than 3 pictures"):
+    with pytest.raises(DataError, match="need more than 3 images"):
         score(pictures[:3], real.captions[:3], real.labels[:3], reference, config, cache)
 
 
@@ -227,10 +227,10 @@ def test_too_few_real_pictures_for_the_floor_is_said(
 
 def test_a_person_reads_counts_and_floor_beside_each_score(at_best: dict[str, float]) -> None:
     head, *lines, last = describe(at_best | {"val_loss": 0.25}, CONFIG).splitlines()
-    assert head == "96 samples, 96 real pictures"
+    assert head == "96 samples, 96 real images"
     assert [line.split()[0] for line in lines] == ["fd", "kid", "clip_fd", "clip_score", "class_accuracy", "val_loss"]
     assert f"floor {at_best['fd_floor']:.4g}, Fréchet distance on {feature_net_name(CONFIG).split('+')[0]}" in lines[0]
-    assert f"real pictures {at_best['class_accuracy_real']:.4g}" in lines[-2]
+    assert f"real images {at_best['class_accuracy_real']:.4g}" in lines[-2]
     assert last.startswith("Fewer samples than features: fd (1280), clip_fd (128).")
     assert "Fewer" not in describe(at_best | {"samples": 2000.0}, CONFIG)
     assert describe({"val_loss": 0.25}, CONFIG).split()[:2] == ["val_loss", "0.25"]

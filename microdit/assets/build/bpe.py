@@ -1,4 +1,4 @@
-"""A small byte-pair vocabulary in the format of open_clip's SimpleTokenizer, learnt from captions."""
+"""Learn a small byte-pair vocabulary from captions, in the format of open_clip's SimpleTokenizer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ END = "</w>"
 
 
 def learn_merges(captions: Iterable[str], count: int) -> list[tuple[str, str]]:
-    """The `count` most frequent pairs, merged one after the other (Sennrich et al., arXiv 1508.07909, section 3.2).
+    """Merge the most frequent pair `count` times (Sennrich et al., arXiv 1508.07909, section 3.2).
 
-    Ties go to the pair that sorts first, so the vocabulary is a function of the captions. Fewer merges come back where
+    Ties go to the pair that sorts first, so the vocabulary is a function of the captions. There are fewer merges if
     every word has become one piece.
     """
     frequency = Counter(word for caption in captions for word in caption.lower().split() if word.isascii())
@@ -45,12 +45,12 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def vocabulary_size(merges: list[tuple[str, str]]) -> int:
-    """Bytes with and without a word's end, merges, start and end of text."""
+    """Return the size: bytes with and without a word's end, merges, start and end of text."""
     return 2 * 256 + len(merges) + 2
 
 
 def write_merges(merges: list[tuple[str, str]], path: Path) -> None:
-    """Writes the gzipped merge list; the same merges give the same bytes."""
+    """Write the gzipped merge list; the same merges give the same bytes."""
     text = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)])
     with atomic_path(path) as temporary:
         temporary.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))

@@ -1,12 +1,12 @@
-"""Trains one of the two shipped CLIPs on fresh emoji-captions scenes, on one CPU thread.
+"""Train one of the two bundled CLIPs on new emoji-captions scenes, on one CPU thread.
 
     python -m microdit.assets.build.clip text  --minutes 20     # conditions the network
     python -m microdit.assets.build.clip score --minutes 22     # only scores; other seeds and sizes
 
-Each caption brings a hard negative, itself with one fact changed (NegCLIP, Yuksekgonul et al., arXiv 2210.01936):
-without them a small CLIP tells classes and colours but neither counts nor "left of" from "right of".
+Each caption has a hard negative, the caption with one fact changed (NegCLIP, Yuksekgonul et al., arXiv 2210.01936).
+Without them a small CLIP distinguishes classes and colors but neither counts nor "left of" from "right of".
 
-Written as open_clip reads it: open_clip_config.json, open_clip_model.safetensors, and the tokenizer's own merge list.
+Output in open_clip's format: open_clip_config.json, open_clip_model.safetensors, and the tokenizer's own merge list.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CONTEXT = 32
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one of the two is built: nothing random is shared between them."""
+    """Settings of one of the two; they share no randomness."""
 
     seed: int
     embed_dim: int
@@ -70,7 +70,7 @@ RECIPES = {
 
 
 class Scenes:
-    """An endless stream of scenes of every setting of the dataset, each seen once."""
+    """An endless stream of scenes of every setting of the dataset, each used once."""
 
     def __init__(self, seed: int) -> None:
         options = [(1, True, True), (2, True, True), (3, True, False), (3, True, True)]
@@ -84,7 +84,7 @@ class Scenes:
         self._rng = np.random.default_rng(seed)
 
     def batch(self, count: int) -> tuple[Tensor, list[str]]:
-        """Images (count, 3, H, W) in [-1, 1] and their captions."""
+        """Return images (count, 3, H, W) in [-1, 1] and their captions."""
         items = []
         for _ in range(count):
             turn, index = self._next % len(self._sets), self._next // len(self._sets)
@@ -94,15 +94,17 @@ class Scenes:
         return images.permute(0, 3, 1, 2).float() / 127.5 - 1, [item.caption for item in items]
 
     def wrong(self, caption: str) -> str:
-        """`caption` with one fact changed: every second time its relation, if it states one."""
+        """Return `caption` with one fact changed: every second time its relation, if it has one."""
         others = [str(name) for name in self._rng.permutation(ATTRIBUTES)]
         order = ["relation", *others] if self._rng.random() < 0.5 else others
         return next((changed for name in order if (changed := swap(caption, name, self._rng)) is not None), caption)
 
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:
-    """What open_clip's own `encode_text` gives, without computing the padding behind the longest caption: the tower is
-    causal, so nothing before it can depend on it. (B, S) -> (B, E)."""
+    """Return what open_clip's `encode_text` does, (B, S) -> (B, E), without the padding behind the longest caption.
+
+    The tower is causal, so the padding cannot affect the tokens before it.
+    """
     length = int((tokens != 0).sum(1).max())
     tokens = tokens[:, :length]
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
@@ -111,9 +113,9 @@ def encode_text(model: Any, tokens: Tensor) -> Tensor:
 
 
 def contrastive(model: Any, images: Tensor, tokens: Tensor) -> Tensor:
-    """CLIP's symmetric loss (arXiv 2103.00020, figure 3); equal captions count as right answers of each other.
+    """Return CLIP's symmetric loss (arXiv 2103.00020, figure 3); equal captions are correct matches of each other.
 
-    `tokens` (2B, S): B captions, then their hard negatives, which are wrong answers to every image and no questions.
+    `tokens` (2B, S) are B captions, then their hard negatives, which are wrong matches of every image.
     """
     count = len(images)
     image = F.normalize(model.encode_image(images), dim=-1)
@@ -137,7 +139,7 @@ def main() -> None:
     recipe = RECIPES[arguments.which]
     out = arguments.out or ROOT / f"{arguments.which}_clip"
     torch.set_num_threads(1)
-    torch.manual_seed(recipe.seed)  # open_clip initialises from the global generator
+    torch.manual_seed(recipe.seed)  # open_clip initializes from the global generator
 
     scenes = Scenes(recipe.seed * 1000)
     merges = learn_merges(Scenes(recipe.seed * 1000 + 500).batch(6000)[1], MERGES)
@@ -176,7 +178,7 @@ def main() -> None:
 
 
 def save(model: nn.Module, recipe: Recipe, text: dict[str, Any], merges: Path, out: Path) -> None:
-    """Writes the folder, in float16."""
+    """Write the folder, in float16."""
     config = {
         "model_cfg": {"embed_dim": recipe.embed_dim, "vision_cfg": recipe.vision, "text_cfg": text},
         "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"},

@@ -1,4 +1,4 @@
-"""Measures the shipped networks on held-out scenes; microdit/assets/README.md keeps what it printed.
+"""Measure the bundled networks on held-out scenes; microdit/assets/README.md has the results.
 
 python -m microdit.assets.build.evaluate
 """
@@ -21,19 +21,19 @@ from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
 from microdit.encoders.bundled import SCORE_CLIP, TEXT_CLIP
 from microdit.encoders.open_clip_checkpoint import ClipFolder, open_clip_folder
 
-SEED = 31  # of scenes that no training run of the assets has drawn
+SEED = 31  # of scenes that no training run of the assets used
 
 Embed = Callable[[Sequence[str]], Tensor]
 
 
 def held_out(count: int, resolution: int = 64) -> list[Sample]:
-    """Scenes of the dataset's default distribution."""
+    """Return scenes of the dataset's default distribution."""
     data: CaptionedImages = build_dataset(DataConfig(resolution=resolution, seed=SEED, val_size=count), "val")
     return [data[i] for i in range(count)]
 
 
 def psnr(items: Sequence[Sample], latent_noise: float = 0.0) -> float:
-    """Mean PSNR in dB of the round trip through the shipped autoencoder, with noise added to unit-variance latents."""
+    """Return the mean PSNR in dB of the autoencoder's round trip, with noise added to unit-variance latents."""
     autoencoder = build_autoencoder(AutoencoderConfig())
     draw = generator(SEED, "latent noise")
     values = []
@@ -47,7 +47,7 @@ def psnr(items: Sequence[Sample], latent_noise: float = 0.0) -> float:
 
 
 def retrieval(images: Tensor, texts: Tensor, captions: Sequence[str]) -> tuple[float, float]:
-    """Accuracy at 1 of image to text and text to image; equal captions are equally right."""
+    """Return top-1 accuracy of image to text and text to image; equal captions are equally correct."""
     similarity = images @ texts.T
     names = np.array(captions)
     to_text = names[similarity.argmax(1).numpy()] == names
@@ -56,7 +56,7 @@ def retrieval(images: Tensor, texts: Tensor, captions: Sequence[str]) -> tuple[f
 
 
 def swap_accuracy(images: Tensor, embed: Embed, captions: Sequence[str], attribute: str) -> tuple[float, int]:
-    """Share of pictures nearer to their caption than to one with `attribute` changed, and how many state it."""
+    """Return the share of images nearer to their caption than to one with `attribute` changed, and how many have it."""
     rng = numpy_generator(SEED, f"swap {attribute}")
     pairs = [(i, changed) for i, c in enumerate(captions) if (changed := swap(c, attribute, rng)) is not None]
     rows = [i for i, _ in pairs]
@@ -66,7 +66,7 @@ def swap_accuracy(images: Tensor, embed: Embed, captions: Sequence[str], attribu
 
 
 def embedders(clip: ClipFolder) -> tuple[Callable[[Sequence[Sample]], Tensor], Embed]:
-    """Unit vectors of images and of captions."""
+    """Return functions to unit vectors of images and of captions."""
 
     def of_images(items: Sequence[Sample]) -> Tensor:
         return clip.embed_images(torch.from_numpy(np.stack([item.image for item in items])))
@@ -82,16 +82,16 @@ def main() -> None:
     items = held_out(count)
     print(f"{count} held-out scenes of the default distribution, seed {SEED}")
     print(f"autoencoder  PSNR {psnr(items):.2f} dB at 64 px, {psnr(held_out(count // 4, 128)):.2f} dB at 128 px")
-    print(f"             PSNR {psnr(items[: count // 4], 0.1):.2f} dB at 64 px with latent noise of deviation 0.1")
+    print(f"             PSNR {psnr(items[: count // 4], 0.1):.2f} dB at 64 px with latent noise of std 0.1")
     captions = [item.caption for item in items]
     for name, folder in (("text_clip", TEXT_CLIP), ("score_clip", SCORE_CLIP)):
         of_images, of_texts = embedders(open_clip_folder(folder, name))
         images = of_images(items)
         to_text, to_image = retrieval(images, of_texts(captions), captions)
-        print(f"{name:12s} image to text {to_text:.1%}, text to image {to_image:.1%} at 1 among {count}")
+        print(f"{name:12s} image to text {to_text:.1%}, text to image {to_image:.1%} top-1 among {count}")
         for attribute in ATTRIBUTES:
             accuracy, stated = swap_accuracy(images, of_texts, captions, attribute)
-            print(f"             {attribute} told from a wrong one in {accuracy:.1%} of {stated} captions")
+            print(f"             {attribute} distinguished from a wrong one in {accuracy:.1%} of {stated} captions")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Captions of emoji-captions with one fact changed: what a good CLIP must tell from the truth."""
+"""Change one fact of a caption of emoji-captions, as a hard negative for training CLIPs."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from microdit.data.emoji.art import CLASSES, COLORS, DRAWINGS
 from microdit.data.emoji.captions import CLASS_NOUNS, RELATION_WORDS, SCENERY_WORDS, SIZES, article, plural
 from microdit.data.emoji.scene import PLAIN
 
-ATTRIBUTES = ("class", "colour", "count", "background", "relation")
+ATTRIBUTES = ("class", "color", "count", "background", "relation")
 NUMBERS = {"a": 1, "an": 1, "two": 2, "three": 3}
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 PLACES = ("in a green meadow", "at sea", "in the desert", "in the snow", "on the road", "in the sky", "at night")
 
 
 def swap(caption: str, attribute: str, rng: np.random.Generator) -> str | None:
-    """`caption` with this attribute of (one of) its objects changed at random; None where it doesn't state it.
+    """Return `caption` with this attribute of one object changed at random; None if it has no such attribute.
 
-    Swapping a class takes the general noun of another one; a relation becomes its opposite, so words of no direction
-    ("beside", "and") state none. All else stays as it was, and the sentence stays grammatical.
+    A class is replaced by the general noun of another one, a relation by its opposite; words without direction
+    ("beside", "and") count as no relation. The rest is unchanged, and the sentence stays grammatical.
     """
     if attribute == "background":
         return _swap_background(caption, rng)
     if attribute == "relation":
         return _swap_relation(caption)
     phrases = list(_phrase().finditer(caption))
-    groups = [match for match in phrases if attribute != "colour" or match["colour"]]
+    groups = [match for match in phrases if attribute != "color" or match["color"]]
     if not groups:
         return None
     match = groups[int(rng.integers(len(groups)))]
-    count, size, colour, noun = NUMBERS[match["number"]], match["size"], match["colour"], match["noun"]
+    count, size, color, noun = NUMBERS[match["number"]], match["size"], match["color"], match["noun"]
     singular, kind = _nouns()[noun]
     if attribute == "class":
         singular = CLASS_NOUNS[_other(tuple(CLASSES), kind, rng)][0]
-    elif attribute == "colour":
-        colour = _other(tuple(COLORS), colour, rng)
+    elif attribute == "color":
+        color = _other(tuple(COLORS), color, rng)
     else:
         count = int(_other(("1", "2", "3"), str(count), rng))
-    words = [word for word in (size, colour) if word] + [singular if count == 1 else plural(singular)]
+    words = [word for word in (size, color) if word] + [singular if count == 1 else plural(singular)]
     number = article(words[0]) if count == 1 else ("two", "three")[count - 2]
     changed = caption[: match.start()] + " ".join([number, *words]) + caption[match.end() :]
     if match is phrases[0]:
@@ -76,7 +76,7 @@ def _other(choices: tuple[str, ...], taken: str, rng: np.random.Generator) -> st
 
 @cache
 def _nouns() -> dict[str, tuple[str, str]]:
-    """Every noun, singular or plural -> (its singular, its class)."""
+    """Return every noun, singular or plural, with its singular and its class."""
     singulars = {n: kind for kind in CLASSES for d in DRAWINGS[kind] for n in (*CLASS_NOUNS[kind], *d.names)}
     return {form: (n, kind) for n, kind in singulars.items() for form in (n, plural(n))}
 
@@ -86,7 +86,7 @@ def _phrase() -> re.Pattern[str]:
     sizes = "|".join(word for words in SIZES.values() for word in words)
     nouns = "|".join(sorted(_nouns(), key=len, reverse=True))
     return re.compile(
-        rf"\b(?P<number>an?|two|three) (?:(?P<size>{sizes}) )?(?:(?P<colour>{'|'.join(COLORS)}) )?(?P<noun>{nouns})\b"
+        rf"\b(?P<number>an?|two|three) (?:(?P<size>{sizes}) )?(?:(?P<color>{'|'.join(COLORS)}) )?(?P<noun>{nouns})\b"
     )
 
 

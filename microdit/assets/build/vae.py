@@ -1,9 +1,9 @@
-"""Trains the shipped autoencoder on emoji-captions scenes, on one CPU thread.
+"""Train the bundled autoencoder on emoji-captions scenes, on one CPU thread.
 
     python -m microdit.assets.build.vae --minutes 35
 
-Most steps see 32 px crops: the network is convolutional, so a crop teaches as much per pixel as a whole picture, and
-four times as many updates fit into the same time. The last fifth sees whole pictures.
+Most steps use 32 px crops: the network is convolutional, so a crop teaches as much per pixel as a whole image, and four
+times as many updates fit into the same time. The last fifth uses whole images.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ ARCHITECTURE = {
     "in_channels": 3,
     "out_channels": 3,
     "latent_channels": 4,
-    "block_out_channels": (12, 24, 64),  # few channels where pixels are many: the art is flat colour and edges
+    "block_out_channels": (12, 24, 64),  # few channels at high resolution: the art is flat color and edges
     "layers_per_block": 1,
     "norm_num_groups": 4,
-    "mid_block_add_attention": False,  # any resolution gives the same local code
+    "mid_block_add_attention": False,  # so that the local code is the same at any resolution
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
     "use_quant_conv": False,
@@ -41,8 +41,8 @@ ARCHITECTURE = {
 }
 
 
-def pictures(count: int, resolution: int, split: str = "train") -> Tensor:
-    """Scenes of every setting of the dataset (N, 3, H, W) uint8."""
+def scenes(count: int, resolution: int, split: str = "train") -> Tensor:
+    """Return scenes of every setting of the dataset (N, 3, H, W) uint8."""
     shares = [(1, True, True), (1, False, False), (2, True, True), (3, True, True)]
     images = []
     for number, (objects, hues, scenery) in enumerate(shares):
@@ -62,7 +62,7 @@ def pictures(count: int, resolution: int, split: str = "train") -> Tensor:
 
 
 def loss_of(vae: Any, x: Tensor, draw: torch.Generator) -> Tensor:
-    """L1 on pixels and on their differences (edges), and the KL term."""
+    """Return L1 on pixels and on their differences (edges), plus the KL term."""
     posterior = vae.encode(x).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=draw)
     r = vae.decode(posterior.mean + posterior.std * noise).sample
@@ -72,7 +72,7 @@ def loss_of(vae: Any, x: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def psnr(vae: Any, images: Tensor, noise: float = 0.0) -> tuple[float, Tensor]:
-    """Mean PSNR in dB over `images` (N, 3, H, W) uint8, and the latents (N, 4, h, w)."""
+    """Return the mean PSNR in dB over `images` (N, 3, H, W) uint8, and the latents (N, 4, h, w)."""
     values, latents = [], []
     draw = generator(SEED, "psnr")
     with torch.no_grad():
@@ -97,8 +97,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=VAE)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(SEED)  # diffusers initialises from the global generator
-    small, large, held = pictures(12000, 64), pictures(1600, 128), pictures(256, 64, "val")
+    torch.manual_seed(SEED)  # diffusers initializes from the global generator
+    small, large, held = scenes(12000, 64), scenes(1600, 128), scenes(256, 64, "val")
     vae: Any = AutoencoderKL(**ARCHITECTURE)
     vae = vae.to(memory_format=torch.channels_last)
     ema = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(0.998))
@@ -138,7 +138,7 @@ def main() -> None:
 
 
 def save(vae: Any, latents: Tensor, out: Path) -> None:
-    """Writes the diffusers folder in float16, scaled so that latents have mean 0 and unit deviation."""
+    """Write the diffusers folder in float16, scaled so that latents have mean 0 and unit standard deviation."""
     import copy
 
     kept = copy.deepcopy(vae).to(memory_format=torch.contiguous_format)

@@ -88,7 +88,7 @@ def split_lines(text: str) -> list[str]:
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def tidy(caption: str) -> str:
+def collapse_blanks(caption: str) -> str:
     """Return a caption with each run of white space as one blank."""
     return " ".join(caption.split())
 
@@ -108,7 +108,7 @@ def check_characters(text: str, where: str, error: type[MicroditError] = DataErr
 
 def clean_caption(caption: str, where: str, error: type[MicroditError] = DataError) -> str:
     """Return a caption that `check_characters` accepts, tidied and without a byte order mark."""
-    return tidy(check_characters(caption, where, error).removeprefix("\ufeff"))
+    return collapse_blanks(check_characters(caption, where, error).removeprefix("\ufeff"))
 
 
 def parse_json(text: str, name: str, line: int = 0, error: type[MicroditError] = DataError) -> Any:

@@ -1,7 +1,7 @@
-"""Rows that passed the filters: texts on disk, a few numbers a row in memory, and the choice among them.
+"""Rows that passed the filters: texts on disk, a few numbers per row in memory, and the choice among them.
 
-Which rows are chosen depends on what they say and on the seed, never on the order in which they were read: each row has
-a rank, drawn from (seed, stream) with the row in the stream's name, and of equals the lowest rank stays.
+The choice depends on the rows' content and the seed, not on their order: each row has a rank, drawn from (seed, stream)
+with the row in the stream's name, and of equal rows the lowest rank stays.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ STREAM = "cifar-captions"
 
 
 class CandidatePool:
-    """Candidates of one selection: about 26 bytes of memory each, their texts in a scratch file.
+    """Candidates of one selection: about 26 bytes of memory per row, their texts in a scratch file.
 
-    Hashes of 64 bits stand for urls and perceptual hashes: among ten million candidates, two that differ are taken for
-    equal with a probability of about 3e-6.
+    URLs and perceptual hashes are compared by 64-bit hashes. Among ten million candidates two different ones collide
+    with a probability of about 3e-6.
     """
 
     def __init__(self, scratch: Path, seed: int, classes: Sequence[str]) -> None:
@@ -50,20 +50,24 @@ class CandidatePool:
         return len(self._ranks)
 
     def add(self, rows: list[dict[str, object]]) -> None:
-        """Rows of SCHEMA without `key`."""
+        """Add rows of SCHEMA without `key`."""
         for row in rows:
             key = hashlib.sha256(str(row["url"]).encode()).digest()[:8]
             row["key"] = key.hex()
             self._urls.append(int.from_bytes(key, "big"))
             self._phashes.append(_number(row["image_phash"]))
-            # The text ends the name and the url has no blank, so no two rows share a name by accident.
+            # The text ends the name and the url has no blank, so different rows have different names.
             self._ranks.append(derive_seed(self._seed, f"{STREAM}/{row['id']} {row['url']} {row['caption']}"))
             self._labels.append(self._classes[str(row["label"])])
         if rows:
             self._writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
 
     def choose(self, per_class: int | None, balance: bool) -> tuple[pa.Table, dict[str, int]]:
-        """The chosen rows in the order of their ranks, and how many each rule dropped."""
+        """Choose rows, at most `per_class` per class, or as many as the smallest class has (`balance`).
+
+        Returns:
+            The chosen rows in the order of their ranks, and how many each rule dropped.
+        """
         self._writer.close()
         ranks, labels = np.array(self._ranks), np.array(self._labels)
         order = np.argsort(ranks, kind="stable")
@@ -83,7 +87,7 @@ class CandidatePool:
         return self._read(order), dict(dropped)
 
     def _read(self, order: np.ndarray) -> pa.Table:
-        """Rows of the scratch file by number, in the order given; holds the chosen ones in memory, never all."""
+        """Return rows of the scratch file by number, in the given order; only these are in memory."""
         wanted = np.sort(order)
         parts, start = [], 0
         with pq.ParquetFile(self._scratch) as opened:
@@ -97,7 +101,7 @@ class CandidatePool:
 
 
 def _first_of_each(values: np.ndarray) -> np.ndarray:
-    """Places of the first of each value, ascending; 0 stands for unknown, which equals nothing."""
+    """Return the places of the first of each value, ascending; 0 is unknown and equals nothing."""
     _, first = np.unique(values, return_index=True)
     return np.sort(np.concatenate([first[values[first] != 0], np.flatnonzero(values == 0)]))
 

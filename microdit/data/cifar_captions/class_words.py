@@ -1,4 +1,4 @@
-"""Which classes a caption names, by a list of words and of phrases that mean something else."""
+"""Find the classes that a caption names, by lists of words and of phrases that mean something else."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from microdit.common.files.strict_yaml import load_yaml
 from microdit.common.files.text import check_characters, read_text
 from microdit.data.cifar_captions.config import WORDS_FILE
 
-KEYS = ("words", "not")
+ENTRY_KEYS = ("words", "not")
 TOKEN = re.compile(r"(\w+)(?:['’]s(?!\w))?")
-# What may stand for the blank of a phrase; spelt out because the two regex engines differ in what \s is.
+# Replaces the blank of a phrase; spelled out because the two regex engines have different \s.
 BLANK = "[ \\t\\r\\n\u00a0\u2010\u2011-]+"
 
 
 @dataclass(frozen=True)
 class ClassPhrases:
-    """Phrases, lower case and with plurals, each with the class that it names or None for none."""
+    """Phrases, lower case and with plurals, each with its class, or None for no class."""
 
     classes: tuple[str, ...]
     meaning: Mapping[str, str | None]
 
     def find(self, caption: str) -> tuple[str, ...]:
-        """The classes that a caption names, each once, in the order of their first mention."""
+        """Return the classes that a caption names, each once, in the order of their first mention."""
         found: dict[str, None] = {}
         text, start = caption.lower(), 0
         while token := TOKEN.search(text, start):
@@ -42,9 +42,9 @@ class ClassPhrases:
         return tuple(found)
 
     def mentions(self, captions: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-        """True where a caption may name a class: quick, and never false where `find` finds one."""
+        """Return True for captions that may name a class: fast, without false negatives."""
         phrases = [phrase for phrase, named in self.meaning.items() if named is not None]
-        # To this engine letters beyond ASCII end a word, to Python's they don't: `find` judges those captions.
+        # In this engine letters beyond ASCII end a word, in Python's they don't: `find` decides for those captions.
         pattern = f"(?:^|[^a-z0-9_])(?:{_alternatives(phrases)})(?:$|[^a-z0-9_])"
         return pc.match_substring_regex(captions, pattern, ignore_case=True)
 
@@ -57,7 +57,7 @@ class ClassPhrases:
 
     @cached_property
     def _by_first_word(self) -> Mapping[str, re.Pattern[str]]:
-        """One pattern a first word: a single one for all phrases takes 12 times as long."""
+        """One pattern per first word: a single pattern for all phrases takes 12 times as long."""
         groups: dict[str, list[str]] = {}
         for phrase in self.meaning:
             groups.setdefault(_first_word(phrase), []).append(phrase)
@@ -65,7 +65,11 @@ class ClassPhrases:
 
 
 def load_words(path: Path = WORDS_FILE) -> ClassPhrases:
-    """Reads a list like `words.yaml`; raises DataError naming the file and the entry at fault."""
+    """Read a word list such as `class_words.yaml`.
+
+    Raises:
+        DataError: if it is malformed; the message has the file and the entry.
+    """
     text = read_text(path, name=f"the word list {path}")
     listed = load_yaml(text, f"the word list {path}", DataError)
     if not isinstance(listed, dict) or not listed:
@@ -86,8 +90,8 @@ def _entries(entry: Any, where: str) -> Iterable[tuple[str, list[str]]]:
     if not isinstance(entry, dict) or not entry.get("words"):
         raise DataError(f"{where}: 'words' is missing or empty")
     for key, phrases in entry.items():
-        if key not in KEYS:
-            raise DataError(f"{where}: unknown key '{key}'; {nearest(key, KEYS)}")
+        if key not in ENTRY_KEYS:
+            raise DataError(f"{where}: unknown key '{key}'; {nearest(key, ENTRY_KEYS)}")
         if not isinstance(phrases, list):
             raise DataError(f"{where}: '{key}' must be a list of words or phrases")
         for phrase in phrases:
@@ -123,12 +127,12 @@ def _plural(phrase: str) -> str:
 
 
 def _alternatives(phrases: Iterable[str]) -> str:
-    """Longest first, since both engines take the first alternative that fits."""
+    """Join phrases, longest first, since both engines take the first alternative that matches."""
     ordered = sorted(phrases, key=lambda phrase: (-len(phrase), phrase))
     return "|".join(_loose(phrase) for phrase in ordered)
 
 
 def _loose(phrase: str) -> str:
-    """A blank may be several or a hyphen; a final s may follow an apostrophe, as in "bird's eye"."""
+    """Let a blank be several or a hyphen, and a final s follow an apostrophe, as in "bird's eye"."""
     words = [re.sub(r"(?<=\w)s$", "['’]?s['’]?", re.escape(word)) for word in phrase.split(" ")]
     return BLANK.join(words)

@@ -1,4 +1,4 @@
-"""The settings of one `cifar-captions` build: what is chosen, and how it is fetched."""
+"""Settings of a `cifar-captions` build: what is chosen, and how it is downloaded."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ WORDS_FILE = Path(__file__).with_name("class_words.yaml")
 
 
 def option(default: Any, text: str) -> Any:
-    """A setting with the line that the command's help shows."""
+    """Return a field with the text that the command's help shows."""
     return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Bounds of one selection, all inclusive; None leaves a filter out. A missing or NaN value fails its bound."""
+    """Bounds of a selection, inclusive; None turns a filter off. A missing or NaN value fails its bound."""
 
-    min_words: int | None = option(3, "words of the caption, as blanks part them")
-    max_words: int | None = option(64, "words of the caption, as blanks part them")
+    min_words: int | None = option(3, "words of the caption, separated by blanks")
+    max_words: int | None = option(64, "words of the caption, separated by blanks")
     min_width: int | None = option(256, "pixels, by the metadata")
     min_height: int | None = option(256, "pixels, by the metadata")
     max_aspect: Annotated[float | None, Range(1)] = option(
-        2.0, "longer over shorter side; outside the central square pictures are cut"
+        2.0, "longer over shorter side; images are cropped to the central square"
     )
     min_clip: Annotated[float | None, Range(0, 1)] = option(0.25, "clip_similarity_vitb32 of image and caption")
     max_watermark: Annotated[float | None, Range(0, 1)] = option(0.5, "watermark_score")
     min_aesthetic: float | None = option(4.5, "aesthetic_score_laion_v2, about 1 to 10")
     max_nsfw: Annotated[float | None, Range(0, 1)] = option(0.5, "nsfw_score_opennsfw2 and nsfw_score_gantman")
     several: Literal["first", "drop"] = "first"
-    """A caption that names several classes is labelled by the one it names `first`, or the row is dropped (`drop`)."""
+    """A caption that names several classes is labeled by the `first`, or the row is dropped (`drop`)."""
 
     def __post_init__(self) -> None:
         check_settings("--", self)
@@ -43,7 +43,7 @@ class Filters:
 
 @dataclass(frozen=True)
 class Request:
-    """All that determines a selection, besides the metadata itself."""
+    """Everything that determines a selection, besides the metadata itself."""
 
     coyo: str
     filters: Filters = field(default_factory=Filters)
@@ -59,20 +59,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Fetch:
-    """How images are fetched and what becomes of them."""
+    """How images are downloaded and resized."""
 
     image_size: Annotated[int, Range(16)] = option(
-        256, "side of the square images: the shorter side is scaled to it, the middle kept"
+        256, "side of the square images: the shorter side is scaled to it, the center kept"
     )
-    min_size: Annotated[int, Range(0)] = option(
-        256, "pictures that turn out to have a shorter side are refused, in pixels"
-    )
-    timeout: Annotated[int, Range(1)] = option(10, "seconds without an answer after which a url has failed")
-    retries: Annotated[int, Range(0)] = option(2, "times that a failed url is tried again")
+    min_size: Annotated[int, Range(0)] = option(256, "images with a shorter side below it are rejected, in pixels")
+    timeout: Annotated[int, Range(1)] = option(10, "seconds without an answer after which a url fails")
+    retries: Annotated[int, Range(0)] = option(2, "retries of a failed url")
     processes: Annotated[int, Range(1)] = option(1, "processes")
-    threads: Annotated[int, Range(1)] = option(32, "simultaneous requests of a process")
+    threads: Annotated[int, Range(1)] = option(32, "simultaneous requests per process")
     shard_size: Annotated[int, Range(1)] = option(
-        1000, "urls that are fetched as one; after an interruption the unfinished ones start anew"
+        1000, "urls per shard; after an interruption unfinished shards start again"
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Streams COYO-shaped metadata: parquet files of a folder or glob, or a dataset of the Hugging Face hub."""
+"""Stream COYO-shaped metadata: parquet files of a folder or glob, or a dataset of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -42,20 +42,24 @@ class ParquetSource:
 
     @property
     def identity(self) -> list[list[Any]]:
-        """What a later call compares to see that the files are the same ones: names and sizes."""
+        """Names and sizes, by which a later call checks that the files are the same."""
         return [[path.name, path.stat().st_size] for path in self.files]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Name, size and content hash of each file; reads all of them."""
+        """Return name, size and content hash of each file; reads all of them."""
         return [{"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in self.files]
 
     def check(self, columns: Iterable[str]) -> None:
-        """Raises DataError unless every file has the columns."""
+        """Check that every file has the columns.
+
+        Raises:
+            DataError: if one is missing.
+        """
         for path in self.files:
             _require(columns, _schema(path).names, str(path))
 
     def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """Record batches of these columns, cast to `TYPES`."""
+        """Yield record batches of these columns, cast to `TYPES`."""
         for path in self.files:
             try:
                 with pq.ParquetFile(path) as opened:
@@ -98,7 +102,7 @@ Source = ParquetSource | HubSource
 
 
 def open_source(given: str) -> Source:
-    """What `--coyo` names: a folder, a glob, a file, or else a dataset "owner/name" of the hub."""
+    """Return the source that `--coyo` names: a folder, a glob, a file, or else a dataset "owner/name" of the hub."""
     path = Path(given).expanduser()
     if path.is_dir():
         files = sorted(path.rglob("*.parquet"))
@@ -113,7 +117,7 @@ def open_source(given: str) -> Source:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", given) and not given.startswith("."):
         return HubSource(given, _open_hub(given))
     raise DataError(
-        f"--coyo {given}: no such folder, no file fits it, and it is no dataset name like 'owner/name' (COYO-700M's "
+        f"--coyo {given}: no such folder, no file matches, and it is no dataset name like 'owner/name' (COYO-700M's "
         "is kakaobrain/coyo-700m)"
     )
 
@@ -123,12 +127,12 @@ def _open_hub(name: str) -> Any:
         import datasets
     except ImportError as error:
         raise DataError(
-            f"--coyo {name}: no such folder here; to stream it as a dataset of the Hugging Face hub, "
+            f"--coyo {name}: no such folder; to stream it as a dataset of the Hugging Face hub, "
             "pip install 'microdit[hub]'"
         ) from error
     try:
         return datasets.load_dataset(name, split="train", streaming=True)
-    except Exception as error:  # The library raises its own, the hub client's and the network's exceptions.
+    except Exception as error:  # the library raises its own exceptions, the hub client's and the network's
         raise DataError(f"--coyo {name}: the dataset can't be opened: {_line(error)}") from error
 
 
@@ -136,14 +140,14 @@ def _schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is no readable parquet file: {_line(error)}") from error
+        raise DataError(f"{path} is not a readable parquet file: {_line(error)}") from error
 
 
 def _rows(path: Path) -> int:
     try:
         return int(pq.read_metadata(path).num_rows)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is no readable parquet file: {_line(error)}") from error
+        raise DataError(f"{path} is not a readable parquet file: {_line(error)}") from error
 
 
 def _require(columns: Iterable[str], names: list[str], where: str) -> None:

@@ -1,4 +1,4 @@
-"""What a selection is made of, for programs (`card.json`) and for people (`card.md`)."""
+"""Describe a selection for programs (`card.json`) and for people (`card.md`)."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Card:
     classes: tuple[str, ...]
     rows_read: int
     dropped: Mapping[str, int]
-    """Rows that each filter dropped of those that came to it, in the filters' order."""
+    """Rows that each filter dropped, in the filters' order."""
     chosen: Mapping[str, Mapping[str, int]]
-    """Per class and split, each row once, under its label."""
+    """Rows per class and split, each under its label."""
     named: Mapping[str, int]
-    """Chosen rows whose caption names the class, under whatever label."""
+    """Chosen rows whose caption names the class, under any label."""
     source: Mapping[str, Any]
     selection_sha256: str = ""  # of SELECTION; older cards have none
 
@@ -48,20 +48,20 @@ class Card:
 
 
 def write_card(out: Path, card: Card) -> None:
-    """`card.json` last: where it is, the selection is complete."""
+    """Write both cards; `card.json` is last and marks the selection as complete."""
     write_text(out / CARD_TEXT, card_text(card, read_download(out)))
     tools = {name: version(name) for name in ("microdit", "pyarrow")}
     write_text(out / CARD, signed({"name": "cifar-captions", **asdict(card), "made_with": tools}) + "\n")
 
 
 def read_download(out: Path) -> dict[str, Any] | None:
-    """What the last complete download of this folder came to."""
+    """Return the result of the last complete download into this folder."""
     path = out / DOWNLOAD
     return read_json_object(path) if path.is_file() else None
 
 
 def card_text(card: Card, download: Mapping[str, Any] | None) -> str:
-    """The card as Markdown."""
+    """Return the card as Markdown."""
     images = (download or {}).get("images", {})
     lines = [
         "# cifar-captions",
@@ -77,13 +77,13 @@ def card_text(card: Card, download: Mapping[str, Any] | None) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |" + (f" {images.get(name, 0):,} |" if images else ""))
     lines += [
         "",
-        "A caption that names several classes stands under the one that it names first, unless `several` is `drop`.",
+        "A caption that names several classes is counted under the first, unless `several` is `drop`.",
         "",
         "## What was dropped",
         "",
-        "In this order; each count is of the rows that came so far. Of equal urls, and of equal `image_phash`, the row "
-        "of the lowest rank stays, and so do the lowest ranks of a class; a rank is drawn from the seed and the row's "
-        "own content, so that the order of the files does not matter.",
+        "In this order; each count is of the rows that reached the filter. Of equal urls, and of equal `image_phash`, "
+        "the row of the lowest rank stays, and so do the lowest ranks of a class. A rank is drawn from the seed and "
+        "the row's content, so the order of the files does not matter.",
         "",
         "| filter | rows dropped |",
         "|---|---:|",

@@ -1,4 +1,4 @@
-"""Turns a selection into a folder of captioned images: fetches them, then lays them out for `data=folder`."""
+"""Download a selection's images and arrange them as a folder for `data=folder`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ REASONS = 12
 
 
 def download(out: Path, card: Card, fetch: Fetch, python: Path | None, cache: Path) -> dict[str, Any]:
-    """Fetches a selection's images into `out/images`, going on where an earlier call stopped.
+    """Download a selection's images into `out/images`, resuming an earlier call.
 
-    Returns what `download.json` then holds: urls, images per class, failures by reason.
+    Returns:
+        The content of `download.json`: urls, images per class, failures by reason.
     """
     folder = out / FETCHED
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,8 +56,8 @@ def _download(out: Path, folder: Path, card: Card, fetch: Fetch, python: Path | 
         done = len(list(shards.glob("*_stats.json")))
         if done < expected:
             raise DataError(
-                f"img2dataset completed {done} of {expected} shards; the same command goes on with the others "
-                f"(what it said: {folder / 'img2dataset.log'})"
+                f"img2dataset completed {done} of {expected} shards; repeat the command to resume "
+                f"(its output: {folder / 'img2dataset.log'})"
             )
     rows, failed = _outcomes(out, shards)
     if not rows:
@@ -79,7 +80,7 @@ def _download(out: Path, folder: Path, card: Card, fetch: Fetch, python: Path | 
 
 
 def _same_request(path: Path, card: Card, fetch: Fetch) -> None:
-    """What decides the shards' content must not change between the calls that fill them."""
+    """Check that settings that determine the shards' content are those of earlier calls."""
     settings = {name: asdict(fetch)[name] for name in ("image_size", "min_size", "shard_size")}
     wanted = {"fingerprint": card.fingerprint, **settings}
     if not path.is_file():
@@ -100,7 +101,7 @@ def _tool(out: Path) -> str | None:
 
 
 def _outcomes(out: Path, shards: Path) -> tuple[list[tuple[dict[str, Any], Path]], Counter[str]]:
-    """Rows whose image is there, with its path; and how many of the others failed, by reason."""
+    """Return rows that have an image, with its path, and the failures by reason."""
     chosen = {row["url"]: row for row in pq.read_table(out / SELECTION).to_pylist()}
     rows: list[tuple[dict[str, Any], Path]] = []
     failed: Counter[str] = Counter()
@@ -126,7 +127,7 @@ def _reason(row: dict[str, Any]) -> str:
     if row["status"] == "success":
         return "image file is missing"
     said = " ".join(str(row["error_message"] or "no message").split())
-    # Addresses and sizes differ from url to url; without them equal causes are counted together.
+    # Addresses and sizes differ between urls; without them equal causes are counted together.
     return f"{row['status']}: {re.sub(r'0x[0-9a-f]+|(?<![0-9])[0-9]{4,}', '…', said)[:100]}"
 
 
@@ -140,7 +141,7 @@ def _reasons(failed: Counter[str]) -> str:
 
 
 def _lay_out(target: Path, rows: list[tuple[dict[str, Any], Path]]) -> None:
-    """A folder per class and `metadata.jsonl`; the files are links to the fetched ones where the disk can do that."""
+    """Make a folder per class and `metadata.jsonl`; files are hard links if the file system has them."""
     sweep(target.parent)
     with atomic_path(target) as temporary:
         lines = []

@@ -1,4 +1,4 @@
-"""What a row of COYO-700M must have to be chosen, as an ordered list of filters that count what they drop."""
+"""The filters that a row of COYO-700M must pass, in order; each counts the rows it drops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RowFilter:
 
 
 def steps(filters: Filters, words: ClassPhrases) -> list[RowFilter]:
-    """The filters in force, in the order in which they are applied and counted. The rest is `Pool`'s."""
+    """Return the active filters in the order in which they are applied; `CandidatePool` does the rest."""
     chosen = [
         RowFilter("no url or caption", ("url", "text"), lambda b: pc.and_(_filled(b, "url"), _filled(b, "text"))),
         RowFilter("no class word", ("text",), lambda b: words.mentions(b.column("text"))),
@@ -65,7 +65,7 @@ def _between(values: Any, low: int, high: int) -> Any:
 
 
 def _aspect(batch: pa.RecordBatch) -> Any:
-    """Sides of zero give inf or NaN, which no bound lets pass."""
+    """Return longer over shorter side; sides of zero give inf or NaN, which pass no bound."""
     wide = pc.cast(batch.column("width"), pa.float64())
     high = pc.cast(batch.column("height"), pa.float64())
     return pc.divide(

@@ -1,6 +1,6 @@
-"""Downloads images with img2dataset, which lives in an environment of its own.
+"""Download images with img2dataset, which runs in a separate virtual environment.
 
-It asks for pandas below 3, albumentations and wandb, none of which this project's environment can or should hold.
+It needs pandas below 3, albumentations and wandb, which conflict with this project's environment.
 """
 
 from __future__ import annotations
@@ -34,20 +34,28 @@ POLL_SECONDS, REPORT_SECONDS, GRACE_SECONDS = 0.2, 15.0, 5.0
 
 
 def find_python(given: Path | None, cache: Path) -> tuple[Path, str]:
-    """A Python that has img2dataset, and its version; raises DataError where there is none and none can be made."""
+    """Return a Python that has img2dataset, and its version.
+
+    Raises:
+        DataError: if there is none and none can be installed.
+    """
     return isolated_venv.find_python(TOOL, given, cache)
 
 
 def run(python: Path, urls: Path, folder: Path, fetch: Fetch) -> None:
-    """Fetches what is not there yet: complete shards below `folder` stay. Raises DataError if img2dataset fails."""
+    """Download what is missing; complete shards below `folder` stay.
+
+    Raises:
+        DataError: if img2dataset fails.
+    """
     shards, log, noted = folder / "shards", folder / LOG, folder / PROCESS
     shards.mkdir(parents=True, exist_ok=True)
     _end_left_over(noted)
-    # Shards of urls that a killed process left; the tool would read them with its own.
+    # Shards of urls that a killed process left; img2dataset would read them too.
     shutil.rmtree(shards / "_tmp", ignore_errors=True)
     line = [str(python), "-m", "img2dataset.main", *_options(urls, shards, fetch)]
     with log.open("ab") as stream:
-        # A session of its own, so that an interruption ends its worker processes too and not just the first.
+        # In its own session, so that an interruption can end its worker processes too.
         process = subprocess.Popen(
             line, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -95,13 +103,13 @@ def _watch(process: subprocess.Popen[bytes], shards: Path) -> None:
 
 
 def progress(shards: Path) -> tuple[int, int]:
-    """Urls tried and images got in the complete shards."""
+    """Return how many urls were tried and how many images downloaded, in the complete shards."""
     stats = [read_json_object(path) for path in sorted(shards.glob("*_stats.json"))]
     return sum(int(one.get("count", 0)) for one in stats), sum(int(one.get("successes", 0)) for one in stats)
 
 
 def _end_left_over(noted: Path) -> None:
-    """End the img2dataset of an earlier call that was killed itself: two of them would write the same files."""
+    """End the img2dataset of an earlier call that was killed: two of them would write the same files."""
     if not noted.is_file():
         return
     identity = noted.read_text(encoding="utf-8").strip()
@@ -111,7 +119,7 @@ def _end_left_over(noted: Path) -> None:
 
 
 def _end(pid: int) -> None:
-    """Ends a process and all that it started, if they still run."""
+    """End a process and its children, if they still run."""
     try:
         first = psutil.Process(pid)
         family = [first, *first.children(recursive=True)]

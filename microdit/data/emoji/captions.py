@@ -1,4 +1,4 @@
-"""From a scene to a caption in plain words. Everything that a caption says is true of its scene."""
+"""Describe a scene in plain words. Every statement of a caption is true of its scene."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SCENERY_WORDS = {
     "sky": ("in the sky", "in a blue sky", "in the blue sky"),
     "night": ("at night", "in the dark", "under a night sky"),
 }
-# Weight and pattern: {s} what is seen, {b} where, {is} the verb.
+# Weight, name and pattern: {s} is the subject, {b} the background, {is} the verb.
 FORMS = (
     (0.46, "plain", "{s} {b}"),
     (0.10, "picture", "a picture of {s} {b}"),
@@ -49,7 +49,7 @@ FORMS = (
 
 
 def describe(scene: Scene, dice: UniformDraws, specific_names: bool) -> tuple[str, str]:
-    """The caption and the name of its form."""
+    """Return the caption and the name of its form."""
     parts = [
         _group_phrase(group, [t for t in scene.things if t.group == index], dice, specific_names)
         for index, group in enumerate(scene.groups)
@@ -63,15 +63,15 @@ def describe(scene: Scene, dice: UniformDraws, specific_names: bool) -> tuple[st
 
 def _group_phrase(group: Group, things: list[SceneObject], dice: UniformDraws, specific_names: bool) -> str:
     nouns: tuple[str, ...] = CLASS_NOUNS[group.kind]
-    wants_specific, wants_size, wants_colour = dice.chance(0.4), dice.chance(0.85), dice.chance(0.8)
+    wants_specific, wants_size, wants_color = dice.chance(0.4), dice.chance(0.85), dice.chance(0.8)
     same_drawing = len({thing.code for thing in things}) == 1
     if specific_names and wants_specific and same_drawing:
         nouns = BY_CODE[things[0].code].names or nouns
     words = [dice.pick(nouns) if group.count == 1 else plural(dice.pick(nouns))]
-    colours = {thing.colour for thing in things}
-    colour = things[0].colour if len(colours) == 1 else None
-    if colour is not None and wants_colour:
-        words.insert(0, colour)
+    colors = {thing.color for thing in things}
+    color = things[0].color if len(colors) == 1 else None
+    if color is not None and wants_color:
+        words.insert(0, color)
     size_word = dice.pick(SIZES[group.size or "small"])
     if group.size is not None and wants_size:
         words.insert(0, size_word)
@@ -96,10 +96,10 @@ def _background_words(name: str, dice: UniformDraws) -> str:
 
 
 def article(word: str) -> str:
-    """ "a" or "an" before this word."""
+    """Return "a" or "an" for this word."""
     return "an" if word[0] in "aeiou" else "a"
 
 
 def plural(noun: str) -> str:
-    """The plural of a noun of this vocabulary."""
+    """Return the plural of a noun of this vocabulary."""
     return noun if noun == "deer" else noun + "s"

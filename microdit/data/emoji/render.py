@@ -1,7 +1,7 @@
-"""From a scene to pixels: a background that varies over y alone, and drawings laid on it.
+"""Render a scene: a background that varies over y only, with drawings composited on it.
 
-Drawings are resampled straight to their place, fractions of a pixel included, with premultiplied alpha; so edges are
-anti-aliased and one scene is the same picture at every resolution.
+Drawings are resampled directly to their place, fractions of a pixel included, with premultiplied alpha. So edges are
+anti-aliased, and a scene is the same image at every resolution.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from PIL import Image
 from microdit.data.emoji.art import painted
 from microdit.data.emoji.scene import Backdrop, Scene
 
-# Transparent border around the art, in art pixels: resampling may reach this far past a drawing's edge.
+# Transparent border around the art, in art pixels: the reach of resampling beyond a drawing's edge.
 BORDER = 24
 
 
 @cache
 def aspect(code: str) -> tuple[float, float]:
-    """Width and height of the visible drawing as shares of its longer side."""
+    """Return the width and height of the visible drawing as shares of its longer side."""
     left, top, right, bottom = visible_box(code)
     longest = max(right - left, bottom - top)
     return (right - left) / longest, (bottom - top) / longest
@@ -28,26 +28,26 @@ def aspect(code: str) -> tuple[float, float]:
 
 @cache
 def visible_box(code: str) -> tuple[int, int, int, int]:
-    """left, top, right, bottom of the pixels that are not transparent, in art pixels."""
+    """Return left, top, right and bottom of the pixels that are not transparent, in art pixels."""
     alpha = painted(code, None)[..., 3] > 16
     rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 @cache
-def _sprite(code: str, colour: str | None, flip: bool) -> Image.Image:
+def _sprite(code: str, color: str | None, flip: bool) -> Image.Image:
     left, top, right, bottom = visible_box(code)
-    art = painted(code, colour)[top:bottom, left:right]
+    art = painted(code, color)[top:bottom, left:right]
     bordered = np.pad(art[:, ::-1] if flip else art, ((BORDER, BORDER), (BORDER, BORDER), (0, 0)))
     return Image.fromarray(bordered).convert("RGBa")
 
 
 def render(scene: Scene, resolution: int) -> np.ndarray:
-    """Draws a scene: (resolution, resolution, 3) uint8 sRGB."""
+    """Render a scene as (resolution, resolution, 3) uint8 sRGB."""
     rows = backdrop_rows(scene.backdrop, resolution)
     canvas = np.repeat(rows[:, None], resolution, axis=1)  # (H, W, 3) float32
     for thing in scene.things:
-        _lay(canvas, _sprite(thing.code, thing.colour, thing.flip), thing.box, resolution)
+        _lay(canvas, _sprite(thing.code, thing.color, thing.flip), thing.box, resolution)
     return (canvas + 0.5).astype(np.uint8)
 
 
@@ -69,7 +69,7 @@ def _lay(canvas: np.ndarray, sprite: Image.Image, box: tuple[float, float, float
 
 
 def backdrop_rows(backdrop: Backdrop, resolution: int) -> np.ndarray:
-    """The background's colour on each pixel row: (resolution, 3) float32 in [0, 255]."""
+    """Return the background's color in each pixel row, (resolution, 3) float32 in [0, 255]."""
     y = (np.arange(resolution, dtype=np.float32) + 0.5) / resolution
     upper, lower = np.array(backdrop.upper, np.float32), np.array(backdrop.lower, np.float32)
     if backdrop.horizon is None:

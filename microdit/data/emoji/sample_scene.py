@@ -1,13 +1,13 @@
-"""Draws scenes: which classes and how many of each, in which colours, on what background.
+"""Draw scenes: classes and their counts, colors, and the background.
 
-A scene comes from a row of uniform numbers and so from (seed, index) alone.
+A scene is a function of a row of uniform numbers, and so of (seed, index).
 
-Held-out compositions. The triple (class, background, count) of a group of objects is held out of train and val when
+Held-out compositions. The triple (class, background, count) of a group of objects is held out of train and val if
 
     (background index + 5 * class index + 3 * (count - 1)) % 8 == 0
 
-with the indices of `CLASSES` and `BACKGROUNDS`: about one triple in eight, spread so that every class, every background
-and every count is still trained on in other company. The composition split shows only these.
+with the indices of `CLASSES` and `BACKGROUNDS`. This is about one triple in eight, and every class, background and
+count still occurs in training in other triples. The composition split has only held-out triples.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from microdit.data.emoji.scene import (
 
 
 def held_out(kind: str, background: str, count: int) -> bool:
-    """Whether this composition occurs in the composition split only (the rule is in the module's docstring)."""
+    """Return whether this composition occurs in the composition split only (see the module's docstring)."""
     return (BACKGROUNDS.index(background) + 5 * CLASSES.index(kind) + 3 * (count - 1)) % 8 == 0
 
 
 def sample_scene(dice: UniformDraws, options: Options, composition: bool) -> Scene:
-    """Draws one scene; with `composition`, its first group is a held-out composition, else no group is one."""
+    """Draw one scene; with `composition` its first group is a held-out composition, else no group is."""
     kind = dice.pick(CLASSES)
     count = 1 + dice.weighted((0.45, 0.35, 0.2)[: options.max_objects])
     mixed = count > 1 and dice.chance(0.5)
@@ -54,8 +54,8 @@ def sample_scene(dice: UniformDraws, options: Options, composition: bool) -> Sce
     boxes = place_all(dice, groups, [code for code, _ in looks], relation, backdrop, options.places)
     members = [index for index, g in enumerate(groups) for _ in range(g.count)]
     things = tuple(
-        SceneObject(member, code, colour, dice.chance(0.5) and BY_CODE[code].flips, box)
-        for member, (code, colour), box in zip(members, looks, boxes, strict=True)
+        SceneObject(member, code, color, dice.chance(0.5) and BY_CODE[code].flips, box)
+        for member, (code, color), box in zip(members, looks, boxes, strict=True)
     )
     return Scene(groups, things, backdrop, relation)
 
@@ -81,21 +81,19 @@ def _sizes(dice: UniformDraws, counts: tuple[int, ...]) -> tuple[str | None, ...
 
 @cache
 def looks_on(kind: str, background: str, options: Options) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
-    """(drawing, its colours) of a class that stand out from a background."""
+    """Return the drawings of a class that stand out from a background, each with its possible colors."""
     result = []
     for drawing in DRAWINGS[kind][: options.drawings]:
-        colours = dict.fromkeys((drawing.colour, *(drawing.colours if options.hues else ())))
-        seen = tuple(
-            colour for colour in colours if colour != background and _stands_out(drawing.code, colour, background)
-        )
+        colors = dict.fromkeys((drawing.color, *(drawing.colors if options.hues else ())))
+        seen = tuple(color for color in colors if color != background and _stands_out(drawing.code, color, background))
         if seen:
             result.append((drawing.code, seen))
     return tuple(result)
 
 
 @cache
-def _outline(code: str, colour: str | None) -> np.ndarray:
-    art = painted(code, colour)
+def _outline(code: str, color: str | None) -> np.ndarray:
+    art = painted(code, color)
     solid = art[..., 3] > 128
     inner = solid.copy()
     for axis in (0, 1):
@@ -105,14 +103,14 @@ def _outline(code: str, colour: str | None) -> np.ndarray:
 
 
 def _perceptual(rgb: np.ndarray) -> np.ndarray:
-    """RGB weighted roughly as the eye does; distances of 40 are plain to see."""
+    """Weight RGB roughly as the eye does; distances of 40 are clearly visible."""
     return rgb.astype(np.float64) @ np.array([[0.5, 0.45, -0.2], [0.6, -0.5, -0.3], [0.15, 0.05, 0.5]])
 
 
 @cache
-def _stands_out(code: str, colour: str | None, background: str) -> bool:
+def _stands_out(code: str, color: str | None, background: str) -> bool:
     shades = (PLAIN[background],) if background in PLAIN else SCENERY[background][:2]
-    edge = _outline(code, colour)
+    edge = _outline(code, color)
     hidden = max(float((np.linalg.norm(edge - _perceptual(np.array(shade)), axis=-1) < 32).mean()) for shade in shades)
     return hidden < (0.3 if background in PLAIN else 0.45)
 
@@ -133,7 +131,7 @@ def _pick_background(
 
 @cache
 def _companions(kind: str, counts: tuple[int, ...], options: Options, composition: bool) -> tuple[str, ...]:
-    """Classes that may share a picture with `kind`: some plain background suits both, in this split."""
+    """Return the classes that may share an image with `kind`: a plain background of this split suits both."""
     others = [name for name in CLASSES if name != kind]
     if len(counts) == 1:
         return tuple(others)
@@ -144,7 +142,7 @@ def _companions(kind: str, counts: tuple[int, ...], options: Options, compositio
 def _backgrounds(
     kinds: tuple[str, ...], counts: tuple[int, ...], options: Options, composition: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Plain and scenic backgrounds on which these groups can be seen and may be in this split."""
+    """Return the plain and the scenic backgrounds that suit these groups and belong to this split."""
 
     def allowed(background: str) -> bool:
         out = [held_out(kind, background, count) for kind, count in zip(kinds, counts, strict=True)]
@@ -163,8 +161,8 @@ def _looks(dice: UniformDraws, group: Group, background: str, options: Options) 
         if looks and alike:
             looks.append(looks[0])
             continue
-        code, colours = dice.pick(choices)
-        looks.append((code, dice.pick(colours)))
+        code, colors = dice.pick(choices)
+        looks.append((code, dice.pick(colors)))
     return looks
 
 

@@ -1,4 +1,4 @@
-"""What a scene of `emoji-captions` is: groups of objects, their looks and places, and the background.
+"""The parts of a scene of `emoji-captions`: groups of objects, their looks and places, and the background.
 
 All positions and sizes are shares of the frame's side; x grows to the right, y downwards.
 """
@@ -44,7 +44,7 @@ RELATIONS = ("left of", "right of", "above", "below")
 
 @dataclass(frozen=True)
 class Options:
-    """The dials of the distribution of scenes."""
+    """Settings of the distribution of scenes."""
 
     max_objects: int = 3
     hues: bool = True
@@ -56,7 +56,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """A background: colours in [0, 255] at top and bottom, or sky and ground with a horizon."""
+    """A background: colors in [0, 255] at top and bottom, or sky and ground with a horizon."""
 
     name: str
     upper: tuple[float, ...]
@@ -67,12 +67,12 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object in the picture."""
+    """One object in the image."""
 
     group: int
     code: str
-    colour: str | None
-    """Colour word that is true of it; None where no single word is."""
+    color: str | None
+    """Color word that is true of it; None if no single word is."""
     flip: bool
     box: Box
 
@@ -89,7 +89,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """A complete picture before it is drawn; `relation` is the first group's to the second."""
+    """A complete scene before it is rendered; `relation` is the first group's to the second."""
 
     groups: tuple[Group, ...]
     things: tuple[SceneObject, ...]
@@ -98,7 +98,7 @@ class Scene:
 
 
 class UniformDraws:
-    """Choices read off one row of uniform numbers; much faster than a generator's own methods."""
+    """Random choices from one row of uniform numbers; much faster than a generator's own methods."""
 
     def __init__(self, numbers: np.ndarray) -> None:
         self._numbers = iter(numbers.tolist())

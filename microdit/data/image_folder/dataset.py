@@ -1,4 +1,4 @@
-"""`folder`: the user's own captioned images.
+"""`folder`: your own captioned images.
 
 Captions come from `metadata.jsonl` or `metadata.csv` at the top of the folder, in the Hugging Face `imagefolder`
 convention (`file_name`, `text` or `caption`, optionally `label` and `split`), or else from a `.txt` file beside each
@@ -22,19 +22,19 @@ from microdit.data.image_folder.metadata import SPLIT_NAMES, CaptionedFile, read
 from microdit.data.images.reader import FORMATS, header_fault, load_square
 
 MAX_CLASSES = 100_000
-FOLDER_VERSION = 2  # raised when the same files give other pixels or captions
+FOLDER_VERSION = 2  # raise it if the same files give other pixels or captions
 
 
 class ImageFolder:
-    """Captioned images below one folder, centre-cropped to a square and resized.
+    """Captioned images below one folder, center-cropped to a square and resized.
 
-    A file is held out for val where the metadata's `split` says so. Without one, where the hash of its name and the
-    seed falls below `val_fraction`: the same image stays on its side when others are added. Images of one split come in
-    the order of their hashes.
+    The metadata's `split` decides which files are held out for val. Without it, a file is held out if the hash of its
+    name and the seed is below `val_fraction`, so an image keeps its split when others are added. Images of a split are
+    in the order of their hashes.
 
     Raises:
-        ConfigError: no path, or the split "composition", which photographs have not.
-        DataError: the folder, a caption or an image is missing or broken; names the files.
+        ConfigError: if the path is missing, or the split is "composition", which photographs do not have.
+        DataError: if the folder, a caption or an image is missing or broken; the message names the files.
     """
 
     def __init__(self, config: DataConfig, split: str) -> None:
@@ -57,7 +57,7 @@ class ImageFolder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Covers this split's names, captions, labels, file contents, and the resolution; reads every file once."""
+        """Hex digest of this split's names, captions, labels, contents and the resolution; reads every file once."""
         digest = hashlib.sha256(f"folder/{FOLDER_VERSION}/{self.resolution}/{self.classes}".encode())
         contents: dict[str, str] = {}
         for entry in self._entries:
@@ -79,7 +79,7 @@ class ImageFolder:
 
 @dataclass(frozen=True)
 class Split:
-    """A folder's images by side, each in the order of their hashes."""
+    """A folder's images by split, each in the order of their hashes."""
 
     classes: tuple[str, ...]
     sides: Mapping[str, list[CaptionedFile]]  # "train" and "val"
@@ -87,7 +87,11 @@ class Split:
 
 
 def split_folder(root: Path, seed: int, val_fraction: float) -> Split:
-    """Reads captions and checks images; raises DataError naming what is missing or broken."""
+    """Read captions, check images and split them.
+
+    Raises:
+        DataError: if something is missing or broken; the message names the files.
+    """
     entries = read_captions(root)
     _check_images(root, sorted({entry.file for entry in entries}))
     by_metadata = _held_out_by_metadata(root, entries)
@@ -96,15 +100,15 @@ def split_folder(root: Path, seed: int, val_fraction: float) -> Split:
 
 
 def label_number(entry: CaptionedFile, classes: Sequence[str]) -> int:
-    """An index into `classes`, -1 where unknown."""
+    """Return the index into `classes`, -1 if unknown."""
     if isinstance(entry.label, str):
         return list(classes).index(entry.label)
     return -1 if entry.label is None else entry.label
 
 
 def _check_images(root: Path, files: list[str]) -> None:
-    """Check sizes and headers of all files, so that a broken one is reported before training begins."""
-    absent = [file for file in files if not os.path.isfile(root / file)]  # Path's own raises for an endless name
+    """Check sizes and headers of all files, so that broken ones are reported before training."""
+    absent = [file for file in files if not os.path.isfile(root / file)]  # Path.is_file raises for an overlong name
     if absent:
         raise DataError(f"{root}: captions name {len(absent)} images that do not exist: {shorten_list(absent)}")
     empty = [file for file in files if (root / file).stat().st_size == 0]
@@ -133,7 +137,7 @@ def _classes(root: Path, entries: list[CaptionedFile]) -> tuple[str, ...]:
 
 
 def _held_out_by_metadata(root: Path, entries: list[CaptionedFile]) -> set[str] | None:
-    """The files that the metadata holds out; None where it leaves that to the hash."""
+    """Return the files that the metadata holds out; None if it has no splits."""
     sides: dict[str, set[str | None]] = {}
     for entry in entries:
         sides.setdefault(entry.file, set()).add(entry.split)
@@ -156,7 +160,7 @@ def _split(
     if held_out is None:
         held_out = {file for file, place in rank.items() if place < val_fraction}
     if not held_out and by_metadata is None and len(rank) > 1:
-        # A small folder may have no hash below the fraction; an empty val split would serve nobody.
+        # A small folder may have no hash below the fraction; val gets at least one image.
         held_out = {min(rank, key=lambda file: rank[file])}
     chosen = [entry for entry in entries if (entry.file in held_out) == (split == "val")]
     return sorted(chosen, key=lambda entry: rank[entry.file])

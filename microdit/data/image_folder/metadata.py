@@ -1,4 +1,4 @@
-"""Finds the captions of a folder of images; every fault is one error that says where it is."""
+"""Find the captions of a folder of images; every error names the file and line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from microdit.common.errors import DataError, named, nearest, shown
 from microdit.common.files.atomic import walk_files
-from microdit.common.files.text import SURROGATE, csv_rows, json_rows, read_text, tidy
+from microdit.common.files.text import SURROGATE, collapse_blanks, csv_rows, json_rows, read_text
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 CAPTION_COLUMNS = ("text", "caption")
@@ -22,29 +22,32 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 @dataclass(frozen=True)
 class CaptionedFile:
-    """One image's file, relative to the folder and with forward slashes, and what is said of it."""
+    """One image's file, relative to the folder with forward slashes, and its metadata."""
 
     file: str
     caption: str
     label: int | str | None
     split: str | None = None
-    """The side that the metadata puts it on, None where it says nothing."""
+    """The split given by the metadata, None if it gives none."""
 
 
-def shorten_list(names: Sequence[str], most: int = 3) -> str:
-    """The first few names for an error message."""
-    return ", ".join(map(named, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+def shorten_list(names: Sequence[str], max_names: int = 3) -> str:
+    """Return the first few names for an error message."""
+    return ", ".join(map(named, names[:max_names])) + (
+        f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    )
 
 
 def read_captions(root: Path) -> list[CaptionedFile]:
-    """All captioned images of a folder, in the order of the metadata or of their names.
+    """Return all captioned images of a folder, in the order of the metadata or of their names.
 
-    Raises DataError where captions are missing, malformed, not UTF-8, or name a file outside the folder.
+    Raises:
+        DataError: if captions are missing, malformed or not UTF-8, or name a file outside the folder.
     """
     images = images_of(root)
     found = [root / name for name in METADATA if (root / name).is_file()]
     if len(found) == 2:
-        raise DataError(f"{root} has both {METADATA[0]} and {METADATA[1]}: keep the one that is right")
+        raise DataError(f"{root} has both {METADATA[0]} and {METADATA[1]}: keep one of them")
     if found:
         return _from_metadata(root, found[0], images)
     if not images:
@@ -53,9 +56,10 @@ def read_captions(root: Path) -> list[CaptionedFile]:
 
 
 def images_of(root: Path) -> list[str]:
-    """The images below a folder, sorted, relative to it and with forward slashes.
+    """Return the images below a folder, sorted, relative to it with forward slashes.
 
-    Raises DataError if a name is not UTF-8.
+    Raises:
+        DataError: if a name is not UTF-8.
     """
     images = sorted(path.relative_to(root).as_posix() for path in walk_files(root) if _is_image(path))
     undecodable = [repr(os.fsencode(file)) for file in images if SURROGATE.search(file)]
@@ -74,7 +78,7 @@ def _from_sidecars(root: Path, images: list[str]) -> list[CaptionedFile]:
     entries, missing = [], []
     for file in images:
         sidecar = (root / file).with_suffix(".txt")
-        caption = tidy(read_text(sidecar)) if sidecar.is_file() else ""
+        caption = collapse_blanks(read_text(sidecar)) if sidecar.is_file() else ""
         if caption:
             entries.append(CaptionedFile(file, caption, None))
         else:
@@ -95,9 +99,9 @@ def _from_metadata(root: Path, metadata: Path, images: list[str]) -> list[Captio
         caption = next((row[column] for column in CAPTION_COLUMNS if row.get(column) is not None), "")
         if not isinstance(caption, str):
             raise DataError(f"{metadata}, line {line}: the caption must be text, got {shown(caption)}")
-        if tidy(caption):
+        if collapse_blanks(caption):
             label, split = _label(row.get("label"), metadata, line), _split(row.get("split"), metadata, line)
-            entries.append(CaptionedFile(file, tidy(caption), label, split))
+            entries.append(CaptionedFile(file, collapse_blanks(caption), label, split))
         else:
             missing.append(f"{file} (line {line})")
     if missing:
@@ -138,7 +142,7 @@ def _require_columns(columns: list[str], where: str) -> None:
         raise DataError(f"{where}: '{FILE_COLUMN}' is missing{_hint(FILE_COLUMN, columns)}")
     if not set(CAPTION_COLUMNS) & set(columns):
         others = [column for column in columns if column not in (FILE_COLUMN, "label", "split")]
-        raise DataError(f"{where}: neither 'text' nor 'caption' is there{_hint('text', others)}")
+        raise DataError(f"{where}: 'text' or 'caption' is missing{_hint('text', others)}")
 
 
 def _hint(name: str, columns: list[str]) -> str:
@@ -150,12 +154,12 @@ def _hint(name: str, columns: list[str]) -> str:
 
 def _inside(name: Any, metadata: Path, line: int) -> str:
     if not isinstance(name, str) or not name.strip():
-        raise DataError(f"{metadata}, line {line}: '{FILE_COLUMN}' is empty or no text: {shown(name)}")
-    # Judged by the name, not by where links lead: a folder of links to one's own files is fine.
-    tidy = os.path.normpath(name.replace("\\", "/"))
-    if os.path.isabs(tidy) or tidy.split(os.sep)[0] in ("..", "") or ":" in tidy.split(os.sep)[0]:
-        raise DataError(f"{metadata}, line {line}: '{named(name)}' leads out of the folder {metadata.parent}")
-    return Path(tidy).as_posix()
+        raise DataError(f"{metadata}, line {line}: '{FILE_COLUMN}' is empty or not text: {shown(name)}")
+    # The name counts, not the targets of links: a folder of links to one's own files is fine.
+    normal = os.path.normpath(name.replace("\\", "/"))
+    if os.path.isabs(normal) or normal.split(os.sep)[0] in ("..", "") or ":" in normal.split(os.sep)[0]:
+        raise DataError(f"{metadata}, line {line}: '{named(name)}' is outside the folder {metadata.parent}")
+    return Path(normal).as_posix()
 
 
 def _label(value: Any, metadata: Path, line: int) -> int | str | None:

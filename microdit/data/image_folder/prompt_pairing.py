@@ -1,4 +1,4 @@
-"""Pair image files with the entries of a `prompts.json`: by names, or by numbers in the names."""
+"""Pair image files with the entries of a `prompts.json`, by names or by numbers in the names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from microdit.common.errors import DataError
-from microdit.common.files.text import read_json, tidy
+from microdit.common.files.text import collapse_blanks, read_json
 from microdit.data.image_folder.metadata import shorten_list
 
 NUMBER = re.compile(r"[0-9]+")
@@ -29,23 +29,30 @@ def read_prompted(source: Path, files: Sequence[str]) -> list[Prompted]:
     """Pair `files`, the images of a folder, with the entries of its `prompts.json`.
 
     `prompts` is one of
-    - a mapping from file names to prompts, with `labels` a mapping too;
+    - a mapping from file names to prompts, with `labels` also a mapping;
     - a list of {"file": ..., "prompt": ..., "label": ...};
-    - a list of prompts, with `labels` a list too, for files whose names differ in one number alone: in the order of
-      that number, so that 10.png comes after 9.png.
+    - a list of prompts, with `labels` also a list, for files whose names differ in one number: in the order of that
+      number, so 10.png comes after 9.png.
+
+    Args:
+        source: the `prompts.json`.
+        files: the images' file names.
+
+    Returns:
+        The pairs, in the same order for every kind of pairing.
 
     Raises:
-        DataError: if an image or an entry has no partner, if the counts differ, or if the names leave the order open;
-            names the file and both counts.
+        DataError: if an image or an entry has no partner, if the counts differ, or if the order is ambiguous; the
+            message has the file and both counts.
     """
     listing = read_json(source)
     if not isinstance(listing, Mapping) or not isinstance(listing.get("prompts"), (list, Mapping)):
         raise DataError(f"{source}: needs the key 'prompts': a list, or a mapping from file names to prompts")
     if "tile" in listing:
-        raise DataError(f"{source}: describes strips of several pictures; score files of one picture each")
+        raise DataError(f"{source}: describes strips of several images; score files of one image each")
     prompts, labels = listing["prompts"], listing.get("labels")
     ordered = numbered_order(files)
-    files = ordered or sorted(files)  # however the pairs are given, the same images come in the same order
+    files = ordered or sorted(files)  # the same order for every kind of pairing
     if isinstance(prompts, Mapping):
         if not isinstance(labels, Mapping | None):
             raise DataError(f"{source}: 'labels' must be a mapping from file names, as 'prompts' is")
@@ -64,7 +71,7 @@ def _by_mapping(
 ) -> list[Prompted]:
     unknown = [name for name in labels if name not in prompts]
     if unknown:
-        raise DataError(f"{source}: 'labels' names {shorten_list(unknown)}, which 'prompts' doesn't")
+        raise DataError(f"{source}: 'labels' has {shorten_list(unknown)}, which 'prompts' doesn't")
     _check_names(source, files, list(prompts))
     return [Prompted(file, _prompt(prompts[file], source, file), labels.get(file)) for file in files]
 
@@ -76,7 +83,7 @@ def _by_entries(source: Path, files: Sequence[str], entries: Sequence[Any]) -> l
             raise DataError(f"{source}: entry {place} of 'prompts' needs the keys 'file' and 'prompt'")
         file = entry["file"]
         if file in found:
-            raise DataError(f"{source}: entry {place} of 'prompts' names '{file}' again")
+            raise DataError(f"{source}: entry {place} of 'prompts' repeats '{file}'")
         found[file] = Prompted(file, _prompt(entry.get("prompt"), source, file), entry.get("label"))
     _check_names(source, files, list(found))
     return [found[file] for file in files]
@@ -93,7 +100,7 @@ def _by_order(
         )
     if not certain:
         raise DataError(
-            f"{source}: the images' names ({shorten_list(files)}) leave their order open: they must differ in one "
+            f"{source}: the order of the images' names ({shorten_list(files)}) is ambiguous: they must differ in one "
             f"number, counted up in equal steps; or {BY_NAME}"
         )
     rows = zip(files, prompts, labels, strict=True)
@@ -101,10 +108,10 @@ def _by_order(
 
 
 def numbered_order(files: Sequence[str]) -> list[str] | None:
-    """Return the names in the order of the one number in which they differ; None if there is no such order.
+    """Return the names ordered by the one number in which they differ; None if there is no such order.
 
     There is none if they differ in more than one number, if two numbers are equal, or if the steps between them are
-    not, since then a file may be missing.
+    unequal, since then a file may be missing.
     """
     if len({NUMBER.sub("#", file) for file in files}) > 1:
         return None
@@ -124,7 +131,7 @@ def _check_names(source: Path, files: Sequence[str], named: Sequence[str]) -> No
     absent = sorted(set(named) - set(files))
     if absent:
         raise DataError(
-            f"{source}: {len(absent)} of {len(named)} entries name no image of the folder: {shorten_list(absent)}"
+            f"{source}: {len(absent)} of {len(named)} entries match no image of the folder: {shorten_list(absent)}"
         )
     unnamed = sorted(set(files) - set(named))
     if unnamed:
@@ -132,6 +139,6 @@ def _check_names(source: Path, files: Sequence[str], named: Sequence[str]) -> No
 
 
 def _prompt(value: Any, source: Path, file: str) -> str:
-    if not isinstance(value, str) or not tidy(value):
+    if not isinstance(value, str) or not collapse_blanks(value):
         raise DataError(f"{source}: the prompt of '{file}' must be text, got {value!r}")
     return value

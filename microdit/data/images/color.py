@@ -1,4 +1,4 @@
-"""Convert decoded pixels to opaque 8-bit sRGB: sample depth, colour profiles, gamma, transparency.
+"""Convert decoded pixels to opaque 8-bit sRGB: sample depth, color profiles, gamma, transparency.
 
 V a sample's value, H W image height and width.
 """
@@ -11,27 +11,27 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageCms
 
-SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # a profile's colour space -> mode of the pixels that it fits
-SRGB_GAMMA, GAMMA_TOLERANCE = 1 / 2.2, 0.05  # what PNG's gAMA says of sRGB; libpng's tolerance
+SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # a profile's color space -> mode of the pixels that it fits
+SRGB_GAMMA, GAMMA_TOLERANCE = 1 / 2.2, 0.05  # PNG's gAMA of sRGB; libpng's tolerance
 SRGB_PRIMARIES = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # white, red, green, blue as x, y
 INTEROPERABILITY, ADOBE_RGB = 0xA005, "R03"  # EXIF's folder and mark of Adobe RGB pixels
-GREY_SCALES = {"L;2": 85, "L;4": 17}  # from a file's sample to Pillow's pixel
+GRAY_SCALES = {"L;2": 85, "L;4": 17}  # from a file's sample to Pillow's pixel
 
 
 class Unreadable(Exception):
-    """The reason why a file's pixels can't be converted correctly."""
+    """A file's pixels cannot be converted correctly; the text is the reason."""
 
 
-def check_colours(image: Image.Image) -> None:
-    """Raise Unreadable if the file says that its colours are not sRGB's, but not enough to convert them."""
+def check_colors(image: Image.Image) -> None:
+    """Raise Unreadable if the file's colors are known not to be sRGB's but cannot be converted."""
     if image.info.get("icc_profile") or "srgb" in image.info:
         return
     mark = image.getexif().get_ifd(INTEROPERABILITY).get(1)
     if str(mark).strip("\0 ") == ADOBE_RGB:
-        raise Unreadable("its EXIF data says Adobe RGB, but no ICC profile is embedded; convert it to sRGB")
+        raise Unreadable("its EXIF data has Adobe RGB, but no ICC profile is embedded; convert it to sRGB")
     primaries = image.info.get("chromaticity")
-    coloured = image.mode in ("RGB", "RGBA", "P")
-    if coloured and primaries is not None and np.abs(np.subtract(primaries, SRGB_PRIMARIES)).max() > 0.01:
+    colored = image.mode in ("RGB", "RGBA", "P")
+    if colored and primaries is not None and np.abs(np.subtract(primaries, SRGB_PRIMARIES)).max() > 0.01:
         raise Unreadable("its primaries (cHRM) are not sRGB's, and no ICC profile is embedded; convert it to sRGB")
 
 
@@ -39,17 +39,18 @@ def as_srgb(image: Image.Image, raw_mode: str, bits: int, inverted: bool) -> Ima
     """Return an upright image as opaque 8-bit sRGB.
 
     Args:
-        raw_mode: how the file packs its pixels, in Pillow's words.
-        bits: of a sample of a grey image of mode I or I;16.
+        image: the decoded image.
+        raw_mode: how the file packs its pixels, as Pillow names it.
+        bits: bits per sample of a gray image of mode I or I;16.
         inverted: whether such an image has white as 0.
 
     Raises:
-        Unreadable: if its colour profile is damaged or fits other pixels, or its transparent colour can't be found.
+        Unreadable: if its color profile is damaged or fits other pixels, or its transparent color can't be found.
     """
     profile, alpha = image.info.get("icc_profile"), _alpha(image, raw_mode)
     gamma = None if profile or "srgb" in image.info else image.info.get("gamma")
-    colours = _without_alpha(image, bits, inverted)
-    rgb = _by_profile(colours, profile) if profile else colours.convert("RGB")
+    colors = _without_alpha(image, bits, inverted)
+    rgb = _by_profile(colors, profile) if profile else colors.convert("RGB")
     if gamma is not None and abs(gamma / SRGB_GAMMA - 1) > GAMMA_TOLERANCE:
         rgb = rgb.point(_gamma_table(gamma) * 3)
     if alpha is None:
@@ -59,7 +60,7 @@ def as_srgb(image: Image.Image, raw_mode: str, bits: int, inverted: bool) -> Ima
 
 
 def _without_alpha(image: Image.Image, bits: int, inverted: bool) -> Image.Image:
-    """The colours alone, as L, RGB, CMYK or LAB."""
+    """Return the colors only, as L, RGB, CMYK or LAB."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         most = 2**bits - 1
         values = np.asarray(image).astype(np.int64)
@@ -81,14 +82,14 @@ def _without_alpha(image: Image.Image, bits: int, inverted: bool) -> Image.Image
 
 
 def _opaque_copy(image: Image.Image) -> Image.Image:
-    """Without the transparent colour, which Pillow's conversions would carry along."""
+    """Return a copy without the transparent color, which Pillow's conversions would keep."""
     copy = image.copy()
     copy.info.pop("transparency", None)
     return copy
 
 
 def _alpha(image: Image.Image, raw_mode: str) -> Image.Image | None:
-    """(H, W) opacity, or None if all is opaque."""
+    """Return the opacity (H, W), or None if all is opaque."""
     if image.mode in ("LA", "RGBA"):
         return image.getchannel("A")
     if image.mode == "La":
@@ -100,40 +101,40 @@ def _alpha(image: Image.Image, raw_mode: str) -> Image.Image | None:
     key = image.info["transparency"]
     if image.mode == "RGB":
         if "16" in raw_mode:
-            raise Unreadable("its transparent colour has 16 bits, its pixels are read with 8; save it with 8 bits")
+            raise Unreadable("its transparent color has 16 bits, its pixels are read with 8; save it with 8 bits")
         return _opacity((np.asarray(image) != np.array(key)).any(axis=-1))
     if image.mode == "1":
         return _opacity(np.asarray(image) != bool(key))
     values = np.asarray(image)
-    return _opacity(values != key * GREY_SCALES.get(raw_mode, 1))
+    return _opacity(values != key * GRAY_SCALES.get(raw_mode, 1))
 
 
 def _opacity(opaque: np.ndarray) -> Image.Image:
     return Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8))
 
 
-def _by_profile(colours: Image.Image, profile: bytes) -> Image.Image:
-    if colours.mode == "LAB":
-        return colours.convert("RGB")  # Lab needs no profile
+def _by_profile(colors: Image.Image, profile: bytes) -> Image.Image:
+    if colors.mode == "LAB":
+        return colors.convert("RGB")  # Lab needs no profile
     try:
         space = ImageCms.ImageCmsProfile(BytesIO(profile)).profile.xcolor_space
     except (ImageCms.PyCMSError, OSError) as error:
         raise Unreadable(f"its ICC profile is damaged ({error})") from None
     mode = SPACES.get(space)
-    if mode == "RGB" and colours.mode == "L":
-        colours = colours.convert("RGB")
-    if mode != colours.mode:
-        raise Unreadable(f"its ICC profile is for {space.strip()} pixels, but they are {colours.mode}")
+    if mode == "RGB" and colors.mode == "L":
+        colors = colors.convert("RGB")
+    if mode != colors.mode:
+        raise Unreadable(f"its ICC profile is for {space.strip()} pixels, but they are {colors.mode}")
     try:
         transform = _transform(profile, mode)
-        return colours.convert("RGB") if transform is None else transform.apply(colours)
+        return colors.convert("RGB") if transform is None else transform.apply(colors)
     except (ImageCms.PyCMSError, OSError, ValueError) as error:
         raise Unreadable(f"its ICC profile can't be used ({error})") from None
 
 
-@lru_cache(maxsize=32)  # a folder's images share a few profiles
+@lru_cache(maxsize=32)  # the images of a folder have few distinct profiles
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """To sRGB; None for a profile that is sRGB up to rounding, whose pixels stay as they are."""
+    """Return the transform to sRGB; None for a profile that equals sRGB up to rounding."""
     source = ImageCms.ImageCmsProfile(BytesIO(profile))
     made = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
     if mode == "CMYK":
@@ -148,7 +149,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def _gamma_table(gamma: float) -> list[int]:
-    """sRGB's value for each of the 256 of a file whose samples are light ** gamma."""
+    """Return sRGB's value for each of the 256 of a file whose samples are light ** gamma."""
     light = (np.arange(256) / 255) ** (1 / gamma)
     encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     return [round(255 * float(value)) for value in encoded]

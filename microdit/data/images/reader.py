@@ -1,15 +1,15 @@
-"""Read image files: the project's only decoder, which returns correct sRGB pixels or rejects the file by name.
+"""Read image files as correct sRGB pixels, or reject them by name. The project's only image decoder.
 
 The rule:
 - BMP, GIF, JPEG, PNG, TIFF and WebP are opened, whatever the file's suffix; nothing else is.
-- Of several frames or pages the first counts.
-- Pixels are turned upright by the EXIF orientation, converted to sRGB by the embedded ICC profile (or PNG's gamma), and
-  laid on white where they are transparent.
-- 16-bit grey is scaled to 8 bits. CMYK without a profile is converted by (255 - C)(255 - K) / 255.
+- Of several frames or pages the first is used.
+- Pixels are rotated by the EXIF orientation, converted to sRGB by the embedded ICC profile (or PNG's gamma), and
+  composited on white if transparent.
+- 16-bit gray is scaled to 8 bits. CMYK without a profile is converted by (255 - C)(255 - K) / 255.
 - Rejected: damaged and truncated files, more than `MAX_PIXELS` pixels, floating point, 32-bit and signed integers, and
   undefined colors (a profile that doesn't fit the pixels, other primaries without a profile).
 
-JPEG has no checksum: damage within its data that still decodes can't be noticed.
+JPEG has no checksum: damage within its data that still decodes can't be detected.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from microdit.common.errors import DataError
-from microdit.data.images.color import Unreadable, as_srgb, check_colours
+from microdit.data.images.color import Unreadable, as_srgb, check_colors
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I;16", "I;16B", "I;16L")
@@ -38,7 +38,7 @@ def read_image(path: Path) -> Image.Image:
     """Return the image at `path`, upright, opaque, in 8-bit sRGB.
 
     Raises:
-        DataError: if it can't be read correctly; names the file and the reason.
+        DataError: if it can't be read correctly; the message has the file and the reason.
     """
     try:
         data = path.read_bytes()
@@ -48,7 +48,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Return the image of a file's content, as `read_image` does; `name` is the file in messages."""
+    """Decode a file's content as `read_image` does; `name` is the file in messages."""
     try:
         with _strict_pillow():
             return _decode(data)
@@ -59,17 +59,17 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 
 def load_square(path: Path, resolution: int) -> np.ndarray:
-    """Return the central square of the image at `path`, resampled: (resolution, resolution, 3) uint8 sRGB."""
+    """Return the central square of the image at `path`, resampled to (resolution, resolution, 3) uint8 sRGB."""
     return central_square(read_image(path), resolution)
 
 
 def central_square(image: Image.Image, resolution: int) -> np.ndarray:
-    """Return the central square of an image, resampled by Lanczos' filter; one that fits already is unchanged."""
+    """Return the central square of an image, resampled by Lanczos' filter if its size differs."""
     return np.array(ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS))
 
 
 def header_fault(path: Path) -> str:
-    """Return why the file's header can't belong to a readable image, or "" if it can; decodes no pixels."""
+    """Return why the file's header rules out a readable image, or ""; decodes no pixels."""
     try:
         with _strict_pillow(), Image.open(path, formats=FORMATS) as opened:
             _check_kind(opened)
@@ -80,7 +80,7 @@ def header_fault(path: Path) -> str:
 
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """No warnings of Pillow's, and no half images, whatever another library has set."""
+    """Turn off Pillow's warnings and truncated images, whatever another library has set."""
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
@@ -95,12 +95,12 @@ def _decode(data: bytes) -> Image.Image:
     with Image.open(BytesIO(data), formats=FORMATS) as opened:
         _check_kind(opened)
         if opened.format == "PNG":
-            opened.verify()  # the checksums, which decoding alone leaves out
+            opened.verify()  # checks the checksums, which decoding ignores
     with Image.open(BytesIO(data), formats=FORMATS) as opened:
         raw_mode = _raw_mode(opened)
-        bits = _grey_bits(opened)
+        bits = _gray_bits(opened)
         inverted = opened.mode.startswith("I;16") and _tag(opened, PHOTOMETRIC) == WHITE_IS_ZERO
-        check_colours(opened)
+        check_colors(opened)
         image = ImageOps.exif_transpose(opened)
     return as_srgb(image, raw_mode, bits, inverted)
 
@@ -121,21 +121,21 @@ def _check_kind(image: Image.Image) -> None:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the file packs its pixels, in Pillow's words, such as "L;4" and "RGB;16B"; "" if unknown."""
+    """Return how the file packs its pixels as Pillow names it, such as "L;4" and "RGB;16B"; "" if unknown."""
     tiles = getattr(image, "tile", [])
     arguments = tiles[0][3] if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return first if isinstance(first, str) else ""
 
 
-def _grey_bits(image: Image.Image) -> int:
-    """Bits of one sample of a grey image of more than 8."""
+def _gray_bits(image: Image.Image) -> int:
+    """Return the bits per sample of a gray image of more than 8."""
     given = _tag(image, BITS_PER_SAMPLE)
     return int(np.ravel(given)[0]) if given is not None else 16
 
 
 def _tag(image: Image.Image, number: int) -> Any:
-    """A tag of a TIFF file; None if it has none, or is of another format."""
+    """Return a tag of a TIFF file; None if it has none, or the file has another format."""
     tags = getattr(image, "tag_v2", None)
     return None if tags is None else tags.get(number)
 

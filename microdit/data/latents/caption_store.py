@@ -1,7 +1,7 @@
-"""Features of captions, each caption once, found by its digest; memory-mapped.
+"""Store the features of captions once per distinct caption, memory-mapped.
 
-A store belongs to one text encoder. Files are only ever added to it, so that datasets, runs and processes share it, and
-one that was interrupted goes on where it stopped. M captions, S tokens, Y width.
+A store belongs to one text encoder. Files are only added to it, so datasets, runs and processes can share it, and
+interrupted encoding resumes. M captions, S tokens, Y width.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from microdit.model.conditioning import Captions, round_to_half, unpack, with_ma
 log = logging.getLogger(__name__)
 
 FORMAT = "microdit-captions-1"
-HEADER, PREFIX = "header.json", "captions-"  # a store's folder is PREFIX and the first digits of its encoder's name
-FILE_BYTES = 512 << 20  # of features in a file, about: what is in memory while it is written, twice
+HEADER, PREFIX = "header.json", "captions-"  # a store's folder is PREFIX and the first digits of its encoder's digest
+FILE_BYTES = 512 << 20  # approximate size of a file's features; twice as much is in memory while it is written
 
 
 class CaptionFeatures(Protocol):
-    """What images' captions are to the network."""
+    """Give the network the features of images' captions."""
 
     def take(self, images: np.ndarray) -> Captions:
-        """Caption features (B, S, Y) of the given images (B,), float32."""
+        """Return the caption features (B, S, Y) of the images (B,), float32."""
 
 
 def digest(caption: str) -> int:
-    """64 bits that name a caption; two of 10 million share one with a probability of about 3e-6."""
+    """Return a 64-bit hash of a caption; any two of 10 million collide with a probability of about 3e-6."""
     return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "little")
 
 
@@ -50,14 +50,15 @@ def digests(captions: Sequence[str]) -> np.ndarray:
 
 
 def store_name(fingerprint: str) -> str:
-    """Folder name of the store of a text encoder."""
+    """Return the folder name of a text encoder's store."""
     return PREFIX + hashlib.sha256(fingerprint.encode()).hexdigest()[:12]
 
 
 class CaptionStore:
-    """An opened store.
+    """An opened store of caption features.
 
-    Raises DataError where a file of it is truncated, or the folder is of another kind.
+    Raises:
+        DataError: if a file is truncated, or the folder is not a store.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,12 +70,14 @@ class CaptionStore:
         if kind != FORMAT:
             raise DataError(f"{folder / HEADER}: its format is {shown(kind)}, not '{FORMAT}'")
         if not all(type(size) is int and 0 < size < 1 << 20 for size in sizes):
-            raise DataError(f"{folder / HEADER}: 'length' and 'width' are {shown(sizes)}, not sizes")
+            raise DataError(
+                f"{folder / HEADER}: 'length' and 'width' are {shown(sizes)}; they must be sizes below 1,048,576"
+            )
         self.folder = folder
         self._shards: list[Shard] = [open_shard(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
         for shard in self._shards:
             if shard["features"].shape[1:] != sizes:
-                raise DataError(f"{shard.path}: features {shard['features'].shape}, but {folder / HEADER} says {sizes}")
+                raise DataError(f"{shard.path}: features {shard['features'].shape}, but {folder / HEADER} has {sizes}")
         self._index()
 
     def _index(self) -> None:
@@ -85,7 +88,7 @@ class CaptionStore:
             [shard["mask"] for shard in shards if "mask" in shard.tensors] or [np.zeros(0, np.bool_)]
         )
         known = [shard["digests"] for shard in shards] or [np.zeros(0, np.uint64)]
-        # Sorted, to be searched; of a caption that two processes wrote the first stays.
+        # Sorted for searching; of a caption that two processes wrote, the first row is used.
         self._digests, self._rows = np.unique(np.concatenate(known), return_index=True)
 
     def __len__(self) -> int:
@@ -93,30 +96,38 @@ class CaptionStore:
 
     @property
     def files(self) -> list[Path]:
-        """All of its files of features."""
+        """All files of features."""
         return [shard.path for shard in self._shards]
 
-    def knows(self, wanted: np.ndarray) -> np.ndarray:
-        """Which digests (N,) have features here: (N,) bool."""
+    def contains(self, wanted: np.ndarray) -> np.ndarray:
+        """Return which digests (N,) have features, (N,) bool."""
         place = np.searchsorted(self._digests, wanted)
         inside = place < len(self._digests)
         inside[inside] = self._digests[place[inside]] == wanted[inside]
         return inside
 
     def rows(self, wanted: np.ndarray) -> np.ndarray:
-        """Places (N,) int64 of digests (N,). Raises DataError where one has no features."""
-        absent = int((~self.knows(wanted)).sum())
+        """Return the rows (N,) int64 of digests (N,).
+
+        Raises:
+            DataError: if a caption has no features.
+        """
+        absent = int((~self.contains(wanted)).sum())
         if absent:
             raise DataError(f"{self.folder}: {absent} captions have no features; encode the data again with --captions")
         return self._rows[np.searchsorted(self._digests, wanted)]
 
     def take(self, rows: np.ndarray) -> Captions:
-        """Features (B, S, Y) float32 at places (B,), masked where the encoder masks them."""
+        """Return the features (B, S, Y) float32 of rows (B,), masked if the encoder masks them."""
         features = torch.from_numpy(self._features.take(rows).astype(np.float32))
         return with_mask(features, torch.from_numpy(self._masks.take(rows)) if len(self._masks) else None)
 
     def add(self, captions: Sequence[str], features: np.ndarray, mask: np.ndarray | None) -> None:
-        """Writes features (M, S, Y) and masks (M, S) of captions that are not there yet."""
+        """Write features (M, S, Y) and masks (M, S) of new captions.
+
+        Raises:
+            DataError: if a feature is not finite in half precision.
+        """
         tensors = {"features": features.astype(np.float16, copy=False), "digests": digests(captions)}
         if mask is not None:
             tensors["mask"] = mask.astype(np.bool_)
@@ -128,10 +139,14 @@ class CaptionStore:
 
 
 def create_store(folder: Path, header: Mapping[str, Any], memory: Path | None = None) -> CaptionStore:
-    """Open the store in `folder`, or begin one; `header` has `fingerprint`, `length`, `width`.
+    """Open the store in `folder`, or create it.
 
-    Damaged files are removed, with a line in the log: their captions have no features then and are encoded again.
-    `memory` is a folder that keeps which files were found good.
+    Damaged files are logged and removed, and their captions are encoded again.
+
+    Args:
+        folder: the store's folder.
+        header: `fingerprint`, `length` and `width` of the text encoder.
+        memory: folder that records which files were verified; None verifies all.
     """
     path = folder / HEADER
     if not _is_header(path, header):
@@ -164,12 +179,16 @@ def _check(path: Path, shape: tuple[int, int]) -> None:
 
 
 def text_header(encoder: TextEncoder, **more: Any) -> dict[str, Any]:
-    """What a store notes of its text encoder."""
+    """Return the header of a text encoder's store."""
     return {"fingerprint": encoder.fingerprint, "length": encoder.length, "width": encoder.width, **more}
 
 
 def encode_captions(store: CaptionStore, captions: Iterable[str], encoder: TextEncoder, batch_size: int = 256) -> int:
-    """Adds the captions that `store` doesn't know yet; returns how many. Only one file's features are in memory."""
+    """Encode the captions that are missing from `store`, one file at a time.
+
+    Returns:
+        How many captions were encoded.
+    """
     size = max(batch_size, FILE_BYTES // (2 * encoder.length * encoder.width))
     fresh, count = _unknown(store, captions), 0
     while chunk := list(islice(fresh, size)):
@@ -184,17 +203,17 @@ def encode_captions(store: CaptionStore, captions: Iterable[str], encoder: TextE
 
 
 def _unknown(store: CaptionStore, captions: Iterable[str]) -> Iterator[str]:
-    """Each caption that has no features yet, once, in order."""
-    begun: set[int] = set()  # also of what was given out and isn't written yet
+    """Yield each caption without features once, in order."""
+    begun: set[int] = set()  # includes captions that were yielded but not written yet
     for caption in captions:
         number = digest(caption)
-        if number not in begun and not store.knows(np.array([number], np.uint64))[0]:
+        if number not in begun and not store.contains(np.array([number], np.uint64))[0]:
             begun.add(number)
             yield caption
 
 
 class StoredCaptions:
-    """Features of N images' captions out of a store."""
+    """Caption features of N images, read from a store."""
 
     def __init__(self, store: CaptionStore, wanted: np.ndarray) -> None:
         self._store = store
@@ -205,7 +224,7 @@ class StoredCaptions:
 
 
 class CaptionsPerBatch:
-    """Features encoded whenever they are asked for: no disk space, and the text encoder's time at each step."""
+    """Caption features encoded at every step, without a store."""
 
     def __init__(self, encoder: TextEncoder, caption_of: Any) -> None:
         self._encoder, self._caption_of = encoder, caption_of

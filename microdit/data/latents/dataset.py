@@ -1,7 +1,7 @@
-"""`latents`: images that `microdit data encode` has encoded before.
+"""`latents`: images that `microdit data encode` has encoded.
 
-Training reads their latents alone. Where pictures are wanted (the scores' reference, a contact sheet) they are decoded,
-or read from where the originals lie.
+Training reads only their latents. If images are needed (the scores' reference, a contact sheet), the latents are
+decoded, or the originals are read.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class LatentImages:
     """One split of a folder of encoded images.
 
     Raises:
-        ConfigError: no path, another resolution than the data's own, or the split "composition".
-        DataError: the folder is unfinished, or a file is missing, truncated or foreign; names it.
+        ConfigError: if the path is missing, the resolution differs from the data's, or the split is "composition".
+        DataError: if the folder is unfinished, or a file is missing, truncated or of another format.
     """
 
     def __init__(self, config: DataConfig, split: str) -> None:
         if split == "composition":
             raise ConfigError("dataset 'latents' has no split 'composition' (only 'emoji-captions' has); use 'val'")
         if not config.path:
-            raise ConfigError("dataset 'latents' needs 'data.path', a folder that 'microdit data encode' made")
+            raise ConfigError("dataset 'latents' needs 'data.path', a folder written by 'microdit data encode'")
         self.root = Path(config.path).expanduser()
         self.split = split
         self.images = open_images(self.root, split, config.train_size if split == "train" else config.val_size)
@@ -49,18 +49,18 @@ class LatentImages:
         self._originals = Path(config.originals).expanduser() if config.originals else None
         self._decoder: Autoencoder | None = None
         if not len(self.images):
-            raise DataError(f"{self.root} has no images for the split '{split}'; encode it with a --val-fraction")
+            raise DataError(f"{self.root} has no images in the split '{split}'; encode it with --val-fraction above 0")
         if config.resolution != self.resolution:
             raise ConfigError(f"{_sizes(self.root, index)}, but 'data.resolution' is {config.resolution}")
 
     @property
     def fingerprint(self) -> str:
-        """Of the shards' checksums, the split, how much of it is used, and whether originals stand for it."""
+        """Hex digest of the shards' checksums, the split, its size, and whether originals are used."""
         parts = [self.index["fingerprint"], self.split, str(len(self)), "originals" if self._originals else "decoded"]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
     def originals_digest(self, rows: Iterable[int]) -> str:
-        """Digest of the content of these images' originals; '' if there are none, and latents are decoded instead."""
+        """Return a digest of the content of these images' originals; "" if latents are decoded instead."""
         if self._originals is None:
             return ""
         digest = hashlib.sha256()
@@ -70,7 +70,7 @@ class LatentImages:
         return digest.hexdigest()
 
     def originals_state(self) -> str:
-        """Digest of the originals' `file_state`: it changes whenever one is written, without reading any."""
+        """Return a digest that changes whenever an original is written, without reading any."""
         if self._originals is None:
             return ""
         paths = [self._originals / self.images.key(row) for row in range(len(self))]
@@ -93,7 +93,11 @@ class LatentImages:
         return Sample(image, self.images.caption(i), int(self.images.labels[i]), {"file": key})
 
     def decoder(self, device: torch.device | str = "cpu") -> Autoencoder:
-        """The autoencoder that the latents are of; by default from where it lay when they were made."""
+        """Return the autoencoder of the latents, by default loaded from the path recorded when they were encoded.
+
+        Raises:
+            ConfigError: if it is missing at that path or has other weights.
+        """
         if self._decoder is None:
             made = self.index["autoencoder"]
             try:
@@ -101,20 +105,23 @@ class LatentImages:
                 check_autoencoder(self.root, self.index, found)
             except ConfigError as error:
                 raise ConfigError(
-                    f"{self.root} was encoded with the autoencoder '{made['path']}', which decodes it too: set "
-                    f"autoencoder.path to where it lies now ({error})"
+                    f"{self.root} was encoded with the autoencoder '{made['path']}', which is needed to decode it; set "
+                    f"autoencoder.path to its present location ({error})"
                 ) from None
             self._decoder = found
         return self._decoder
 
     def decode_by(self, autoencoder: Autoencoder) -> None:
-        """Takes an autoencoder that `check_autoencoder` has found to be the right one."""
+        """Decode with `autoencoder`, which `check_autoencoder` has accepted."""
         self._decoder = autoencoder
 
     def encoded(self, text_encoder: TextEncoder, cache_dir: Path, store_captions: bool) -> EncodedDataset:
-        """What training reads; caption features from the folder itself, or else from the cache.
+        """Return what training reads, with caption features from the folder itself or from the cache.
 
-        Raises DataError where a checksum is wrong; files found good are not read again until they change.
+        Files whose checksums were verified are not read again until they change.
+
+        Raises:
+            DataError: if a checksum is wrong.
         """
         store = self._store(text_encoder)
         files = [shard.path for shard in self.images.shards] + (store.files if store else [])
@@ -128,7 +135,7 @@ class LatentImages:
             return CaptionStore(folder)
         for header in sorted(self.root.glob(f"{PREFIX}*/{HEADER}")):
             store = CaptionStore(header.parent)
-            # Of features that came with their images the encoder isn't known by its weights, only by its sizes.
+            # Imported features record only their encoder's sizes, not its weights.
             sizes = (store.header["length"], store.header["width"])
             if store.header["fingerprint"] is None and sizes == (text_encoder.length, text_encoder.width):
                 layer = store.header.get("layer", text_encoder.layer)
@@ -142,24 +149,29 @@ class LatentImages:
 
 
 def check_autoencoder(root: Path, index: Mapping[str, Any], autoencoder: Autoencoder) -> None:
-    """Raises ConfigError where latents are of another autoencoder, telling what differs."""
+    """Check that the latents were made with this autoencoder.
+
+    Raises:
+        ConfigError: if they were not; the message lists the differences.
+    """
     made, given = index["autoencoder"], autoencoder.describe()
     if made["fingerprint"] == given["fingerprint"]:
         return
-    # Latents that were made elsewhere don't tell their autoencoder's weights: what they do tell must fit.
+    # Imported latents don't record their autoencoder's weights; what they do record must match.
     told = [key for key, value in made.items() if key in given and not (key == "fingerprint" and value is None)]
-    wrong = [f"{key} {made[key]!r} there and {given[key]!r} here" for key in told if made[key] != given[key]]
+    wrong = [f"{key} is {made[key]!r} in the data and {given[key]!r} here" for key in told if made[key] != given[key]]
     if wrong:
         raise ConfigError(
             f"'autoencoder.path' names another autoencoder than the one that {root} was encoded with "
-            f"('{made['path']}'): {', '.join(wrong)}; set autoencoder.path=data, or to where that one lies"
+            f"('{made['path']}'): {', '.join(wrong)}; set autoencoder.path=data, or the path of that autoencoder"
         )
 
 
 def settings_from_latents(path: str) -> dict[str, int]:
-    """What the header of encoded images decides, by dotted keys: resolution, latent channels, latent side.
+    """Return the settings that follow from encoded images, by dotted keys: resolution, latent channels, latent size.
 
-    Raises DataError where the folder isn't there, or isn't finished.
+    Raises:
+        DataError: if the folder is missing or unfinished.
     """
     return settings_of(read_index(Path(path).expanduser()))
 

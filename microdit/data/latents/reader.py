@@ -1,6 +1,7 @@
-"""A folder of encoded images: latents, captions and labels in memory-mapped shards, and an index of them.
+"""Read folders of encoded images: memory-mapped shards of latents, captions and labels, and an index.
 
-`index.json` is written last, once all shards are there: a folder without one isn't done. N images, C channels, s side.
+`index.json` is written last, when all shards are complete: a folder without one is unfinished. N images, C channels, s
+latent size.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from microdit.data.latents.shards import REMEDY, ConcatArray, Shard, check_diges
 FORMAT = "microdit-latents-1"
 INDEX, HEADER = "index.json", "header.json"
 SPLITS = ("train", "val")
-KEYS = ("resolution", "classes", "latents", "autoencoder", "statistics", "fingerprint")
+REQUIRED_KEYS = ("resolution", "classes", "latents", "autoencoder", "statistics", "fingerprint")
 
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """The images of one split, as the network sees them."""
+    """The encoded images of one split."""
 
     index: Mapping[str, Any]
-    rows: np.ndarray  # (N,) int64: the split's places in the folder
+    rows: np.ndarray  # (N,) int64: the split's rows in the folder
     latents: ConcatArray
-    labels: np.ndarray  # (N,) int64, -1 where unknown
+    labels: np.ndarray  # (N,) int64, -1 if unknown
     digests: np.ndarray  # (N,) uint64 of the captions
     shards: tuple[Shard, ...]
 
@@ -42,15 +43,15 @@ class EncodedImages:
         return (len(self), *self.latents.shape[1:])
 
     def take(self, images: np.ndarray) -> np.ndarray:
-        """Latents (B, C, s, s) float16."""
+        """Return the latents (B, C, s, s) float16 of images (B,)."""
         return self.latents.take(self.rows[images])
 
     def caption(self, image: int) -> str:
-        """The caption of an image."""
+        """Return the caption of an image."""
         return self._word(image, "captions")
 
     def key(self, image: int) -> str:
-        """What its source calls an image: the file's name, say."""
+        """Return an image's name in its source, such as its file name."""
         return self._word(image, "keys")
 
     def _word(self, image: int, what: str) -> str:
@@ -58,19 +59,23 @@ class EncodedImages:
         return unpack(self.shards[part][what], self.shards[part][f"{what}_ends"], place)
 
     def sigma_data(self, split: str | None) -> float:
-        """Standard deviation over all latent values of a split, or of all images; measured in float64."""
+        """Return the standard deviation of all latent values of a split, or of all images, computed in float64."""
         return sigma_of(self.index["statistics"], split)
 
 
 def sigma_of(statistics: Mapping[str, Mapping[str, float]], split: str | None) -> float:
-    """From counts, sums and sums of squares of each split."""
+    """Return the standard deviation from each split's count, sum and sum of squares."""
     chosen = [statistics[split]] if split else list(statistics.values())
     count, total, squares = (sum(one[what] for one in chosen) for what in ("values", "sum", "squares"))
     return float(np.sqrt(max(squares / count - (total / count) ** 2, 0.0))) if count else 1.0
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """What the index says. Raises DataError telling whether encoding isn't finished or the folder is another kind."""
+    """Return the verified index of a folder.
+
+    Raises:
+        DataError: if the folder is missing, unfinished, damaged, or of another format.
+    """
     path = folder / INDEX
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -78,8 +83,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         begun = len(list(folder.glob("[0-9]*.safetensors")))
         if (folder / HEADER).is_file():
             raise DataError(
-                f"{folder} has no {INDEX}: its encoding isn't finished ({begun} shards are there); give the same "
-                "'microdit data encode' again, and it goes on"
+                f"{folder} has no {INDEX}: its encoding is unfinished ({begun} shards exist); repeat the "
+                "'microdit data encode' command to resume it"
             )
         raise DataError(f"{folder} has no {INDEX}; encoded images are made by 'microdit data encode SOURCE --out DIR'")
     try:
@@ -90,12 +95,12 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: can't be read ({shown(error)}); {REMEDY}") from None
     if kind != FORMAT:
         raise DataError(f"{path}: its format is {kind!r}, not '{FORMAT}'")
-    absent = [key for key in KEYS if key not in index]
+    absent = [key for key in REQUIRED_KEYS if key not in index]
     if absent:
         raise DataError(f"{path}: '{absent[0]}' is missing; {REMEDY}")
     outside = [name for name in names if not isinstance(name, str) or Path(name).name != name or "\0" in name]
     if outside:
-        raise DataError(f"{path}: {shown(outside[0])} leads out of the folder")
+        raise DataError(f"{path}: {shown(outside[0])} is outside the folder")
     fault = _fault_of(index)
     if fault:
         raise DataError(f"{path}: {fault}; {REMEDY}")
@@ -127,27 +132,33 @@ def _is_count(value: Any) -> bool:
 
 
 def settings_of(index: Mapping[str, Any]) -> dict[str, int]:
-    """The settings that an index decides, by dotted keys."""
+    """Return the settings that an index determines, by dotted keys."""
     channels, side, _ = index["latents"]["shape"]
     return {"data.resolution": int(index["resolution"]), "model.in_channels": channels, "model.input_size": side}
 
 
 def to_overrides(settings: Mapping[str, int]) -> str:
-    """As they are typed."""
+    """Return settings as command-line words."""
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def open_images(folder: Path, split: str | None = None, limit: int | None = None) -> EncodedImages:
-    """Maps the shards of a finished folder: of all images or of a split, its first `limit` if given.
+    """Map the shards of a finished folder.
 
-    Raises DataError where the index or a shard is missing, truncated, or doesn't fit.
+    Args:
+        folder: the folder of encoded images.
+        split: "train" or "val"; None for all images.
+        limit: only the first images of the split.
+
+    Raises:
+        DataError: if the index or a shard is missing, truncated or inconsistent.
     """
     index = read_index(folder)
     absent = [entry["file"] for entry in index["shards"] if not (folder / entry["file"]).is_file()]
     if absent:
         raise DataError(
-            f"{folder}: {len(absent)} of {len(index['shards'])} shards are missing, such as {absent[0]}; give the same "
-            "'microdit data encode' again, and it makes them anew"
+            f"{folder}: {len(absent)} of {len(index['shards'])} shards are missing, such as {absent[0]}; repeat the "
+            "'microdit data encode' command to make them again"
         )
     shards = tuple(_opened(folder / entry["file"], entry, index) for entry in index["shards"])
     held_out = np.concatenate([shard["held_out"] for shard in shards])
@@ -167,7 +178,7 @@ def _opened(path: Path, entry: Mapping[str, Any], index: Mapping[str, Any]) -> S
     shard = open_shard(path)
     found, expected = shard["latents"].shape, (entry["count"], *index["latents"]["shape"])
     if found != expected:
-        raise DataError(f"{path}: its latents are {found}, but {path.parent / INDEX} says {expected}; {REMEDY}")
+        raise DataError(f"{path}: its latents are {found}, but {path.parent / INDEX} has {expected}; {REMEDY}")
     for name in ("labels", "held_out", "digests"):
         if shard[name].shape != found[:1]:
             raise DataError(f"{path}: its {name} are {shard[name].shape}, not {found[:1]}; {REMEDY}")
@@ -175,9 +186,10 @@ def _opened(path: Path, entry: Mapping[str, Any], index: Mapping[str, Any]) -> S
 
 
 def check_all(files: list[Path], memory: Path) -> None:
-    """Reads all files and compares their checksums, once: `memory` keeps what was found good as it stands.
+    """Verify the checksums of files; `memory` is a folder that records verified files.
 
-    Raises DataError naming the file that was changed.
+    Raises:
+        DataError: if a file was changed.
     """
     bad = damaged(files, check_digest, memory)
     if bad:

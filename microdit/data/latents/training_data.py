@@ -1,7 +1,7 @@
-"""What training reads: images and captions, encoded once into memory-mapped shards and shared by all runs.
+"""What training reads: images and captions, encoded once into memory-mapped shards.
 
-They are precomputed (`microdit data encode`), or encoded at a run's start into its cache: the same files, where an
-interrupted start goes on too. N images, C channels, S text tokens, Y width of the text encoder.
+They are precomputed (`microdit data encode`), or encoded into the cache when a run starts; both use the same files and
+resume after an interruption. N images, C channels, S text tokens, Y width of the text encoder.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ from microdit.data.latents.caption_store import (
     text_header,
 )
 from microdit.data.latents.reader import HEADER, INDEX, EncodedImages, open_images
-from microdit.data.latents.shard_job import ShardJob
 from microdit.data.latents.shards import REMEDY, SUFFIX, check_shard
-from microdit.data.latents.writer import EncodedPictures, Record, chunk_ranges, write_images
+from microdit.data.latents.writer import AutoencoderLatents, Record, ShardJob, chunk_ranges, write_images
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.encoders.text import TextEncoder
 from microdit.model.conditioning import Captions
@@ -46,11 +45,11 @@ FORMAT = "encoded-2"
 
 
 class Targets(Protocol):
-    """Features of the training images that a loss term uses beside the latents."""
+    """Features of the training images that a loss term uses besides the latents."""
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the features' content; empty if there are none."""
+        """Hex digest of the features' content; "" if there are none."""
         ...
 
     def batch(self, indices: np.ndarray) -> Tensor:
@@ -70,7 +69,7 @@ class NoTargets:
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """N captioned images as the network sees them."""
+    """N captioned images as latents and caption features."""
 
     images: EncodedImages
     features: CaptionFeatures
@@ -83,30 +82,30 @@ class EncodedDataset:
 
     @property
     def labels(self) -> np.ndarray:
-        """(N,) int64, -1 where unknown."""
+        """Labels (N,) int64, -1 if unknown."""
         return self.images.labels
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, C, h, w) of the latents."""
+        """Shape (N, C, h, w) of the latents."""
         return self.images.shape
 
     def with_features(self, features: CaptionFeatures) -> EncodedDataset:
-        """The same images with other features of their captions."""
+        """Return the same images with other caption features."""
         return replace(self, features=features)
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Captions]:
-        """Latents (B, C, h, w) and caption features (B, S, Y) in float32, masked if the text encoder masks them."""
+        """Return latents (B, C, h, w) and caption features (B, S, Y), float32, masked if the encoder masks them."""
         latents = torch.from_numpy(self.images.take(indices).astype(np.float32))
         return latents, self.features.take(indices)
 
     def caption(self, index: int) -> str:
-        """The caption of image `index`."""
+        """Return the caption of image `index`."""
         return self.images.caption(index)
 
 
 def data_fingerprint(train: EncodedDataset, val: EncodedDataset) -> str:
-    """16 hex digits that name all content that a run reads: both splits' latents and captions, and targets to align."""
+    """Return 16 hex digits that identify all content a run reads: latents, captions and targets of both splits."""
     return _key(train.fingerprint, val.fingerprint, train.targets.fingerprint)
 
 
@@ -118,22 +117,31 @@ def encode_dataset(
     store_captions: bool = True,
     job: ShardJob | None = None,
 ) -> EncodedDataset:
-    """Encodes `dataset`, or opens what an earlier call with the same content left in `cache_dir`."""
+    """Encode `dataset`, or open the result of an earlier call with the same content.
+
+    Args:
+        dataset: captioned images.
+        autoencoder: encodes the images.
+        text_encoder: encodes the captions.
+        cache_dir: where encoded data is kept.
+        store_captions: keep caption features; otherwise each batch's captions are encoded.
+        job: how shards are written.
+    """
     job = job or ShardJob(round_trips=0)
     folder = Path(cache_dir) / _key(dataset.fingerprint, autoencoder.fingerprint)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         _discard_damaged(folder, Path(cache_dir) / CHECKED)
         if not (folder / INDEX).is_file():
-            text_encoder.encode([""])  # weights that can't be loaded are found here, before the pictures' long work
-            pictures = EncodedPictures(autoencoder, dataset.resolution, "")
+            text_encoder.encode([""])  # loads the weights before the long work on images
+            pictures = AutoencoderLatents(autoencoder, dataset.resolution, "")
             write_images(DatasetSource(dataset), pictures, folder, job)
     images = open_images(folder)
     return with_captions(images, None, text_encoder, Path(cache_dir), store_captions)
 
 
 def _discard_damaged(folder: Path, memory: Path) -> None:
-    """Remove what is damaged in a cache folder, with one line in the log, so that it is encoded again."""
+    """Remove damaged files of a cache folder, with one line in the log, so that they are encoded again."""
     bad = damaged(sorted(folder.glob(f"*{SUFFIX}")), check_shard, memory)
     for name in (INDEX, HEADER):
         try:
@@ -145,7 +153,7 @@ def _discard_damaged(folder: Path, memory: Path) -> None:
     if not bad and (folder / INDEX).is_file():
         try:
             open_images(folder)
-        except DataError as error:  # a file is missing or doesn't fit
+        except DataError as error:  # a file is missing or inconsistent
             bad.append((folder / INDEX, str(error)))
     if bad:
         log.warning("%s; encoded again (%d files)", bad[0][1].removesuffix(f"; {REMEDY}"), len(bad))
@@ -156,7 +164,7 @@ def _discard_damaged(folder: Path, memory: Path) -> None:
 def with_captions(
     images: EncodedImages, split: str | None, text_encoder: TextEncoder, cache_dir: Path, store_captions: bool = True
 ) -> EncodedDataset:
-    """Adds what the captions are to the network: from the cache's store, which learns what it doesn't know yet.
+    """Add caption features from the cache's store, encoding those that are missing.
 
     Without `store_captions` nothing is stored: each batch's captions are encoded when it is drawn.
     """
@@ -167,7 +175,7 @@ def with_captions(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             store = create_store(folder, text_header(text_encoder), cache_dir / CHECKED)
-            if not store.knows(images.digests).all():
+            if not store.contains(images.digests).all():
                 encode_captions(store, (images.caption(i) for i in range(len(images))), text_encoder)
         features = StoredCaptions(store, images.digests)
     else:
@@ -180,7 +188,7 @@ def _key(*parts: str) -> str:
 
 
 class DatasetSource:
-    """A dataset of one split, as something to be encoded."""
+    """One split of a dataset as a source of images to encode."""
 
     def __init__(self, dataset: CaptionedImages) -> None:
         self.resolution, self.classes = dataset.resolution, dataset.classes
@@ -188,7 +196,7 @@ class DatasetSource:
         self._dataset = dataset
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
-        """Chunks of `size` images."""
+        """Yield chunks of `size` images."""
         for k, rows in chunk_ranges(len(self._dataset), size):
             yield k, map(self._record, rows) if wanted(k) else None
 
@@ -198,7 +206,7 @@ class DatasetSource:
 
 
 class BatchSampler:
-    """Which images each step sees: a fresh permutation each epoch, a function of (seed, step) alone."""
+    """Choose the images of each step: a new permutation per epoch, a function of (seed, step) alone."""
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
         self.count = count
@@ -208,7 +216,7 @@ class BatchSampler:
         self._permutation = np.zeros(0, np.int64)
 
     def __call__(self, step: int) -> np.ndarray:
-        """Indices (batch_size,) of 0-based `step`; an epoch's end runs on into the next epoch's permutation."""
+        """Return the indices (batch_size,) of 0-based `step`; a batch may span two epochs."""
         position = step * self.batch_size
         parts: list[np.ndarray] = []
         missing = self.batch_size

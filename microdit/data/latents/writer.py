@@ -1,7 +1,7 @@
-"""Writes folders of encoded images: shard by shard, by one or several processes, from where an earlier call stopped.
+"""Write folders of encoded images, shard by shard, in one or several processes, resuming earlier calls.
 
-Shard k holds a source's images k S to (k + 1) S, whoever writes it, so processes need not speak to each other. B batch,
-C latent channels, s latent side, f the autoencoder's downsampling.
+Shard k holds a source's images k S to (k + 1) S whichever process writes it, so processes need no communication. B
+batch, C latent channels, s latent size, f the autoencoder's downsampling factor.
 """
 
 from __future__ import annotations
@@ -27,67 +27,86 @@ from microdit.common.files.verified import read_verified
 from microdit.common.parsing import flatten
 from microdit.data.latents.caption_store import digests
 from microdit.data.latents.reader import FORMAT, HEADER, INDEX, SPLITS, sigma_of
-from microdit.data.latents.shard_job import ShardJob
 from microdit.data.latents.shards import DIGITS, SUFFIX, open_shard, pack, write_shard
 from microdit.encoders.autoencoder import Autoencoder
 
 log = logging.getLogger(__name__)
+
+DEFAULT_SHARD_SIZE, DEFAULT_BATCH_SIZE = 4096, 64  # images
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """How shards are written, and which: this process writes shard k if k % parts == part."""
+
+    shard_size: int = DEFAULT_SHARD_SIZE
+    batch_size: int = DEFAULT_BATCH_SIZE
+    part: int = 0
+    parts: int = 1
+    round_trips: int = 16  # images per shard whose round trip is measured
+    skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.part < self.parts:
+            raise ConfigError(f"--shard {self.part}/{self.parts}: parts are numbered from 0 to {self.parts - 1}")
+        if self.shard_size < 1 or self.batch_size < 1:
+            raise ConfigError("--shard-size and --batch-size must be at least 1")
 
 
 @dataclass(frozen=True)
 class Record:
     """One image of a source, not read yet."""
 
-    key: str  # what its source calls it
+    key: str  # its name in the source
     caption: str
-    label: int  # -1 where unknown
+    label: int  # -1 if unknown
     held_out: bool
-    load: Callable[[], np.ndarray]  # -> (H, W, 3) uint8; of latents that are there already (C, s, s) float16
+    load: Callable[[], np.ndarray]  # -> (H, W, 3) uint8; of precomputed latents (C, s, s) float16
 
 
 class Source(Protocol):
-    """Where images come from, in an order that is the same each time."""
+    """Images in an order that is the same every time."""
 
     resolution: int
     classes: tuple[str, ...]
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """What it is, as JSON; a change of it is another dataset."""
+        """JSON that identifies the dataset."""
         ...
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
-        """All chunks of `size` images by number; those that aren't wanted are passed over."""
+        """Yield all chunks of `size` images by number, with None instead of records for unwanted ones."""
         ...
 
 
 def chunk_ranges(count: int, size: int) -> Iterator[tuple[int, range]]:
-    """Chunks of `size` out of `count` images: their numbers, and the images' places."""
+    """Yield the number and the rows of each chunk of `size` out of `count` images."""
     for k, start in enumerate(range(0, count, size)):
         yield k, range(start, min(start + size, count))
 
 
 class Latents(Protocol):
-    """How records become latents."""
+    """Turns records into latents."""
 
     shape: tuple[int, int, int]  # (C, s, s)
 
     @property
     def header(self) -> Mapping[str, Any]:
-        """What is noted of the autoencoder."""
+        """JSON that describes the autoencoder."""
         ...
 
     def encode(self, loaded: list[np.ndarray]) -> Tensor:
-        """What `Record.load` gave of B images -> (B, C, s, s) float32."""
+        """Encode what `Record.load` returned for B images as (B, C, s, s) float32."""
         ...
 
     def error(self, loaded: list[np.ndarray], latents: Tensor) -> list[float]:
-        """Mean squared errors of the round trip, pixels from 0 to 1; empty where it can't be told."""
+        """Return the mean squared errors of the round trip, pixels from 0 to 1; empty if unknown."""
         ...
 
 
-class EncodedPictures:
-    """Latents by an autoencoder."""
+class AutoencoderLatents:
+    """Latents encoded by an autoencoder."""
 
     def __init__(self, autoencoder: Autoencoder, resolution: int, path: str) -> None:
         if resolution % autoencoder.downsampling:
@@ -110,21 +129,32 @@ class EncodedPictures:
 
 @dataclass
 class EncodingStats:
-    """What this process did."""
+    """Counts and times of one process."""
 
     images: int = 0
     seconds: float = 0.0
     shards: int = 0
-    missing: list[int] = field(default_factory=list)  # shards that other processes have yet to write
+    missing: list[int] = field(default_factory=list)  # shards that other processes have not written yet
 
 
 def write_images(
-    source: Source, latents: Latents, folder: Path, job: ShardJob, tell: Callable[[str], None] = log.info
+    source: Source, latents: Latents, folder: Path, job: ShardJob, report: Callable[[str], None] = log.info
 ) -> EncodingStats:
-    """Writes this process's shards that are not there yet, and the index once all are.
+    """Write this process's missing shards, and the index when all exist.
 
-    Raises ConfigError where the folder was begun with other settings, DataError where an image is broken or its latents
-    are not finite; shards that were finished stay.
+    Args:
+        source: the images.
+        latents: how they are encoded.
+        folder: where shards and index are written.
+        job: which shards this process writes.
+        report: called with a line of progress per shard.
+
+    Returns:
+        What this process did.
+
+    Raises:
+        ConfigError: if the folder was begun with other settings.
+        DataError: if an image is broken or its latents are not finite; finished shards stay.
     """
     sweep(folder, depth=1)
     write_or_check_header(source, latents, folder, job)
@@ -139,7 +169,7 @@ def write_images(
             tally.images += _write_one(k, records, latents, folder, job)
             tally.shards += 1
             tally.seconds = time.monotonic() - began
-            tell(f"shard {k}: {tally.images:,} images so far, {tally.images / tally.seconds:.1f} a second")
+            report(f"shard {k}: {tally.images:,} images so far, {tally.images / tally.seconds:.1f} per second")
     if not count:
         raise DataError(f"the source has no images: {json.dumps(source.description, ensure_ascii=False)[:300]}")
     there = existing_shards(folder)
@@ -150,7 +180,12 @@ def write_images(
 
 
 def write_or_check_header(source: Source, latents: Latents, folder: Path, job: ShardJob) -> None:
-    """Notes what the folder is of, or compares with what was noted."""
+    """Write the header, or check it against the existing one.
+
+    Raises:
+        ConfigError: if a setting differs.
+        DataError: if the existing header is damaged.
+    """
     header = {
         "format": FORMAT,
         "resolution": source.resolution,
@@ -169,19 +204,19 @@ def write_or_check_header(source: Source, latents: Latents, folder: Path, job: S
     try:
         there = read_verified(path)
     except DataError as error:
-        raise DataError(f"{error}; start anew with another --out") from None
+        raise DataError(f"{error}; choose another --out") from None
     for key, value in flatten(json.loads(json.dumps(header))).items():
         found = flatten(there).get(key)
-        if found != value and key not in ("autoencoder.path", "source.path"):  # the same may lie elsewhere
+        if found != value and key not in ("autoencoder.path", "source.path"):  # the same content may be at another path
             raise ConfigError(
-                f"{folder} was begun with {key} {found!r}, and now it is {value!r}: give the same settings to go on, "
+                f"{folder} was begun with {key} {found!r}, and now it is {value!r}: give the same settings to resume, "
                 "or another --out"
             )
 
 
 def existing_shards(folder: Path) -> dict[int, Path]:
-    """The shards of images that are there, whole or not, by number."""
-    found = sorted(folder.glob(f"[0-9]*-*{SUFFIX}"), reverse=True)  # of two of a number the first in order is taken
+    """Return the existing image shards, complete or not, by number."""
+    found = sorted(folder.glob(f"[0-9]*-*{SUFFIX}"), reverse=True)  # of two files of one number the first is used
     return {int(path.name.partition("-")[0]): path for path in found}
 
 
@@ -258,7 +293,7 @@ def _count(statistics: dict[str, dict[str, Any]], records: Sequence[Record], lat
 
 
 def _finish(folder: Path, paths: Sequence[Path]) -> None:
-    """Writes the index of all shards."""
+    """Write the index of all shards."""
     statistics = _no_statistics()
     errors: list[float] = []
     skipped: list[str] = []
@@ -285,6 +320,6 @@ def _finish(folder: Path, paths: Sequence[Path]) -> None:
 
 
 def _psnr(errors: Sequence[float]) -> float | None:
-    """Mean PSNR in dB over images; None where nothing was measured or lost."""
+    """Return the mean PSNR over images in dB; None if nothing was measured or lost."""
     lossy = [error for error in errors if error > 0]
     return float(np.mean([-10 * np.log10(error) for error in lossy])) if lossy else None

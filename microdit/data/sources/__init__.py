@@ -1,1 +1,1 @@
-"""Where images to encode come from: one file a kind, `choose.py` tells them apart."""
+"""Sources of images to encode, one module per kind; `registry.py` chooses by the command-line word."""

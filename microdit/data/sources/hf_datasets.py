@@ -1,6 +1,6 @@
-"""Captioned images out of `datasets`: saved on disk, by a hub name, or in webdataset tars.
+"""Captioned images read by the package `datasets`: saved on disk, from the hub, or in webdataset tars.
 
-The pictures' bytes are decoded by this project, as those of a folder are. Needs the package `datasets` (the extra hub).
+Images are decoded by this project's reader, as those of a folder are. Needs the package `datasets` (the extra `hub`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeErr
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what; None: by their usual names."""
+    """Names of the columns; None for the usual names."""
 
     image: str | None = None
     text: str | None = None
@@ -45,12 +45,21 @@ class Columns:
 
 
 class TableSource:
-    """The rows of one or more splits, read in their order and one at a time.
+    """The rows of one or more splits, read one at a time in their order.
 
-    A row is held out where its split is called validation or val; without such a split, where the hash of its name and
-    the seed falls below `val_fraction`.
+    A row is held out if its split is called validation or val. Without such a split, it is held out if the hash of its
+    name and the seed is below `val_fraction`.
 
-    Raises ConfigError where the package is missing or a column isn't there, DataError where the rows can't be read.
+    Args:
+        word: a folder saved by `datasets`, hf:NAME, or a glob of tars.
+        resolution: side of the images in pixels.
+        seed: seed of the split.
+        val_fraction: share of the images held out.
+        columns: names of the columns.
+
+    Raises:
+        ConfigError: if the package or a column is missing.
+        DataError: if the rows can't be read.
     """
 
     def __init__(
@@ -78,7 +87,7 @@ class TableSource:
         }
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
-        """Chunks of `size` images, read through from the start: only what is wanted is decoded."""
+        """Yield chunks of `size` images; all rows are read, but only wanted chunks are decoded."""
         rows, k = self._records(), 0
         while (first := next(rows, None)) is not None:
             rest = islice(rows, size - 1)
@@ -123,10 +132,10 @@ def _open(word: str) -> dict[str, Any]:
             found = datasets.load_from_disk(str(path))
         else:
             found = datasets.load_dataset("webdataset", data_files={"train": tars(word)}, streaming=True)
-    except UnicodeDecodeError as error:  # the first samples are looked at here
-        raise DataError(f"'{word}': a caption among the first is not UTF-8 ({error.reason})") from None
+    except UnicodeDecodeError as error:  # datasets reads the first samples here
+        raise DataError(f"'{word}': one of the first captions is not UTF-8 ({error.reason})") from None
     except FAILURES as error:
-        hint = "; without a connection, give a folder that its save_to_disk wrote" if word.startswith(HUB) else ""
+        hint = "; without a connection, give a folder written by its save_to_disk" if word.startswith(HUB) else ""
         raise DataError(f"'{word}': datasets can't open it: {' '.join(str(error).split())[:300]}{hint}") from None
     if not isinstance(found, Mapping):
         return {"train": found}
@@ -137,7 +146,7 @@ def _open(word: str) -> dict[str, Any]:
 
 
 def tars(word: str) -> list[str]:
-    """The tar files that a glob or a name means, in order."""
+    """Return the tar files that match a glob or a name, in order."""
     return sorted(glob.glob(str(Path(word).expanduser()), recursive=True))
 
 
@@ -159,7 +168,7 @@ def _load(found: Any, name: str, resolution: int) -> np.ndarray:
 
 def _caption(found: Any, key: str) -> str:
     if isinstance(found, list) and found:
-        found = found[0]  # of several captions the first
+        found = found[0]  # of several captions the first is used
     if isinstance(found, bytes):
         found = decode_text(found, f"the caption of {key}")
     if not isinstance(found, str) or not found.strip():
@@ -181,7 +190,7 @@ def _count(split: Any) -> int | None:
 
 
 def _stamp(word: str) -> str | None:
-    """Names and sizes of local files; a change is noticed when a later call goes on."""
+    """Return a digest of the names and sizes of local files, which detects changes between calls."""
     path = Path(word).expanduser()
     files = sorted(path.rglob("*.arrow")) if path.is_dir() else [Path(name) for name in tars(word)]
     facts = [(file.name, file.stat().st_size) for file in files]

@@ -1,4 +1,4 @@
-"""A folder of captioned images, read as the dataset `folder` reads it: the same sides and the same order."""
+"""A folder of captioned images, read as by the dataset `folder`: the same splits in the same order."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from microdit.data.latents.writer import Record, chunk_ranges
 
 
 class FolderSource:
-    """Training images first, then those held out.
+    """Training images first, then held-out images.
 
-    Raises DataError where the folder, a caption or an image's header is missing or broken; names the files.
+    Raises:
+        DataError: if the folder, a caption or an image's header is missing or broken; the message names the files.
     """
 
     def __init__(self, root: Path, resolution: int, seed: int, val_fraction: float) -> None:
@@ -35,7 +36,7 @@ class FolderSource:
         }
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
-        """Chunks of `size` images."""
+        """Yield chunks of `size` images."""
         for k, rows in chunk_ranges(len(self._rows), size):
             yield k, map(self._record, rows) if wanted(k) else None
 
@@ -45,7 +46,7 @@ class FolderSource:
         return Record(entry.file, entry.caption, label_number(entry, self.classes), held_out, load)
 
     def _listing(self, folder: Split) -> str:
-        """Names, captions, labels and sizes of all files: a change is noticed without reading every picture first."""
+        """Return a digest of all files' names, captions, labels and sizes; reads no image."""
         digest = hashlib.sha256(repr(folder.classes).encode())
         for entry, held_out in self._rows:
             size = (self._root / entry.file).stat().st_size

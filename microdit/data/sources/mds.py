@@ -1,8 +1,8 @@
-"""MDS folders of precomputed latents, as the paper's released code writes them.
+"""MDS folders of precomputed latents, as written by the paper's released code.
 
 Columns `caption`, `latents_256`, `latents_512` (fp16 bytes, multiplied by the autoencoder's scaling_factor) and
-`caption_latents` (fp16 bytes of S tokens). Read by mosaicml-streaming, in an environment of its own; of compressed
-shards it leaves uncompressed copies beside them. C channels, s latent side, Y width of the text encoder.
+`caption_latents` (fp16 bytes of S tokens). They are read by mosaicml-streaming in a separate virtual environment; it
+writes uncompressed copies beside compressed shards. C channels, s latent size, Y width of the text encoder.
 """
 
 from __future__ import annotations
@@ -29,17 +29,20 @@ from microdit.data.latents.writer import Record, chunk_ranges
 
 TOOL = Tool("mosaicml-streaming", "streaming", "mosaicml-streaming>=0.11,<1", "--streaming")
 CHILD = Path(__file__).with_name("mds_worker.py")
-AUTOENCODER = "stabilityai/stable-diffusion-xl-base-1.0/vae"  # what the released code encodes with by default
-WIDTH = 1024  # of its text encoder, DFN5B's ViT-H/14
-FACTOR = 8  # pixels per latent of all its autoencoders
+AUTOENCODER = "stabilityai/stable-diffusion-xl-base-1.0/vae"  # the released code's default
+WIDTH = 1024  # of the released code's text encoder, DFN5B's ViT-H/14
+FACTOR = 8  # pixels per latent, of all its autoencoders
 CAPTIONS = "caption_latents"
 GRACE_SECONDS = 20.0
 
 
 class MdsSource:
-    """Latents of one resolution out of an MDS folder; held out where the hash of a sample's number is below a share.
+    """Latents of one resolution from an MDS folder.
 
-    Raises DataError where the folder can't be read or has no such latents.
+    A sample is held out if the hash of its number and the seed is below `val_fraction`.
+
+    Raises:
+        DataError: if the folder can't be read or has no such latents.
     """
 
     classes: tuple[str, ...] = ()
@@ -52,14 +55,16 @@ class MdsSource:
         kinds = [name for name in self._reader.columns if name.startswith("latents_")]
         if self._column not in self._reader.columns:
             known = ", ".join(kinds) or "no latents"
-            raise DataError(f"{folder} has {known}, but --resolution {resolution} would need {self._column}")
+            raise DataError(f"{folder} has {known}, but --resolution {resolution} needs {self._column}")
         if "caption" not in self._reader.columns:
             raise DataError(f"{folder} has no column 'caption'; {nearest('caption', self._reader.columns)}")
         _, (first,) = next(self._reader.read(0, 1, self._column))
         side = resolution // FACTOR
         channels, rest = divmod(len(first) // 2, side * side)
         if rest or not channels:
-            raise DataError(f"{folder}: {self._column} has {len(first)} bytes, which no {side} x {side} latents have")
+            raise DataError(
+                f"{folder}: {self._column} has {len(first)} bytes, which doesn't fit {side} x {side} latents"
+            )
         self.shape = (channels, side, side)
         self.description = {
             "kind": "mds",
@@ -71,13 +76,13 @@ class MdsSource:
         }
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
-        """Chunks of `size` images."""
+        """Yield chunks of `size` images."""
         for k, rows in chunk_ranges(self._reader.count, size):
             yield k, self._records(rows.start, rows.stop) if wanted(k) else None
 
     @property
     def images(self) -> int:
-        """How many there are."""
+        """Number of images."""
         return self._reader.count
 
     def _records(self, start: int, stop: int) -> Iterator[Record]:
@@ -90,31 +95,31 @@ class MdsSource:
         def load() -> np.ndarray:
             if len(data) != 2 * int(np.prod(self.shape)):
                 raise DataError(
-                    f"{self._folder}, sample {i}: {self._column} has {len(data)} bytes, not those of {self.shape}"
+                    f"{self._folder}, sample {i}: {self._column} has {len(data)} bytes, which doesn't fit {self.shape}"
                 )
             return np.frombuffer(data, np.float16).reshape(self.shape)
 
         return load
 
     def features(self, first: int, count: int, width: int) -> Iterator[tuple[str, np.ndarray]]:
-        """Captions and their features (S, Y) float16 of samples from `first` on."""
+        """Yield captions and their features (S, Y) float16, of samples from `first` on."""
         if CAPTIONS not in self._reader.columns:
-            raise ConfigError(f"{self._folder} has no {CAPTIONS}: leave --captions out, and runs encode what they need")
+            raise ConfigError(f"{self._folder} has no {CAPTIONS}: omit --captions, and runs encode what they need")
         for caption, (data,) in self._reader.read(first, min(first + count, self._reader.count), CAPTIONS):
             values = np.frombuffer(data, np.float16)
             if len(values) % width:
                 raise ConfigError(
-                    f"{CAPTIONS} have {len(values)} numbers, no multiple of {width}, the width; give --text"
+                    f"{CAPTIONS} have {len(values)} numbers, not a multiple of the width {width}; give --text"
                 )
             yield caption, values.reshape(-1, width)
 
     def close(self) -> None:
-        """Ends the reading process."""
+        """End the reading process."""
         self._reader.close()
 
 
 class GivenLatents:
-    """Latents that are there already, beside what is known of their autoencoder."""
+    """Precomputed latents and what is known of their autoencoder."""
 
     def __init__(self, shape: tuple[int, int, int], path: str, described: Mapping[str, Any] | None) -> None:
         self.shape = shape
@@ -138,10 +143,10 @@ class GivenLatents:
 
 
 class _Reader:
-    """The other process."""
+    """The process that reads the folder."""
 
     def __init__(self, folder: Path, python: Path) -> None:
-        # It would take torchrun's variables for an order to meet others.
+        # With torchrun's variables it would wait for other processes.
         alone = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         self._folder, self._said = folder, tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
         self._process = subprocess.Popen(
@@ -156,7 +161,7 @@ class _Reader:
         self.columns: Mapping[str, str] = head["columns"]
 
     def read(self, start: int, stop: int, *columns: str) -> Iterator[tuple[str, list[bytes]]]:
-        """Captions, and the bytes of the columns; to be read to its end."""
+        """Yield captions and the bytes of the columns; must be read to its end."""
         asked, _ = self._pipes()
         asked.write(f"{start} {stop} {' '.join(columns)}\n".encode())
         asked.flush()
@@ -192,12 +197,12 @@ class _Reader:
         return DataError(f"{self._folder}: mosaicml-streaming can't read it: {words[:300]}")
 
     def close(self) -> None:
-        """Ends it, also amid a long answer."""
+        """End the process, also while it is answering."""
         for pipe in self._pipes():
             with suppress(OSError):
                 pipe.close()
         try:
-            self._process.wait(GRACE_SECONDS)  # it ends by itself once nobody listens, and tidies up
+            self._process.wait(GRACE_SECONDS)  # it ends by itself, and cleans up, when its pipe is closed
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -207,6 +212,15 @@ class _Reader:
 def open_mds(
     folder: Path, resolution: int, seed: int, val_fraction: float, given: Path | None, cache: Path
 ) -> MdsSource:
-    """Opens an MDS folder by a Python that has mosaicml-streaming: `given`, or one made once in `cache`."""
+    """Open an MDS folder with a Python that has mosaicml-streaming.
+
+    Args:
+        folder: the MDS folder.
+        resolution: side of the images in pixels.
+        seed: seed of the split.
+        val_fraction: share of the samples held out.
+        given: the Python; None installs one in `cache`, once.
+        cache: where it is installed.
+    """
     python, _ = find_python(TOOL, given, cache)
     return MdsSource(folder, resolution, seed, val_fraction, python)

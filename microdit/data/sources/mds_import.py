@@ -1,4 +1,4 @@
-"""`microdit data encode` of an MDS folder: nothing is encoded, what the released code wrote is put into our shards."""
+"""Import MDS folders of the released code: copy latents and caption features into our shards."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import torch
 from microdit.common.errors import ConfigError
 from microdit.common.files.paths import absolute_if_folder
 from microdit.data.latents.caption_store import FILE_BYTES, CaptionStore, create_store, digests, store_name
-from microdit.data.latents.shard_job import ShardJob
-from microdit.data.latents.writer import EncodingStats, write_images
+from microdit.data.latents.writer import EncodingStats, ShardJob, write_images
 from microdit.data.sources.mds import AUTOENCODER, WIDTH, GivenLatents, MdsSource, open_mds
 from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
@@ -24,14 +23,14 @@ from microdit.model.conditioning import unpack
 
 @dataclass(frozen=True)
 class MdsOptions:
-    """What `microdit data encode` is asked to do with an MDS folder."""
+    """Options of `microdit data encode` for an MDS folder."""
 
     source: str  # the MDS folder
     out: Path
     resolution: int  # side of the images, pixels
     seed: int  # of the split into train and val
     val_fraction: float
-    streaming: Path | None  # a Python that has mosaicml-streaming; None: one is installed
+    streaming: Path | None  # a Python that has mosaicml-streaming; None installs one
     cache_dir: Path
     autoencoder: str | None
     precision: Literal["fp32", "bf16", "fp16"]
@@ -41,15 +40,26 @@ class MdsOptions:
     text_length: int | None
 
 
-TRIED, TOLERANCE = 8, 0.1  # captions that are encoded to be compared; relative error that half precision explains
+COMPARED_CAPTIONS = 8  # encoded for comparison
+MAX_RELATIVE_ERROR = 0.1  # larger than that of half precision
 
 
 def convert(
     options: MdsOptions, job: ShardJob, device: str, tell: Callable[[str], None]
 ) -> tuple[EncodingStats, int | None]:
-    """Writes latents, and with `--captions` the features that are there; what was done, and how many captions.
+    """Write latents and, with `--captions`, the existing caption features.
 
-    Raises ConfigError where the given encoders can't be those that the folder was made with.
+    Args:
+        options: what to import.
+        job: how shards are written.
+        device: where captions are encoded for comparison.
+        tell: called with lines of progress.
+
+    Returns:
+        What this process did, and how many captions were copied (None without `--captions`).
+
+    Raises:
+        ConfigError: if the given encoders can't be those of the folder.
     """
     if job.parts > 1:
         raise ConfigError("an MDS folder is read by one process: leave --shard out")
@@ -75,7 +85,7 @@ def _described(path: str, precision: Any, device: str, tell: Callable[[str], Non
     try:
         return build_autoencoder(AutoencoderConfig(path, precision), device).describe()
     except ConfigError as error:
-        tell(f"that the latents are of '{path}' is taken on trust: it can't be opened here ({error})")
+        tell(f"cannot verify that the latents were made with '{path}' (not available here: {error})")
         return None
 
 
@@ -87,11 +97,11 @@ def _store(
     options: MdsOptions, source: MdsSource, encoder: TextEncoder | None, tell: Callable[[str], None]
 ) -> CaptionStore:
     width = encoder.width if encoder else WIDTH
-    samples = list(source.features(0, TRIED, width))
+    samples = list(source.features(0, COMPARED_CAPTIONS, width))
     length = len(samples[0][1])
     header: dict[str, Any] = {"length": length, "width": width, "layer": options.text_layer, "fingerprint": None}
     if encoder is None or options.text is None:
-        tell("the text encoder of caption_latents isn't known; give --text to have them compared with its own")
+        tell("the text encoder of caption_latents is unknown; give --text to compare them with its features")
         return create_store(options.out / store_name("given"), header | {"path": None})
     _compare(samples, encoder, options.text)
     header |= {"fingerprint": encoder.fingerprint, "path": absolute_if_folder(options.text)}
@@ -99,24 +109,28 @@ def _store(
 
 
 def _compare(samples: list[tuple[str, np.ndarray]], encoder: TextEncoder, name: str) -> None:
-    """Raises ConfigError where the features are not those that the encoder gives."""
+    """Compare stored features with the encoder's.
+
+    Raises:
+        ConfigError: if they differ.
+    """
     found, _ = unpack(encoder.encode([caption for caption, _ in samples]))
     stored = torch.from_numpy(np.stack([features for _, features in samples])).float()
     shapes = [tuple(one.shape[1:]) for one in (stored, found)]
     error = float((stored - found.cpu()).norm() / found.norm()) if shapes[0] == shapes[1] else float("inf")
-    if not error < TOLERANCE:
+    if not error < MAX_RELATIVE_ERROR:
         raise ConfigError(
-            f"caption_latents are not what --text {name} gives: shapes {shapes[0]} there and {shapes[1]} here, "
+            f"caption_latents differ from the features of --text {name}: shapes {shapes[0]} and {shapes[1]}, "
             f"relative error {error:.2g}; is --text-layer right?"
         )
 
 
 def _copy_features(store: CaptionStore, source: MdsSource) -> int:
-    """Adds what is not there yet, a file at a time."""
+    """Copy missing features, one file at a time."""
     size, count = max(64, FILE_BYTES // (2 * store.header["length"] * store.header["width"])), 0
     rows = source.features(0, source.images, store.header["width"])
     while chunk := dict(islice(rows, size)):
-        known = store.knows(digests(list(chunk)))
+        known = store.contains(digests(list(chunk)))
         fresh = [caption for caption, old in zip(chunk, known, strict=True) if not old]
         if fresh:
             store.add(fresh, np.stack([chunk[caption] for caption in fresh]), None)

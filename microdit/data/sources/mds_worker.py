@@ -1,8 +1,8 @@
-"""Runs in mosaicml-streaming's own environment: hands samples of an MDS folder to the process that started it.
+"""Send samples of an MDS folder to the parent process; runs in mosaicml-streaming's own environment.
 
-python mds_child.py FOLDER: writes a frame that tells the number of samples and the columns; then, for each line
-"START STOP COLUMN..." on standard input, a frame a sample. A frame is a JSON object on a line, and the bytes that its
-`sizes` tell of.
+python mds_worker.py FOLDER: writes a frame with the number of samples and the columns. Then, for each line "START STOP
+COLUMN..." on standard input, it writes one frame per sample. A frame is a JSON object on a line, followed by the bytes
+whose sizes are in its `sizes`.
 """
 
 import json
@@ -10,9 +10,9 @@ import sys
 
 
 def main(folder: str) -> None:
-    """Serves until standard input ends."""
+    """Answer requests until standard input ends."""
     out = sys.stdout.buffer
-    sys.stdout = sys.stderr  # what the library prints is not for the frames
+    sys.stdout = sys.stderr  # keeps the library's output out of the frames
     from streaming import StreamingDataset
 
     dataset = StreamingDataset(local=folder, remote=None, shuffle=False, batch_size=1)

@@ -1,4 +1,4 @@
-"""Which kind of source a word on the command line names."""
+"""Choose the kind of source from a word on the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from microdit.data.sources.hf_datasets import HUB, Columns, TableSource, tars
 from microdit.data.sources.image_folder import FolderSource
 
 KINDS = (
-    "a folder of captioned images, a folder that datasets' save_to_disk wrote, hf:NAME for one of the hub, a folder or "
+    "a folder of captioned images, a folder written by datasets' save_to_disk, hf:NAME for the hub, a folder or "
     "glob of webdataset tars, or an MDS folder of the paper's released code"
 )
 
@@ -28,7 +28,7 @@ class ReadOptions:
 
 
 def is_mds(word: str) -> bool:
-    """Whether `word` is a folder in MDS format."""
+    """Return whether `word` is a folder in MDS format."""
     try:
         index = read_json_object(Path(word).expanduser() / "index.json")
         return all(shard["format"] == "mds" for shard in index["shards"])
@@ -37,7 +37,11 @@ def is_mds(word: str) -> bool:
 
 
 def open_source(word: str, wanted: ReadOptions) -> Source:
-    """The source of pictures that `word` names; raises DataError telling what may stand there."""
+    """Return the source of images that `word` names.
+
+    Raises:
+        DataError: if it names none; the message lists the kinds.
+    """
     path = Path(word).expanduser()
     saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
     if path.is_dir() and any(path.glob("*.tar")):
@@ -46,4 +50,4 @@ def open_source(word: str, wanted: ReadOptions) -> Source:
         return FolderSource(path, wanted.resolution, wanted.seed, wanted.val_fraction)
     if word.startswith(HUB) or saved or (word.endswith(".tar") and tars(word)):
         return TableSource(word, wanted.resolution, wanted.seed, wanted.val_fraction, wanted.columns)
-    raise DataError(f"'{word}' is not there; give {KINDS}")
+    raise DataError(f"'{word}' does not exist; give {KINDS}")

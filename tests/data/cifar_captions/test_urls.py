@@ -22,7 +22,7 @@ from microdit.data.cifar_captions.urls import (
     ODD_ADDRESS,
     ODD_CHARACTERS,
     REASONS,
-    refusal,
+    rejection_reason,
 )
 from microdit.data.cifar_captions.urls import USER as USER_NAME
 
@@ -57,13 +57,13 @@ def spellings(address: str) -> list[str]:
     port=st.sampled_from(["", ":80", ":8080"]),
 )
 def test_no_spelling_of_a_closed_address_passes(address: str, way: int, scheme: str, port: str) -> None:
-    assert refusal(f"{scheme}://{spellings(address)[way]}{port}/a.jpg") == LOCAL_ADDRESS
+    assert rejection_reason(f"{scheme}://{spellings(address)[way]}{port}/a.jpg") == LOCAL_ADDRESS
 
 
 @given(in_blocks(CLOSED_6))
 def test_no_closed_ipv6_address_passes(address: str) -> None:
-    assert refusal(f"http://[{address}]/a.jpg") == LOCAL_ADDRESS
-    assert refusal(f"http://[{ipaddress.IPv6Address(address).exploded.upper()}]:81/a.jpg") == LOCAL_ADDRESS
+    assert rejection_reason(f"http://[{address}]/a.jpg") == LOCAL_ADDRESS
+    assert rejection_reason(f"http://[{ipaddress.IPv6Address(address).exploded.upper()}]:81/a.jpg") == LOCAL_ADDRESS
 
 
 @given(in_blocks(CLOSED))
@@ -71,7 +71,7 @@ def test_no_ipv6_address_carries_a_closed_one(address: str) -> None:
     number = int(ipaddress.IPv4Address(address))
     six_to_four = ipaddress.IPv6Address(0x2002 << 112 | number << 80)
     for carrier in (f"::ffff:{address}", f"64:ff9b::{address}", str(six_to_four)):
-        assert refusal(f"http://[{carrier}]/a.jpg") == LOCAL_ADDRESS
+        assert rejection_reason(f"http://[{carrier}]/a.jpg") == LOCAL_ADDRESS
 
 
 SPECIAL = [ipaddress.ip_network(block) for block in (*CLOSED, "192.0.0.0/24", "192.88.99.0/24")]
@@ -79,9 +79,9 @@ SPECIAL = [ipaddress.ip_network(block) for block in (*CLOSED, "192.0.0.0/24", "1
 
 @given(st.ip_addresses(v=4).filter(lambda address: not any(address in net for net in SPECIAL)))
 def test_public_addresses_pass_in_their_plain_spelling(address: ipaddress.IPv4Address) -> None:
-    assert refusal(f"https://{address}/a.jpg") is None
-    assert refusal(f"https://{int(address)}/a.jpg") == ODD_ADDRESS
-    assert refusal(f"http://[::ffff:{address}]/a.jpg") is None
+    assert rejection_reason(f"https://{address}/a.jpg") is None
+    assert rejection_reason(f"https://{int(address)}/a.jpg") == ODD_ADDRESS
+    assert rejection_reason(f"http://[::ffff:{address}]/a.jpg") is None
 
 
 LABEL = st.from_regex(r"[a-z][a-z0-9]{0,9}", fullmatch=True)
@@ -96,17 +96,17 @@ PATHS = st.from_regex(r"(/[A-Za-z0-9._~%?&=+-]{0,8}){0,3}", fullmatch=True)
 @given(labels=st.lists(LABEL, min_size=1, max_size=3), path=PATHS)
 def test_public_names_pass_and_local_ones_do_not(labels: list[str], path: str) -> None:
     name = ".".join(labels)
-    assert refusal(f"https://{name}.example.com{path}") is None
+    assert rejection_reason(f"https://{name}.example.com{path}") is None
     for end in LOCAL_ENDS:
-        assert refusal(f"http://{name}.{end}{path}") == LOCAL_NAME
+        assert rejection_reason(f"http://{name}.{end}{path}") == LOCAL_NAME
 
 
 @given(st.text(max_size=60))
 def test_any_text_is_kept_or_dropped_for_a_reason(text: str) -> None:
     for url in (text, f"http://{text}", f"http://a.example.com/{text}"):
-        assert refusal(url) in (None, *REASONS)
+        assert rejection_reason(url) in (None, *REASONS)
         if any(c <= " " or c == "\x7f" for c in url):
-            assert refusal(url) == ODD_CHARACTERS
+            assert rejection_reason(url) == ODD_CHARACTERS
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_any_text_is_kept_or_dropped_for_a_reason(text: str) -> None:
     ],
 )
 def test_urls_by_hand(url: str, reason: str | None) -> None:
-    assert refusal(url) == reason
+    assert rejection_reason(url) == reason
 
 
 def test_the_command_drops_counts_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

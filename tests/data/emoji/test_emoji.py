@@ -124,7 +124,7 @@ def test_dials_make_simpler_scenes() -> None:
     for i in range(300):
         item = dataset[i]
         (thing,) = item.attributes["objects"]
-        assert thing["colour"] == art.BY_CODE[thing["drawing"]].colour
+        assert thing["color"] == art.BY_CODE[thing["drawing"]].color
         assert item.attributes["background"] in PLAIN
         assert thing["size"] is None
         assert any(noun in item.caption.split() for noun in CLASS_NOUNS[thing["class"]]), item.caption
@@ -177,7 +177,7 @@ def test_edges_are_smooth() -> None:
     found = next(
         item
         for item in (dataset[i] for i in range(5000))
-        if item.attributes["background"] == "pink" and item.attributes["objects"][0]["colour"] == "black"
+        if item.attributes["background"] == "pink" and item.attributes["objects"][0]["color"] == "black"
     )
     red = found.image[..., 0].astype(int)
     assert ((red > 90) & (red < 200)).sum() > 40

@@ -1,4 +1,4 @@
-"""Captions are true: of the attributes, for every kind of fact, and of the pixels, for colours."""
+"""Captions are true: of the attributes, for every kind of fact, and of the pixels, for colors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ CONFIG = DataConfig(train_size=100_000, val_size=100_000, resolution=16)
 NEUTRAL = {"white", "gray", "black"}
 
 
-def colour_name(hue: float, saturation: float, value: float) -> str:
-    """The plain word for a colour; written for this test and independent of how the drawings are painted."""
+def color_name(hue: float, saturation: float, value: float) -> str:
+    """The plain word for a color; written for this test and independent of how the drawings are painted."""
     if value < 0.3:
         return "black"
     if saturation < 0.16 or (saturation < 0.3 and 190 < hue < 240):
@@ -40,9 +40,9 @@ def colour_name(hue: float, saturation: float, value: float) -> str:
     return "pink"
 
 
-def colour_shares(pixels: np.ndarray) -> dict[str, float]:
-    """Share of each colour word in (N, 3) uint8 pixels."""
-    names = [colour_name(*hsv) for hsv in zip(*to_hsv(pixels), strict=True)]
+def color_shares(pixels: np.ndarray) -> dict[str, float]:
+    """Share of each color word in (N, 3) uint8 pixels."""
+    names = [color_name(*hsv) for hsv in zip(*to_hsv(pixels), strict=True)]
     return {name: names.count(name) / len(names) for name in set(names)}
 
 
@@ -77,9 +77,9 @@ def altered(item: Sample, change: Callable[[dict[str, Any]], None]) -> Sample:
     return dataclasses.replace(item, attributes=attributes)
 
 
-def test_the_check_notices_a_wrong_colour() -> None:
+def test_the_check_notices_a_wrong_color() -> None:
     item = find(lambda item: re.search(r"\bred (car|plane|truck)", item.caption))
-    wrong = altered(item, lambda a: [thing.update(colour="green") for thing in a["objects"]])
+    wrong = altered(item, lambda a: [thing.update(color="green") for thing in a["objects"]])
     assert any("says red" in fault for fault in check_caption(wrong))
 
 
@@ -132,37 +132,37 @@ def test_the_check_notices_bad_grammar_and_unknown_words(wanted: Callable[[Sampl
 
 
 @pytest.mark.parametrize("code", [drawing.code for drawings in DRAWINGS.values() for drawing in drawings])
-def test_a_drawing_has_the_colour_that_its_word_says(code: str) -> None:
+def test_a_drawing_has_the_color_that_its_word_says(code: str) -> None:
     drawing = BY_CODE[code]
-    for colour in {drawing.colour, *drawing.colours} - {None}:
-        art = painted(code, colour)
-        shares = colour_shares(art[art[..., 3] > 200][:, :3])
-        rivals = {name: share for name, share in shares.items() if colour in NEUTRAL or name not in NEUTRAL}
-        assert max(rivals, key=lambda name: rivals[name]) == colour, shares
-        assert rivals[colour] > 0.25, shares
+    for color in {drawing.color, *drawing.colors} - {None}:
+        art = painted(code, color)
+        shares = color_shares(art[art[..., 3] > 200][:, :3])
+        rivals = {name: share for name, share in shares.items() if color in NEUTRAL or name not in NEUTRAL}
+        assert max(rivals, key=lambda name: rivals[name]) == color, shares
+        assert rivals[color] > 0.25, shares
 
 
 @settings(max_examples=60)
 @example(3492)  # two green trucks on green grass
 @given(st.integers(0, 99_999))
-def test_colour_words_are_true_of_the_final_pixels(i: int) -> None:
+def test_color_words_are_true_of_the_final_pixels(i: int) -> None:
     item = build_dataset(dataclasses.replace(CONFIG, resolution=96), "train")[i]
     # Backgrounds vary over y alone and objects keep off the frame's edge, so the first column shows the background.
     background = item.image[:, :1].astype(int)
     drawn = np.abs(item.image.astype(int) - background).max(-1) > 24
     if item.attributes["background"] in PLAIN:
-        shares = colour_shares(background[:, 0].astype(np.uint8))
+        shares = color_shares(background[:, 0].astype(np.uint8))
         expected = item.attributes["background"]
         assert max(shares, key=lambda name: shares[name]) == expected, shares
     for thing in item.attributes["objects"]:
-        if thing["colour"] is None:
+        if thing["color"] is None:
             continue
         left, top, right, bottom = (round(edge * 96) for edge in thing["box"])
         inside = np.zeros_like(drawn)
         inside[top:bottom, left:right] = True
-        behind = colour_shares(background[top:bottom, 0].astype(np.uint8))
+        behind = color_shares(background[top:bottom, 0].astype(np.uint8))
         if (
-            max(behind, key=lambda name: behind[name]) != thing["colour"]
-        ):  # else its own colour doesn't stand out as drawn
+            max(behind, key=lambda name: behind[name]) != thing["color"]
+        ):  # else its own color doesn't stand out as drawn
             inside &= drawn
-        assert colour_shares(item.image[inside])[thing["colour"]] > 0.2, (item.caption, thing)
+        assert color_shares(item.image[inside])[thing["color"]] > 0.2, (item.caption, thing)

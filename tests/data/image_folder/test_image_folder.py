@@ -18,15 +18,15 @@ from microdit.data.dataset import CaptionedImages
 from microdit.data.registry import build_dataset
 
 
-def draw(path: Path, size: tuple[int, int] = (40, 30), colour: tuple[int, ...] = (200, 30, 30)) -> Path:
+def draw(path: Path, size: tuple[int, int] = (40, 30), color: tuple[int, ...] = (200, 30, 30)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB" if len(colour) == 3 else "RGBA", size, colour).save(path)
+    Image.new("RGB" if len(color) == 3 else "RGBA", size, color).save(path)
     return path
 
 
 def sidecar_folder(root: Path, count: int = 30) -> Path:
     for k in range(count):
-        draw(root / "pictures" / f"{k:02}.png", colour=(8 * k, 0, 255 - 8 * k))
+        draw(root / "pictures" / f"{k:02}.png", color=(8 * k, 0, 255 - 8 * k))
         (root / "pictures" / f"{k:02}.txt").write_text(f"picture  number {k}\n", encoding="utf-8")
     return root
 
@@ -136,7 +136,7 @@ def test_the_middle_square_is_kept_and_upright(tmp_path: Path) -> None:
 
 
 def test_transparent_gray_and_palette_images_become_rgb(tmp_path: Path) -> None:
-    draw(tmp_path / "clear.png", colour=(0, 0, 0, 0))
+    draw(tmp_path / "clear.png", color=(0, 0, 0, 0))
     Image.new("L", (20, 20), 77).save(tmp_path / "gray.png")
     Image.new("P", (20, 20)).save(tmp_path / "palette.gif")
     Image.new("CMYK", (20, 20)).save(tmp_path / "print.jpg")
@@ -154,7 +154,7 @@ def test_the_fingerprint_follows_captions_pixels_and_settings(tmp_path: Path) ->
     prints = [load(root).fingerprint, load(root, "val").fingerprint, load(root, train_size=2).fingerprint]
     assert load(root).fingerprint == prints[0]
     file = root / load(root)[0].attributes["file"]
-    draw(file, colour=(1, 2, 3))
+    draw(file, color=(1, 2, 3))
     prints.append(load(root).fingerprint)
     file.with_suffix(".txt").write_text("another caption")
     prints.append(load(root).fingerprint)

@@ -51,8 +51,8 @@ def srgb(xyz: np.ndarray) -> np.ndarray:
     return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
-def on_white(colour: float, alpha: int) -> float:
-    return (colour * alpha + 255 * (255 - alpha)) / 255
+def on_white(color: float, alpha: int) -> float:
+    return (color * alpha + 255 * (255 - alpha)) / 255
 
 
 # ---- transparency ----
@@ -60,7 +60,7 @@ def on_white(colour: float, alpha: int) -> float:
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
 @given(red=st.integers(0, 255), alpha=st.integers(1, 255))
-def test_colours_are_laid_on_white(kind: str, red: int, alpha: int) -> None:
+def test_colors_are_laid_on_white(kind: str, red: int, alpha: int) -> None:
     data = encoded(
         Image.new("RGBA", (2, 2), (red, 40, 90, alpha)), kind, **({"lossless": True} if kind == "WEBP" else {})
     )
@@ -68,9 +68,9 @@ def test_colours_are_laid_on_white(kind: str, red: int, alpha: int) -> None:
 
 
 def test_each_kind_of_transparency() -> None:
-    grey = Image.frombytes("LA", (1, 1), bytes([100, 128]))
+    gray = Image.frombytes("LA", (1, 1), bytes([100, 128]))
     for kind, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
-        near(first(encoded(grey, kind, **options)), [on_white(100, 128)] * 3)
+        near(first(encoded(gray, kind, **options)), [on_white(100, 128)] * 3)
     palette = Image.new("P", (2, 1))
     palette.putpalette([9, 8, 7, 200, 100, 50])
     palette.putdata([0, 1])
@@ -85,8 +85,8 @@ def test_each_kind_of_transparency() -> None:
     assert pixels(encoded(rgb, "PNG", transparency=(1, 2, 3))).tolist() == [[[255, 255, 255], [1, 2, 4]]]
 
 
-def test_premultiplied_colours_of_tiff_are_undone() -> None:
-    """Associated alpha (ExtraSamples 1): the file holds colour x alpha."""
+def test_premultiplied_colors_of_tiff_are_undone() -> None:
+    """Associated alpha (ExtraSamples 1): the file holds color x alpha."""
     plain = encoded(Image.new("RGBA", (1, 1), (100, 50, 20, 128)), "TIFF")
     tag = struct.Struct("<HHIHH")
     assert plain.count(tag.pack(338, 3, 1, 2, 0)) == 1
@@ -98,7 +98,7 @@ def test_premultiplied_colours_of_tiff_are_undone() -> None:
 @pytest.mark.parametrize(
     ("bits", "row", "key"), [(1, 0b01000000, 1), (2, 0b00_10_0000, 2), (4, 0x0A, 10), (8, None, 77)]
 )
-def test_the_transparent_grey_of_png_at_each_depth(bits: int, row: int | None, key: int) -> None:
+def test_the_transparent_gray_of_png_at_each_depth(bits: int, row: int | None, key: int) -> None:
     """Two pixels, of 0 and of the transparent value."""
     rows = [bytes([0, key]) if row is None else bytes([row])]
     found = pixels(png((2, 1), bits, 0, rows, chunk(b"tRNS", struct.pack(">H", key))))
@@ -106,9 +106,9 @@ def test_the_transparent_grey_of_png_at_each_depth(bits: int, row: int | None, k
     assert pixels(png((2, 1), bits, 0, rows))[0, 1, 0] == round(255 * key / (2**bits - 1))
 
 
-def test_the_transparent_colour_of_16_bits() -> None:
-    grey = png((2, 1), 16, 0, [struct.pack(">HH", 1000, 30000)], chunk(b"tRNS", struct.pack(">H", 1000)))
-    assert pixels(grey).tolist() == [[[255] * 3, [round(30000 / 257)] * 3]]
+def test_the_transparent_color_of_16_bits() -> None:
+    gray = png((2, 1), 16, 0, [struct.pack(">HH", 1000, 30000)], chunk(b"tRNS", struct.pack(">H", 1000)))
+    assert pixels(gray).tolist() == [[[255] * 3, [round(30000 / 257)] * 3]]
     values = struct.pack(">HHH", 1000, 30000, 65535)
     rejected(png((1, 1), 16, 2, [values], chunk(b"tRNS", values)), "16 bits")
 
@@ -117,7 +117,7 @@ def test_the_transparent_colour_of_16_bits() -> None:
 
 
 @given(st.lists(st.integers(0, 65535), min_size=1, max_size=20))
-def test_16_bit_grey_is_scaled(values: list[int]) -> None:
+def test_16_bit_gray_is_scaled(values: list[int]) -> None:
     image = Image.fromarray(np.array([values], np.uint16))
     expected = [round(value / 257) for value in values]  # 65535 = 257 x 255; no value lies half-way
     big = Image.frombytes("I;16B", (len(values), 1), np.array(values, ">u2").tobytes())
@@ -136,7 +136,7 @@ def test_the_mean_of_a_16_bit_ramp() -> None:
     assert pixels(encoded(ramp, "PNG")).mean() == pytest.approx(127.5, abs=0.5)
 
 
-def test_16_bit_colour() -> None:
+def test_16_bit_color() -> None:
     near(first(png((1, 1), 16, 2, [struct.pack(">HHH", 1000, 30000, 65535)])), [1000 / 257, 30000 / 257, 255])
     near(first(png((1, 1), 16, 4, [struct.pack(">HH", 30000, 32768)])), [on_white(30000 / 257, 128)] * 3)
 
@@ -153,7 +153,7 @@ def test_signed_samples_are_rejected() -> None:
     rejected(encoded(Image.new("L", (2, 2), 200), "TIFF", tiffinfo={339: 2}), "unsigned")
 
 
-# ---- colour ----
+# ---- color ----
 
 
 def test_an_embedded_profile_becomes_srgb() -> None:
@@ -166,15 +166,15 @@ def test_an_embedded_profile_becomes_srgb() -> None:
 
 
 @given(st.tuples(*[st.integers(0, 255)] * 3))
-def test_adobe_rgb_by_formula(colour: tuple[int, int, int]) -> None:
-    light = (np.array(colour) / 255) ** ADOBE_GAMMA
+def test_adobe_rgb_by_formula(color: tuple[int, int, int]) -> None:
+    light = (np.array(color) / 255) ** ADOBE_GAMMA
     expected = srgb(np.array(ADOBE_COLUMNS).T @ light)
-    near(first(encoded(Image.new("RGB", (2, 2), colour), "PNG", icc_profile=profile())), expected, 2)
+    near(first(encoded(Image.new("RGB", (2, 2), color), "PNG", icc_profile=profile())), expected, 2)
 
 
-def test_profiles_of_grey_palettes_and_transparent_images() -> None:
-    grey = 255 * (1.055 * ((100 / 255) ** 1.0) ** (1 / 2.4) - 0.055)  # a profile of gamma 1: pixels are light
-    near(first(encoded(Image.new("L", (2, 2), 100), "PNG", icc_profile=profile(b"GRAY", 1.0))), [grey] * 3)
+def test_profiles_of_gray_palettes_and_transparent_images() -> None:
+    gray = 255 * (1.055 * ((100 / 255) ** 1.0) ** (1 / 2.4) - 0.055)  # a profile of gamma 1: pixels are light
+    near(first(encoded(Image.new("L", (2, 2), 100), "PNG", icc_profile=profile(b"GRAY", 1.0))), [gray] * 3)
     expected = srgb(np.array(ADOBE_COLUMNS).T @ (np.array((120, 180, 90)) / 255) ** ADOBE_GAMMA)
     clear = Image.new("RGBA", (2, 2), (120, 180, 90, 128))
     near(first(encoded(clear, "PNG", icc_profile=profile())), [on_white(value, 128) for value in expected], 2)
@@ -182,7 +182,7 @@ def test_profiles_of_grey_palettes_and_transparent_images() -> None:
     palette.putpalette([120, 180, 90])
     near(first(encoded(palette, "PNG", icc_profile=profile())), expected)
     tone = 255 * (1.055 * ((100 / 255) ** ADOBE_GAMMA) ** (1 / 2.4) - 0.055)
-    near(first(encoded(Image.new("L", (2, 2), 100), "PNG", icc_profile=profile())), [tone] * 3)  # grey with RGB's
+    near(first(encoded(Image.new("L", (2, 2), 100), "PNG", icc_profile=profile())), [tone] * 3)  # gray with RGB's
 
 
 def test_profiles_that_do_not_fit_are_rejected() -> None:
@@ -286,7 +286,7 @@ def test_bombs_are_rejected_without_decoding() -> None:
 
 
 def test_of_several_frames_the_first_counts() -> None:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames = [Image.new("RGB", (4, 4), color) for color in ((255, 0, 0), (0, 255, 0))]
     for kind in ("GIF", "PNG", "TIFF", "WEBP"):
         options = {"lossless": True} if kind == "WEBP" else {}
         assert first(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)) == (255, 0, 0)
