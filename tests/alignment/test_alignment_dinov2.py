@@ -176,7 +176,7 @@ def test_other_files_are_refused_before_anything_is_encoded(tmp_path: Path) -> N
     for tensors, words in (
         ({"pos_embed": torch.zeros(1, 1370, 384)}, "not DINOv2's small ViT: .*Missing key"),
         ({"pos_embed": torch.zeros(1, 5, 100)}, "a ViT of width 100; DINOv2's without registers have 384"),
-        ({"weight": torch.zeros(1)}, "no checkpoint of DINOv2"),
+        ({"weight": torch.zeros(1)}, "not a checkpoint of DINOv2"),
     ):
         torch.save(tensors, tmp_path / "other.pth")
         with pytest.raises(ConfigError, match=rf"'alignment\.weights': .*other\.pth.*{words}"):

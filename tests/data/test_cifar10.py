@@ -80,7 +80,7 @@ def test_faults_are_said(root: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
     out = str(tmp_path / "out")
     assert "cifar-10-binary.tar.gz is missing (--download fetches it)" in failing("--root", str(tmp_path), "--out", out)
-    assert "is there already; choose a new folder" in failing("--root", str(root), "--out", str(tmp_path))
+    assert "exists already; choose a new folder" in failing("--root", str(root), "--out", str(tmp_path))
     damaged = root / cifar10.ARCHIVE
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert "is not the published file" in failing("--root", str(root), "--out", out)

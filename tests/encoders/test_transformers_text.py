@@ -162,7 +162,7 @@ def test_what_a_folder_lacks_is_named(broken: Path, monkeypatch: pytest.MonkeyPa
     assert "its tokenizer can't be used" in refusal(broken)
     settings = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    assert "doesn't tell the encoder's width" in refusal(broken)
+    assert "has no encoder width" in refusal(broken)
     (broken / "config.json").write_text(json.dumps(settings))
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else find(name))

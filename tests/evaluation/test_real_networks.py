@@ -141,7 +141,7 @@ def test_a_url_is_fetched_once_and_checked(tmp_path: Path, monkeypatch: pytest.M
     source = tmp_path / "net-0123456789.pth"
     source.write_bytes(b"weights")
     config = replace(CONFIG, feature_weights=source.as_uri())
-    with pytest.raises(ConfigError, match=r"can't be fetched to .*invalid hash value"):
+    with pytest.raises(ConfigError, match=r"can't be downloaded to .*invalid hash value"):
         feature_net(config)
     assert not (tmp_path / "hub" / source.name).exists()
     source = source.rename(tmp_path / "net.pth")

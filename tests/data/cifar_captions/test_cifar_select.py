@@ -210,7 +210,7 @@ def test_a_list_of_other_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--coyo", "nowhere/at/all"], "no such folder, no file fits it"),
+        (["--coyo", "nowhere/at/all"], "no such folder, no file matches"),
         (["--coyo", "EMPTY"], "has no *.parquet file"),
         (["--coyo", "BROKEN"], "part-00000.parquet is no readable parquet file"),
         (["--coyo", "COLUMN"], "has no column 'watermark_score', which COYO-700M has; did you mean 'watermark'?"),

@@ -234,7 +234,7 @@ def test_a_truncated_image_names_itself_when_it_is_read(tmp_path: Path) -> None:
 def test_names_that_leave_the_folder(tmp_path: Path, name: str) -> None:
     draw(tmp_path / "outside.png")
     json_folder(tmp_path / "in", [{"file_name": name, "text": "a secret"}], make_images=False)
-    with pytest.raises(DataError, match=r"line 1: .*leads out of the folder"):
+    with pytest.raises(DataError, match=r"line 1: .*is outside the folder"):
         load(tmp_path / "in")
 
 

@@ -53,7 +53,7 @@ def test_numbers_count_as_numbers(count: int, first: int, step: int, width: int,
 )
 def test_an_order_that_is_open_is_no_order(files: list[str], tmp_path: Path) -> None:
     assert numbered_order(files) is None
-    fails(tmp_path, files, "leave their order open", prompts=["x"] * len(files))
+    fails(tmp_path, files, "is ambiguous", prompts=["x"] * len(files))
 
 
 def test_24_images_meet_their_prompts(tmp_path: Path) -> None:
@@ -84,5 +84,5 @@ def test_what_has_no_partner_is_counted_and_named(tmp_path: Path) -> None:
     fails(tmp_path, files, r"names '0\.png' again", prompts=[{"file": "0.png", "prompt": "x"}] * 2)
     fails(tmp_path, files, "entry 1 .* needs the keys", prompts=[{"file": "0.png", "prompt": "x"}, "y"])
     fails(tmp_path, files, r"prompt of '1\.png' must be text", prompts=["x", " "])
-    fails(tmp_path, files, "strips of several pictures", prompts=["x", "y"], tile=64)
+    fails(tmp_path, files, "strips of several images", prompts=["x", "y"], tile=64)
     fails(tmp_path, files, "'labels' must be a list", prompts=["x", "y"], labels={"0.png": 1})

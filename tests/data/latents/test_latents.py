@@ -206,7 +206,7 @@ def test_a_damaged_shard_is_found_and_made_anew(place: Path, tmp_path: Path):
     config, whole = on_latents(folder, tmp_path / "cache"), shards(folder)[1].read_bytes()
     build_components(config)
     shards(folder)[1].write_bytes(whole[:-7])
-    assert all(word in said(config) for word in (shards(folder)[1].name, "but its header tells of", "delete it"))
+    assert all(word in said(config) for word in (shards(folder)[1].name, "but its header describes", "delete it"))
     shards(folder)[1].write_bytes(whole[:5])
     assert "cut off (5 bytes)" in said(config)
     shards(folder)[1].write_bytes(whole[:9000] + bytes([whole[9000] ^ 1]) + whole[9001:])
@@ -275,7 +275,7 @@ def test_an_autoencoder_that_changed_or_moved_is_named(place: Path, tmp_path: Pa
     (tmp_path / "vae" / "config.json").write_text(settings.replace("0.1159", "0.1"))
     assert "shift_factor 0.1159 there and 0.1 here" in said(on_latents(tmp_path / "out", tmp_path))
     (tmp_path / "vae").rename(tmp_path / "moved")
-    assert "set autoencoder.path to where it lies now" in said(on_latents(tmp_path / "out", tmp_path))
+    assert "set autoencoder.path to its present location" in said(on_latents(tmp_path / "out", tmp_path))
     build_components(on_latents(tmp_path / "out", tmp_path, f"autoencoder.path={place / 'vae'}"))
 
 

@@ -120,7 +120,7 @@ def test_tars_are_read_in_order_and_go_on(tmp_path: Path):
         ({"008.txt": b""}, "008 has no caption"),
         ({"008.txt": b"a\0b"}, "the caption of 008: the text holds a NUL"),
         ({"008.png": float_tiff()}, "floating-point"),
-        ({"001.txt": b"caf\xe9"}, "a caption among the first is not UTF-8"),
+        ({"001.txt": b"caf\xe9"}, "one of the first captions is not UTF-8"),
     ],
 )
 def test_a_bad_sample_is_named(
