@@ -1,1 +1,1 @@
-"""Helpers that every package may use. They import nothing else of this project, and no torch where it is not needed."""
+"""Helpers for all packages. They import nothing else of this project, and torch only if needed."""

@@ -1,4 +1,4 @@
-"""Errors that a user can cause and fix: one clear sentence each, never a traceback at the command line."""
+"""Errors that a user can cause and fix: one clear sentence each, without a traceback at the command line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MAX_CHOICES_LISTED = 40
 
 
 class MicroditError(Exception):
-    """Base of every error whose message is meant for the user.
+    """Base of all errors whose message is meant for the user.
 
-    The message is made printable: control characters are escaped and an endless message is cut in the middle.
+    The message is printable: control characters are escaped, and a very long message is cut in the middle.
     """
 
     def __init__(self, message: object = "") -> None:
@@ -23,27 +23,27 @@ class MicroditError(Exception):
 
 
 class ConfigError(MicroditError):
-    """A setting is unknown, impossible or contradicts another; the message names file, key and nearest choice."""
+    """A setting is unknown, invalid or contradicts another; the message has file, key and nearest choice."""
 
 
 class DataError(MicroditError):
-    """A dataset, image, caption or cached feature can't be used; the message names the file."""
+    """A dataset, image, caption or cached feature can't be used; the message has the file."""
 
 
 class CheckpointError(MicroditError):
-    """Weights or training state can't be loaded; the message names the entries."""
+    """Weights or training state can't be loaded; the message has the entries."""
 
 
 class DivergenceError(MicroditError):
-    """A loss, gradient, sample or score became NaN or infinite; the message names it, and the step if there is one."""
+    """A loss, gradient, sample or score became NaN or infinite; the message has its name and step."""
 
 
 class StopTraining(Exception):
-    """Raised through a recorder by whoever has seen enough of a run (a pruner, say): no failure, no traceback."""
+    """Raised by a logger callback to end a run early (pruning). Not an error."""
 
 
 def nearest(name: object, choices: Iterable[object]) -> str:
-    """Return a hint that ends an error message: the closest valid choice, or all of them if none is close."""
+    """Return a hint that ends an error message: the closest valid choice, or all if none is close."""
     valid = [str(choice) for choice in choices]
     word = name if isinstance(name, str) else shown(name)
     close = difflib.get_close_matches(word[:MAX_VALUE_CHARACTERS], valid, n=1, cutoff=0.55)
@@ -54,7 +54,7 @@ def nearest(name: object, choices: Iterable[object]) -> str:
 
 
 def shown(value: object, most: int = MAX_VALUE_CHARACTERS) -> str:
-    """Return `value` as an error message shows it: its repr, shortened to `most` characters and printable."""
+    """Return a value for an error message: its repr, printable and at most `most` characters long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # Python converts no integer of more than 4300 digits
@@ -63,7 +63,7 @@ def shown(value: object, most: int = MAX_VALUE_CHARACTERS) -> str:
 
 
 def named(text: object, most: int = MAX_VALUE_CHARACTERS) -> str:
-    """Return a key or file name for an error message, without quotes: shortened and printable."""
+    """Return a key or file name for an error message: without quotes, printable and shortened."""
     words = printable(str(text) if isinstance(text, (str, PurePath)) else shown(text))
     return shortened(words.replace("\n", "\\n"), most)
 
@@ -76,7 +76,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return `text`, if longer than `most` characters with its middle left out."""
+    """Return `text` without its middle if it is longer than `most` characters."""
     if len(text) <= most:
         return text
     head = most * 2 // 3

@@ -1,4 +1,4 @@
-"""Guards between a run's numbers and whatever keeps or shows them: NaN and infinity are a failure, never a value."""
+"""Reject NaN and infinity before they are stored or printed: they are a failure, not a value."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ LARGEST = sys.float_info.max  # what MLflow's sqlite store returns for infinity
 
 
 def is_sound(value: float | None) -> bool:
-    """Return whether `value` is a finite number, not one that a store gives in place of infinity."""
+    """Return whether `value` is a finite number, and not the one that a store returns for infinity."""
     return value is not None and -LARGEST < float(value) < LARGEST
 
 
 def unsound(values: Mapping[str, float]) -> str:
-    """Return the first metric that is no finite number, as `final/fd is nan`; "" if there is none."""
+    """Return the first metric that is not finite, such as `final/fd is nan`; "" if there is none."""
     return next((f"{name} is {value}" for name, value in values.items() if not is_sound(value)), "")
 
 
 def require_sound(values: Mapping[str, float], where: str) -> Mapping[str, float]:
-    """Return `values`; raises DivergenceError naming the first metric that is no finite number, and `where`."""
+    """Return `values` if all are finite.
+
+    Raises:
+        DivergenceError: if one is not; the message has the metric and `where`.
+    """
     found = unsound(values)
     if found:
         raise DivergenceError(f"{found} {where}: only finite numbers are recorded")
@@ -32,7 +36,15 @@ def require_sound(values: Mapping[str, float], where: str) -> Mapping[str, float
 
 
 def require_finite(x: Tensor, what: str) -> Tensor:
-    """Return `x`; raises DivergenceError if it has NaN or infinity. The first dimension counts images."""
+    """Return `x` if it is finite.
+
+    Args:
+        x: a tensor whose first dimension counts images.
+        what: what the images are, for the message.
+
+    Raises:
+        DivergenceError: if it has NaN or infinity.
+    """
     bad = ~torch.isfinite(x).flatten(1).all(1)
     if bad.any():
         first = int(bad.nonzero()[0])

@@ -1,4 +1,4 @@
-"""What a run is computed on and with: another processor or release of torch may change a figure's last digits."""
+"""Describe the hardware and versions of a run: other ones may change a score's last digits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-CPUINFO = Path("/proc/cpuinfo")  # Linux; elsewhere `platform` knows what there is to know
+CPUINFO = Path("/proc/cpuinfo")  # Linux; elsewhere `platform` is asked
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's product name, or `cpu (AMD EPYC)`: the processor's, where the system tells it."""
+    """Return the GPU's product name, or `cpu (AMD EPYC)` with the processor's name if it is known."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = cpu_name() if device.type == "cpu" else ""
@@ -21,7 +21,7 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def cpu_name() -> str:
-    """The processor's model, '' where nothing tells it."""
+    """Return the processor's model; "" if unknown."""
     try:
         lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -31,5 +31,5 @@ def cpu_name() -> str:
 
 
 def versions() -> str:
-    """`python 3.11.7, torch 2.14.1`."""
+    """Return versions such as `python 3.11.7, torch 2.14.1`."""
     return f"python {platform.python_version()}, torch {torch.__version__}"

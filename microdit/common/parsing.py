@@ -1,6 +1,6 @@
-"""From a plain mapping (YAML, JSON, Hydra) to frozen dataclasses and back, with errors that name the key.
+"""Convert plain mappings (YAML, JSON, Hydra) to frozen dataclasses and back, with errors that name the key.
 
-The dataclasses themselves live beside the component that they configure.
+The dataclasses are beside the components that they configure.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from microdit.common.limits import field_types
 
 T = TypeVar("T")
 
-MAX_TEXT_CHARACTERS = 4096  # of a setting; also the longest path that Linux takes
+MAX_TEXT_CHARACTERS = 4096  # of a setting; also the longest path on Linux
 MAX_PATH_SHOWN = 300  # characters of a path in a message
-MAX_LEVELS = 32  # of lists and mappings within a free setting
-CLOSE_NAME = 0.75  # similarity from which a file is suggested in place of a missing one
+MAX_LEVELS = 32  # nested lists and mappings in a free setting
+CLOSE_NAME = 0.75  # similarity from which a file is suggested for a missing one
 
 _MAY_BE_INFINITE = "may be infinite"
-InfiniteFloat = Annotated[float, _MAY_BE_INFINITE]  # a setting for which infinity has a meaning; NaN never has
+InfiniteFloat = Annotated[float, _MAY_BE_INFINITE]  # a setting that may be infinite, but not NaN
 
 
 class FrozenOptions(Mapping[str, Any]):
-    """A mapping of free keys, for classes that the user brings: it can't be changed, and it can be hashed."""
+    """An immutable, hashable mapping of free keys, for a user's classes."""
 
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
         self._values = dict(values or {})
@@ -57,8 +57,16 @@ class FrozenOptions(Mapping[str, Any]):
 def parse(cls: type[T], values: Mapping[str, Any], source: str = "config", path: str = "") -> T:
     """Build dataclass `cls` from a mapping.
 
-    `source` names the file in messages, `path` the dotted key of this node. Raises ConfigError for an unknown or
-    missing key (with the nearest name), a value of the wrong type and a number that is not finite.
+    Args:
+        cls: the dataclass.
+        values: its keys and values.
+        source: the file, for messages.
+        path: the dotted key of this node, for messages.
+
+    Raises:
+        ConfigError: if a key is unknown (with the nearest name) or missing, a value has the wrong type, or a number is
+        not
+            finite.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: '{path}' must be a mapping of keys, got {shown(values)}")
@@ -136,7 +144,7 @@ def _convert_scalar(kind: Any, value: Any, source: str, key: str, infinite: bool
         ok = isinstance(value, bool)
     elif kind is int:
         if isinstance(value, float) and value.is_integer():
-            value = int(value)  # '1e3' written as a float means 1000 steps
+            value = int(value)  # 1e3, which YAML reads as a float, means 1000 steps
         ok = isinstance(value, int) and not isinstance(value, bool)
     elif kind is float:
         if isinstance(value, str) and len(value) <= MAX_VALUE_CHARACTERS:
@@ -154,7 +162,7 @@ def _convert_scalar(kind: Any, value: Any, source: str, key: str, infinite: bool
 
 
 def _check_value(value: Any, source: str, key: str, infinite: bool = False) -> None:
-    """Raise ConfigError for a number that is not finite or has more than 64 bits, and for an endless text."""
+    """Raise ConfigError for a number that is not finite or has more than 64 bits, and for an overlong text."""
     if isinstance(value, float) and not math.isfinite(value) and not (infinite and value > 0):
         raise ConfigError(f"{source}: '{key}' is {value}; it must be a finite number")
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
@@ -165,7 +173,7 @@ def _check_value(value: Any, source: str, key: str, infinite: bool = False) -> N
 
 
 def _check_free(value: Any, source: str, key: str, level: int = 0) -> None:
-    """Raise ConfigError for a value of free form that is not made of finite numbers, text, lists and mappings."""
+    """Raise ConfigError for a free value that is not made of finite numbers, text, lists and mappings."""
     if level > MAX_LEVELS:
         raise ConfigError(f"{source}: '{key}' is nested too deeply; at most {MAX_LEVELS} levels are read")
     if isinstance(value, Mapping):
@@ -183,7 +191,11 @@ def _check_free(value: Any, source: str, key: str, level: int = 0) -> None:
 
 
 def check_finite(config: Any, source: str = "config", path: str = "") -> None:
-    """Raise ConfigError for a number anywhere in dataclass `config` that is not finite, naming its key."""
+    """Check all numbers in dataclass `config`.
+
+    Raises:
+        ConfigError: if one is not finite; the message has its key.
+    """
     hints: dict[str, Any] = field_types(type(config))  # type: ignore[arg-type]
     for field in dataclasses.fields(config):
         key, value = _join(path, field.name), getattr(config, field.name)
@@ -201,7 +213,7 @@ def _marks(kind: Any) -> tuple[Any, ...]:
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """The inverse of `parse`: nested plain dicts and lists, ready for YAML or JSON."""
+    """Return nested plain dicts and lists, ready for YAML or JSON; the inverse of `parse`."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
@@ -216,7 +228,7 @@ def _plain(value: Any) -> Any:
 
 
 def assign(values: dict[str, Any], key: str, value: Any) -> None:
-    """Sets dotted `key` of a nested mapping in place; everything above its leaf must exist."""
+    """Set dotted `key` of a nested mapping in place; everything above its leaf must exist."""
     *parents, leaf = key.split(".")
     node = values
     for parent in parents:
@@ -225,10 +237,15 @@ def assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def override(values: dict[str, Any], words: Sequence[str], source: str = "command line") -> set[str]:
-    """Set `key=value` words (dotted keys, YAML values) in a nested mapping in place; return the dotted keys set.
+    """Set `key=value` words (dotted keys, YAML values) in a nested mapping in place.
 
-    A mapping as value keeps the other keys of the one it is laid over.
-    Raises ConfigError if a word has another form, or its key doesn't exist, naming the nearest that does.
+    A mapping as value is merged into the existing one.
+
+    Returns:
+        The dotted keys that were set.
+
+    Raises:
+        ConfigError: if a word has another form, or its key doesn't exist; the message has the nearest key.
     """
     known = flatten(values, empty=True)
     given: set[str] = set()
@@ -251,7 +268,7 @@ def override(values: dict[str, Any], words: Sequence[str], source: str = "comman
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "", empty: bool = False) -> dict[str, Any]:
-    """Nested mappings to dotted keys; lists stay whole. Empty mappings are left out unless `empty` ones count."""
+    """Return nested mappings as dotted keys; lists stay whole. Empty mappings are kept only if `empty`."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         key = _join(prefix, str(name))
@@ -263,8 +280,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "", empty: bool = False) ->
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """Read one YAML mapping.
 
-    Raises ConfigError naming the file, and the line if there is one, for a missing file or anything that
-    `microdit.common.files.strict_yaml` rejects.
+    Raises:
+        ConfigError: if the file is missing, is not a mapping, or is rejected by `microdit.common.files.strict_yaml`;
+        the
+            message has file and line.
     """
     path = Path(path)
     if not os.path.lexists(path):

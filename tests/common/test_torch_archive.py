@@ -92,7 +92,7 @@ def test_planted_code_is_rejected_and_does_not_run(tmp_path: Path, zipped: bool)
     for number, plant in enumerate(plants):
         path = tmp_path / f"{number}.pt"
         torch.save({"weight": torch.ones(2), "more": plant}, path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(ForeignCode, match=rf"{number}\.pt: holds more than weights"):
+        with pytest.raises(ForeignCode, match=rf"{number}\.pt: has more than weights"):
             read_torch_file(path)
     path.write_bytes(pickle.dumps(plants[0]))
     with pytest.raises(CheckpointError, match=path.name):

@@ -104,7 +104,7 @@ class _Payload:
 
 def test_a_pickle_with_code_is_not_run(tmp_path, capsys):
     torch.save({"x_embedder.proj.weight": _Payload()}, tmp_path / "evil.pt")
-    with pytest.raises(CheckpointError, match=r"evil\.pt: holds more than weights"):
+    with pytest.raises(CheckpointError, match=r"evil\.pt: has more than weights"):
         load_released(tmp_path / "evil.pt", CONFIG)
     assert "never" not in capsys.readouterr().out
 

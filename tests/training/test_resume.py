@@ -311,7 +311,7 @@ def test_weights_that_are_damaged_or_not_finite_are_rejected_by_their_name(finis
     tensors = load_file(Path(finished.output_dir) / "model.safetensors")
     tensors["final_layer.linear.weight"][0, 0] = float("nan")
     save_file(tensors, path)  # as another program writes it, without a digest
-    with pytest.raises(CheckpointError, match=r"model.safetensors: holds NaN or infinity in final_layer.linear.weight"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: has NaN or infinity in final_layer.linear.weight"):
         load_denoiser(finished, path)
 
 

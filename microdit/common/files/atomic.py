@@ -1,7 +1,7 @@
 """Write files atomically, remove what killed writers left, and name files by their content.
 
-A file or folder is made inside a scratch folder `.NAME.XXXXXXXX` beside its target and renamed into place. While its
-writer lives, it holds a lock inside that folder, so that `sweep` can tell an abandoned scratch folder from a live one.
+A file or folder is made in a scratch folder `.NAME.XXXXXXXX` beside its target and renamed into place. While its writer
+runs, it holds a lock in that folder, so `sweep` can distinguish abandoned scratch folders.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from filelock import FileLock, Timeout
 from microdit.common.errors import DataError, named
 from microdit.common.files.digests import file_state
 
-SCRATCH = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}", re.DOTALL)  # what tempfile.mkdtemp makes of the prefix
+SCRATCH = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}", re.DOTALL)  # the names of tempfile.mkdtemp with our prefix
 
 SCRATCH_NAME_LENGTH = 40  # characters of the target's name; a folder's name may have 255 bytes
 
 REPLACED = "old"  # in a scratch folder: the folder that the new one replaces
 
-OWNER = "owner-"  # in a scratch folder: the beginning of the name of its writer's lock
+OWNER = "owner-"  # in a scratch folder: prefix of its writer's lock
 
-EMPTY_SECONDS = 60.0  # after which an empty scratch folder is abandoned: a writer locks its folder at once
+EMPTY_SECONDS = 60.0  # age of an abandoned empty scratch folder: writers lock their folder at once
 
-ABANDONED_SECONDS = 3600.0  # without a change, after which a scratch folder of unknown owner is abandoned
+ABANDONED_SECONDS = 3600.0  # age since the last change of an abandoned scratch folder whose owner is unknown
 
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path to write a file (or folder) at, and rename it to `path` on success.
+    """Yield a temporary path for a file or folder, and rename it to `path` on success.
 
-    A folder already at `path` is replaced. On an exception the temporary one is removed and `path` is untouched.
+    A folder already at `path` is replaced. On an exception the temporary one is removed and `path` is unchanged.
     """
     target = Path(path)
     with scratch_folder(target.parent, target.name) as scratch:
@@ -53,12 +53,12 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Give an empty folder in `parent` that `sweep` leaves alone while this process lives; it is removed afterwards."""
+    """Yield an empty folder in `parent` that `sweep` keeps while this process runs; it is removed afterwards."""
     parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{name[:SCRATCH_NAME_LENGTH]}.", dir=parent))
     lock = FileLock(scratch / f"{OWNER}{_machine()}", timeout=0)
     try:
-        with suppress(OSError, NotImplementedError, Timeout):  # a file system without locks: age decides
+        with suppress(OSError, NotImplementedError, Timeout):  # on a file system without locks the age decides
             lock.acquire()
         yield scratch
     finally:
@@ -67,23 +67,25 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder so that a kill leaves it whole or gone."""
+    """Remove a folder such that a kill leaves it complete or removed."""
     with scratch_folder(path.parent, path.name) as scratch:
         os.replace(path, scratch / REPLACED)
 
 
 def sweep(root: Path | str, depth: int = 0) -> list[Path]:
-    """Remove the scratch folders of dead writers in `root` and `depth` levels below; return their paths.
+    """Remove the scratch folders of dead writers in `root` and `depth` levels below.
 
     A writer of this machine (since its boot) is dead if nobody holds its lock. Of other writers only the age is known:
-    their folders are removed after an hour without a change, and empty ones, left between their creation and their
-    lock, after a minute. A replacement that was interrupted between its two
-    renames is completed.
+    their folders are removed after an hour without a change. Empty folders, left between their creation and their lock,
+    are removed after a minute. A replacement that was interrupted between its two renames is completed.
+
+    Returns:
+        The removed paths.
     """
     swept: list[Path] = []
     try:
         entries = [entry for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)]
-    except OSError:  # no such folder, or not ours to read
+    except OSError:  # no such folder, or no permission
         return swept
     for entry in entries:
         path = Path(entry.path)
@@ -98,7 +100,7 @@ def sweep(root: Path | str, depth: int = 0) -> list[Path]:
 
 
 def _is_scratch(path: Path, name: str) -> bool:
-    """Whether it holds an owner's lock or, of an older version, nothing but what the name says."""
+    """Return whether a folder has an owner's lock or, from an older version, only the named file."""
     try:
         found = os.listdir(path)
     except OSError:
@@ -115,7 +117,7 @@ def _is_abandoned(path: Path) -> bool:
             return not _is_locked(owners[0])
         found = [path, *path.rglob("*")]
         newest = max(os.lstat(entry).st_mtime for entry in found)
-    except OSError:  # its writer removes it at this moment
+    except OSError:  # its writer is removing it
         return False
     return time.time() - newest > (ABANDONED_SECONDS if len(found) > 1 else EMPTY_SECONDS)
 
@@ -139,7 +141,7 @@ def _clear(scratch: Path) -> None:
 
 @cache
 def _machine() -> str:
-    """A name of this machine since its boot: locks of other machines, or from before it, are not visible here."""
+    """Return a name of this machine since its boot; locks of other machines or boots are not visible here."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -154,16 +156,18 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def file_trouble(error: OSError) -> str:
-    """Return one sentence about an error of the file system: which file, and what is wrong."""
+    """Return one sentence about a file-system error: the file, and what is wrong."""
     names = [named(name, 300) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
     return f"{' -> '.join(names) or 'a file'}: {error.strerror or error}"
 
 
 def walk_files(root: Path) -> Iterator[Path]:
-    """Yield everything below `root` that is no folder, in the order of names, following links to folders.
+    """Yield all files below `root` in the order of names, following links to folders.
 
-    Each folder is listed once, under the first name that leads to it, so that a loop of links ends. Raises DataError
-    for a folder that can't be listed.
+    Each folder is listed once, under the first name that leads to it, so loops of links end.
+
+    Raises:
+        DataError: if a folder can't be listed.
     """
     seen: set[tuple[int, int]] = set()
     waiting = [root]
@@ -179,7 +183,7 @@ def walk_files(root: Path) -> Iterator[Path]:
             raise DataError(f"{named(folder, 300)}: can't be listed ({error.strerror})") from None
         folders = []
         for entry in entries:
-            if os.path.isdir(entry.path):  # False for a link to itself, where the entry's own method raises
+            if os.path.isdir(entry.path):  # False for a link to itself, for which the entry's own method raises
                 folders.append(folder / entry.name)
             else:
                 yield folder / entry.name
@@ -187,7 +191,7 @@ def walk_files(root: Path) -> Iterator[Path]:
 
 
 def stat_fingerprint(path: Path | str | None) -> str:
-    """Return a digest of names and `file_state` of all files below a folder; "" if `path` is no folder."""
+    """Return a digest of names and `file_state` of all files below a folder; "" if `path` is not a folder."""
     digest, root = hashlib.sha256(), Path(path or "").expanduser()
     if not path or not os.path.isdir(root):
         return ""

@@ -1,4 +1,4 @@
-"""Name files by their content, and verify that a file still has the content it was written with."""
+"""Compute digests of files, and verify that a file has the content it was written with."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-DIGEST = "sha256"  # key of a signed JSON file: the digest of everything else in it
+DIGEST = "sha256"  # key of the digest in a signed JSON file
 
 
 def signed(values: Mapping[str, Any]) -> str:
-    """JSON text of `values` and a digest of them, which `read_signed` verifies."""
+    """Return JSON text of `values` with a digest, which `read_signed` verifies."""
     return json.dumps({**values, DIGEST: _json_digest(values)}, indent=1, ensure_ascii=False)
 
 
 def read_signed(path: Path, optional: bool = False) -> dict[str, Any]:
-    """Read what `signed` made, without the digest.
+    """Read a file written with `signed`, and return its values without the digest.
 
     Raises:
-        OSError: if the file can't be read. ValueError: if it is no JSON object, or not what was written; without a
-            digest, unless it is `optional`.
+        OSError: if the file can't be read.
+        ValueError: if it is not a JSON object, or its digest is wrong, or missing unless `optional`.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -35,7 +35,11 @@ def read_signed(path: Path, optional: bool = False) -> dict[str, Any]:
 
 
 def verified(values: dict[str, Any], optional: bool = False) -> dict[str, Any]:
-    """Values of a signed JSON file without their digest; raises ValueError as `read_signed` does."""
+    """Return the values of a signed JSON object without their digest.
+
+    Raises:
+        ValueError: if the digest is wrong, or missing unless `optional`.
+    """
     stored = values.pop(DIGEST, None)
     if stored is None and not optional:
         raise ValueError("it has no checksum")
@@ -51,14 +55,14 @@ def _json_digest(values: Mapping[str, Any]) -> str:
 def file_state(path: Path | str) -> tuple[int, ...]:
     """Return size, times, inode and device of a file, which change if it is written, replaced or renamed.
 
-    The time of the inode's last change (ctime) is among it: a user can set the time of modification, but not that one.
+    This includes the time of the inode's last change (ctime), which unlike the time of modification no user can set.
     """
     facts = os.stat(path)
     return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_dev
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 of one file's content alone; read once per process as long as its `file_state` stays the same."""
+    """Return the SHA-256 of a file's content, cached in the process until its `file_state` changes."""
     return _content_digest(path.resolve(), file_state(path))
 
 
@@ -69,7 +73,7 @@ def _content_digest(path: Path, state: tuple[int, ...]) -> str:
 
 
 def sha256(*paths: Path | str) -> str:
-    """Hex digest over the files' names and contents, in the order given."""
+    """Return a hex digest of the files' names and contents, in the given order."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(Path(path).name.encode() + b"\0")

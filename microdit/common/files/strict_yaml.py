@@ -1,6 +1,6 @@
-"""Reads YAML that others may have written: anything wrong is one error, and nothing takes forever.
+"""Read untrusted YAML: every fault is one error, and size, nesting and expanded aliases are limited.
 
-Limits hold for size, nesting and the nodes that aliases expand to. Keys must be text. JSON and text: `text_files`.
+Keys must be text. For JSON and text see `text.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ Kind = type[MicroditError]
 
 
 def load_yaml(text: str, source: str, kind: Kind = ConfigError) -> Any:
-    """Return the one YAML document in `text`; raises `kind` naming `source` and what is wrong."""
+    """Return the one YAML document in `text`.
+
+    Raises:
+        kind: if it is invalid; the message has `source` and the fault.
+    """
     if len(text) > MAX_YAML_BYTES:
         raise kind(f"{source}: not valid YAML: has {len(text):,} characters; at most {MAX_YAML_BYTES:,} are read")
     try:
@@ -38,7 +42,7 @@ def load_yaml(text: str, source: str, kind: Kind = ConfigError) -> Any:
 
 
 def _check_encodable(value: Any, text: str) -> None:
-    """Raise ValueError if escapes in `text` left half a surrogate pair, which no file or terminal can hold."""
+    """Raise ValueError if an escape in `text` is a lone surrogate, which no file or terminal can hold."""
     if SURROGATE.search(text):
         json.dumps(value, ensure_ascii=False, default=str).encode()
 
@@ -47,7 +51,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return f"it is nested too deeply (at most {MAX_DEPTH} levels are read)"
     if isinstance(error, UnicodeEncodeError):
-        return "an escape is half a surrogate pair, which is no character"
+        return "an escape is half a surrogate pair, which is not a character"
     words = " ".join(str(error).split())
     if "4300 digits" in words:
         return "an integer has thousands of digits"
@@ -55,10 +59,10 @@ def _reason(error: Exception) -> str:
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML with what a configuration needs and no more.
+    """YAML restricted to what a configuration needs.
 
-    A key that is given twice is rejected, because the first value would be lost. Dates, sets, binary data and Python
-    objects are rejected, as are merge keys, cycles, and numbers that are not finite or exceed 64 bits.
+    Rejected are repeated keys (the first value would be lost), dates, sets, binary data, Python objects, merge keys,
+    cycles, and numbers that are not finite or exceed 64 bits.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -68,7 +72,7 @@ class StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            target = self.anchors.get(self.peek_event().anchor)  # an unknown one is reported below
+            target = self.anchors.get(self.peek_event().anchor)  # an unknown anchor is reported below
             if target is not None:
                 self._count(self._sizes.get(id(target)))
             return super().compose_node(parent, index)
@@ -84,7 +88,7 @@ class StrictLoader(yaml.SafeLoader):
 
     def _count(self, nodes: int | None) -> None:
         if nodes is None:
-            raise yaml.YAMLError("an alias refers to the value that it stands in")
+            raise yaml.YAMLError("an alias refers to a value that contains it")
         self._nodes += nodes
         if self._nodes > MAX_NODES:
             raise yaml.YAMLError(f"it has more than {MAX_NODES:,} values, aliases expanded")
@@ -101,7 +105,9 @@ class StrictLoader(yaml.SafeLoader):
             if isinstance(error, yaml.YAMLError):
                 raise
             kind = node.tag.rpartition(":")[2]
-            raise yaml.YAMLError(f"'{named(node.value)}' {place} is no valid {kind} ({_reason(error)[:80]})") from None
+            raise yaml.YAMLError(
+                f"'{named(node.value)}' {place} is not a valid {kind} ({_reason(error)[:80]})"
+            ) from None
         if isinstance(value, float) and not math.isfinite(value) and not self.allows_infinity(node):
             raise yaml.YAMLError(f"{named(node.value)} {place} is not a finite number")
         if isinstance(value, int) and abs(value) > MAX_INTEGER:
@@ -109,7 +115,7 @@ class StrictLoader(yaml.SafeLoader):
         return value
 
     def allows_infinity(self, node: yaml.Node) -> bool:
-        """Whether a non-finite number may pass here: infinity may, and each setting then decides about it."""
+        """Return whether a non-finite number is accepted here: infinity is, and each setting then checks it."""
         return "inf" in node.value.lower()
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -122,6 +128,6 @@ class StrictLoader(yaml.SafeLoader):
                 what = named(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "a list or mapping"
                 raise yaml.YAMLError(f"the key {what} {place} is not text; put it in quotes")
             if key_node.value in seen:
-                raise yaml.YAMLError(f"key '{named(key_node.value)}' is given twice, again {place}")
+                raise yaml.YAMLError(f"key '{named(key_node.value)}' is repeated {place}")
             seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)

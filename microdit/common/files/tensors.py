@@ -1,7 +1,7 @@
-"""Files of tensors: safetensors whose metadata holds facts about them and a digest, verified on load.
+"""Files of tensors: safetensors with metadata and a digest, verified on load.
 
-The digest covers names, types, shapes and values, and the facts, not the file's layout. Files of other programs have
-none and are loaded without this check. Equal tensors and facts give equal files, byte for byte.
+The digest covers names, types, shapes, values and metadata, but not the file's layout. Files of other programs have no
+digest and are loaded without this check. Equal tensors and metadata give equal files, byte for byte.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from torch import Tensor
 
 from microdit.common.errors import CheckpointError
 
-METADATA = "microdit"  # the only key, because safetensors writes several in random order
+METADATA = "microdit"  # the only key, because safetensors writes several keys in random order
 DIGEST = "sha256"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
-    """Write contiguous tensors, facts and their digest; give a temporary path, since a kill leaves half a file."""
+    """Write contiguous tensors, metadata and their digest, not atomically: use a temporary path."""
     on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     stored = {**(facts or {}), DIGEST: tensors_digest(on_cpu, facts or {})}
     save_file(on_cpu, path, {METADATA: json.dumps(stored, sort_keys=True)})
 
 
 def read_facts(path: Path) -> dict[str, str]:
-    """Read the facts beside the tensors of a file; {} if another program wrote it.
+    """Return the metadata of a file; {} if another program wrote it.
 
     Raises:
-        CheckpointError: if the file is missing or damaged; names it.
+        CheckpointError: if the file is missing or damaged.
     """
     try:
         with safe_open(path, "pt") as stored:
@@ -46,18 +46,18 @@ def read_facts(path: Path) -> dict[str, str]:
 
 
 def _metadata(stored: Any) -> dict[str, str]:
-    """The facts and the digest of an opened file."""
+    """Return the metadata and the digest of an opened file."""
     values = json.loads((stored.metadata() or {}).get(METADATA, "{}"))
     if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
-        raise ValueError("its metadata are damaged")
+        raise ValueError("its metadata is damaged")
     return values
 
 
 def read_tensors(path: Path, signed: bool = False) -> dict[str, Tensor]:
-    """Read a safetensors file onto the CPU and verify its digest, which must be there if `signed`.
+    """Read a safetensors file onto the CPU and verify its digest, which is required if `signed`.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, damaged, or holds NaN or infinity; names it.
+        CheckpointError: if the file is missing, truncated or damaged, or has NaN or infinity.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
@@ -72,12 +72,12 @@ def read_tensors(path: Path, signed: bool = False) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: wrong checksum: the file was changed or damaged since it was written")
     bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if bad:
-        raise CheckpointError(f"{path}: holds NaN or infinity in {', '.join(bad[:3])} ({len(bad)} tensors)")
+        raise CheckpointError(f"{path}: has NaN or infinity in {', '.join(bad[:3])} ({len(bad)} tensors)")
     return tensors
 
 
 def tensors_digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
-    """SHA-256 over names, types, shapes and values, and over the facts."""
+    """Return the SHA-256 of names, types, shapes and values, and of the metadata."""
     digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -3,10 +3,10 @@
 The rule:
 - Text is UTF-8, with or without a byte order mark. UTF-16, UTF-32, invalid bytes and NUL characters are rejected.
 - A line ends at LF, CR LF or CR. U+2028, U+2029, NEL, VT and FF are ordinary white space inside a line.
-- JSON escapes follow the same rule: NUL and surrogates without a partner are rejected. So are repeated keys, NaN and
-  Infinity, and numbers too long for Python.
+- JSON escapes follow the same rule: NUL and lone surrogates are rejected. So are repeated keys, NaN and Infinity, and
+  numbers too long for Python.
 - In a caption each run of white space counts as one blank.
-Messages name the file and the line in which the fault lies. A CSV record is known by the line it begins in.
+Messages have the file and the line of the fault. A CSV record is identified by its first line.
 """
 
 from __future__ import annotations
@@ -24,31 +24,37 @@ from typing import Any
 
 from microdit.common.errors import DataError, MicroditError, named, shown
 
-BYTE_ORDER_MARKS = {  # UTF-32's begin with UTF-16's, so they come first
+BYTE_ORDER_MARKS = {  # UTF-32's begin with UTF-16's, so they are first
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-MAX_BYTES = 1 << 30  # captions of a large data set
+MAX_BYTES = 1 << 30  # captions of a large dataset
 MAX_PATH_SHOWN = 300  # characters
-MOST_DIGITS = 400  # of an integer; a float has at most 309
+MAX_INTEGER_DIGITS = 400  # of an integer; a float has at most 309
 LINE_END = re.compile(r"\r\n|\n|\r")
 BYTE_LINE_END = re.compile(rb"\r\n|\n|\r")
 SURROGATE = re.compile("[\ud800-\udfff]")
-ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)  # backslashes occur in JSON's strings only
+ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)  # JSON has backslashes only in strings
 
 
 def read_text(path: Path, error: type[MicroditError] = DataError, name: str = "", limit: int = MAX_BYTES) -> str:
-    """Return the text of a file, without its byte order mark; messages call it `name`, or else by its path.
+    """Return the text of a file, without its byte order mark.
+
+    Args:
+        path: the file.
+        error: type of the errors.
+        name: the file's name in messages; by default its path.
+        limit: maximum size in bytes.
 
     Raises:
-        error: if the file can't be read, has more than `limit` bytes, is not UTF-8, or holds a NUL character; names the
-            file and the line.
+        error: if the file can't be read, is larger than `limit`, is not UTF-8, or has a NUL character; the message has
+            file and line.
     """
     name = name or named(path, MAX_PATH_SHOWN)
     try:
-        facts = path.stat()  # before it is opened: opening a named pipe waits for a writer
+        facts = path.stat()  # before opening: opening a named pipe waits for a writer
         if not stat.S_ISREG(facts.st_mode):
             raise error(f"{name}: is {'a folder' if stat.S_ISDIR(facts.st_mode) else 'a pipe or device'}, not a file")
         if facts.st_size > limit:
@@ -73,17 +79,17 @@ def decode_text(data: bytes, name: str, error: type[MicroditError] = DataError) 
         line = len(BYTE_LINE_END.findall(data, 0, start)) + 1
         raise error(f"{name}, line {line}: not UTF-8 text ({problem.reason}); save the file as UTF-8") from None
     if "\0" in text:
-        raise error(f"{name}, line {line_of(text, text.index(chr(0)))}: a NUL character, which no text has")
+        raise error(f"{name}, line {line_of(text, text.index(chr(0)))}: a NUL character, which is not allowed in text")
     return text
 
 
 def line_of(text: str, place: int) -> int:
-    """Return the number, from 1, of the line that holds character `place`."""
+    """Return the number, from 1, of the line that contains character `place`."""
     return len(LINE_END.findall(text, 0, place)) + 1
 
 
 def split_lines(text: str) -> list[str]:
-    """Return the lines without their ends; a line end at the very end begins no further line."""
+    """Return the lines without their ends; a line end at the very end starts no further line."""
     lines = LINE_END.split(text)
     return lines[:-1] if lines[-1] == "" else lines
 
@@ -94,20 +100,20 @@ def collapse_blanks(caption: str) -> str:
 
 
 def check_characters(text: str, where: str, error: type[MicroditError] = DataError) -> str:
-    """Return `text` from a table or a command line as it is.
+    """Return `text` from a table or a command line unchanged.
 
     Raises:
-        error: if it holds a NUL character or a surrogate, which no encoder can read; begins with `where`.
+        error: if it has a NUL character or a surrogate, which no encoder can read; the message begins with `where`.
     """
     if "\0" in text:
-        raise error(f"{where}: the text holds a NUL character")
+        raise error(f"{where}: the text has a NUL character")
     if SURROGATE.search(text):
-        raise error(f"{where}: the text is not valid Unicode (a surrogate without its partner)")
+        raise error(f"{where}: the text is not valid Unicode (a lone surrogate)")
     return text
 
 
 def clean_caption(caption: str, where: str, error: type[MicroditError] = DataError) -> str:
-    """Return a caption that `check_characters` accepts, tidied and without a byte order mark."""
+    """Return a checked caption without a byte order mark, with each run of white space as one blank."""
     return collapse_blanks(check_characters(caption, where, error).removeprefix("\ufeff"))
 
 
@@ -140,7 +146,11 @@ def read_json(path: Path, error: type[MicroditError] = DataError) -> Any:
 
 
 def read_json_object(path: Path, error: type[MicroditError] = DataError) -> dict[str, Any]:
-    """Return the object in a JSON file; raises `error` also if the file holds any other value."""
+    """Return the object in a JSON file.
+
+    Raises:
+        error: if the file has another value or can't be read.
+    """
     value = read_json(path, error)
     if not isinstance(value, dict):
         raise error(f"{named(path, MAX_PATH_SHOWN)}: must hold a JSON object, got {shown(value)}")
@@ -148,14 +158,14 @@ def read_json_object(path: Path, error: type[MicroditError] = DataError) -> dict
 
 
 def json_rows(path: Path, error: type[MicroditError] = DataError) -> Iterator[tuple[int, Any]]:
-    """Yield line number and value of each line of a JSON Lines file; blank lines are skipped."""
+    """Yield line number and value of each line of a JSON Lines file, without blank lines."""
     for line, text in enumerate(split_lines(read_text(path, error)), start=1):
         if text.strip():
             yield line, parse_json(text, str(path), line, error)
 
 
 def csv_rows(path: Path, error: type[MicroditError] = DataError) -> Iterator[tuple[int, list[str]]]:
-    """Yield first line and fields of each CSV record, the header included; blank lines are skipped."""
+    """Yield first line and fields of each CSV record, including the header, without blank lines."""
     reader = csv.reader(io.StringIO(read_text(path, error), newline=""), strict=True)
     first = 1
     try:
@@ -184,18 +194,18 @@ def _finite(word: str) -> float:
 
 
 def _whole(word: str) -> int:
-    if len(word) > MOST_DIGITS:
+    if len(word) > MAX_INTEGER_DIGITS:
         raise ValueError(f"an integer of {len(word)} digits")
     return int(word)
 
 
 def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is no number")
+    raise ValueError(f"{word} is not a number")
 
 
 def _bad_escape(text: str) -> tuple[int, str] | None:
-    """Return place and kind of the first escape in valid JSON that stands for no character, or None."""
-    high: re.Match[str] | None = None  # a first half that waits for its second
+    """Return place and kind of the first escape in valid JSON that is not a character, or None."""
+    high: re.Match[str] | None = None  # a first surrogate that waits for its second
     for match in ESCAPE.finditer(text):
         code = int(match[1], 16) if match[1] else -1
         low = 0xDC00 <= code < 0xE000

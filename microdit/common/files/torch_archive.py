@@ -1,9 +1,9 @@
-"""Read the tensors of a file that `torch.save` wrote, without unpickling it.
+"""Read the tensors of a file written by `torch.save`, without unpickling it.
 
 Networks are published in this format, whose pickle may name any code. Here the pickle is only parsed: `pickletools`
-splits it into opcodes, and a small stack machine turns those that a state dict consists of into dicts, lists, numbers
-and tensors. Names of functions and classes stay words, of which a few have a meaning of their own; nothing is imported
-or called because a file says so. Both layouts are read: the zip archive (since torch 1.6) and the older stream.
+splits it into opcodes, and a small stack machine turns those of a state dict into dicts, lists, numbers and tensors.
+Names of functions and classes stay text, and a few of them have a fixed meaning; the file cannot cause any import or
+call. Both layouts are read: the zip archive (since torch 1.6) and the older stream.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from microdit.common.errors import CheckpointError
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older layout
-PICKLE_BYTES = 256 << 20  # no state dict's structure is larger
+PICKLE_BYTES = 256 << 20  # larger than the structure of any state dict
 DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -41,12 +41,12 @@ MARK = object()
 
 
 class ForeignCode(CheckpointError):
-    """The file names code that is no part of a state dict."""
+    """The file names code that is not part of a state dict."""
 
 
 @dataclass(frozen=True)
 class _Name:
-    """A function or class that the pickle names."""
+    """A function or class named by the pickle."""
 
     words: str
 
@@ -71,10 +71,15 @@ class _View:
 
 
 def read_torch_file(path: Path, values: bool = True) -> Any:
-    """The dicts, lists, numbers and tensors of a file; without `values`, tensors have shapes and types only ("meta").
+    """Return the dicts, lists, numbers and tensors of a file.
+
+    Args:
+        path: the file.
+        values: read the values; otherwise tensors have shapes and types only (device "meta").
 
     Raises:
-        ForeignCode: if the file holds more than those. CheckpointError: if it is damaged or no such file.
+        ForeignCode: if the file has anything else.
+        CheckpointError: if it is missing or damaged.
     """
     try:
         with open(path, "rb") as stream:
@@ -88,7 +93,7 @@ def read_torch_file(path: Path, values: bool = True) -> Any:
         raise ForeignCode(f"{path}: {error}") from None
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except Exception as error:  # whatever a broken file makes of the parsers
+    except Exception as error:  # whatever the parsers raise for a broken file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"{path}: can't be read as weights: {reason}") from None
 
@@ -149,7 +154,7 @@ def _storages(found: Any) -> list[_Storage]:
 
 
 def _with_tensors(found: Any, load: Load | None, loaded: dict[str, Tensor], made: dict[_View, Tensor]) -> Any:
-    """`found` with a tensor for each view; tensors of one storage share it, as they did when they were saved."""
+    """Return `found` with a tensor for each view; tensors share storages as they did when they were saved."""
     if isinstance(found, _View):
         if found not in made:
             made[found] = _tensor(found, load, loaded)
@@ -159,7 +164,7 @@ def _with_tensors(found: Any, load: Load | None, loaded: dict[str, Tensor], made
     if isinstance(found, (list, tuple)):
         return type(found)(_with_tensors(value, load, loaded, made) for value in found)
     if isinstance(found, (_Name, _Storage)):
-        raise ForeignCode(f"holds more than weights ({found}), which is not opened")
+        raise ForeignCode(f"has more than weights ({found}), so it is not opened")
     return found
 
 
@@ -178,7 +183,11 @@ def _tensor(view: _View, load: Load | None, loaded: dict[str, Tensor]) -> Tensor
 
 
 def _parse(stream: IO[bytes]) -> Any:
-    """The next pickle of `stream`, by opcodes that build data; raises ForeignCode for any other."""
+    """Return the next pickle of `stream`, from opcodes that build data.
+
+    Raises:
+        ForeignCode: if it has any other opcode.
+    """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
     for opcode, argument, _ in pickletools.genops(stream):
@@ -202,12 +211,12 @@ def _parse(stream: IO[bytes]) -> Any:
         elif name == "STOP":
             return stack.pop()
         elif name not in ("PROTO", "FRAME"):
-            raise ForeignCode(f"holds more than weights (pickle opcode {name}), so it is not opened")
+            raise ForeignCode(f"has more than weights (pickle opcode {name}), so it is not opened")
     raise ValueError("its pickle has no end")
 
 
 def _marked(stack: list[Any]) -> list[Any]:
-    """Takes everything above the last mark, and the mark."""
+    """Pop everything above the last mark, and the mark."""
     place = len(stack) - 1 - stack[::-1].index(MARK)
     taken = stack[place + 1 :]
     del stack[place:]
@@ -254,7 +263,7 @@ def _append(stack: list[Any], _: Any) -> None:
 
 
 def _build(stack: list[Any], _: Any) -> None:
-    stack.pop()  # an OrderedDict's attributes: a state dict's versions, which say nothing of its tensors
+    stack.pop()  # an OrderedDict's attributes, such as a state dict's versions, don't affect tensors
     _dict(stack[-1])
 
 
@@ -263,7 +272,7 @@ def _persistent(stack: list[Any], _: Any) -> None:
     count = more[1] if len(more) > 1 else None
     words = storage.words.split(" ")[-1] if isinstance(storage, _Name) else ""
     if kind != "storage" or words not in DTYPES or not isinstance(count, int) or count < 0:
-        raise ForeignCode(f"holds more than weights (a storage of {storage}), so it is not opened")
+        raise ForeignCode(f"has more than weights (a storage of {storage}), so it is not opened")
     stack.append(_Storage(DTYPES[words], str(key), count))
 
 
@@ -277,23 +286,21 @@ def _reduce(stack: list[Any], _: Any) -> None:
     elif words == TENSOR and isinstance(arguments[0], _Storage):
         storage, offset, size, stride, *_rest = arguments
         if not all(type(number) is int for number in (offset, *size, *stride)):
-            raise ValueError("a tensor's shape is no list of integers")
+            raise ValueError("a tensor's shape is not a list of integers")
         stack.append(_View(storage, offset, tuple(size), tuple(stride)))
     else:
-        raise ForeignCode(
-            f"holds more than weights ({words}), and such a pickle could run any code, so it is not opened"
-        )
+        raise ForeignCode(f"has more than weights ({words}), and such a pickle could run any code, so it is not opened")
 
 
 def _dict(value: Any) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise ForeignCode("holds more than weights (an object's state), so it is not opened")
+        raise ForeignCode("has more than weights (an object's state), so it is not opened")
     return value
 
 
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError("its pickle appends to no list")
+        raise ValueError("its pickle appends to something that is not a list")
     return value
 
 

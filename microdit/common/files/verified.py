@@ -1,7 +1,7 @@
-"""Verify files by their content before they are used, each once as long as it stays as it is.
+"""Verify files by their content before use, once until they change.
 
-What was found good is kept in memory, and on disk if a folder is given for it. A file counts as unchanged while
-`files.file_state` stays the same: size, time of modification, time of the inode's last change (which no program can
+Verified files are remembered in memory, and on disk if a folder is given. A file counts as unchanged while its
+`digests.file_state` is the same: size, time of modification, time of the inode's last change (which no program can
 set), inode and device.
 """
 
@@ -17,14 +17,14 @@ from microdit.common.files.atomic import write_text
 from microdit.common.files.digests import file_state, verified
 from microdit.common.files.text import read_json_object
 
-CHECKED = "checked"  # folder in a cache: one file per set of files that was found good
+CHECKED = "checked"  # folder in a cache: one file per set of verified files
 
 
 def read_verified(path: Path) -> dict[str, Any]:
-    """Read a JSON object and verify its digest; files of older versions have none.
+    """Read a JSON object and verify its digest, which older files lack.
 
     Raises:
-        DataError: if it can't be read, or is not what was written; names it.
+        DataError: if it can't be read or its digest is wrong.
     """
     values = read_json_object(path)
     try:
@@ -39,9 +39,13 @@ _good: set[str] = set()
 def damaged(
     files: Sequence[Path], check: Callable[[Path], None], memory: Path | None = None, what: str = ""
 ) -> list[tuple[Path, str]]:
-    """The files that `check` rejects by a DataError, each with the reason.
+    """Return the files that `check` rejects with a DataError, each with the reason.
 
-    `what` names all that the check depends on besides the files.
+    Args:
+        files: the files.
+        check: raises DataError for a damaged file.
+        memory: folder that records verified files; None keeps them in memory only.
+        what: identifies everything else that `check` depends on.
     """
     if not files:
         return []

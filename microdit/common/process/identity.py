@@ -1,8 +1,8 @@
 """Identify a process across machines, containers and reboots, and prove that a process of this machine has ended.
 
 An identity is the text `HOST+PLACE/PID/START`. PLACE is a digest of machine id, boot id and the process's PID and time
-namespaces: a PID means something only to a reader with the same PLACE. START is the process's start in clock ticks
-since boot, which no step of the wall clock changes. Host names are for people: containers and cloned machines share
+namespaces: a PID is meaningful only to a reader with the same PLACE. START is the process's start in clock ticks since
+boot, which changes of the wall clock do not affect. Host names are for people: containers and cloned machines share
 them.
 """
 
@@ -76,7 +76,7 @@ def readable(identity: str) -> str:
 
 
 def _place() -> str:
-    """Return a digest of what a PID's meaning depends on; empty if part of it is unknown."""
+    """Return a digest of everything that a PID's meaning depends on; empty if part of it is unknown."""
     machine = next((text for path in MACHINE_IDS if (text := _text(path))), "")
     if sys.platform != "linux":
         return _digest(platform.node(), machine, str(uuid.getnode()))

@@ -1,4 +1,4 @@
-"""Tools that live in environments of their own, because what they ask for none of ours can or should hold."""
+"""Run tools with conflicting dependencies in a separate virtual environment."""
 
 from __future__ import annotations
 
@@ -18,28 +18,34 @@ READY = ".ready"
 
 @dataclass(frozen=True)
 class Tool:
-    """A package and how a person names a Python that has it."""
+    """A package, and the option that names a Python that has it."""
 
-    package: str  # on the package index
+    package: str  # name on the package index
     module: str
     requirement: str
     option: str  # of the command line
-    otherwise: str = ""  # what else can be done where it can't be installed
+    otherwise: str = ""  # what else can be done if it can't be installed
 
 
 def find_python(tool: Tool, given: Path | None, cache: Path) -> tuple[Path, str]:
-    """A Python that has the tool, and its version: the given one, or one of an environment made once in `cache`.
+    """Return a Python that has the tool, and the tool's version.
 
-    Raises DataError where the given Python lacks it or it can't be installed.
+    Args:
+        tool: the package.
+        given: a Python that has it; None uses an environment in `cache`, made once.
+        cache: where the environment is made.
+
+    Raises:
+        DataError: if the given Python lacks the tool, or it can't be installed.
     """
     if given is not None:
-        # Not resolved: a virtual environment's python is a link, and only by its own name does it find its packages.
+        # Not resolved: a virtual environment's python is a link, and finds its packages by the link's path.
         python = given.expanduser().absolute()
         found = _version(tool, python)
         if found is None:
             raise DataError(
                 f"{tool.option} {given}: that Python can't import {tool.module}; install it there "
-                f"('{given} -m pip install {tool.package}'), or leave the option out to have an environment made"
+                f"('{given} -m pip install {tool.package}'), or omit the option to have an environment made"
             )
         return python, found
     home = cache.expanduser().absolute() / tool.package
@@ -53,7 +59,7 @@ def find_python(tool: Tool, given: Path | None, cache: Path) -> tuple[Path, str]
 
 
 def _install(tool: Tool, home: Path, python: Path) -> None:
-    print(f"installing {tool.package} into an environment of its own, once: {home}", file=sys.stderr)
+    print(f"installing {tool.package} into a separate environment, once: {home}", file=sys.stderr)
     shutil.rmtree(home, ignore_errors=True)
     _must(tool, [sys.executable, "-m", "venv", str(home)], home)
     _must(tool, [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", tool.requirement], home)
@@ -71,7 +77,7 @@ def _must(tool: Tool, line: Sequence[str], home: Path) -> None:
 
 
 def _version(tool: Tool, python: Path) -> str | None:
-    # Not imported: that takes seconds where it brings torch, and the tool's own process tells if it fails.
+    # Not imported: that takes seconds if it imports torch, and the tool's own process reports errors.
     ask = (
         "import importlib.metadata, importlib.util, sys; "
         f"sys.exit(1) if importlib.util.find_spec('{tool.module}') is None else "

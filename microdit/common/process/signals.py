@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop politely."""
+"""Signals that ask a process to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes a command's output safe: no character of it can fail to print, and a closed pipe ends the command quietly."""
+"""Make a command's output safe: every character can be printed, and a closed pipe ends the command quietly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import TextIO
 
-PIPE_CLOSED = 141  # exit status of a process that SIGPIPE ends, as a shell reports it
+PIPE_CLOSED = 141  # exit status that a shell reports for SIGPIPE
 FALLBACK = "plain"
 PLAIN = {
     "→": "->", "←": "<-", "↑": "^", "↓": "v", "±": "+/-", "×": "x", "·": ".", "…": "...", "–": "-", "—": "-", "−": "-",
@@ -19,7 +19,7 @@ PLAIN = {
 
 
 def safely(main: Callable[[], int]) -> int:
-    """Return what `main` returns, its output made safe; 141 if whoever read the output has gone."""
+    """Return the exit status of `main`, with safe output; 141 if the reader of the output has ended."""
     prepare_streams()
     try:
         try:
@@ -59,7 +59,7 @@ def _ascii(character: str) -> str:
 
 
 def _discard_output() -> None:
-    """Let the interpreter's own flush at exit go nowhere, instead of failing once more."""
+    """Discard the interpreter's own flush at exit, which would fail again."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     streams: tuple[TextIO | None, ...] = (sys.stdout, sys.stderr)
     for stream in streams:

@@ -1,10 +1,10 @@
-"""Reports on stderr what the program is waiting for: after 2 s, then every 10 s, until the wait ends.
+"""Report on stderr what the program is waiting for: after 2 s, then every 10 s, until the wait ends.
 
     with waiting("workers to save a checkpoint and stop"):
         process.join()
 
-One daemon thread serves the whole process, so that a call that blocks inside a library is reported too. Of nested waits
-in one thread, only the innermost is reported.
+One daemon thread serves the whole process, so a call that blocks inside a library is reported too. Of nested waits in
+one thread, only the innermost is reported.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Wait:
 
 
 def _say(text: str) -> None:
-    stream = sys.stderr  # looked up at each line: a trial's output goes to its log file, but a user looks elsewhere
+    stream = sys.stderr  # looked up for each line: a trial's output is redirected to its log file
     for target in (stream, getattr(stream, "terminal", None)):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads it any more
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or without a reader
             if target is not None:
                 print(f"\r\033[K{text}" if target.isatty() else text, file=target, flush=True)
 
@@ -49,7 +49,7 @@ class Reporter:
         self._changed = threading.Condition()
         self._waits: dict[int, list[Wait]] = {}  # by thread, innermost last
         self._thread: threading.Thread | None = None
-        self._wake = float("inf")  # when the thread will look next
+        self._wake = float("inf")  # when the thread looks next
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[Wait]:
