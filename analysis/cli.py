@@ -3,57 +3,75 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from analysis.errors import ReportError, nearest, shortened
-from microdit.common.process.terminal import safely
+from analysis.errors import ReportError, nearest
+from microdit.common.command_line import (
+    SWITCH,
+    USER_ERROR,
+    Parser,
+    add_setting,
+    completion_of_words,
+    make_parser,
+    run_command,
+    split_words,
+)
 from microdit.common.stores.secrets import masked
 
 if TYPE_CHECKING:
     from analysis.io.comparable_runs import SetSelection
 
-HELP = """\
+DESCRIPTION = """\
+Turn a study's runs in MLflow into tables, figures and verdicts.
+
 microdit-report STUDY [scale=NAME] [tracking_uri=URI] [out=results]
 microdit-report all [scale=NAME] [tracking_uri=URI] [out=results]
-microdit-report bench [runs=10000] [points=100] [arms=100]   # what a report of a big store costs, on one made for it
 
 Reads the newest launch of STUDY (at that scale, else at any) from MLflow and writes results/STUDY/SCALE/:
   table.md table.csv table.tex   means with 95% intervals, differences from the baseline, costs, the paper's values
-  runs.csv                       a row per run
+  runs.csv                       one row per run
   comparisons.csv                each metric against the baseline: differences, p, effect sizes, medians
   verdicts.csv                   the paper's claims, each check with its numbers
-  figure.png .pdf                scores over the study's axis, the paper's FID beside them
+  figure.png .pdf                scores over the study's axis, with the paper's FID
   curves.png .pdf                training and validation loss
   cost.png .pdf                  the primary metric against training FLOPs and time
-  noise.png .pdf                 validation loss against the baseline's, by noise level
-  search_*.png .pdf              of a search: history, parallel coordinates, importances, front of several objectives
-  samples.png .pdf               the same prompts drawn by every arm
-  report.html                    all of it on one page that needs nothing beside it
-It logs them onto the launch too, where microdit-sweep ui shows them. "all" does so for every study of the store, and
-writes results/report.html over them all; a study without a finished run is listed there with the reason.
+  noise.png .pdf                 validation loss by diffusion noise level, relative to the baseline
+  search_*.png .pdf              of a search: history, parallel coordinates, importances, Pareto front
+  samples.png .pdf               the same prompts sampled by every arm
+  report.html                    all of it on one self-contained page
+The launch's MLflow run gets the same files, unless publish=false. "all" reports every study of the store and writes
+results/report.html over all of them; a study without a finished run is listed there with the reason.
 
-  scale=NAME         smoke | demo | gpu | paper
-  tracking_uri=URI   MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)
-  out=FOLDER         where the results go (default: results)
-  publish=false      leave the store as it is
-  set=N              runs that can't be compared (other data, scoring, budget or code) are apart: 1, the newest set, is
-                     shown; 2 is the next; only refuses a mixture
-  code=any           different code versions may stand in one table
-
-Exit status: 0; 1 where "all" has no study to show, or one whose report failed; 2 for an error that you can mend.
-
-e.g. microdit-report masking_ratio scale=demo"""
-ALL, BENCH = "all", "bench"
-
-KEYS = ("study", "scale", "tracking_uri", "out", "publish", "set", "code")
+Options are written name=value or --name value. Exit status: 0; 1 if "all" has no study to show, or a report failed;
+2 for an error that you can fix."""
+EXAMPLES = (
+    "microdit-report masking_ratio scale=demo",
+    "microdit-report all tracking_uri=http://mlflow:5000",
+)
+ALL = "all"
+OPTIONS = {  # name: (what stands for its value, help)
+    "study": ("NAME", "another way to name the study"),
+    "scale": ("NAME", "smoke | demo | gpu | paper"),
+    "tracking_uri": ("URI", "MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)"),
+    "out": ("FOLDER", "folder of the results (default results)"),
+    "publish": (SWITCH, "false: write nothing to the store"),
+    "set": (
+        "N",
+        "runs that differ in data, scoring, budget or code form separate sets: 1, the newest, is shown; 2 is the next; "
+        "'only' rejects a mixture",
+    ),
+    "code": ("same|any", "any: different code versions may share a table"),
+    "wide": (SWITCH, "true: print all columns of tables, however wide"),
+}
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
 
 @dataclass(frozen=True)
 class Words:
-    """The command line, sorted."""
+    """The parsed command line."""
 
     study: str
     scale: str | None
@@ -61,59 +79,75 @@ class Words:
     out: Path
     publish: bool
     choice: SetSelection
+    wide: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0; 1 if a report of all studies is not whole; 2 for an error that the user can fix."""
-    return safely(lambda: _main(argv))
+    """Run the command.
+
+    Args:
+        argv: the words after the program's name; None: those of the process.
+
+    Returns:
+        0; 1 if a report of all studies is incomplete; 2 for an error of the user; 130 if interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    return run_command("microdit-report", lambda: _run(words), explain=_explain, mask=masked)
 
 
-def _main(argv: Sequence[str] | None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or any(word in ("-h", "--help", "help") for word in words):
-        print(HELP)
-        return 0
-    try:
-        if words[0] == BENCH:
-            from report_scaling import bench
-
-            return bench(words[1:])
-        wanted = _sort(words)
-        return _report_all(wanted) if wanted.study == ALL else _report(wanted)
-    except ReportError as error:
-        print(f"microdit-report: {masked(str(error))}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a full disk, a folder that can't be written, a name that no file system takes
-        place = f"{shortened(str(error.filename), 300)}: " if error.filename else ""
-        print(f"microdit-report: {place}{error.strerror or error}", file=sys.stderr)
-        return 2
+def _explain(error: Exception) -> tuple[str, int] | None:
+    return (str(error), USER_ERROR) if isinstance(error, ReportError) else None
 
 
-def _sort(words: Sequence[str]) -> Words:
+def _run(words: Sequence[str]) -> int:
+    wanted = _parse(["--help"] if "help" in words else words)
+    return _report_all(wanted) if wanted.study == ALL else _report(wanted)
+
+
+def _parser() -> Parser:
+    parser = make_parser("microdit-report", DESCRIPTION, EXAMPLES)
+    studies = sorted(path.stem for path in (EXPERIMENTS / "study").glob("*.yaml"))
+    values: dict[str, Sequence[str]] = {
+        name: ("true", "false") if metavar == SWITCH else () for name, (metavar, _) in OPTIONS.items()
+    }
+    values |= {"study": studies, "scale": sorted(path.stem for path in (EXPERIMENTS / "scale").glob("*.yaml"))}
+    names: Any = parser.add_argument("words", nargs="*", metavar="STUDY", help="a study's name, or 'all'")
+    names.complete = completion_of_words("_microdit_report_words", values, others=(ALL, *studies))
+    for name, (metavar, text) in OPTIONS.items():
+        add_setting(parser, name, metavar, text, complete=values[name])
+    return parser
+
+
+def _parse(words: Sequence[str]) -> Words:
     from analysis.io.store import default_uri
 
-    found: dict[str, str] = {}
-    for word in words:
-        key, sep, value = word.partition("=")
-        if not sep:
-            key, value = "study", word
-        if key not in KEYS:
-            raise ReportError(f"'{word}': there is no '{key}'; {nearest(key, KEYS)}")
-        if not value:
-            raise ReportError(f"'{word}': it needs a value, as {key}=VALUE")
-        if key in found:
-            raise ReportError(f"'{word}': {key} is given already, as '{found[key]}'")
-        found[key] = value
-    if "study" not in found:
+    parser = _parser()
+    options, others = split_words(parser, words)
+    for word in others:
+        raise ReportError(
+            f"'{word}': there is no '{word.partition('=')[0]}'; {nearest(word.partition('=')[0], OPTIONS)}"
+        )
+    found = vars(parser.parse_args(options))
+    studies = [*found["words"], *([found["study"]] if "study" in found else [])]
+    if len(studies) > 1:
+        raise ReportError(f"'{studies[1]}': study is given already, as '{studies[0]}'")
+    if not studies:
         raise ReportError("which study? e.g. microdit-report masking_ratio (--help shows all)")
-    publish = found.get("publish", "true").lower()
-    if publish not in ("true", "false"):
-        raise ReportError(f"publish={publish}: it must be true or false")
+    for name in OPTIONS:
+        if found.get(name) == "":
+            raise ReportError(f"'{name}=': it needs a value, as {name}=VALUE")
     choice = _choice(found.get("set", "1"), found.get("code", "same"))
     uri = found.get("tracking_uri") or default_uri()
-    return Words(found["study"], found.get("scale"), uri, Path(found.get("out", "results")), publish == "true", choice)
+    out = Path(found.get("out", "results"))
+    publish, wide = _switch(found, "publish", "true"), _switch(found, "wide", "false")
+    return Words(studies[0], found.get("scale"), uri, out, publish, choice, wide)
+
+
+def _switch(found: Mapping[str, str], name: str, default: str) -> bool:
+    value = found.get(name, default).lower()
+    if value not in ("true", "false"):
+        raise ReportError(f"{name}={value}: it must be true or false")
+    return value == "true"
 
 
 def _choice(which: str, code: str) -> SetSelection:

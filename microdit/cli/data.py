@@ -10,6 +10,7 @@ from typing import Any
 
 from microdit.cli import arguments as types
 from microdit.cli.encode import add_encode_command
+from microdit.common.command_line import add_command
 
 SHOW = "show"
 KINDS = (SHOW, "encode", "cifar-captions", "cifar10")
@@ -17,7 +18,12 @@ CACHE = Path("~/.cache/microdit")
 
 
 def add_data_commands(commands: Any) -> None:
-    data = commands.add_parser("data", help="look at a dataset, make cifar-captions or cifar10, or encode images")
+    data = add_command(
+        commands,
+        "data",
+        "show a dataset, build cifar-captions or cifar10, or encode images",
+        ["microdit data config.yaml --split val --out sheet.png", "microdit data encode photos --out latents"],
+    )
     kinds = data.add_subparsers(required=True, metavar="CONFIG | encode | cifar-captions | cifar10")
     add_encode_command(kinds)
     _add_show(kinds)
@@ -34,7 +40,12 @@ def with_show(argv: Sequence[str]) -> list[str]:
 
 
 def _add_show(kinds: Any) -> None:
-    show = kinds.add_parser(SHOW, help="a contact sheet and its captions; the word 'show' may be left out")
+    show = add_command(
+        kinds,
+        SHOW,
+        "print captions and write a contact sheet; the word 'show' may be left out",
+        ["microdit data config.yaml --split val --count 24 --out sheet.png"],
+    )
     show.add_argument("config", type=Path, help="a complete configuration")
     show.add_argument("--split", default="train", choices=("train", "val", "composition"))
     show.add_argument("--count", type=types.count, default=24)
@@ -45,8 +56,11 @@ def _add_show(kinds: Any) -> None:
 def _add_cifar_captions(kinds: Any) -> None:
     from microdit.data.cifar_captions.config import WORDS_FILE, Fetch, Filters
 
-    made = kinds.add_parser(
-        "cifar-captions", help="photographs of the CIFAR-10 classes, chosen from COYO-700M's metadata"
+    made = add_command(
+        kinds,
+        "cifar-captions",
+        "select photographs of the CIFAR-10 classes from COYO-700M's metadata, and download them",
+        ["microdit data cifar-captions --coyo coyo/ --out cifar_captions --per-class 1000"],
     )
     made.add_argument("--coyo", required=True, help="folder, glob or file of parquet metadata, or a hub dataset's name")
     made.add_argument("--out", type=Path, required=True, help="folder for the selection, its card and the images")
@@ -80,7 +94,12 @@ def _add_cifar_captions(kinds: Any) -> None:
 
 
 def _add_cifar10(kinds: Any) -> None:
-    made = kinds.add_parser("cifar10", help="CIFAR-10 as a folder of images with captions from templates")
+    made = add_command(
+        kinds,
+        "cifar10",
+        "convert CIFAR-10 to a folder of images with captions from templates",
+        ["microdit data cifar10 --root downloads --download --out cifar10"],
+    )
     made.add_argument("--root", type=Path, required=True, help="folder of cifar-10-binary.tar.gz")
     made.add_argument("--download", action="store_true", help="fetch it into --root first")
     made.add_argument("--out", type=Path, required=True, help="new folder for images and metadata.jsonl")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microdit.cli import arguments as types
+from microdit.common.command_line import add_command
 from microdit.common.errors import ConfigError
 from microdit.common.files.paths import absolute_if_folder
 from microdit.data.latents.writer import DEFAULT_BATCH_SIZE, DEFAULT_SHARD_SIZE, ShardJob
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 
 def add_encode_command(kinds: Any) -> None:
-    made = kinds.add_parser("encode", help="precompute latents (and caption features) for data=latents; resumable")
+    made = add_command(
+        kinds,
+        "encode",
+        "precompute latents (and caption features) for data=latents; resumable",
+        ["microdit data encode photos --out latents --resolution 256 --captions"],
+    )
     made.add_argument("source", help="a folder of captioned images; one that datasets saved; hf:NAME; tars; MDS")
     made.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards and their index")
     made.add_argument("--resolution", type=types.count, default=256, help="side of the images, cropped, resized (256)")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from microdit.cli import arguments as types
+from microdit.common.command_line import add_command
 from microdit.common.errors import ConfigError
 from microdit.common.process.distributed import is_main
 
@@ -23,7 +24,15 @@ FOR_MEASURING = (
 
 
 def add_evaluate_command(commands: Any) -> None:
-    parser = commands.add_parser("evaluate", help="score a trained run again, or any captioned pictures")
+    parser = add_command(
+        commands,
+        "evaluate",
+        "score a trained run again, or any captioned images",
+        [
+            "microdit evaluate runs/first --samples 256 --metrics fd clip_score",
+            "microdit evaluate config.yaml --images generated --json",
+        ],
+    )
     parser.add_argument("run", type=Path, help="a run's output folder; with --images a complete config.yaml will do")
     parser.add_argument(
         "--images",

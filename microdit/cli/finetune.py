@@ -9,11 +9,17 @@ from typing import Any
 
 from microdit.cli import arguments as types
 from microdit.cli.train import train_and_print
+from microdit.common.command_line import add_command
 from microdit.common.process.distributed import is_main
 
 
 def add_finetune_command(commands: Any) -> None:
-    tune = commands.add_parser("finetune", help="go on from a finished run, on a folder of captioned pictures")
+    tune = add_command(
+        commands,
+        "finetune",
+        "continue the training of a finished run on a folder of captioned images",
+        ["microdit finetune runs/first --data photos --out runs/tuned optimizer.lr=1e-4"],
+    )
     tune.add_argument("run", type=Path, help="the folder of the run to start from; it stays as it is")
     tune.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="8 or more captioned pictures")
     tune.add_argument("--steps", type=types.count, help="optimiser steps (default 300)")

@@ -6,9 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from microdit.common.command_line import add_command
+
 
 def add_import_command(commands: Any) -> None:
-    load = commands.add_parser("import", help="convert a checkpoint of the paper's released model")
+    load = add_command(
+        commands,
+        "import",
+        "convert a checkpoint of the paper's released model",
+        ["microdit import dit_4_channel.pt --preset MicroDiT_XL_2 --out released"],
+    )
     load.add_argument("checkpoint", type=Path, help=".safetensors or .pt, plain or nested under 'dit.'")
     load.add_argument("--preset", default="MicroDiT_XL_2", help="architecture (default MicroDiT_XL_2)")
     load.add_argument("--config", type=Path, help="architecture as a YAML or JSON of model keys, instead of a preset")

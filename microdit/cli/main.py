@@ -1,4 +1,4 @@
-"""The `microdit` command: resolved configurations and files in, weights, pictures and scores out."""
+"""The `microdit` command: resolved configurations and files in, weights, images and scores out."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from microdit.cli.finetune import add_finetune_command, finetune_command
 from microdit.cli.import_checkpoint import add_import_command
 from microdit.cli.sample import add_sample_command
 from microdit.cli.train import add_train_command, train_command
-from microdit.common.errors import MicroditError
-from microdit.common.files.atomic import file_trouble
-from microdit.common.process.distributed import destroy_process_group, is_main, should_report_error
-from microdit.common.process.terminal import safely
+from microdit.common.command_line import Parser, make_parser, run_command
+from microdit.common.process.distributed import destroy_process_group, is_main
 from microdit.common.process.waiting import waiting
 
 COMMANDS = (
@@ -31,37 +29,27 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the exit code: 0, 2 for an error of the user's, 130 when interrupted.
+    """Run the command.
 
-    Of several processes (torchrun), one prints the error.
+    Args:
+        argv: the words after the program's name; None: those of the process.
+
+    Returns:
+        0; 2 for an error of the user; 130 if interrupted. Of several processes (torchrun), one prints the error.
     """
-    return safely(lambda: _main(argv))
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    return run_command(
+        "microdit",
+        lambda: _run(words),
+        interrupted="interrupted; the same command resumes from the last checkpoint",
+    )
 
 
-def _main(argv: Sequence[str] | None) -> int:
-    arguments = _parsed(with_show(sys.argv[1:] if argv is None else argv))
-    try:
-        if getattr(arguments, "loads_torch", False):
-            _load(arguments.command in (train_command, finetune_command))
-        arguments.command(arguments)
-    except MicroditError as error:
-        if should_report_error():
-            print(f"microdit: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:
-        raise
-    except OSError as error:  # a full disk, a folder that can't be written, a name that no file system takes
-        if should_report_error():
-            print(f"microdit: {file_trouble(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if should_report_error():
-            print("microdit: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    except Exception:
-        if should_report_error():
-            raise
-        return 1
+def _run(words: Sequence[str]) -> int:
+    arguments = _parsed(with_show(words))
+    if getattr(arguments, "loads_torch", False):
+        _load(arguments.command in (train_command, finetune_command))
+    arguments.command(arguments)
     destroy_process_group()
     return 0
 
@@ -76,18 +64,19 @@ def _load(first_line: bool) -> None:
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
-    """The arguments; key=value words may stand anywhere among a command's options, which argparse alone refuses."""
+    """Return the arguments; unlike in plain argparse, key=value words may stand anywhere among the options."""
     parser = _parser()
     arguments, others = parser.parse_known_args(words)
     if others and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in others)):
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
+        getattr(arguments, "parser", parser).reject_unknown(others)
     if others:
         arguments.overrides += others
     return arguments
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="microdit", description="Micro-budget diffusion transformers: the core.")
+def _parser() -> Parser:
+    examples = ("microdit train config.yaml", 'microdit sample runs/train/RUN "a cat" --out cat.png')
+    parser = make_parser("microdit", "Train, sample and score micro-budget diffusion transformers.", examples)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add_command in COMMANDS:
         add_command(commands)

@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from microdit.cli import arguments as types
+from microdit.common.command_line import add_command
 from microdit.common.errors import ConfigError
 
 
 def add_sample_command(commands: Any) -> None:
-    sample = commands.add_parser("sample", help="draw captions with a trained run")
+    sample = add_command(
+        commands,
+        "sample",
+        "generate images of captions with a trained run",
+        ['microdit sample runs/first "a cat" "two dogs" --count 4 --guidance 2 --out samples.png'],
+    )
     sample.add_argument("run", type=Path, help="a run's output folder")
     sample.add_argument("captions", nargs="+", help="one picture row per caption")
     sample.add_argument("--out", type=Path, default=Path("samples.png"))

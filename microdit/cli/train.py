@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from microdit.common.command_line import add_command
 from microdit.common.process.distributed import is_main
 
 if TYPE_CHECKING:
@@ -13,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def add_train_command(commands: Any) -> None:
-    train = commands.add_parser("train", help="train and score one complete config.yaml")
+    train = add_command(
+        commands,
+        "train",
+        "train and score one complete config.yaml",
+        ["microdit-sweep config scale=smoke > config.yaml && microdit train config.yaml --out runs/first"],
+    )
     train.add_argument("config", type=Path, help="a complete configuration, as every run stores one")
     train.add_argument("--out", type=Path, help="output folder instead of the configuration's output_dir")
     train.set_defaults(command=train_command, loads_torch=True)

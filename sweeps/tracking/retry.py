@@ -106,13 +106,6 @@ def is_store_error(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in (*STORES, "sweeps") and not isinstance(error, AssertionError)
 
 
-def file_trouble(error: BaseException) -> str:
-    """One sentence on a file or folder that can't be used, such as an unwritable cache; '' for another error."""
-    if not isinstance(error, OSError) or error.filename is None:
-        return ""
-    return f"'{error.filename}' can't be used: {error.strerror or error}"
-
-
 def store_trouble(error: BaseException) -> str:
     """One sentence for the user."""
     words = _words(error)

@@ -1,6 +1,6 @@
 """What the queue and the records cost: seconds a trial beyond its training, and milliseconds a logged metric.
 
-    microdit-sweep bench
+    python tests/benchmarks/queue_overhead.py
 
 Trials of one step at `smoke` scale through the real command's road; both stores are fresh sqlite files in a temporary
 folder. A worker's first trial is left out (it imports torch and loads the networks).
@@ -29,7 +29,7 @@ SETTINGS = ("training.steps=1", "training.sample_every=0", "training.sample_coun
 UNSCORED = ("evaluation.samples=0", "training.val_images=8")
 
 
-def bench(trials: int = TRIALS, workers: tuple[int, ...] = WORKERS) -> int:
+def bench(trials: int = TRIALS, workers: tuple[int, ...] = WORKERS) -> None:
     """Prints one row a number of workers, then the cost of a metric."""
     rows = [["workers", "trials", "wall s", "s/trial beyond training (median)", "s/trial wall x workers"]]
     for count in workers:
@@ -39,7 +39,6 @@ def bench(trials: int = TRIALS, workers: tuple[int, ...] = WORKERS) -> int:
     print(f"\n{len(os.sched_getaffinity(0))} CPU cores here; more workers than cores wait for each other.")
     with tempfile.TemporaryDirectory() as folder:
         print(f"one logged metric: {1000 * metric_seconds(Path(folder)):.3f} ms on sqlite, in batches")
-    return 0
 
 
 def _row(workers: int, trials: int, root: Path) -> list[str]:
@@ -47,7 +46,7 @@ def _row(workers: int, trials: int, root: Path) -> list[str]:
     file = StudySpec("bench", arms=decays, seeds=(0,), holds="steps", metrics=Metrics("val_loss"), figure=Figure())
     study = Study("bench", "smoke", "bench", file, decays, (0,), {})
     uri, queue_uri = f"sqlite:///{root / 'mlflow.db'}", f"sqlite:///{root / 'optuna.db'}"
-    options = Options(root, uri, queue_uri, workers, True, "microdit-sweep bench")
+    options = Options(root, uri, queue_uri, workers, True, "queue_overhead.py")
     begin = time.monotonic()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         launch_study(study, [*SETTINGS, *UNSCORED], options)
@@ -71,10 +70,14 @@ def metric_seconds(root: Path) -> float:
 
     uri = f"sqlite:///{root / 'mlflow.db'}"
     experiment = Store(uri, root).experiment("microdit/bench")
-    recorder = MlflowLogger(uri, RunSpec(experiment, "bench", {}, {}, "microdit-sweep bench"))
+    recorder = MlflowLogger(uri, RunSpec(experiment, "bench", {}, {}, "queue_overhead.py"))
     recorder.open()
     begin = time.monotonic()
     for step in range(POINTS // 5):
         recorder.metrics(step + 1, {f"metric/{i}": float(step) for i in range(5)})
     recorder.flush()
     return (time.monotonic() - begin) / POINTS
+
+
+if __name__ == "__main__":
+    bench()

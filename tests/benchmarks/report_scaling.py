@@ -1,6 +1,6 @@
 """What a report of a big store costs: time and peak memory on one that is made for it.
 
-    microdit-report bench [runs=10000] [points=100] [arms=100]
+    python tests/benchmarks/report_scaling.py [runs=10000] [points=100] [arms=100]
 
 Two studies in one sqlite store: one of that many runs and one of 20, as a user's latest study lies among all the
 others. Each run has two curves that a report reads and one that it doesn't, of that many points each, beside the
@@ -28,6 +28,7 @@ import yaml
 from analysis.errors import ReportError, nearest
 from analysis.io.store import quiet
 
+MEASURE = "measure"  # first word of the process that makes one report
 DEFAULTS = {"runs": 10_000, "points": 100, "arms": 100}
 STUDY, SMALL = "masking_ratio", "mixer_size"
 FEW, FEW_ARMS = 20, 5  # runs and arms of the small study
@@ -49,7 +50,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 Rows = dict[str, list[tuple[Any, ...]]]
 
 
-def bench(words: Sequence[str]) -> int:
+def bench(words: Sequence[str]) -> None:
     """Makes the store, then a report of each study in a process of its own, and prints what those took."""
     sizes = _sizes(words)
     with tempfile.TemporaryDirectory() as folder:
@@ -58,13 +59,12 @@ def bench(words: Sequence[str]) -> int:
         size = (Path(folder) / "mlflow.db").stat().st_size / 2**20
         print(f"{sizes['runs'] + FEW} runs, {size:.0f} MiB, made in {_since(begin):.1f} s", flush=True)
         for study in (STUDY, SMALL):
-            line = [sys.executable, "-m", "tests.benchmarks.report_scaling", uri, study, str(Path(folder) / "results")]
+            line = [sys.executable, __file__, MEASURE, uri, study, str(Path(folder) / "results")]
             answer = subprocess.run(line, check=True, capture_output=True, text=True).stdout
             count, found = json.loads(answer.splitlines()[-1])
             print(f"\n{study}: {count} runs")
             for name, seconds, cpu, peak in found:
                 print(f"  {name:18s}{seconds:7.2f} s  (CPU {cpu:6.2f} s)   peak {peak:6.0f} MiB", flush=True)
-    return 0
 
 
 def _sizes(words: Sequence[str]) -> dict[str, int]:
@@ -72,7 +72,7 @@ def _sizes(words: Sequence[str]) -> dict[str, int]:
     for word in words:
         name, _, value = word.partition("=")
         if name not in sizes:
-            raise ReportError(f"'{word}': bench has no '{name}'; {nearest(name, sizes)}")
+            raise ReportError(f"'{word}': there is no '{name}'; {nearest(name, sizes)}")
         if not value.isdigit() or not int(value):
             raise ReportError(f"'{word}': it must be a whole number from 1")
         sizes[name] = int(value)
@@ -194,7 +194,7 @@ class _Trial:
         own |= {"data_fingerprint": "f" * 64, "feature_net": "efficientnet-lite0@0a1b2c3d+score-clip@4e5f6a7b"}
         own |= {"samples": "256", "device": "cpu", "git_commit": "0123456789abcdef", "git_dirty": "false"}
         own |= {"training.steps": "1400", "training.batch_size": "16"}
-        own |= {"command": "microdit-report bench", "host": "bench", "log": f"runs/{name}/log.txt"}
+        own |= {"command": "report_scaling.py", "host": "bench", "log": f"runs/{name}/log.txt"}
         tags = {f"microdit.{key}": value for key, value in own.items()}
         return tags | {"mlflow.parentRunId": parent, "mlflow.runName": name, "mlflow.user": "bench"}
 
@@ -220,4 +220,7 @@ def _peak() -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], sys.argv[2], Path(sys.argv[3]))))
+    if sys.argv[1:2] == [MEASURE]:
+        print(json.dumps(measure(sys.argv[2], sys.argv[3], Path(sys.argv[4]))))
+    else:
+        bench(sys.argv[1:])

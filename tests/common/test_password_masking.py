@@ -101,7 +101,7 @@ def test_a_traceback_at_the_command_line_is_masked(
         raise RuntimeError("lost postgresql://u:p@ss:w/ord@host/x")
 
     monkeypatch.setattr("sweeps.cli._dispatch", fail)
-    assert main(["bench"]) == 1
+    assert main(["ui"]) == 1
     said = capsys.readouterr().err
     assert "RuntimeError: lost postgresql://u:***@host/x" in said
     assert "w/ord" not in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import sqlite3
@@ -19,9 +20,10 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
-from report_scaling import FEW, fill
+from report_scaling import FEW, bench, fill
 
 from analysis import cli
+from analysis.errors import ReportError
 from analysis.figures.curves import curve_figure
 from analysis.io.results import Results, load
 from analysis.io.store import open_store
@@ -145,17 +147,17 @@ def test_of_many_arms_the_best_are_drawn(store: str, monkeypatch: pytest.MonkeyP
     ("words", "told"),
     [
         (["runs=0"], "'runs=0': it must be a whole number from 1"),
-        (["run=9"], "bench has no 'run'; did you mean 'runs'"),
+        (["run=9"], "there is no 'run'; did you mean 'runs'"),
     ],
 )
-def test_bench_refuses_other_words(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", *words]) == 2
-    assert told in capsys.readouterr().err
+def test_the_benchmark_rejects_other_words(words: list[str], told: str) -> None:
+    with pytest.raises(ReportError, match=re.escape(told)):
+        bench(words)
 
 
 @pytest.mark.slow
 def test_bench_tells_time_and_memory(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "runs=24", "points=10", "arms=4"]) == 0
+    bench(["runs=24", "points=10", "arms=4"])
     printed = capfd.readouterr().out
     assert "masking_ratio: 24 runs" in printed
     assert "mixer_size: 20 runs" in printed
