@@ -30,6 +30,7 @@ from hydra.core.utils import JobStatus
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, open_dict
+from tqdm import tqdm
 
 from microdit.common.errors import ConfigError, nearest
 from microdit.common.process.waiting import waiting
@@ -124,6 +125,8 @@ def _start(queue_uri: str, queue_name: str, index: int) -> SpawnProcess:
 def _live(queue_uri: str, queue_name: str, index: int) -> None:
     from sweeps.execution.worker import work
 
+    # os._exit below would leak the semaphore of tqdm's default lock, which Python reports when the launcher ends.
+    tqdm.set_lock(threading.RLock())
     threading.Thread(target=_end_with_the_launcher, daemon=True).start()
     try:
         code = work(queue_uri, queue_name, index)
