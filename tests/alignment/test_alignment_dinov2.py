@@ -175,7 +175,7 @@ def test_a_launch_tells_it_before_the_first_arm_is_encoded(tmp_path: Path, hub: 
 def test_other_files_are_refused_before_anything_is_encoded(tmp_path: Path) -> None:
     for tensors, words in (
         ({"pos_embed": torch.zeros(1, 1370, 384)}, "not DINOv2's small ViT: .*Missing key"),
-        ({"pos_embed": torch.zeros(1, 5, 100)}, "a ViT of width 100; DINOv2's without registers have 384"),
+        ({"pos_embed": torch.zeros(1, 5, 100)}, "a ViT of width 100; DINOv2 without registers has 384"),
         ({"weight": torch.zeros(1)}, "not a checkpoint of DINOv2"),
     ):
         torch.save(tensors, tmp_path / "other.pth")

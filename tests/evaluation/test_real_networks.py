@@ -157,7 +157,7 @@ def test_files_of_another_layout_are_refused(tmp_path: Path) -> None:
     torch.save({"pos_embed": torch.zeros(1, 2, 100)}, path)
     with pytest.raises(ConfigError, match=r"other.pth is not torch-fidelity's Inception-v3: it has no 'Mixed_7c"):
         check_scoring(replace(CONFIG, feature_weights=str(path)))
-    with pytest.raises(ConfigError, match=r"other.pth: a ViT of width 100; DINOv2's without registers have 384"):
+    with pytest.raises(ConfigError, match=r"other.pth: a ViT of width 100; DINOv2 without registers has 384"):
         check_scoring(replace(CONFIG, feature_net="dinov2", feature_weights=str(path)))
 
 

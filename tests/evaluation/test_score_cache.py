@@ -28,7 +28,8 @@ SCORE_ONCE = """
 import json, sys
 import numpy as np
 import torch
-from microdit.data.dataset import DataConfig, build_dataset
+from microdit.data.config import DataConfig
+from microdit.data.registry import build_dataset
 from microdit.evaluation.config import EvalConfig
 from microdit.evaluation.score import score
 torch.set_num_threads(1)

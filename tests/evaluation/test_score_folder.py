@@ -86,7 +86,7 @@ def test_faults_are_named(tmp_path: Path, reference: CaptionedImages, items: lis
     write_prompts(tmp_path, items[:-1])
     fails(tmp_path, reference, "11 prompts and 11 labels for 12 images")
     write_prompts(tmp_path, items, labels=["truk"] * COUNT)
-    fails(tmp_path, reference, "'truk' is no class of the reference; did you mean 'truck'")
+    fails(tmp_path, reference, "'truk' is not a class of the reference; did you mean 'truck'")
     write_prompts(tmp_path, items, labels=[2.5] * COUNT)
     fails(tmp_path, reference, "neither an index nor a name")
     write_prompts(tmp_path, items)

@@ -259,7 +259,7 @@ def test_class_accuracy_counts_known_labels_only(labels: list[int], seed: int) -
     [
         ({"metrics": ("fd", "clip_scroe")}, ("clip_scroe", "did you mean 'clip_score'?")),
         ({"metrics": ()}, ("evaluation.metrics", "valid choices")),
-        ({"metrics": ("fd", "fd")}, ("twice",)),
+        ({"metrics": ("fd", "fd")}, ("repeats",)),
         ({"feature_net": "efficientnet-lite"}, ("did you mean 'efficientnet-lite0'?",)),
         ({"feature_weights": "a.pth"}, ("evaluation.feature_weights", "whose weights come with a package")),
         ({"clip": ""}, ("'evaluation.clip' is empty",)),
@@ -281,7 +281,7 @@ def test_pictures_that_do_not_fit_are_named(real: Drawn, reference: CaptionedIma
         with pytest.raises(DataError, match=words):
             score(images, captions, labels, reference, CONFIG, tmp_path)
 
-    fails(real.images, real.captions[:-1], real.labels, "96 pictures, 95 captions and 96 labels")
+    fails(real.images, real.captions[:-1], real.labels, "96 images, 95 captions and 96 labels")
     fails(real.images[:1], real.captions[:1], real.labels[:1], "at least 2")
     fails(real.images[:, ::2, ::2], real.captions, real.labels, r"\(32, 32, 3\).*\(64, 64, 3\)")
     fails(real.images / 255, real.captions, real.labels, "float64")

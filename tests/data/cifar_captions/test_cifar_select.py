@@ -212,10 +212,10 @@ def test_a_list_of_other_classes(tmp_path: Path) -> None:
     [
         (["--coyo", "nowhere/at/all"], "no such folder, no file matches"),
         (["--coyo", "EMPTY"], "has no *.parquet file"),
-        (["--coyo", "BROKEN"], "part-00000.parquet is no readable parquet file"),
+        (["--coyo", "BROKEN"], "part-00000.parquet is not a readable parquet file"),
         (["--coyo", "COLUMN"], "has no column 'watermark_score', which COYO-700M has; did you mean 'watermark'?"),
         (["--coyo", "TYPE"], "column 'width': not int64"),
-        (["--coyo", "NONE"], "none of 1 rows is left; dropped by no class word: 1"),
+        (["--coyo", "NONE"], "no row of 1 passes; dropped by no class word: 1"),
         (["--coyo", "GOOD", "--min-words", "9", "--max-words", "3"], "--min-words is 9, above --max-words 3"),
         (["--coyo", "GOOD", "--max-aspect", "0.5"], "--max-aspect is 0.5"),
         (["--coyo", "GOOD", "--min-clip", "31"], "--min-clip is 31.0; it must be at least 0 and at most 1"),

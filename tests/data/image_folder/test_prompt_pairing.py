@@ -77,7 +77,7 @@ def test_names_pair_in_any_order(tmp_path: Path) -> None:
 def test_what_has_no_partner_is_counted_and_named(tmp_path: Path) -> None:
     files = ["0.png", "1.png"]
     fails(tmp_path, files, r"1 of 2 images have no prompt: 1\.png", prompts={"0.png": "x"})
-    fails(tmp_path, files, r"1 of 3 entries name no image .*: 2\.png", prompts=dict.fromkeys([*files, "2.png"], "x"))
+    fails(tmp_path, files, r"1 of 3 entries match no image .*: 2\.png", prompts=dict.fromkeys([*files, "2.png"], "x"))
     fails(tmp_path, files, "3 prompts and 3 labels for 2 images", prompts=["x"] * 3)
     fails(tmp_path, files, "2 prompts and 1 labels for 2 images", prompts=["x"] * 2, labels=[0])
     fails(tmp_path, files, r"'labels' names 2\.png", prompts=dict.fromkeys(files, "x"), labels={"2.png": 1})

@@ -174,7 +174,7 @@ def test_killed_in_the_middle_it_goes_on(place: Path, tmp_path: Path):
     assert killed.returncode == -9
     assert len(shards(tmp_path)) == 1
     first = shards(tmp_path)[0].stat()
-    with pytest.raises(DataError, match=r"isn't finished \(1 shards are there\)"):
+    with pytest.raises(DataError, match=r"is unfinished \(1 shards exist\)"):
         open_images(tmp_path)
     assert encode(place, tmp_path, "--autoencoder", "pixels") == 0
     again = shards(tmp_path)[0].stat()
@@ -208,7 +208,7 @@ def test_a_damaged_shard_is_found_and_made_anew(place: Path, tmp_path: Path):
     shards(folder)[1].write_bytes(whole[:-7])
     assert all(word in said(config) for word in (shards(folder)[1].name, "but its header describes", "delete it"))
     shards(folder)[1].write_bytes(whole[:5])
-    assert "cut off (5 bytes)" in said(config)
+    assert "truncated (5 bytes)" in said(config)
     shards(folder)[1].write_bytes(whole[:9000] + bytes([whole[9000] ^ 1]) + whole[9001:])
     assert all(word in said(config) for word in (shards(folder)[1].name, "wrong checksum"))
     shards(folder)[1].unlink()
@@ -235,9 +235,9 @@ def test_without_an_index_it_is_no_data(place: Path, tmp_path: Path):
         return dataclasses.replace(done, data=dataclasses.replace(done.data, path=str(path)))
 
     (folder / "index.json").unlink()
-    assert "has no index.json: its encoding isn't finished (3 shards" in said(at(folder))
+    assert "has no index.json: its encoding is unfinished (3 shards" in said(at(folder))
     assert "made by 'microdit data encode" in said(at(place / "images"))
-    with pytest.raises(DataError, match=r"has no index\.json: its encoding isn't finished"):
+    with pytest.raises(DataError, match=r"has no index\.json: its encoding is unfinished"):
         on_latents(folder, tmp_path)
     index = read_index(place / "done")
     index["shards"][0]["file"] = "../elsewhere.safetensors"
@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_told_apart(place: Path, tmp_path: Path):
     assert "holds 16 x 8 x 8 latents of 16 px images" in wrong
     assert "data.resolution=16 model.in_channels=16 model.input_size=8" in wrong
     wrong = said(on_latents(place / "done", tmp_path, "autoencoder.path=builtin"))
-    assert "channels 16 there and 4 here" in wrong
+    assert "channels is 16 in the data and 4 here" in wrong
     assert "autoencoder.path=data" in wrong
 
 
@@ -273,7 +273,7 @@ def test_an_autoencoder_that_changed_or_moved_is_named(place: Path, tmp_path: Pa
     assert encode(place, tmp_path / "out", "--autoencoder", str(tmp_path / "vae")) == 0
     settings = (tmp_path / "vae" / "config.json").read_text()
     (tmp_path / "vae" / "config.json").write_text(settings.replace("0.1159", "0.1"))
-    assert "shift_factor 0.1159 there and 0.1 here" in said(on_latents(tmp_path / "out", tmp_path))
+    assert "shift_factor is 0.1159 in the data and 0.1 here" in said(on_latents(tmp_path / "out", tmp_path))
     (tmp_path / "vae").rename(tmp_path / "moved")
     assert "set autoencoder.path to its present location" in said(on_latents(tmp_path / "out", tmp_path))
     build_components(on_latents(tmp_path / "out", tmp_path, f"autoencoder.path={place / 'vae'}"))

@@ -281,7 +281,7 @@ def test_features_of_another_encoder_are_noticed(
 ):
     more = ("--autoencoder", str(vae(tmp_path / "vae")), "--captions", "--text", "builtin")
     assert put(mds, tmp_path / "out", *more, "--text-layer", "penultimate") == 2
-    assert "caption_latents are not what --text builtin gives" in capsys.readouterr().err
+    assert "caption_latents differ from the features of --text builtin" in capsys.readouterr().err
     assert put(mds, tmp_path / "out", "--autoencoder", "builtin") == 2
     assert "has 4 channels and a factor of 4, but the latents are 4 x 32 x 32" in capsys.readouterr().err
     assert put(mds, tmp_path / "out", *more[:2], "--resolution", "512") == 2
