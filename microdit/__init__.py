@@ -1,1 +1,80 @@
-"""microdit"""
+"""Train, sample and score micro-budget diffusion transformers.
+
+    import microdit as md
+
+    result = md.train(md.Config.preset("smoke"))
+    images = result.pipeline(["a cat"], num_samples=4, seed=0)
+
+Names are imported when they are first used, so `import microdit` is quick and doesn't load PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from microdit.common.errors import CheckpointError as CheckpointError
+    from microdit.common.errors import ConfigError as ConfigError
+    from microdit.common.errors import DataError as DataError
+    from microdit.common.errors import DivergenceError as DivergenceError
+    from microdit.common.errors import MicroditError as MicroditError
+    from microdit.config.identity import trial_key as trial_key
+    from microdit.config.schema import Config as Config
+    from microdit.config.schema import load_config as load_config
+    from microdit.config.schema import save_config as save_config
+    from microdit.data.dataset import CaptionedImages as CaptionedImages
+    from microdit.data.dataset import Sample as Sample
+    from microdit.data.in_memory import ImageCaptionDataset as ImageCaptionDataset
+    from microdit.data.registry import build_dataset as build_dataset
+    from microdit.diffusion.samplers import SamplerConfig as SamplerConfig
+    from microdit.evaluation.config import EvalConfig as EvalConfig
+    from microdit.model.config import DiTConfig as DiTConfig
+    from microdit.model.dit import DiT as DiT
+    from microdit.model.presets import list_presets as list_presets
+    from microdit.pipeline.evaluate import evaluate as evaluate
+    from microdit.pipeline.pretrained import Pipeline as Pipeline
+    from microdit.pipeline.run_logger import NullLogger as NullLogger
+    from microdit.pipeline.train import TrainingResult as TrainingResult
+    from microdit.pipeline.train import train as train
+
+# Public names and their modules; the block above gives them to type checkers, and a test keeps both equal.
+PUBLIC = {
+    "CaptionedImages": "data.dataset",
+    "CheckpointError": "common.errors",
+    "Config": "config.schema",
+    "ConfigError": "common.errors",
+    "DataError": "common.errors",
+    "DiT": "model.dit",
+    "DiTConfig": "model.config",
+    "DivergenceError": "common.errors",
+    "EvalConfig": "evaluation.config",
+    "ImageCaptionDataset": "data.in_memory",
+    "MicroditError": "common.errors",
+    "NullLogger": "pipeline.run_logger",
+    "Pipeline": "pipeline.pretrained",
+    "Sample": "data.dataset",
+    "SamplerConfig": "diffusion.samplers",
+    "TrainingResult": "pipeline.train",
+    "build_dataset": "data.registry",
+    "evaluate": "pipeline.evaluate",
+    "list_presets": "model.presets",
+    "load_config": "config.schema",
+    "save_config": "config.schema",
+    "train": "pipeline.train",
+    "trial_key": "config.identity",
+}
+
+__all__ = list(PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'microdit' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"microdit.{PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})

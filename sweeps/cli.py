@@ -72,7 +72,7 @@ def _dispatch(words: CommandLine, command_line: str) -> int:
         return relocate(words.root, words.uri(), words.queue_uri())
     if words.command == "config":
         from microdit.common.parsing import to_mapping
-        from microdit.pipeline.sizes import check_stated_sizes
+        from microdit.config.sizes import check_stated_sizes
         from sweeps.config.hydra_compose import compose_config
 
         config = compose_config([f"scale={words.scale}", *words.overrides])
@@ -151,7 +151,7 @@ def _workers(words: CommandLine, per_gpu: int) -> int:
 
 
 def _train(words: CommandLine, options: Any) -> int:
-    from microdit.pipeline.sizes import check_stated_sizes
+    from microdit.config.sizes import check_stated_sizes
     from sweeps.config.hydra_compose import compose_config
     from sweeps.execution.train_command import train_one
 

@@ -63,7 +63,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     import json
 
     from microdit.evaluation.report import describe
-    from microdit.pipeline.pretrained import evaluate_pictures, evaluate_run, load_config_with_overrides
+    from microdit.pipeline.evaluate import config_to_evaluate, evaluate_images, evaluate_run
 
     changes = {key: getattr(arguments, key) for key in (*FOR_DRAWING, *FOR_MEASURING)}
     changes = {key: value for key, value in changes.items() if value is not None}
@@ -75,9 +75,9 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
         changes = {"feature_weights": None} | changes  # the run's own belong to another network
     if "metrics" in changes:
         changes["metrics"] = tuple(changes["metrics"])
-    config = load_config_with_overrides(arguments.run, changes)
+    config = config_to_evaluate(arguments.run, changes)
     if arguments.images is not None:
-        values = evaluate_pictures(arguments.images, config)
+        values = evaluate_images(arguments.images, config)
     else:
         values = evaluate_run(arguments.run, config)
     if is_main():  # of several processes, it has the scores

@@ -9,6 +9,7 @@ from typing import Any
 from microdit.cli import arguments as types
 from microdit.common.command_line import add_command
 from microdit.common.errors import ConfigError
+from microdit.common.files.text import check_characters
 
 
 def add_sample_command(commands: Any) -> None:
@@ -41,23 +42,22 @@ def add_sample_command(commands: Any) -> None:
 
 
 def sample_command(arguments: argparse.Namespace) -> None:
-    import dataclasses
+    import numpy as np
 
-    from microdit.common.files.text import check_characters
-    from microdit.diffusion import GuidanceInterval
-    from microdit.pipeline.generate import generate, grid, save_png
-    from microdit.pipeline.pretrained import load_run
+    from microdit.pipeline.generate import grid, save_png
+    from microdit.pipeline.pretrained import Pipeline
 
     for number, caption in enumerate(arguments.captions, 1):
         check_characters(caption, f"caption {number}", ConfigError)
-    trained = load_run(arguments.run)
-    keys = ("steps", "guidance", "guidance_by")
-    changes = {key: getattr(arguments, key) for key in keys if getattr(arguments, key) is not None}
-    if arguments.guidance_interval is not None:
-        changes["guidance_interval"] = GuidanceInterval(*arguments.guidance_interval)
-    sampler = dataclasses.replace(trained.config.sampler, **changes)
-    dataclasses.replace(trained.config, sampler=sampler)  # refuses what doesn't go with the network
-    features = trained.text_encoder.encode(arguments.captions).repeat_interleave(arguments.count, 0)
-    pictures = generate(trained.denoiser, trained.autoencoder, features, sampler, arguments.seed)
-    save_png(grid(pictures, arguments.count), arguments.out)
-    print(f"{len(pictures)} pictures, a row per caption: {arguments.out}")
+    interval = arguments.guidance_interval
+    images = Pipeline.from_pretrained(arguments.run)(
+        arguments.captions,
+        num_samples=arguments.count,
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        guidance_by=arguments.guidance_by,
+        guidance_interval=None if interval is None else (interval[0], interval[1]),
+        seed=arguments.seed,
+    )
+    save_png(grid(np.stack([np.asarray(image) for image in images]), arguments.count), arguments.out)
+    print(f"{len(images)} images, one row per caption: {arguments.out}")

@@ -31,7 +31,7 @@ MOVED_MODULES = {
     "microdit.evaluation.weights": "microdit.encoders.pretrained_weights",
     "microdit.files": "microdit.common.files.atomic",
     "microdit.finetune": "microdit.pipeline.finetune",
-    "microdit.finish": "microdit.pipeline.final_evaluation",
+    "microdit.finish": "microdit.pipeline.evaluate",
     "microdit.imported": "microdit.pipeline.import_released",
     "microdit.model.attention": "microdit.model.layers.attention",
     "microdit.model.blocks": "microdit.model.layers.blocks",

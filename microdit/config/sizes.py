@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from microdit.common.errors import DataError
+from microdit.common.errors import ConfigError, DataError
+from microdit.common.parsing import to_mapping
+from microdit.data.config import DataConfig
 from microdit.data.latents.reader import read_index
 from microdit.encoders.autoencoder import OF_DATA, autoencoder_sizes
 from microdit.encoders.text import text_width
+from microdit.model import DiTConfig
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,16 @@ class Sizes:
     channels: int | None  # of the latents
     downsampling: int | None  # pixels per latent along a side
     width: int | None  # of the text encoder's token features
+
+
+class HasSizes(Protocol):
+    """The settings of a run that decide or contain sizes; `microdit.config.schema.Config` has them."""
+
+    @property
+    def data(self) -> DataConfig: ...
+
+    @property
+    def model(self) -> DiTConfig: ...
 
 
 def stated_sizes(values: Mapping[str, Any]) -> Sizes:
@@ -49,6 +62,31 @@ def follow_encoders(values: dict[str, Any], given: Collection[str], downsampling
     for key, value in decided.items():
         if value is not None and f"model.{key}" not in given:
             values["model"][key] = value
+
+
+def check_stated_sizes(config: HasSizes) -> None:
+    """Raise ConfigError if the network's sizes contradict what is known of data and encoders without their weights."""
+    check_sizes(config, stated_sizes(to_mapping(config)))
+
+
+def check_sizes(config: HasSizes, sizes: Sizes) -> None:
+    """Raise ConfigError naming each 'model' key that disagrees with the data, and the value it must have."""
+    factor, resolution = sizes.downsampling, config.data.resolution
+    if factor is not None and resolution % factor:
+        raise ConfigError(f"'data.resolution' is {resolution}; the autoencoder needs a multiple of {factor}")
+    latents = f"in the latents of {config.data.path}" if config.data.name == "latents" else "at this data.resolution"
+    expected = {
+        "in_channels": (sizes.channels, "the autoencoder's number of latent channels"),
+        "input_size": (None if factor is None else resolution // factor, f"the side {latents}"),
+        "caption_channels": (sizes.width, "the text encoder's width"),
+    }
+    wrong = [
+        f"'model.{key}' is {getattr(config.model, key)}, but {what} is {value}"
+        for key, (value, what) in expected.items()
+        if value is not None and getattr(config.model, key) != value
+    ]
+    if wrong:
+        raise ConfigError("; ".join(wrong))
 
 
 def _sizes_of_latents(path: Any) -> tuple[int | None, int | None]:

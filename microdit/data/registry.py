@@ -11,6 +11,7 @@ from microdit.data.config import DataConfig
 from microdit.data.dataset import SPLITS, CaptionedImages
 from microdit.data.emoji.dataset import EmojiCaptions
 from microdit.data.image_folder.dataset import ImageFolder
+from microdit.data.in_memory import IN_MEMORY
 from microdit.data.latents.dataset import LatentImages
 
 DatasetBuilder = Callable[[DataConfig, str], CaptionedImages]  # (settings, split) -> dataset
@@ -39,6 +40,11 @@ def build_dataset(config: DataConfig, split: str) -> CaptionedImages:
     """
     if split not in SPLITS:
         raise ConfigError(f"unknown split '{split}'; {nearest(split, SPLITS)}")
+    if config.name.startswith(f"{IN_MEMORY}:"):
+        raise ConfigError(
+            f"'data.name' is '{config.name}': the run was trained on data that a Python program passed to "
+            "microdit.train; pass data to microdit.evaluate, too, or set 'data.name'"
+        )
     builder = DATASETS.resolve(config.name)
     if config.name in BUNDLED_DATASETS:
         return builder(config, split)

@@ -6,17 +6,16 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from microdit.common.files.atomic import atomic_path, write_text
-from microdit.common.files.tensors import write_tensors
+from microdit.common.files.atomic import write_text
 from microdit.config.schema import Config
 from microdit.diffusion import Denoiser
 from microdit.encoders.text_record import TextRecord
 from microdit.pipeline.generate import save_png, strip
+from microdit.pipeline.pretrained import save_weights
 from microdit.pipeline.prompts import Prompts
 from microdit.pipeline.run_logger import RunLogger
-from microdit.training.fsdp import whole_weights
+from microdit.training.init_weights import WEIGHTS
 
 
 def export_final(
@@ -24,9 +23,7 @@ def export_final(
 ) -> None:
     """Write averaged weights with a record of their text features, shown samples and prompts; log them as artifacts."""
     output = Path(config.output_dir)
-    with atomic_path(output / "model.safetensors") as temporary:
-        exact = torch.tensor(denoiser.sigma_data, dtype=torch.float64)  # float32 would change the scores' last digits
-        write_tensors(temporary, whole_weights(denoiser.net) | {"sigma_data": exact}, text.facts())
+    save_weights(denoiser, output / WEIGHTS, text)
     save_png(strip(pictures), output / "samples" / "final.png")
     listing = {
         "tile": pictures.shape[1],

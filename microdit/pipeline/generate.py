@@ -12,7 +12,7 @@ from torch import Tensor
 from microdit.common.files.atomic import atomic_path, sweep
 from microdit.common.finite import require_finite
 from microdit.common.rng import generator
-from microdit.diffusion import Denoiser, SamplerConfig, guided, sample
+from microdit.diffusion import Denoiser, SamplerConfig, StepCallback, guided, sample
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.model.conditioning import Captions
 from microdit.pipeline.prompts import Features
@@ -34,12 +34,14 @@ def generate(
     first: int = 0,
     guidance: float | None = None,
     batch_size: int = 64,
+    callback: StepCallback | None = None,
 ) -> np.ndarray:
     """One picture for each row of caption `features` (N, S, Y); returns (N, H, W, 3) uint8.
 
     Args:
         seed, stream, first: picture n starts from the noise of (seed, stream, first + n).
         guidance: overrides `config.guidance`.
+        callback: called after each step of each batch.
 
     Raises DivergenceError if a sample is not finite.
     """
@@ -53,7 +55,8 @@ def generate(
         indices = range(first + start, first + start + len(y))
         noise = initial_noise(seed, stream, indices, shape).to(device)
         churn = [generator(seed, f"{stream}/churn", i) for i in indices]
-        latents = sample(guided(denoiser, y, scale, config.guidance_interval, config.guidance_by), noise, config, churn)
+        model = guided(denoiser, y, scale, config.guidance_interval, config.guidance_by)
+        latents = sample(model, noise, config, churn, callback)
         pictures.append(autoencoder.decode(require_finite(latents, "sampled latents")).cpu().numpy())
     side = net.input_size * autoencoder.downsampling
     return np.concatenate(pictures) if pictures else np.zeros((0, side, side, 3), np.uint8)

@@ -1,19 +1,23 @@
-"""The frozen parts around the network, built from the configuration and checked against each other."""
+"""What a run needs before its first step: device, data and frozen networks, checked against each other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 
 from microdit.alignment.feature_cache import build_alignment_features
 from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import stat_fingerprint, sweep
 from microdit.common.registry import import_plugins
 from microdit.config.schema import Config
-from microdit.config.sizes import Sizes
+from microdit.config.sizes import Sizes, check_sizes
 from microdit.data.config import DataConfig
 from microdit.data.dataset import CaptionedImages
 from microdit.data.latents.dataset import LatentImages, check_autoencoder
@@ -22,7 +26,10 @@ from microdit.data.registry import BUNDLED_DATASETS, build_dataset
 from microdit.encoders.autoencoder import OF_DATA, Autoencoder, AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
 from microdit.evaluation.reference import originals_digest, reference_rows
-from microdit.pipeline.sizes import check_sizes
+
+PATIENCE = timedelta(hours=12)  # that processes wait for one another: the main one alone scores images
+
+Images = tuple[CaptionedImages, CaptionedImages]  # training and validation data
 
 
 @dataclass(frozen=True)
@@ -59,22 +66,50 @@ def choose_device(config: Config) -> torch.device:
     return torch.device(wanted)
 
 
-def build_components(config: Config, device: torch.device | str = "cpu") -> RunInputs:
-    """Opens or makes everything that training reads; encodes the data once into `config.cache_dir`.
+def build_accelerator(config: Config) -> Accelerator:
+    """An accelerator for the configured device and precision; on a CPU, with the configured number of threads."""
+    device = choose_device(config)
+    if device.type == "cpu":
+        torch.set_num_threads(config.training.threads)
+    if AcceleratorState._shared_state:
+        # A worker runs many trials in one process, and the shared state would keep the first one's precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    mixed = "bf16" if config.training.precision == "bf16" else "no"
+    accelerator = Accelerator(
+        cpu=device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+    )
+    parts = accelerator.num_processes * config.training.accumulation
+    if config.training.batch_size % parts:
+        raise ConfigError(
+            f"'training.batch_size' ({config.training.batch_size}) must be a multiple of processes x accumulation "
+            f"({accelerator.num_processes} x {config.training.accumulation})"
+        )
+    return accelerator
 
-    Raises ConfigError where the network's sizes don't fit what the encoders give, before anything is encoded.
+
+def build_components(config: Config, device: torch.device | str = "cpu", images: Images | None = None) -> RunInputs:
+    """Open or build everything that training reads; encode the data once into `config.cache_dir`.
+
+    Args:
+        config: the settings.
+        device: of the encoders.
+        images: training and validation data instead of what `config.data` names.
+
+    Raises:
+        ConfigError: if the network's sizes don't fit the encoders; nothing is encoded then.
+        DataError: if an image or caption is missing or damaged.
     """
     device = torch.device(device)
     cache = Path(config.cache_dir).expanduser()
     sweep(cache, depth=2)
-    train_images, val_images = _images(config.data, "train"), _images(config.data, "val")
+    train_images, val_images = images or (_images(config.data, "train"), _images(config.data, "val"))
     autoencoder = open_autoencoder(config, device, train_images)
     text_encoder = _text_encoder(config.text, device, stat_fingerprint(config.text.path))
     check_sizes(config, Sizes(autoencoder.channels, autoencoder.downsampling, text_encoder.width))
-    for images in (train_images, val_images):
-        if isinstance(images, LatentImages):
-            images.decode_by(autoencoder)
-    train = _encoded(config, train_images, autoencoder, text_encoder, cache / "encoded")
+    for data in (train_images, val_images):
+        if isinstance(data, LatentImages):
+            data.decode_by(autoencoder)
+    train = encoded_images(config, train_images, autoencoder, text_encoder)
     targets = build_alignment_features(config.alignment, config.model.side, train_images, device, cache / "patches")
     return RunInputs(
         train_images,
@@ -82,9 +117,19 @@ def build_components(config: Config, device: torch.device | str = "cpu") -> RunI
         autoencoder,
         text_encoder,
         replace(train, targets=targets),
-        _encoded(config, val_images, autoencoder, text_encoder, cache / "encoded"),
+        encoded_images(config, val_images, autoencoder, text_encoder),
         _originals(config, train_images if config.evaluation.reference_split == "train" else val_images),
     )
+
+
+def check_counts(config: Config, components: RunInputs) -> None:
+    """Raises ConfigError where more samples are wanted than there are held-out captions, unless a file has prompts."""
+    wanted, held_out = config.evaluation.samples, len(components.val)
+    if config.evaluation.prompts is None and wanted > held_out:
+        raise ConfigError(
+            f"'evaluation.samples' is {wanted}, but only {held_out} held-out captions are there to draw; "
+            f"set it to {held_out}, raise 'data.val_size', or name a file of 'evaluation.prompts'"
+        )
 
 
 def _originals(config: Config, images: CaptionedImages) -> str:
@@ -98,10 +143,10 @@ def _originals(config: Config, images: CaptionedImages) -> str:
 def open_autoencoder(config: Config, device: torch.device | str, images: CaptionedImages | None = None) -> Autoencoder:
     """The configured autoencoder; of precomputed latents the one that made them, which any other is compared with."""
     found = config.autoencoder
-    if config.data.name != "latents":
+    if images is None and config.data.name == "latents":
+        images = _images(config.data, "train")
+    if not isinstance(images, LatentImages):
         return _autoencoder(found, torch.device(device), stat_fingerprint(found.path))
-    images = images or _images(config.data, "train")
-    assert isinstance(images, LatentImages)
     if found.path == OF_DATA:
         return images.decoder(device)
     autoencoder = _autoencoder(found, torch.device(device), stat_fingerprint(found.path))
@@ -109,9 +154,11 @@ def open_autoencoder(config: Config, device: torch.device | str, images: Caption
     return autoencoder
 
 
-def _encoded(
-    config: Config, images: CaptionedImages, autoencoder: Autoencoder, text_encoder: TextEncoder, cache: Path
+def encoded_images(
+    config: Config, images: CaptionedImages, autoencoder: Autoencoder, text_encoder: TextEncoder
 ) -> EncodedDataset:
+    """Encode a dataset into `config.cache_dir`, or open what an earlier call encoded."""
+    cache = Path(config.cache_dir).expanduser() / "encoded"
     if isinstance(images, LatentImages):
         return images.encoded(text_encoder, cache, config.text.cache)
     return encode_dataset(images, autoencoder, text_encoder, cache, config.text.cache)

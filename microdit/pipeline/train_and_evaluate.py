@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
 
 from microdit.alignment.patch_encoders import check_encoder
-from microdit.common.errors import ConfigError, StopTraining
+from microdit.common.errors import StopTraining
 from microdit.common.files.atomic import sweep, write_text
 from microdit.common.finite import require_sound
 from microdit.common.hardware import device_name, versions
@@ -28,10 +25,18 @@ from microdit.model import DiT
 from microdit.model.cost.memory import batch_bytes, check_memory
 from microdit.model.cost.network import parameters
 from microdit.pipeline.cost import COSTS, cost_facts
+from microdit.pipeline.evaluate import generate_and_score
 from microdit.pipeline.export import export_final
-from microdit.pipeline.final_evaluation import generate_and_score
 from microdit.pipeline.generate import generate, save_png, strip
-from microdit.pipeline.inputs import RunInputs, build_components, choose_device, load_plugins
+from microdit.pipeline.inputs import (
+    Images,
+    RunInputs,
+    build_accelerator,
+    build_components,
+    check_counts,
+    choose_device,
+    load_plugins,
+)
 from microdit.pipeline.prompts import shown_prompts
 from microdit.pipeline.run_logger import NullLogger, RunFact, RunLogger
 from microdit.training.checkpoint import Identity
@@ -41,22 +46,34 @@ from microdit.training.init_weights import check_initial
 from microdit.training.trainer import sigma_data, train
 from microdit.training.validation import validate
 
-PATIENCE = timedelta(hours=12)  # that processes wait for one another: the main one alone scores pictures
-
 
 def run(
-    config: Config, recorder: RunLogger | None = None, progress: bool = False, stop: GracefulStop | None = None
+    config: Config,
+    recorder: RunLogger | None = None,
+    progress: bool = False,
+    stop: GracefulStop | None = None,
+    images: Images | None = None,
 ) -> dict[str, float]:
-    """Trains `config`, draws and scores samples, and returns the final metrics.
+    """Train `config`, draw and score samples, and return the final metrics.
 
-    Goes on from the newest checkpoint under `config.output_dir`, and leaves there config.yaml, model.safetensors (the
-    averaged weights), checkpoints/, samples/ and metrics.json; of several processes, the main one writes. Raises
-    MicroditError for what the user can mend, and KeyboardInterrupt, with a checkpoint kept, once `stop` is asked.
+    Resumes from the newest checkpoint under `config.output_dir`. Writes there config.yaml, model.safetensors (the
+    averaged weights), checkpoints/, samples/ and metrics.json; if there are several processes, the main one writes.
+
+    Args:
+        config: the settings.
+        recorder: receives what the run reports.
+        progress: show a progress bar.
+        stop: ends the run at the next step when it is requested.
+        images: training and validation data instead of what `config.data` names.
+
+    Raises:
+        MicroditError: if a setting, the data or the weights can't be used.
+        KeyboardInterrupt: if `stop` was requested; a checkpoint is kept.
     """
     accelerator = build_accelerator(config)
     report = recorder if recorder is not None and accelerator.is_main_process else NullLogger()
     _check_memory(config, accelerator.device, accelerator.num_processes)
-    components = _checked(config, accelerator.device)
+    components = _checked(config, accelerator.device, images)
     output = Path(config.output_dir)
     if accelerator.is_main_process:
         sweep(output, depth=1)
@@ -100,33 +117,12 @@ def check_files(config: Config) -> None:
     check_encoder(config.alignment, config.model.side)
 
 
-def _checked(config: Config, device: torch.device) -> RunInputs:
+def _checked(config: Config, device: torch.device, images: Images | None = None) -> RunInputs:
     check_files(config)
     with waiting("the data to be read, and encoded if it is not in the cache"):
-        components = build_components(config, device)
+        components = build_components(config, device, images)
     check_counts(config, components)
     return components
-
-
-def build_accelerator(config: Config) -> Accelerator:
-    """An accelerator for the configured device and precision; on a CPU, with the configured number of threads."""
-    device = choose_device(config)
-    if device.type == "cpu":
-        torch.set_num_threads(config.training.threads)
-    if AcceleratorState._shared_state:
-        # A worker runs many trials in one process, and the shared state would keep the first one's precision.
-        AcceleratorState._reset_state(reset_partial_state=True)
-    mixed = "bf16" if config.training.precision == "bf16" else "no"
-    accelerator = Accelerator(
-        cpu=device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
-    )
-    parts = accelerator.num_processes * config.training.accumulation
-    if config.training.batch_size % parts:
-        raise ConfigError(
-            f"'training.batch_size' ({config.training.batch_size}) must be a multiple of processes x accumulation "
-            f"({accelerator.num_processes} x {config.training.accumulation})"
-        )
-    return accelerator
 
 
 def run_facts(config: Config, components: RunInputs, accelerator: Accelerator) -> dict[str, RunFact]:
@@ -145,16 +141,6 @@ def run_facts(config: Config, components: RunInputs, accelerator: Accelerator) -
 def run_identity(config: Config, components: RunInputs) -> Identity:
     """What a checkpoint must agree with to be resumed: settings, algorithm and data."""
     return Identity(training_key(config), ALGORITHM, data_fingerprint(components.train, components.val))
-
-
-def check_counts(config: Config, components: RunInputs) -> None:
-    """Raises ConfigError where more samples are wanted than there are held-out captions, unless a file has prompts."""
-    wanted, held_out = config.evaluation.samples, len(components.val)
-    if config.evaluation.prompts is None and wanted > held_out:
-        raise ConfigError(
-            f"'evaluation.samples' is {wanted}, but only {held_out} held-out captions are there to draw; "
-            f"set it to {held_out}, raise 'data.val_size', or name a file of 'evaluation.prompts'"
-        )
 
 
 def _train_and_score(

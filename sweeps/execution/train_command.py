@@ -73,7 +73,7 @@ def _agreed(config: Config, trains: bool) -> tuple[bool, str]:
         return trains, config.output_dir
     from accelerate.utils import broadcast_object_list
 
-    from microdit.pipeline.train_and_evaluate import build_accelerator
+    from microdit.pipeline.inputs import build_accelerator
 
     build_accelerator(config)  # the processes meet
     found = broadcast_object_list([trains, config.output_dir])

@@ -14,8 +14,8 @@ from microdit.common.errors import ConfigError, nearest
 from microdit.common.parsing import flatten
 from microdit.config.identity import former_key, identity_mapping, trial_key
 from microdit.config.schema import Config, config_from_mapping
+from microdit.config.sizes import check_stated_sizes
 from microdit.pipeline.cost import training_flops
-from microdit.pipeline.sizes import check_stated_sizes
 from sweeps.config.hydra_compose import as_override, compose_mapping
 from sweeps.config.study import Study
 from sweeps.planning.match_budget import HELD, MATCH, matched_keys, solve

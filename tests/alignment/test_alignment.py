@@ -29,8 +29,8 @@ from microdit.encoders.efficientnet_lite0 import build_lite0
 from microdit.model import DiT, PatchMask
 from microdit.model.cost import network as cost
 from microdit.pipeline import cost as budget
+from microdit.pipeline.evaluate import evaluate_run
 from microdit.pipeline.inputs import build_components
-from microdit.pipeline.pretrained import evaluate_run
 from microdit.pipeline.run_logger import NullLogger
 from microdit.pipeline.train_and_evaluate import run
 from microdit.training.trainer import TrainingLoss, draw_batch, initial_state, optimizer_step

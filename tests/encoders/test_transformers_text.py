@@ -176,7 +176,7 @@ def test_a_run_learns_from_masked_captions(folders: dict[str, Path], smoke_confi
 def assert_run(config: Config, text: TextConfig, width: int, folder: Path) -> None:
     """Trains a few steps with caption dropout and draws under guidance; no number may be lost on the way."""
     from microdit.pipeline.generate import generate
-    from microdit.pipeline.pretrained import load_run
+    from microdit.pipeline.pretrained import Pipeline
     from microdit.pipeline.train_and_evaluate import run
 
     config = dataclasses.replace(
@@ -194,7 +194,7 @@ def assert_run(config: Config, text: TextConfig, width: int, folder: Path) -> No
     stored = list(folder.rglob("captions-*/*.safetensors"))
     assert stored
     assert all("mask" in open_shard(path).tensors for path in stored)
-    trained = load_run(folder / "run")
+    trained = Pipeline.from_pretrained(folder / "run")
     features = trained.text_encoder.encode(["anything at all, said freely", ""]).repeat_interleave(2, 0)
     pictures = generate(trained.denoiser, trained.autoencoder, features, config.sampler, 0)
     assert pictures.shape == (4, 16, 16, 3)

@@ -15,9 +15,8 @@ from microdit.diffusion import Denoiser
 from microdit.evaluation.config import DEFAULT_METRICS
 from microdit.evaluation.report import describe
 from microdit.model import DiT
-from microdit.pipeline import final_evaluation
-from microdit.pipeline.inputs import RunInputs, build_components
-from microdit.pipeline.train_and_evaluate import build_accelerator
+from microdit.pipeline import evaluate
+from microdit.pipeline.inputs import RunInputs, build_accelerator, build_components
 
 Parts = tuple[Config, RunInputs, Denoiser, Accelerator]
 
@@ -34,7 +33,7 @@ def parts(smoke_config: Config) -> Parts:
 def evaluated(parts: Parts, noises: int, **changes: Any) -> dict[str, float]:
     config, *rest = parts
     evaluation = dataclasses.replace(config.evaluation, noises=noises, **changes)
-    return final_evaluation.generate_and_score(dataclasses.replace(config, evaluation=evaluation), *rest)
+    return evaluate.generate_and_score(dataclasses.replace(config, evaluation=evaluation), *rest)
 
 
 def test_the_first_noise_is_that_of_a_single_evaluation(parts: Parts) -> None:
@@ -68,8 +67,8 @@ def test_processes_share_each_noise(parts: Parts, monkeypatch: pytest.MonkeyPatc
         scored.append(pictures)
         return {"fd": float(len(scored))}
 
-    monkeypatch.setattr(final_evaluation, "score", keep)
-    final_evaluation.generate_and_score(config, components, denoiser, alone)
+    monkeypatch.setattr(evaluate, "score", keep)
+    evaluate.generate_and_score(config, components, denoiser, alone)
     whole, scored = list(scored), []
     drawn: list[list[np.ndarray]] = [[], []]
     for index in (1, 0):
@@ -78,8 +77,8 @@ def test_processes_share_each_noise(parts: Parts, monkeypatch: pytest.MonkeyPatc
             drawn[index].append(own[0])
             return own if index else [own[0], drawn[1][len(drawn[0]) - 1]]
 
-        monkeypatch.setattr(final_evaluation, "gather_object", gathered)
-        values = final_evaluation.generate_and_score(config, components, denoiser, Process(index))  # type: ignore[arg-type]
+        monkeypatch.setattr(evaluate, "gather_object", gathered)
+        values = evaluate.generate_and_score(config, components, denoiser, Process(index))  # type: ignore[arg-type]
         assert bool(values) == (index == 0)
     assert [len(part) for part in drawn[1]] == [4, 4]
     for together, single in zip(scored, whole, strict=True):
@@ -88,11 +87,11 @@ def test_processes_share_each_noise(parts: Parts, monkeypatch: pytest.MonkeyPatc
 
 
 def test_evaluation_noise_has_streams_of_its_own() -> None:
-    assert final_evaluation.noise_stream(0) == "evaluation"
-    assert len({final_evaluation.noise_stream(noise) for noise in range(20)}) == 20
+    assert evaluate.noise_stream(0) == "evaluation"
+    assert len({evaluate.noise_stream(noise) for noise in range(20)}) == 20
 
 
 def test_a_further_noise_repeats_nothing_that_it_does_not_change() -> None:
     scores = {"fd": 1.0, "fd_floor": 0.5, "clip_score_real": 30.0, "samples": 8.0}
-    assert final_evaluation.prefix_scores(scores, 0) == {f"final/{name}": value for name, value in scores.items()}
-    assert final_evaluation.prefix_scores(scores, 2) == {"final/noise2/fd": 1.0}
+    assert evaluate.prefix_scores(scores, 0) == {f"final/{name}": value for name, value in scores.items()}
+    assert evaluate.prefix_scores(scores, 2) == {"final/noise2/fd": 1.0}

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from microdit.cli.main import main
 from microdit.config.schema import Config, load_config, save_config
-from microdit.pipeline.pretrained import load_run
+from microdit.pipeline.pretrained import Pipeline
 from microdit.pipeline.train_and_evaluate import run
 
 BLUE = np.array([40, 90, 200], np.uint8)
@@ -69,7 +69,10 @@ def test_everything_else_is_the_runs_own(base: Path, blue: Path, tmp_path: Path)
     assert (ours.training.ema.decay, ours.training.ema.start_step) == (0.25, 0)
     assert (ours.sampler.guidance, ours.model.masking.ratio) == (3.0, 0.5)
     assert ours.training.init == str(base)
-    assert load_run(tmp_path / "tuned").denoiser.sigma_data == load_run(base).denoiser.sigma_data
+    assert (
+        Pipeline.from_pretrained(tmp_path / "tuned").denoiser.sigma_data
+        == Pipeline.from_pretrained(base).denoiser.sigma_data
+    )
 
 
 def test_mistakes_are_named(

@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 import microdit
 from microdit.config.schema import Config
-from microdit.pipeline.train_and_evaluate import build_accelerator
+from microdit.pipeline.inputs import build_accelerator
 
 PACKAGE = Path(microdit.__file__).parent
 CUDA = torch.device("cuda", 0)

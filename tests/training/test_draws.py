@@ -16,9 +16,9 @@ from microdit.config.schema import Config
 from microdit.diffusion import Denoiser
 from microdit.model import PatchMask
 from microdit.model.config import MaskingConfig, RouteConfig
-from microdit.pipeline.inputs import build_components
+from microdit.pipeline.inputs import build_accelerator, build_components
 from microdit.pipeline.run_logger import NullLogger
-from microdit.pipeline.train_and_evaluate import build_accelerator, run_identity
+from microdit.pipeline.train_and_evaluate import run_identity
 from microdit.training.trainer import train
 
 STEPS, BATCH = 6, 8

@@ -17,9 +17,9 @@ from microdit.config.schema import Config
 from microdit.data.latents.training_data import BatchSampler
 from microdit.diffusion import Denoiser
 from microdit.model import DiT
-from microdit.pipeline.inputs import build_components
+from microdit.pipeline.inputs import build_accelerator, build_components
 from microdit.pipeline.run_logger import NullLogger
-from microdit.pipeline.train_and_evaluate import build_accelerator, run_identity
+from microdit.pipeline.train_and_evaluate import run_identity
 from microdit.training.checkpoint import TrainState
 from microdit.training.config import EmaConfig, OptimizerConfig, ScheduleConfig
 from microdit.training.trainer import draw_batch, train

@@ -1,0 +1,188 @@
+"""Score a network: draw images of fixed prompts and measure them and the validation loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from microdit.alignment.config import AlignmentConfig
+from microdit.common.errors import ConfigError
+from microdit.common.files.atomic import sweep
+from microdit.config.schema import Config, load_config
+from microdit.data.dataset import CaptionedImages
+from microdit.data.in_memory import check_dataset
+from microdit.data.registry import build_dataset
+from microdit.diffusion import Denoiser
+from microdit.evaluation.config import METRICS, EvalConfig
+from microdit.evaluation.image_folder import evaluate_folder
+from microdit.evaluation.prompt_files import read_prompts
+from microdit.evaluation.report import check_scoring
+from microdit.evaluation.score import score
+from microdit.pipeline.generate import generate
+from microdit.pipeline.inputs import (
+    RunInputs,
+    build_accelerator,
+    build_components,
+    check_counts,
+    encoded_images,
+    load_plugins,
+)
+from microdit.pipeline.pretrained import CONFIG, Pipeline, load_denoiser
+from microdit.pipeline.prompts import Prompts, held_out_prompts, written_prompts
+from microdit.training.init_weights import WEIGHTS
+from microdit.training.validation import validate
+
+
+def evaluate(
+    pipe: Pipeline,
+    data: CaptionedImages | None = None,
+    reference: CaptionedImages | None = None,
+    evaluation: EvalConfig | None = None,
+) -> dict[str, float]:
+    """Draw captions of a dataset, and score the images against it.
+
+    Args:
+        pipe: the trained network; its settings name the sampler.
+        data: captions to draw, and images for the validation loss; None: the datasets of the run.
+        reference: real images to compare with; None: `data`, or what the run compares with if there is no `data`.
+        evaluation: what to measure; None: as the run's settings say, with at most as many samples as `data` has.
+
+    Returns:
+        Scores by name, as `microdit.evaluation.score.score` gives them, and `val_loss`. With 0 samples only `val_loss`.
+
+    Raises:
+        ConfigError: if a setting is impossible, or there are fewer captions than samples.
+        DataError: if a dataset lacks part of the protocol or has other image sizes than the network.
+    """
+    config = pipe.config
+    if data is None and reference is not None:
+        raise ConfigError("evaluate: 'reference' is given without 'data'; give both")
+    if evaluation is not None:
+        config = dataclasses.replace(config, evaluation=evaluation)
+    elif data is not None and len(data) < config.evaluation.samples:
+        config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, samples=len(data)))
+    if data is None:
+        return _evaluate_denoiser(config, pipe.denoiser, None, build_accelerator(config))
+    data, reference = check_dataset(data, "data"), check_dataset(data if reference is None else reference, "reference")
+    side = config.model.input_size * pipe.autoencoder.downsampling
+    for role, images in (("data", data), ("reference", reference)):
+        if images.resolution != side:
+            raise ConfigError(f"evaluate: {role} has images of {images.resolution} px, but the network draws {side} px")
+    encoded = encoded_images(config, data, pipe.autoencoder, pipe.text_encoder)
+    components = RunInputs(reference, data, pipe.autoencoder, pipe.text_encoder, encoded, encoded)
+    train_reference = dataclasses.replace(config.evaluation, reference_split="train")
+    config = dataclasses.replace(config, evaluation=train_reference)
+    return _evaluate_denoiser(config, pipe.denoiser, components, build_accelerator(config))
+
+
+def evaluate_run(folder: Path | str, config: Config) -> dict[str, float]:
+    """Return scores (named as by `score`) and `val_loss` of the finished run in `folder`, measured as `config` says."""
+    check_scoring(config.evaluation)
+    accelerator = build_accelerator(config)
+    denoiser = load_denoiser(config, Path(folder) / WEIGHTS).to(accelerator.device)
+    return _evaluate_denoiser(config, denoiser, None, accelerator)
+
+
+def evaluate_images(folder: Path | str, config: Config) -> dict[str, float]:
+    """Return scores of a folder of captioned images against `config`'s dataset; see `evaluate_folder` for its files."""
+    evaluation = dataclasses.replace(config.evaluation, prompts=None)  # the folder has its own captions
+    check_scoring(evaluation)
+    reference = build_dataset(config.data, config.evaluation.reference_split)
+    cache = Path(config.cache_dir).expanduser() / "features"
+    sweep(cache)
+    return evaluate_folder(folder, reference, evaluation, cache)
+
+
+def config_to_evaluate(source: Path | str, changes: Mapping[str, Any]) -> Config:
+    """Load the configuration in a run's folder, or a config.yaml itself; `changes` override keys of `evaluation`."""
+    source = Path(source)
+    config = load_config(source / CONFIG if source.is_dir() else source)
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **changes))
+    load_plugins(config)
+    return config
+
+
+def _evaluate_denoiser(
+    config: Config, denoiser: Denoiser, components: RunInputs | None, accelerator: Accelerator
+) -> dict[str, float]:
+    """Score a network on `components`, or on what `config.data` names."""
+    check_scoring(config.evaluation)
+    if components is None:
+        untrained = dataclasses.replace(config, alignment=AlignmentConfig())  # only training reads patch features
+        components = build_components(untrained, next(denoiser.parameters()).device)
+    check_counts(config, components)
+    values = generate_and_score(config, components, denoiser, accelerator)
+    loss = validate(denoiser, components.val, config)["val/loss"]
+    return {name.removeprefix("final/"): value for name, value in values.items()} | {"val_loss": loss}
+
+
+def generate_and_score(
+    config: Config, components: RunInputs, denoiser: Denoiser, accelerator: Accelerator
+) -> dict[str, float]:
+    """Draws `evaluation.samples` prompts and scores them; keys 'final/...'; all processes share the work.
+
+    Prompts are held-out captions, or those of the file `evaluation.prompts`, whose classes nobody knows.
+    Further noises (`evaluation.noises`) have their scores as 'final/noise1/...', 'final/noise2/...'.
+    """
+    count = config.evaluation.samples
+    if not count:
+        return {}
+    prompts = evaluation_prompts(config, components, count)
+    real = components.train_images if config.evaluation.reference_split == "train" else components.val_images
+    cache = Path(config.cache_dir).expanduser() / "features"
+    values: dict[str, float] = {}
+    for noise in range(config.evaluation.noises):
+        pictures = _draw(config, components, denoiser, accelerator, prompts, noise_stream(noise))
+        if accelerator.is_main_process:
+            scores = score(pictures, prompts.captions, prompts.labels, real, config.evaluation, cache)
+            values |= prefix_scores(scores, noise)
+    return values
+
+
+def evaluation_prompts(config: Config, components: RunInputs, count: int) -> Prompts:
+    """The first `count` prompts that `evaluation.prompts` asks for."""
+    if config.evaluation.prompts is None:
+        return held_out_prompts(components.val, range(count))
+    return written_prompts(read_prompts(config.evaluation.prompts, count), components.text_encoder)
+
+
+def noise_stream(noise: int) -> str:
+    """Name of the random stream of evaluation noise 0, 1, ...; the first one's is that of a single evaluation."""
+    return f"evaluation/noise{noise}" if noise else "evaluation"
+
+
+def prefix_scores(scores: Mapping[str, float], noise: int) -> dict[str, float]:
+    """Scores under the names that a run reports; of further noises only what depends on them."""
+    if not noise:
+        return {f"final/{name}": value for name, value in scores.items()}
+    return {f"final/noise{noise}/{name}": value for name, value in scores.items() if name in METRICS}
+
+
+def _draw(
+    config: Config,
+    components: RunInputs,
+    denoiser: Denoiser,
+    accelerator: Accelerator,
+    prompts: Prompts,
+    stream: str,
+) -> np.ndarray:
+    """A picture of each prompt (N, H, W, 3), each process drawing its part; all have them all afterwards."""
+    bounds = np.linspace(0, len(prompts.captions), accelerator.num_processes + 1).astype(int)
+    first, stop = map(int, bounds[accelerator.process_index :][:2])
+    own = generate(
+        denoiser,
+        components.autoencoder,
+        prompts.features.part(first, stop),
+        config.sampler,
+        config.evaluation.seed,
+        stream,
+        first=first,
+        guidance=config.evaluation.guidance,
+    )
+    return np.concatenate(gather_object([own]))
