@@ -175,7 +175,7 @@ def _report(words: Words) -> int:
         paths = write(results, folder, words.uri)
     except OSError as error:
         raise ReportError(f"{folder} can't be written: {error.strerror or error}") from None
-    print(f"{study.question}\n\n{terminal(results)}\n")
+    print(f"{study.question}\n\n{terminal(results, words.wide)}\n")
     blocks = (
         comparison_sentences(results),
         [text.replace("**", "") for text in claims(results)],

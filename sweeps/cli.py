@@ -82,7 +82,8 @@ def _dispatch(words: CommandLine, command_line: str) -> int:
     if words.command == "status":
         from sweeps.execution.status_command import status
 
-        return status(str(words.own["study"]), words.scale, words.queue_uri(), words.uri(), words.root)
+        wide = words.switch("wide", False)
+        return status(str(words.own["study"]), words.scale, words.queue_uri(), words.uri(), words.root, wide)
     if world_size() > 1 and (words.command != "train" or words.multirun):
         raise ConfigError(
             "torchrun starts several processes of one run, which microdit-sweep train and microdit train can be; the "
@@ -111,6 +112,7 @@ def _options(words: CommandLine, command_line: str) -> Any:
         launcher_options=tuple(word for word in words.overrides if word.startswith(LAUNCHER)),
         max_retries=words.number("max_retries", 1, least=0),
         fail_fast=words.switch("fail_fast", False),
+        wide=words.switch("wide", False),
     )
 
 

@@ -17,6 +17,7 @@ from analysis.report.footnotes import table_footnotes
 from analysis.report.sentences import claims, comparison_sentences, difference
 from analysis.stats.intervals import Estimate, estimate, number, signed
 from analysis.stats.paired import against_baseline, p_number, winner
+from microdit.common.tables import text_table
 
 COSTS = {"cost/params": "params", "cost/active_params": "active", "cost/gflops_per_image": "GFLOPs/image"}
 
@@ -134,16 +135,16 @@ def grid(found: Sequence[Column]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def terminal(results: Results) -> str:
-    """Two narrow tables, scores and costs, for a terminal."""
+def terminal(results: Results, wide: bool = False) -> str:
+    """Return two tables for a terminal, scores and costs; `wide` prints all columns, however wide."""
     found = columns(results)
     blocks = []
     for kinds in (("arm", "score", "test"), ("arm", "cost")):
         part = [column for column in found if column.kind in kinds]
         rows = [[c.head for c in part], *(list(cells) for cells in zip(*(c.cells for c in part), strict=True))]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(part))]
-        lines = ["  ".join(_pad(cell, widths[i], i == 0) for i, cell in enumerate(row)).rstrip() for row in rows]
-        blocks.append("\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]]))
+        scores = [i for i, column in enumerate(part) if column.kind == "score"]
+        keep = {0, *scores[:1], *(i for i, column in enumerate(part) if column.kind in ("test", "cost"))}
+        blocks.append(text_table(rows, wide, keep=keep))
     return "\n\n".join(blocks)
 
 

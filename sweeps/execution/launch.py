@@ -51,6 +51,7 @@ class Options:
     max_retries: int = 1
     fail_fast: bool = False
     artifacts: str = ""  # folder or URI for the files of new experiments
+    wide: bool = False  # tables print all columns
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def launch_study(study: Study, overrides: Sequence[str], options: Options) -> in
         sweep = _launched(study, overrides, options, engine)
     study = sweep.study
     results = sweep.store.final_metrics(sweep.launch)
-    print(f"\n{result_table(_arms(study, results), results)}\n")
+    print(f"\n{result_table(_arms(study, results), results, study.file.metrics.primary, options.wide)}\n")
     if study.file.holds == "time":
         print(f"{time_note(results)}\n")
     if study.file.search:

@@ -15,9 +15,10 @@ from microdit.common.contract import IMAGES_PER_SECOND, SCORES, SECONDS, TRAIN_L
 from microdit.common.finite import is_sound
 from microdit.common.process.identity import readable
 from microdit.common.process.waiting import FIRST_SECONDS
+from microdit.common.tables import text_table
 from microdit.training.progress_bar import format_seconds
 from sweeps.execution.queue.trial_queue import ENDED, LIVE, OUTCOME, STATES, WORKER
-from sweeps.planning.tables import align, format_significant
+from sweeps.planning.tables import format_significant
 
 PLAIN_SECONDS = 10.0  # between two lines of a log file
 ENOUGH = 0.02  # share of the work after which the time left can be judged
@@ -151,8 +152,8 @@ def best_of(tries: Sequence[FrozenTrial], primary: str, lower: bool) -> str:
     return f"{trial.user_attrs['name']} {format_significant(value)}"
 
 
-def status_table(latest: Mapping[int, FrozenTrial]) -> str:
-    """One row a trial: its state, how far it is, who works on it, and how it ended."""
+def status_table(latest: Mapping[int, FrozenTrial], wide: bool = False) -> str:
+    """Return one row per trial: its state, step, number of tries, worker and outcome."""
     rows = [["trial", "state", "step", "tries", "worker", "note"]]
     for _, attempt in sorted(latest.items()):
         facts, state = attempt.user_attrs, STATES[attempt.state]
@@ -163,4 +164,4 @@ def status_table(latest: Mapping[int, FrozenTrial]) -> str:
             note = ending(attempt).partition(" at ")[2]
         reused = "reused" if "reused_from" in facts else facts.get(OUTCOME, state)
         rows.append([facts["name"], reused, step, str(facts.get("tries", 1)), worker, note])
-    return align(rows, left=(0, 1, 4, 5))
+    return text_table(rows, wide, left=(0, 1, 4, 5), keep=range(6))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sweeps.tracking.mlflow_store import Store
 
 
-def status(study: str, scale: str, queue_uri: str, uri: str, root: Path) -> int:
+def status(study: str, scale: str, queue_uri: str, uri: str, root: Path, wide: bool = False) -> int:
     """Print one row per trial of the study's newest plan at this scale; end launches that were killed.
 
     Raises:
@@ -28,7 +28,7 @@ def status(study: str, scale: str, queue_uri: str, uri: str, root: Path) -> int:
     if queue is None:
         raise ConfigError(f"study '{name}' was never launched at scale '{scale}' with queue_uri={masked(queue_uri)}")
     latest = queue.latest()
-    print(status_table(latest))
+    print(status_table(latest, wide))
     states = asdict(queue.count(latest))
     print(f"\n{', '.join(f'{n} {state}' for state, n in states.items() if n)} of {len(latest)} trials ({queue.name})")
     if is_there(uri) and (ended := end_abandoned(queue_uri, uri, lambda: _store(uri, root))):

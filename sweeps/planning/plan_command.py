@@ -25,7 +25,7 @@ def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Opti
         trials = plans[study.name]
         states = _states(study, trials, store, options)
         print(f"{study.name}: {study.file.question}\n")
-        print(plan_table(study, trials, states), flush=True)
+        print(plan_table(study, trials, states, options.wide), flush=True)
         over = {key for key, state in states.items() if state in ("done", "reused")}
         twins = set() if study.file.search else duplicate_training_keys(trials) - over
         if twins:
@@ -37,7 +37,7 @@ def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Opti
         arms = list(study.arms)
         rows = plan_estimates(trials, over, reckoning)
         rows.sort(key=lambda row: arms.index(row.arm) if row.arm in arms else 0)
-        print(f"\n{estimate_table(rows, reckoning, options.workers)}\n")
+        print(f"\n{estimate_table(rows, reckoning, options.workers, options.wide)}\n")
     if len(studies) > 1:
         print(shared_note(plans))
     return 0

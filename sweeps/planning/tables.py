@@ -1,4 +1,4 @@
-"""The tables that a sweep prints at its ends: what is planned, and what came out."""
+"""Tables that a sweep prints: the plan before it and the results after it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from scipy.special import stdtrit
 
 from microdit.common.contract import SCORES, SECONDS, final_metric
+from microdit.common.tables import text_table
 from microdit.config.schema import Config
 from microdit.model.cost import network as cost
 from microdit.pipeline.cost import forward_flops, training_flops
@@ -19,8 +20,15 @@ from sweeps.planning.trials import Trial
 STATES = ("done", "reused", "running", "failed", "pending")
 
 
-def plan_table(study: Study, trials: Sequence[Trial], states: Mapping[str, str]) -> str:
-    """One row an arm: seeds, how far, parameters and FLOPs; `states` says done, reused, failed, ... of each key."""
+def plan_table(study: Study, trials: Sequence[Trial], states: Mapping[str, str], wide: bool = False) -> str:
+    """Return one row per arm: seeds, number of trials per state, parameters and FLOPs.
+
+    Args:
+        study: the study.
+        trials: its trials.
+        states: a state per trial key: done, reused, running, failed or pending.
+        wide: print all columns, however wide.
+    """
     arms: dict[str, Config] = {trial.arm: trial.config for trial in trials}
     known = [name for name in STATES if name in ("done", "pending") or name in states.values()]
     rows = [["arm", "seeds", *known, "params", "active", "GFLOPs/image", "training PFLOPs"]]
@@ -44,11 +52,13 @@ def plan_table(study: Study, trials: Sequence[Trial], states: Mapping[str, str])
     note = f", {reused} reused from other studies (saves {format_significant(saved / 1e15)} PFLOPs)" if reused else ""
     done = sum(states[trial.key] == "done" for trial in trials)
     total = sum(training_flops(trial.config) for trial in left)
-    return align(rows) + f"\n\n{len(trials)} trials, {done} done{note}; {format_significant(total / 1e15)} PFLOPs to go"
+    keep = [0, *range(2, len(rows[0]))]
+    table = text_table(rows, wide, keep=keep)
+    return table + f"\n\n{len(trials)} trials, {done} done{note}; {format_significant(total / 1e15)} PFLOPs to go"
 
 
 def shared_note(plans: Mapping[str, Sequence[Trial]]) -> str:
-    """What several studies save by sharing trials: each is trained once, whoever asks first."""
+    """Return how many runs and FLOPs studies save by sharing trials, each of which is trained once."""
     every = [trial for trials in plans.values() for trial in trials]
     distinct = {trial.key: trial for trial in every}
     whole, once = (sum(training_flops(t.config) for t in part) for part in (every, distinct.values()))
@@ -59,8 +69,8 @@ def shared_note(plans: Mapping[str, Sequence[Trial]]) -> str:
     )
 
 
-def estimate_table(rows: Sequence[Estimate], options: EstimateOptions, workers: int) -> str:
-    """One row an arm and their sum: what the trials still to run take here and on the accelerator."""
+def estimate_table(rows: Sequence[Estimate], options: EstimateOptions, workers: int, wide: bool = False) -> str:
+    """Return one row per arm and their sum: hours and cost of the pending trials, here and on the accelerator."""
     device, everything = options.accelerator, total(rows)
     by_arm = {row.arm: row for row in rows}
     table = [["arm", "to run", "ms/image here", "hours here", f"{device.name} hours", "USD"]]
@@ -83,7 +93,7 @@ def estimate_table(rows: Sequence[Estimate], options: EstimateOptions, workers: 
     elif everything.seconds is None:
         why = "it has too little memory for them" if options.measure else "measure=false"
         notes.append(f"-: not measured on this machine ({why}).")
-    return "\n".join([align(table), "", *notes])
+    return "\n".join([text_table(table, wide), "", *notes])
 
 
 def _hours(seconds: float) -> str:
@@ -91,8 +101,17 @@ def _hours(seconds: float) -> str:
     return "<0.001" if 0 < hours < 0.001 else format_significant(hours, 3)
 
 
-def result_table(arms: Sequence[str], results: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
-    """One row an arm: mean and 95% Student interval over seeds of each final metric."""
+def result_table(
+    arms: Sequence[str], results: Sequence[tuple[str, int, Mapping[str, float]]], primary: str = "", wide: bool = False
+) -> str:
+    """Return one row per arm: mean and 95% Student interval over seeds of each final metric.
+
+    Args:
+        arms: the arms in the order of the table.
+        results: arm, seed and final metrics of each finished trial.
+        primary: the metric that a narrow table keeps.
+        wide: print all metrics, however wide.
+    """
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for arm, _, metrics in results:
         for name in SCORES:
@@ -105,11 +124,11 @@ def result_table(arms: Sequence[str], results: Sequence[tuple[str, int, Mapping[
             found = values[arm]
             count = max((len(v) for v in found.values()), default=0)
             rows.append([arm, *(interval(found[name]) for name in names), str(count)])
-    return align(rows)
+    return text_table(rows, wide, keep=[0, len(names) + 1, *(1 + i for i, name in enumerate(names) if name == primary)])
 
 
 def time_note(results: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
-    """What arms that are to share their training time really took."""
+    """Return the mean training time of each arm, for a study whose arms train for equally long."""
     seconds: dict[str, list[float]] = defaultdict(list)
     for arm, _, metrics in results:
         if SECONDS in metrics:
@@ -119,7 +138,7 @@ def time_note(results: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
 
 
 def interval(values: Sequence[float]) -> str:
-    """Mean and half-width of the 95% Student interval; one value says n=1."""
+    """Return the mean and the half-width of the 95% Student interval; a single value is marked (n=1)."""
     if not values:
         return "-"
     mean = sum(values) / len(values)
@@ -134,20 +153,9 @@ def interval(values: Sequence[float]) -> str:
 
 
 def format_significant(value: float, count: int = 4) -> str:
-    """`count` significant digits, without an exponent."""
+    """Return `value` with `count` significant digits, without an exponent."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if abs(value) >= 1e5:
         return f"{value:,.0f}"
     return f"{value:,.{max(0, count - 1 - math.floor(math.log10(abs(value))))}f}"
-
-
-def align(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Columns padded to their widest cell; those in `left` to the left, others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        pairs = enumerate(zip(row, widths, strict=True))
-        cells = [cell.ljust(width) if i in left else cell.rjust(width) for i, (cell, width) in pairs]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -16,10 +16,10 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+from microdit.common.tables import text_table
 from sweeps.config.study import Figure, Metrics, Study, StudySpec
 from sweeps.execution.launch import Options, launch_study
 from sweeps.execution.queue.trial_queue import WORKER, open_queue
-from sweeps.planning.tables import align
 from sweeps.tracking.mlflow_store import Store
 
 TRIALS = 100
@@ -35,7 +35,7 @@ def bench(trials: int = TRIALS, workers: tuple[int, ...] = WORKERS) -> None:
     for count in workers:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(_row(count, trials, Path(folder)))
-    print(align(rows))
+    print(text_table(rows, wide=True))
     print(f"\n{len(os.sched_getaffinity(0))} CPU cores here; more workers than cores wait for each other.")
     with tempfile.TemporaryDirectory() as folder:
         print(f"one logged metric: {1000 * metric_seconds(Path(folder)):.3f} ms on sqlite, in batches")

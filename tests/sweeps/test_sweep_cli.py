@@ -10,7 +10,7 @@ import yaml
 
 from microdit.config.schema import config_from_mapping
 from sweeps.cli import main
-from sweeps.planning.tables import align, format_significant, interval
+from sweeps.planning.tables import format_significant, interval
 from sweeps.tracking.mlflow_store import Store
 from sweeps.tracking.mlflow_ui import links
 
@@ -108,11 +108,6 @@ def test_intervals_are_students() -> None:
     assert interval([1.0, 1.0]) == "1.000 ± 0"
     assert format_significant(0.00012345) == "0.0001234"
     assert format_significant(1234567.0) == "1,234,567"
-
-
-def test_tables_line_up() -> None:
-    lines = align([["arm", "fd"], ["a", "1.0"], ["longer", "10.0"]]).splitlines()
-    assert lines[2:] == ["a        1.0", "longer  10.0"]
 
 
 def test_links_open_on_the_trials_of_each_study(store: Store) -> None:

@@ -1,0 +1,74 @@
+"""Tables for a terminal: aligned by tabulate, and narrow enough to be read without wrapping."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import tabulate
+
+MAX_TABLE_CHARACTERS = 100  # width of a table, unless all columns are wanted
+MIN_CELL_CHARACTERS = 12  # to which cells are cut, so that a table fits
+GAP = 2  # spaces between columns
+
+
+def text_table(
+    rows: Sequence[Sequence[str]], wide: bool = False, left: Collection[int] = (0,), keep: Collection[int] = (0,)
+) -> str:
+    """Return a table with a header, at most 100 characters wide.
+
+    To make it fit, columns are left out from the right, and then the widest cells are cut; a line below says so.
+
+    Args:
+        rows: the header and the rows, all of one length.
+        wide: print all columns, however wide.
+        left: columns aligned to the left; the others are aligned to the right.
+        keep: columns that are never left out.
+
+    Returns:
+        lines without spaces at their ends.
+    """
+    shown, cut = list(range(len(rows[0]))), False
+    cells = [list(row) for row in rows]
+    if not wide:
+        shown = _fitting(cells, keep)
+        cut = _cut_cells(cells, shown)
+    table = [[row[i] for i in shown] for row in cells]
+    align = ["left" if i in left else "right" for i in shown]
+    tabulate.MIN_PADDING = 0  # of headers; the library has no argument for it
+    text = tabulate.tabulate(table[1:], headers=table[0], colalign=align if table[1:] else None, disable_numparse=True)
+    lines = [line.rstrip() for line in text.splitlines()]
+    hidden = [rows[0][i] for i in range(len(rows[0])) if i not in shown]
+    notes = [f"not shown: {', '.join(hidden)}"] if hidden else []
+    notes += ["long cells are cut"] if cut else []
+    return "\n".join([*lines, f"({'; '.join(notes)}; wide=true prints everything)"] if notes else lines)
+
+
+def _width(rows: Sequence[Sequence[str]], columns: Sequence[int]) -> int:
+    return sum(max(len(row[i]) for row in rows) for i in columns) + GAP * (len(columns) - 1)
+
+
+def _fitting(rows: Sequence[Sequence[str]], keep: Collection[int]) -> list[int]:
+    """Return the columns that fit; `keep` always counts as fitting."""
+    shown = list(range(len(rows[0])))
+    for column in reversed(range(len(rows[0]))):
+        if _width(rows, shown) <= MAX_TABLE_CHARACTERS:
+            break
+        if column not in keep:
+            shown.remove(column)
+    return shown
+
+
+def _cut_cells(rows: list[list[str]], shown: Sequence[int]) -> bool:
+    """Cut the cells of the widest columns in place until the table fits; return whether any was cut."""
+    cut = False
+    while (excess := _width(rows, shown) - MAX_TABLE_CHARACTERS) > 0:
+        widest = max(shown, key=lambda i: max(len(row[i]) for row in rows))
+        width = max(len(row[widest]) for row in rows)
+        limit = max(width - excess, MIN_CELL_CHARACTERS)
+        if limit >= width:
+            break
+        for row in rows:
+            if len(row[widest]) > limit:
+                row[widest] = row[widest][: limit - 3] + "..."
+        cut = True
+    return cut
