@@ -15,7 +15,7 @@ from microdit.cli import arguments as types
 from microdit.common.command_line import add_command
 from microdit.common.errors import ConfigError
 from microdit.common.files.paths import absolute_if_folder
-from microdit.data.latents.writer import DEFAULT_BATCH_SIZE, DEFAULT_SHARD_SIZE, ShardJob
+from microdit.data.latents.job import DEFAULT_BATCH_SIZE, DEFAULT_SHARD_SIZE, ShardJob
 
 if TYPE_CHECKING:
     from microdit.data.latents.writer import EncodingStats

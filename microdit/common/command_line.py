@@ -49,6 +49,9 @@ class Parser(argparse.ArgumentParser):
             getattr(arguments, "parser", self).reject_unknown(others)
         return arguments
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse's own ignores a closed pipe
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             raise argparse.ArgumentError(action, f"invalid choice '{named(value)}'; {nearest(value, action.choices)}")

@@ -32,9 +32,10 @@ from microdit.data.latents.caption_store import (
     store_name,
     text_header,
 )
+from microdit.data.latents.job import ShardJob
 from microdit.data.latents.reader import HEADER, INDEX, EncodedImages, open_images
 from microdit.data.latents.shards import REMEDY, SUFFIX, check_shard
-from microdit.data.latents.writer import AutoencoderLatents, Record, ShardJob, chunk_ranges, write_images
+from microdit.data.latents.writer import AutoencoderLatents, Record, chunk_ranges, write_images
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.encoders.text import TextEncoder
 from microdit.model.conditioning import Captions

@@ -26,31 +26,12 @@ from microdit.common.files.digests import signed
 from microdit.common.files.verified import read_verified
 from microdit.common.parsing import flatten
 from microdit.data.latents.caption_store import digests
+from microdit.data.latents.job import ShardJob
 from microdit.data.latents.reader import FORMAT, HEADER, INDEX, SPLITS, sigma_of
 from microdit.data.latents.shards import DIGITS, SUFFIX, open_shard, pack, write_shard
 from microdit.encoders.autoencoder import Autoencoder
 
 log = logging.getLogger(__name__)
-
-DEFAULT_SHARD_SIZE, DEFAULT_BATCH_SIZE = 4096, 64  # images
-
-
-@dataclass(frozen=True)
-class ShardJob:
-    """How shards are written, and which: this process writes shard k if k % parts == part."""
-
-    shard_size: int = DEFAULT_SHARD_SIZE
-    batch_size: int = DEFAULT_BATCH_SIZE
-    part: int = 0
-    parts: int = 1
-    round_trips: int = 16  # images per shard whose round trip is measured
-    skip_broken: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.part < self.parts:
-            raise ConfigError(f"--shard {self.part}/{self.parts}: parts are numbered from 0 to {self.parts - 1}")
-        if self.shard_size < 1 or self.batch_size < 1:
-            raise ConfigError("--shard-size and --batch-size must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import torch
 from microdit.common.errors import ConfigError
 from microdit.common.files.paths import absolute_if_folder
 from microdit.data.latents.caption_store import FILE_BYTES, CaptionStore, create_store, digests, store_name
-from microdit.data.latents.writer import EncodingStats, ShardJob, write_images
+from microdit.data.latents.job import ShardJob
+from microdit.data.latents.writer import EncodingStats, write_images
 from microdit.data.sources.mds import AUTOENCODER, WIDTH, GivenLatents, MdsSource, open_mds
 from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
