@@ -21,7 +21,7 @@ from microdit.alignment.patch_encoders import PatchEncoder, build_encoder
 from microdit.common.errors import ConfigError, DataError
 from microdit.common.files.atomic import atomic_path
 from microdit.common.files.digests import read_signed, signed
-from microdit.common.files.verified import CHECKED, damaged
+from microdit.common.files.verified import CHECKED, find_damaged
 from microdit.data.dataset import CaptionedImages, HasOriginals
 from microdit.data.latents.training_data import NoTargets
 
@@ -90,7 +90,7 @@ def _opened(folder: Path, shape: tuple[int, ...], memory: Path | None) -> np.nda
             if _digest(path) != expected:
                 raise DataError(f"{path}: wrong checksum: the file was changed or damaged")
 
-        for _, why in damaged([path], check, memory, str(expected)):
+        for _, why in find_damaged([path], check, memory, str(expected)):
             raise ValueError(why)
         features = np.load(path, mmap_mode="r")
         if features.shape != shape or features.dtype != np.float16:

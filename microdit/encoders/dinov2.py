@@ -22,7 +22,7 @@ NAME = "dinov2"  # in `pretrained_weights.PUBLISHED`
 SIDE, PATCH = 224, 14  # pixels: side of scored images, of a patch
 SIZES: Mapping[int, str] = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # by width
 PUBLISHED_WIDTH = 1024  # of the file in torch hub's folder
-OFFSET = 0.1  # the authors add it to the target size when they interpolate position embeddings
+POSITION_OFFSET = 0.1  # the authors add it to the target size when they interpolate position embeddings
 RENAMED = {"mlp.w12.": "mlp.fc1.", "mlp.w3.": "mlp.fc2."}  # the giant's SwiGLU, in timm's names
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -119,6 +119,6 @@ def _positions(stored: Tensor, side: int) -> Tensor:
     if own == side:
         return stored
     grid = stored[:, 1:].float().reshape(1, own, own, width).permute(0, 3, 1, 2)
-    scale = (side + OFFSET) / own
+    scale = (side + POSITION_OFFSET) / own
     grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
     return torch.cat((stored[:, :1], grid.permute(0, 2, 3, 1).reshape(1, -1, width)), dim=1)

@@ -23,7 +23,7 @@ from microdit.model.conditioning import MaskedTokens
 
 PATH_KEY = "text.path"
 CONFIG, WEIGHTS = "config.json", ("*.safetensors", "pytorch_model*.bin")  # the first pattern that matches is used
-LENGTH = 77  # tokens, unless the configuration or the encoder's positions set fewer
+DEFAULT_LENGTH = 77  # tokens, unless the configuration or the encoder's positions set fewer
 CLASSES = {  # types whose encoder is a part of the model; others are opened by AutoModel
     "t5": "T5EncoderModel",
     "mt5": "MT5EncoderModel",
@@ -50,7 +50,7 @@ def token_count(folder: Path, length: int | None) -> int:
     """
     most = _text_settings(folder).get("max_position_embeddings")  # missing for T5, whose positions are relative
     if length is None:
-        return min(LENGTH, int(most or LENGTH))
+        return min(DEFAULT_LENGTH, int(most or DEFAULT_LENGTH))
     if most is not None and length > int(most):
         raise ConfigError(f"'text.length' is {length}, but {folder} has only {most} positions")
     return length

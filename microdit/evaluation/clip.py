@@ -21,7 +21,7 @@ from microdit.encoders.open_clip_checkpoint import CONFIG, WEIGHTS, clip_fingerp
 from microdit.encoders.open_clip_text import is_name, known_name
 
 CLIP_KEY, BUILTIN = "evaluation.clip", "builtin"
-VITS = {
+VIT_SIZES = {
     (768, 12): "b",
     (1024, 24): "l",
     (1280, 32): "h",
@@ -107,7 +107,11 @@ def clip_title(folder: Path) -> str:
         words = f"clip-{vision['timm_model_name']}"
     else:
         layers, width = vision.get("layers", 12), vision.get("width", 768)
-        size = f"vit-{VITS[width, layers]}" if isinstance(layers, int) and (width, layers) in VITS else f"{width}"
+        size = (
+            f"vit-{VIT_SIZES[width, layers]}"
+            if isinstance(layers, int) and (width, layers) in VIT_SIZES
+            else f"{width}"
+        )
         words = f"clip-{size}-{vision.get('patch_size', 16)}" if isinstance(layers, int) else f"clip-resnet-{width}"
     return re.sub(r"[+@/\s]", "-", words)  # '+' and '@' separate the names of networks in a run's tag
 

@@ -19,9 +19,9 @@ METRIC_DESCRIPTIONS = {
     "class_accuracy": "share whose class in {network} is its label; higher is better",
     "val_loss": "denoising loss on held-out images; lower is better",
 }
-BESIDE = {"_floor": "floor", "_real": "real images"}  # label of the value beside a score, by the ending of its name
+COMPARISON_LABELS = {"_floor": "floor", "_real": "real images"}  # by the ending of a name
 UNSCORED = "none"
-ON_INCEPTION = {"fd": "FID", "kid": "KID"}  # names that are valid only on the published Inception-v3
+INCEPTION_NAMES = {"fd": "FID", "kid": "KID"}  # names that are valid only on the published Inception-v3
 
 
 def feature_net_name(config: EvalConfig) -> str:
@@ -69,8 +69,8 @@ def describe(values: Mapping[str, float], config: EvalConfig) -> str:
         lines.append(f"{values['samples']:.0f} samples, {values['reference_images']:.0f} real images")
     for name in (name for name in METRIC_DESCRIPTIONS if name in values):
         used = net if name in FEATURE_NET_METRICS else clip
-        title = ON_INCEPTION.get(name, name) if used.is_inception else name
-        beside = [f"{w} {values[name + end]:.4g}" for end, w in BESIDE.items() if name + end in values]
+        title = INCEPTION_NAMES.get(name, name) if used.is_inception else name
+        beside = [f"{w} {values[name + end]:.4g}" for end, w in COMPARISON_LABELS.items() if name + end in values]
         others = [
             f"{value:.4g}" for key, value in values.items() if key.startswith("noise") and key.endswith(f"/{name}")
         ]

@@ -153,7 +153,7 @@ def main() -> None:
     others = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
-    begin, step, told = time.monotonic(), 0, 0.0
+    begin, step, reported = time.monotonic(), 0, 0.0
     while (spent := (time.monotonic() - begin) / 60 / arguments.minutes) < 1:
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * min((step + 1) / 100, 1) * (0.5 + 0.5 * math.cos(math.pi * spent))
@@ -168,8 +168,8 @@ def main() -> None:
             model.logit_scale.clamp_(max=math.log(100))
         ema.update_parameters(model)
         step += 1
-        if time.monotonic() - told > 60:
-            told = time.monotonic()
+        if time.monotonic() - reported > 60:
+            reported = time.monotonic()
             save(ema.module, recipe, text, scratch, out)
             print(f"{spent:5.1%} step {step} loss {loss.item():.4f} scale {model.logit_scale.exp():.1f}", flush=True)
     save(ema.module, recipe, text, scratch, out)

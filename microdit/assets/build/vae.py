@@ -105,7 +105,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(vae.parameters(), lr=arguments.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     pick = numpy_generator(SEED, "crops")
     draw = generator(SEED, "posterior")
-    begin, step, told = time.monotonic(), 0, 0.0
+    begin, step, reported = time.monotonic(), 0, 0.0
     while (spent := (time.monotonic() - begin) / 60 / arguments.minutes) < 1:
         rate = arguments.lr * min((step + 1) / 200, 1) * (0.5 + 0.5 * np.cos(np.pi * spent)) + 1e-5
         for group in optimizer.param_groups:
@@ -122,8 +122,8 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=True)
         ema.update_parameters(vae)
         step += 1
-        if time.monotonic() - told > 60:
-            told = time.monotonic()
+        if time.monotonic() - reported > 60:
+            reported = time.monotonic()
             db, z = psnr(ema.module, held)
             noisy = psnr(ema.module, held[:64], 0.1)[0]
             print(

@@ -127,7 +127,7 @@ def parse_json(text: str, name: str, line: int = 0, error: type[MicroditError] =
 
     try:
         value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole
+            text, object_pairs_hook=_unique, parse_constant=_reject_constant, parse_float=_finite, parse_int=_whole
         )
     except json.JSONDecodeError as problem:
         raise fault(problem.pos, problem.msg) from None
@@ -199,7 +199,7 @@ def _whole(word: str) -> int:
     return int(word)
 
 
-def _refuse_constant(word: str) -> None:
+def _reject_constant(word: str) -> None:
     raise ValueError(f"{word} is not a number")
 
 

@@ -36,7 +36,7 @@ def read_verified(path: Path) -> dict[str, Any]:
 _good: set[str] = set()
 
 
-def damaged(
+def find_damaged(
     files: Sequence[Path], check: Callable[[Path], None], memory: Path | None = None, what: str = ""
 ) -> list[tuple[Path, str]]:
     """Return the files that `check` rejects with a DataError, each with the reason.

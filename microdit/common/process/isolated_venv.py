@@ -69,9 +69,9 @@ def _install(tool: Tool, home: Path, python: Path) -> None:
 def _must(tool: Tool, line: Sequence[str], home: Path) -> None:
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().split("\n")[-1]
+        reason = (done.stderr or done.stdout).strip().split("\n")[-1]
         raise DataError(
-            f"{tool.package} can't be installed into {home}: {said}. Give a Python that has it with {tool.option} PATH"
+            f"{tool.package} can't be installed into {home}: {reason}. Give a Python that has it by {tool.option} PATH"
             f"{tool.otherwise}"
         )
 

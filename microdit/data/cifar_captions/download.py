@@ -26,7 +26,7 @@ from microdit.data.cifar_captions.img2dataset import find_python, run
 FETCHED = "download"
 IMAGES = "images"
 REQUEST = "request.json"
-REASONS = 12
+MAX_REASONS_LISTED = 12
 
 
 def download(out: Path, card: Card, fetch: Fetch, python: Path | None, cache: Path) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _outcomes(out: Path, shards: Path) -> tuple[list[tuple[dict[str, Any], Path]
             failed[_reason(row)] += 1
     if chosen:
         failed["no result recorded"] += len(chosen)
-    return rows, Counter(dict(failed.most_common(REASONS)) | _rest(failed))
+    return rows, Counter(dict(failed.most_common(MAX_REASONS_LISTED)) | _rest(failed))
 
 
 def _shard_rows(shards: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -126,13 +126,13 @@ def _shard_rows(shards: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 def _reason(row: dict[str, Any]) -> str:
     if row["status"] == "success":
         return "image file is missing"
-    said = " ".join(str(row["error_message"] or "no message").split())
+    reason = " ".join(str(row["error_message"] or "no message").split())
     # Addresses and sizes differ between urls; without them equal causes are counted together.
-    return f"{row['status']}: {re.sub(r'0x[0-9a-f]+|(?<![0-9])[0-9]{4,}', '…', said)[:100]}"
+    return f"{row['status']}: {re.sub(r'0x[0-9a-f]+|(?<![0-9])[0-9]{4,}', '…', reason)[:100]}"
 
 
 def _rest(failed: Counter[str]) -> dict[str, int]:
-    rest = sum(failed.values()) - sum(count for _, count in failed.most_common(REASONS))
+    rest = sum(failed.values()) - sum(count for _, count in failed.most_common(MAX_REASONS_LISTED))
     return {"other reasons": rest} if rest else {}
 
 

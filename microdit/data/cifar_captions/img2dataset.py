@@ -137,4 +137,4 @@ def _end(pid: int) -> None:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")
-    return lines[-1] or "it said nothing"
+    return lines[-1] or "it printed nothing"

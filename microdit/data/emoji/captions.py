@@ -48,51 +48,51 @@ FORMS = (
 )
 
 
-def describe(scene: Scene, dice: UniformDraws, specific_names: bool) -> tuple[str, str]:
+def describe(scene: Scene, draws: UniformDraws, specific_names: bool) -> tuple[str, str]:
     """Return the caption and the name of its form."""
     parts = [
-        _group_phrase(group, [t for t in scene.things if t.group == index], dice, specific_names)
+        _group_phrase(group, [t for t in scene.things if t.group == index], draws, specific_names)
         for index, group in enumerate(scene.groups)
     ]
-    subject = parts[0] if len(parts) == 1 else f"{parts[0]} {_relation_words(scene, dice)} {parts[1]}"
-    where = _background_words(scene.backdrop.name, dice)
-    _, form, pattern = FORMS[dice.weighted([weight for weight, _, _ in FORMS])]
+    subject = parts[0] if len(parts) == 1 else f"{parts[0]} {_relation_words(scene, draws)} {parts[1]}"
+    where = _background_words(scene.backdrop.name, draws)
+    _, form, pattern = FORMS[draws.weighted([weight for weight, _, _ in FORMS])]
     verb = "is" if scene.groups[0].count == 1 else "are"
     return pattern.format(s=subject, b=where, **{"is": verb}), form
 
 
-def _group_phrase(group: Group, things: list[SceneObject], dice: UniformDraws, specific_names: bool) -> str:
+def _group_phrase(group: Group, things: list[SceneObject], draws: UniformDraws, specific_names: bool) -> str:
     nouns: tuple[str, ...] = CLASS_NOUNS[group.kind]
-    wants_specific, wants_size, wants_color = dice.chance(0.4), dice.chance(0.85), dice.chance(0.8)
+    wants_specific, wants_size, wants_color = draws.chance(0.4), draws.chance(0.85), draws.chance(0.8)
     same_drawing = len({thing.code for thing in things}) == 1
     if specific_names and wants_specific and same_drawing:
         nouns = BY_CODE[things[0].code].names or nouns
-    words = [dice.pick(nouns) if group.count == 1 else plural(dice.pick(nouns))]
+    words = [draws.pick(nouns) if group.count == 1 else plural(draws.pick(nouns))]
     colors = {thing.color for thing in things}
     color = things[0].color if len(colors) == 1 else None
     if color is not None and wants_color:
         words.insert(0, color)
-    size_word = dice.pick(SIZES[group.size or "small"])
+    size_word = draws.pick(SIZES[group.size or "small"])
     if group.size is not None and wants_size:
         words.insert(0, size_word)
     number = article(words[0]) if group.count == 1 else NUMBERS[group.count]
     return " ".join([number, *words])
 
 
-def _relation_words(scene: Scene, dice: UniformDraws) -> str:
+def _relation_words(scene: Scene, draws: UniformDraws) -> str:
     assert scene.relation is not None
-    exact, loose = dice.pick(RELATION_WORDS[scene.relation]), dice.pick(SIDEWAYS)
-    which = dice.weighted((0.8, 0.08, 0.12))
+    exact, loose = draws.pick(RELATION_WORDS[scene.relation]), draws.pick(SIDEWAYS)
+    which = draws.weighted((0.8, 0.08, 0.12))
     if which == 1 and scene.relation in ("left of", "right of"):
         return loose
     return "and" if which == 2 else exact
 
 
-def _background_words(name: str, dice: UniformDraws) -> str:
+def _background_words(name: str, draws: UniformDraws) -> str:
     if name in PLAIN:
-        pattern = dice.pick(PLAIN_WORDS)
+        pattern = draws.pick(PLAIN_WORDS)
         return pattern.replace(" a {}", f" {article(name)} {name}")
-    return dice.pick(SCENERY_WORDS[name])
+    return draws.pick(SCENERY_WORDS[name])
 
 
 def article(word: str) -> str:

@@ -66,9 +66,9 @@ class EmojiCaptions:
         if not 0 <= i < self._length:
             raise IndexError(f"item {i} of {self._length}")
         numbers = numpy_generator(self._seed, "emoji-captions", self._first + i).random(NUMBERS_PER_SCENE)
-        dice = UniformDraws(numbers)
-        scene = sample_scene(dice, self._options, self._composition)
-        caption, form = describe(scene, dice, self._specific_names)
+        draws = UniformDraws(numbers)
+        scene = sample_scene(draws, self._options, self._composition)
+        caption, form = describe(scene, draws, self._specific_names)
         label = CLASSES.index(scene.groups[0].kind)
         return Sample(render(scene, self.resolution), caption, label, _attributes(scene, form))
 

@@ -25,7 +25,7 @@ LONGEST = {
 
 
 def place_all(
-    dice: UniformDraws,
+    draws: UniformDraws,
     groups: tuple[Group, ...],
     codes: list[str],
     relation: str | None,
@@ -36,23 +36,23 @@ def place_all(
 
     Without `vary`, every object has its middle size and is in the middle of its free place.
     """
-    cells = _cells(dice, groups, relation)
+    cells = _cells(draws, groups, relation)
     if backdrop.horizon is not None and len(cells) == 2:
         cells = [(x0, 0.0, x1, 1.0) for x0, _, x1, _ in _side_by_side(cells)]
     members = [group for group in groups for _ in range(group.count)]
     return [
-        _place(dice if vary else _Middle(), cell, code, group, len(cells), backdrop)
+        _place(draws if vary else _Middle(), cell, code, group, len(cells), backdrop)
         for cell, code, group in zip(cells, codes, members, strict=True)
     ]
 
 
-def _cells(dice: UniformDraws, groups: tuple[Group, ...], relation: str | None) -> list[Box]:
+def _cells(draws: UniformDraws, groups: tuple[Group, ...], relation: str | None) -> list[Box]:
     """Return one cell per object, first group first."""
     count = sum(group.count for group in groups)
     if count == 1:
         return [(0.0, 0.0, 1.0, 1.0)]
     if relation is None:
-        return _free_cells(dice, count)
+        return _free_cells(draws, count)
     split = {None: 0.5, "small": 0.4, "big": 0.6}[groups[0].size]
     before = relation in ("left of", "above")
     near, far = (0.0, split), (split, 1.0)
@@ -66,17 +66,17 @@ def _cells(dice: UniformDraws, groups: tuple[Group, ...], relation: str | None) 
     return cells if relation in ("left of", "right of") else [(y0, x0, y1, x1) for x0, y0, x1, y1 in cells]
 
 
-def _free_cells(dice: UniformDraws, count: int) -> list[Box]:
+def _free_cells(draws: UniformDraws, count: int) -> list[Box]:
     halves = ((0.0, 0.5), (0.5, 1.0))
     if count == 2:
-        layout = dice.weighted((0.6, 0.2, 0.2))
+        layout = draws.weighted((0.6, 0.2, 0.2))
         row: list[Box] = [(0.0, 0.12, 0.5, 0.88), (0.5, 0.12, 1.0, 0.88)]
         if layout == 0:
             return row
         if layout == 1:
             return [(y0, x0, y1, x1) for x0, y0, x1, y1 in row]
         return [(0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0)]
-    top_one = dice.chance(0.5)
+    top_one = draws.chance(0.5)
     alone, pair = halves if top_one else halves[::-1]
     return [(0.25, alone[0], 0.75, alone[1]), *[(left, pair[0], right, pair[1]) for left, right in halves]]
 
@@ -96,22 +96,22 @@ class _Middle:
         return (low + high) / 2
 
 
-def _place(dice: UniformDraws | _Middle, cell: Box, code: str, group: Group, count: int, backdrop: Backdrop) -> Box:
+def _place(draws: UniformDraws | _Middle, cell: Box, code: str, group: Group, count: int, backdrop: Backdrop) -> Box:
     margin = EDGE if count == 1 else EDGE / 2
     x0, y0, x1, y1 = cell[0] + margin, cell[1] + margin, cell[2] - margin, cell[3] - margin
     across, along = aspect(code)
     low, high = LONGEST[count, group.size]
-    longest = dice.uniform(low, high)
+    longest = draws.uniform(low, high)
     if count > 1 and group.size is None:
         # A boat or car is long and low: in a wide cell it may be longer than a cat is tall.
         longest *= min(1.4, max(1.0, min((x1 - x0) / across, (y1 - y0) / along) / high))
     width, height = longest * across, longest * along
-    left = dice.uniform(x0, x1 - width)
+    left = draws.uniform(x0, x1 - width)
     highest, lowest = y0, y1 - height
     if backdrop.horizon is not None and group.kind == "airplane":
         lowest = min(lowest, max(highest, backdrop.horizon - height / 2))
     elif backdrop.horizon is not None:
         # Feet, wheels and keels are on the ground, between the horizon and the lower edge.
         highest = min(lowest, max(highest, backdrop.horizon + 0.06 - height))
-    top = dice.uniform(highest, lowest)
+    top = draws.uniform(highest, lowest)
     return left, top, left + width, top + height

@@ -37,38 +37,38 @@ def held_out(kind: str, background: str, count: int) -> bool:
     return (BACKGROUNDS.index(background) + 5 * CLASSES.index(kind) + 3 * (count - 1)) % 8 == 0
 
 
-def sample_scene(dice: UniformDraws, options: Options, composition: bool) -> Scene:
+def sample_scene(draws: UniformDraws, options: Options, composition: bool) -> Scene:
     """Draw one scene; with `composition` its first group is a held-out composition, else no group is."""
-    kind = dice.pick(CLASSES)
-    count = 1 + dice.weighted((0.45, 0.35, 0.2)[: options.max_objects])
-    mixed = count > 1 and dice.chance(0.5)
-    counts = _split_counts(count, mixed, dice)
-    other = dice.pick(_companions(kind, counts, options, composition))
+    kind = draws.pick(CLASSES)
+    count = 1 + draws.weighted((0.45, 0.35, 0.2)[: options.max_objects])
+    mixed = count > 1 and draws.chance(0.5)
+    counts = _split_counts(count, mixed, draws)
+    other = draws.pick(_companions(kind, counts, options, composition))
     kinds = (kind, other)[: len(counts)]
-    relation = dice.pick(RELATIONS) if mixed else None
-    background = _pick_background(dice, options, composition, kinds, counts, relation)
-    sizes = _sizes(dice, counts) if options.sizes else (None,) * len(counts)
+    relation = draws.pick(RELATIONS) if mixed else None
+    background = _pick_background(draws, options, composition, kinds, counts, relation)
+    sizes = _sizes(draws, counts) if options.sizes else (None,) * len(counts)
     groups = tuple(Group(k, c, s) for k, c, s in zip(kinds, counts, sizes, strict=True))
-    backdrop = _backdrop(dice, background)
-    looks = [look for g in groups for look in _looks(dice, g, background, options)]
-    boxes = place_all(dice, groups, [code for code, _ in looks], relation, backdrop, options.places)
+    backdrop = _backdrop(draws, background)
+    looks = [look for g in groups for look in _looks(draws, g, background, options)]
+    boxes = place_all(draws, groups, [code for code, _ in looks], relation, backdrop, options.places)
     members = [index for index, g in enumerate(groups) for _ in range(g.count)]
     things = tuple(
-        SceneObject(member, code, color, dice.chance(0.5) and BY_CODE[code].flips, box)
+        SceneObject(member, code, color, draws.chance(0.5) and BY_CODE[code].flips, box)
         for member, (code, color), box in zip(members, looks, boxes, strict=True)
     )
     return Scene(groups, things, backdrop, relation)
 
 
-def _split_counts(count: int, mixed: bool, dice: UniformDraws) -> tuple[int, ...]:
-    first = 1 if dice.chance(0.6) else 2
+def _split_counts(count: int, mixed: bool, draws: UniformDraws) -> tuple[int, ...]:
+    first = 1 if draws.chance(0.6) else 2
     if not mixed:
         return (count,)
     return (1, 1) if count == 2 else (first, 3 - first)
 
 
-def _sizes(dice: UniformDraws, counts: tuple[int, ...]) -> tuple[str | None, ...]:
-    which = dice.weighted((0.7, 0.15, 0.15))
+def _sizes(draws: UniformDraws, counts: tuple[int, ...]) -> tuple[str | None, ...]:
+    which = draws.weighted((0.7, 0.15, 0.15))
     if counts == (1,):
         return ((None, "small", "big")[which],)
     if counts == (1, 1):
@@ -116,7 +116,7 @@ def _stands_out(code: str, color: str | None, background: str) -> bool:
 
 
 def _pick_background(
-    dice: UniformDraws,
+    draws: UniformDraws,
     options: Options,
     composition: bool,
     kinds: tuple[str, ...],
@@ -125,8 +125,8 @@ def _pick_background(
 ) -> str:
     grounded = options.scenery and relation not in ("above", "below") and sum(counts) < 3
     plain, scenic = _backgrounds(kinds, counts, options, composition)
-    wants_scenery = dice.chance(0.4)
-    return dice.pick(scenic if scenic and grounded and wants_scenery else plain)
+    wants_scenery = draws.chance(0.4)
+    return draws.pick(scenic if scenic and grounded and wants_scenery else plain)
 
 
 @cache
@@ -153,22 +153,22 @@ def _backgrounds(
     return plain, scenic
 
 
-def _looks(dice: UniformDraws, group: Group, background: str, options: Options) -> list[tuple[str, str | None]]:
+def _looks(draws: UniformDraws, group: Group, background: str, options: Options) -> list[tuple[str, str | None]]:
     choices = looks_on(group.kind, background, options)
-    alike = dice.chance(0.65)
+    alike = draws.chance(0.65)
     looks: list[tuple[str, str | None]] = []
     for _ in range(group.count):
         if looks and alike:
             looks.append(looks[0])
             continue
-        code, colors = dice.pick(choices)
-        looks.append((code, dice.pick(colors)))
+        code, colors = draws.pick(choices)
+        looks.append((code, draws.pick(colors)))
     return looks
 
 
-def _backdrop(dice: UniformDraws, name: str) -> Backdrop:
-    shade, tilt = dice.uniform(0.95, 1.03), dice.uniform(-0.05, 0.05)
-    horizon = dice.uniform(0.45, 0.62)
+def _backdrop(draws: UniformDraws, name: str) -> Backdrop:
+    shade, tilt = draws.uniform(0.95, 1.03), draws.uniform(-0.05, 0.05)
+    horizon = draws.uniform(0.45, 0.62)
 
     def scaled(rgb: tuple[int, ...], factor: float) -> tuple[float, ...]:
         return tuple(min(255.0, channel * factor) for channel in rgb)

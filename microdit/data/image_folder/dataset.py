@@ -51,7 +51,7 @@ class ImageFolder:
         limit = config.train_size if split == "train" else config.val_size
         self._entries = found.sides[split][:limit]
         if not self._entries:
-            why = "its metadata says so" if found.by_metadata else f"'data.val_fraction' is {config.val_fraction:g}"
+            why = "its metadata decides" if found.by_metadata else f"'data.val_fraction' is {config.val_fraction:g}"
             count = sum(map(len, found.sides.values()))
             raise DataError(f"{self._root}: no image is left for the split '{split}': the folder has {count} and {why}")
 

@@ -11,7 +11,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageCms
 
-SPACES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # a profile's color space -> mode of the pixels that it fits
+PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # by a profile's color space
 SRGB_GAMMA, GAMMA_TOLERANCE = 1 / 2.2, 0.05  # PNG's gAMA of sRGB; libpng's tolerance
 SRGB_PRIMARIES = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # white, red, green, blue as x, y
 INTEROPERABILITY, ADOBE_RGB = 0xA005, "R03"  # EXIF's folder and mark of Adobe RGB pixels
@@ -35,7 +35,7 @@ def check_colors(image: Image.Image) -> None:
         raise Unreadable("its primaries (cHRM) are not sRGB's, and no ICC profile is embedded; convert it to sRGB")
 
 
-def as_srgb(image: Image.Image, raw_mode: str, bits: int, inverted: bool) -> Image.Image:
+def to_srgb(image: Image.Image, raw_mode: str, bits: int, inverted: bool) -> Image.Image:
     """Return an upright image as opaque 8-bit sRGB.
 
     Args:
@@ -120,7 +120,7 @@ def _by_profile(colors: Image.Image, profile: bytes) -> Image.Image:
         space = ImageCms.ImageCmsProfile(BytesIO(profile)).profile.xcolor_space
     except (ImageCms.PyCMSError, OSError) as error:
         raise Unreadable(f"its ICC profile is damaged ({error})") from None
-    mode = SPACES.get(space)
+    mode = PROFILE_MODES.get(space)
     if mode == "RGB" and colors.mode == "L":
         colors = colors.convert("RGB")
     if mode != colors.mode:

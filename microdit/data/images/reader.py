@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from microdit.common.errors import DataError
-from microdit.data.images.color import Unreadable, as_srgb, check_colors
+from microdit.data.images.color import Unreadable, check_colors, to_srgb
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I;16", "I;16B", "I;16L")
@@ -102,7 +102,7 @@ def _decode(data: bytes) -> Image.Image:
         inverted = opened.mode.startswith("I;16") and _tag(opened, PHOTOMETRIC) == WHITE_IS_ZERO
         check_colors(opened)
         image = ImageOps.exif_transpose(opened)
-    return as_srgb(image, raw_mode, bits, inverted)
+    return to_srgb(image, raw_mode, bits, inverted)
 
 
 def _check_kind(image: Image.Image) -> None:

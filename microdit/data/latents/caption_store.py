@@ -20,7 +20,7 @@ import torch
 from microdit.common.errors import DataError, shown
 from microdit.common.files.atomic import write_text
 from microdit.common.files.digests import read_signed, signed
-from microdit.common.files.verified import damaged, read_verified
+from microdit.common.files.verified import find_damaged, read_verified
 from microdit.data.latents.shards import REMEDY, SUFFIX, ConcatArray, Shard, check_shard, open_shard, write_shard
 from microdit.encoders.text import TextEncoder
 from microdit.model.conditioning import Captions, round_to_half, unpack, with_mask
@@ -154,7 +154,7 @@ def create_store(folder: Path, header: Mapping[str, Any], memory: Path | None = 
             log.warning("%s: damaged, or of another text encoder; written again", path)
         write_text(path, signed({"format": FORMAT, **header}))
     shape = (header["length"], header["width"])
-    for bad, why in damaged(sorted(folder.glob(f"*{SUFFIX}")), partial(_check, shape=shape), memory, str(shape)):
+    for bad, why in find_damaged(sorted(folder.glob(f"*{SUFFIX}")), partial(_check, shape=shape), memory, str(shape)):
         log.warning("%s; its captions are encoded again", why.removesuffix(f"; {REMEDY}"))
         bad.unlink(missing_ok=True)
     return CaptionStore(folder)

@@ -158,8 +158,10 @@ def check_autoencoder(root: Path, index: Mapping[str, Any], autoencoder: Autoenc
     if made["fingerprint"] == given["fingerprint"]:
         return
     # Imported latents don't record their autoencoder's weights; what they do record must match.
-    told = [key for key, value in made.items() if key in given and not (key == "fingerprint" and value is None)]
-    wrong = [f"{key} is {made[key]!r} in the data and {given[key]!r} here" for key in told if made[key] != given[key]]
+    recorded = [key for key, value in made.items() if key in given and not (key == "fingerprint" and value is None)]
+    wrong = [
+        f"{key} is {made[key]!r} in the data and {given[key]!r} here" for key in recorded if made[key] != given[key]
+    ]
     if wrong:
         raise ConfigError(
             f"'autoencoder.path' names another autoencoder than the one that {root} was encoded with "

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from microdit.common.errors import DataError, shown
-from microdit.common.files.verified import damaged, read_verified
+from microdit.common.files.verified import find_damaged, read_verified
 from microdit.data.latents.shards import REMEDY, ConcatArray, Shard, check_digest, open_shard, unpack
 
 FORMAT = "microdit-latents-1"
@@ -191,6 +191,6 @@ def check_all(files: list[Path], memory: Path) -> None:
     Raises:
         DataError: if a file was changed.
     """
-    bad = damaged(files, check_digest, memory)
+    bad = find_damaged(files, check_digest, memory)
     if bad:
         raise DataError(bad[0][1])

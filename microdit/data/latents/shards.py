@@ -21,7 +21,7 @@ from microdit.common.errors import DataError, shown
 from microdit.common.files.atomic import scratch_folder
 
 SUFFIX = ".safetensors"
-DIGITS = 16  # hex digits of the digest in a file name
+DIGEST_DIGITS = 16  # hex digits of the digest in a file name
 DTYPES = {"F16": np.float16, "I64": np.int64, "U64": np.uint64, "U8": np.uint8, "BOOL": np.bool_}
 REMEDY = "delete it and repeat the command to make it again"
 
@@ -69,7 +69,7 @@ def write_shard(folder: Path, prefix: str, tensors: Mapping[str, np.ndarray], fa
 def digest_of(path: Path) -> str:
     """Return the first digits of the file's SHA-256."""
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:DIGITS]
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:DIGEST_DIGITS]
 
 
 def open_shard(path: Path) -> Shard:

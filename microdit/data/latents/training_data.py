@@ -20,7 +20,7 @@ from torch import Tensor
 
 from microdit.common.errors import DataError
 from microdit.common.files.digests import read_signed
-from microdit.common.files.verified import CHECKED, damaged
+from microdit.common.files.verified import CHECKED, find_damaged
 from microdit.common.rng import generator
 from microdit.data.dataset import CaptionedImages
 from microdit.data.latents.caption_store import (
@@ -135,15 +135,15 @@ def encode_dataset(
         _discard_damaged(folder, Path(cache_dir) / CHECKED)
         if not (folder / INDEX).is_file():
             text_encoder.encode([""])  # loads the weights before the long work on images
-            pictures = AutoencoderLatents(autoencoder, dataset.resolution, "")
-            write_images(DatasetSource(dataset), pictures, folder, job)
+            encoder = AutoencoderLatents(autoencoder, dataset.resolution, "")
+            write_images(DatasetSource(dataset), encoder, folder, job)
     images = open_images(folder)
     return with_captions(images, None, text_encoder, Path(cache_dir), store_captions)
 
 
 def _discard_damaged(folder: Path, memory: Path) -> None:
     """Remove damaged files of a cache folder, with one line in the log, so that they are encoded again."""
-    bad = damaged(sorted(folder.glob(f"*{SUFFIX}")), check_shard, memory)
+    bad = find_damaged(sorted(folder.glob(f"*{SUFFIX}")), check_shard, memory)
     for name in (INDEX, HEADER):
         try:
             read_signed(folder / name)

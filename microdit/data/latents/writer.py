@@ -28,7 +28,7 @@ from microdit.common.parsing import flatten
 from microdit.data.latents.caption_store import digests
 from microdit.data.latents.job import ShardJob
 from microdit.data.latents.reader import FORMAT, HEADER, INDEX, SPLITS, sigma_of
-from microdit.data.latents.shards import DIGITS, SUFFIX, open_shard, pack, write_shard
+from microdit.data.latents.shards import DIGEST_DIGITS, SUFFIX, open_shard, pack, write_shard
 from microdit.encoders.autoencoder import Autoencoder
 
 log = logging.getLogger(__name__)
@@ -287,7 +287,8 @@ def _finish(folder: Path, paths: Sequence[Path]) -> None:
         errors += shard.facts["errors"]
         skipped += shard.facts["skipped"]
         size = path.stat().st_size
-        entries.append({"file": path.name, "count": len(shard["labels"]), "bytes": size, "sha256": path.stem[-DIGITS:]})
+        entry = {"file": path.name, "count": len(shard["labels"]), "bytes": size}
+        entries.append(entry | {"sha256": path.stem[-DIGEST_DIGITS:]})
     header = read_verified(folder / HEADER)
     index = header | {
         "fingerprint": hashlib.sha256(json.dumps([FORMAT, *entries]).encode()).hexdigest(),

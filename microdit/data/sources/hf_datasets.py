@@ -111,8 +111,8 @@ class TableSource:
             except UnicodeDecodeError as error:
                 raise DataError(f"{self._word}: the caption after {key} is not UTF-8 ({error.reason})") from None
             except FAILURES as error:
-                said = " ".join(str(error).split())[:300]
-                raise DataError(f"{self._word}: can't be read after {key}: {said}") from None
+                reason = " ".join(str(error).split())[:300]
+                raise DataError(f"{self._word}: can't be read after {key}: {reason}") from None
 
     def _number(self, row: Mapping[str, Any]) -> int:
         label = row.get(self._label) if self._label else None

@@ -28,10 +28,10 @@ from microdit.common.rng import hash_to_unit_interval
 from microdit.data.latents.writer import Record, chunk_ranges
 
 TOOL = Tool("mosaicml-streaming", "streaming", "mosaicml-streaming>=0.11,<1", "--streaming")
-CHILD = Path(__file__).with_name("mds_worker.py")
+WORKER_SCRIPT = Path(__file__).with_name("mds_worker.py")
 AUTOENCODER = "stabilityai/stable-diffusion-xl-base-1.0/vae"  # the released code's default
-WIDTH = 1024  # of the released code's text encoder, DFN5B's ViT-H/14
-FACTOR = 8  # pixels per latent, of all its autoencoders
+RELEASED_TEXT_WIDTH = 1024  # of the released code's text encoder, DFN5B's ViT-H/14
+DOWNSAMPLING = 8  # pixels per latent, of all its autoencoders
 CAPTIONS = "caption_latents"
 GRACE_SECONDS = 20.0
 
@@ -59,7 +59,7 @@ class MdsSource:
         if "caption" not in self._reader.columns:
             raise DataError(f"{folder} has no column 'caption'; {nearest('caption', self._reader.columns)}")
         _, (first,) = next(self._reader.read(0, 1, self._column))
-        side = resolution // FACTOR
+        side = resolution // DOWNSAMPLING
         channels, rest = divmod(len(first) // 2, side * side)
         if rest or not channels:
             raise DataError(
@@ -123,11 +123,11 @@ class GivenLatents:
 
     def __init__(self, shape: tuple[int, int, int], path: str, described: Mapping[str, Any] | None) -> None:
         self.shape = shape
-        facts = described or {"fingerprint": None, "channels": shape[0], "downsampling": FACTOR}
-        if (facts["channels"], facts["downsampling"]) != (shape[0], FACTOR):
+        facts = described or {"fingerprint": None, "channels": shape[0], "downsampling": DOWNSAMPLING}
+        if (facts["channels"], facts["downsampling"]) != (shape[0], DOWNSAMPLING):
             raise ConfigError(
                 f"--autoencoder {path} has {facts['channels']} channels and a factor of {facts['downsampling']}, but "
-                f"the latents are {shape[0]} x {shape[1]} x {shape[2]} with a factor of {FACTOR}"
+                f"the latents are {shape[0]} x {shape[1]} x {shape[2]} with a factor of {DOWNSAMPLING}"
             )
         if facts.get("shift_factor") or facts.get("latents_mean"):
             raise ConfigError(
@@ -150,7 +150,7 @@ class _Reader:
         alone = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         self._folder, self._said = folder, tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
         self._process = subprocess.Popen(
-            [str(python), str(CHILD), str(folder)],
+            [str(python), str(WORKER_SCRIPT), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,

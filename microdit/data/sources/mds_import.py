@@ -16,7 +16,7 @@ from microdit.common.files.paths import absolute_if_folder
 from microdit.data.latents.caption_store import FILE_BYTES, CaptionStore, create_store, digests, store_name
 from microdit.data.latents.job import ShardJob
 from microdit.data.latents.writer import EncodingStats, write_images
-from microdit.data.sources.mds import AUTOENCODER, WIDTH, GivenLatents, MdsSource, open_mds
+from microdit.data.sources.mds import AUTOENCODER, RELEASED_TEXT_WIDTH, GivenLatents, MdsSource, open_mds
 from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
 from microdit.model.conditioning import unpack
@@ -46,7 +46,7 @@ MAX_RELATIVE_ERROR = 0.1  # larger than that of half precision
 
 
 def convert(
-    options: MdsOptions, job: ShardJob, device: str, tell: Callable[[str], None]
+    options: MdsOptions, job: ShardJob, device: str, report: Callable[[str], None]
 ) -> tuple[EncodingStats, int | None]:
     """Write latents and, with `--captions`, the existing caption features.
 
@@ -54,7 +54,7 @@ def convert(
         options: what to import.
         job: how shards are written.
         device: where captions are encoded for comparison.
-        tell: called with lines of progress.
+        report: called with lines of progress.
 
     Returns:
         What this process did, and how many captions were copied (None without `--captions`).
@@ -72,21 +72,21 @@ def convert(
     try:
         path = options.autoencoder or AUTOENCODER
         latents = GivenLatents(
-            source.shape, absolute_if_folder(path), _described(path, options.precision, device, tell)
+            source.shape, absolute_if_folder(path), _described(path, options.precision, device, report)
         )
         encoder = None if options.text is None else build_text_encoder(_text_config(options, options.text), device)
-        store = _store(options, source, encoder, tell) if options.captions else None
-        tally = write_images(source, latents, options.out, job, tell)
+        store = _store(options, source, encoder, report) if options.captions else None
+        tally = write_images(source, latents, options.out, job, report)
         return tally, None if store is None else _copy_features(store, source)
     finally:
         source.close()
 
 
-def _described(path: str, precision: Any, device: str, tell: Callable[[str], None]) -> dict[str, Any] | None:
+def _described(path: str, precision: Any, device: str, report: Callable[[str], None]) -> dict[str, Any] | None:
     try:
         return build_autoencoder(AutoencoderConfig(path, precision), device).describe()
     except ConfigError as error:
-        tell(f"cannot verify that the latents were made with '{path}' (not available here: {error})")
+        report(f"cannot verify that the latents were made with '{path}' (not available here: {error})")
         return None
 
 
@@ -95,14 +95,14 @@ def _text_config(options: MdsOptions, path: str) -> TextConfig:
 
 
 def _store(
-    options: MdsOptions, source: MdsSource, encoder: TextEncoder | None, tell: Callable[[str], None]
+    options: MdsOptions, source: MdsSource, encoder: TextEncoder | None, report: Callable[[str], None]
 ) -> CaptionStore:
-    width = encoder.width if encoder else WIDTH
+    width = encoder.width if encoder else RELEASED_TEXT_WIDTH
     samples = list(source.features(0, COMPARED_CAPTIONS, width))
     length = len(samples[0][1])
     header: dict[str, Any] = {"length": length, "width": width, "layer": options.text_layer, "fingerprint": None}
     if encoder is None or options.text is None:
-        tell("the text encoder of caption_latents is unknown; give --text to compare them with its features")
+        report("the text encoder of caption_latents is unknown; give --text to compare them with its features")
         return create_store(options.out / store_name("given"), header | {"path": None})
     _compare(samples, encoder, options.text)
     header |= {"fingerprint": encoder.fingerprint, "path": absolute_if_folder(options.text)}

@@ -158,9 +158,9 @@ ROWS = st.lists(
 
 @settings(max_examples=20)
 @given(ROWS, st.randoms(use_true_random=False), st.integers(1, 4), st.sampled_from([[], ["--per-class", "1"]]))
-def test_the_order_of_rows_and_files_is_nothing(changes: list[dict[str, Any]], dice, files: int, words) -> None:
+def test_the_order_of_rows_and_files_is_nothing(changes: list[dict[str, Any]], draws, files: int, words) -> None:
     rows = [row(k, **change) for k, change in enumerate(changes)] + [row(99, "a bird on a branch")]
-    mixed = dice.sample(rows, len(rows))
+    mixed = draws.sample(rows, len(rows))
     with TemporaryDirectory() as name:
         folder = Path(name)
         once = chosen(write(folder / "a", rows), folder / "one", *words)

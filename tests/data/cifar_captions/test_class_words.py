@@ -59,8 +59,8 @@ def test_every_class_is_found_by_its_own_name_and_plural() -> None:
 
 @settings(max_examples=60)
 @given(st.sampled_from(NAMING), ENDS, ENDS, st.randoms())
-def test_a_phrase_is_found_between_any_marks_in_any_case(phrase: str, before: str, after: str, dice) -> None:
-    written = "".join(dice.choice((c.lower(), c.upper())) for c in phrase).replace(" ", dice.choice((" ", "-", "  ")))
+def test_a_phrase_is_found_between_any_marks_in_any_case(phrase: str, before: str, after: str, draws) -> None:
+    written = "".join(draws.choice((c.lower(), c.upper())) for c in phrase).replace(" ", draws.choice((" ", "-", "  ")))
     assert WORDS.find(before + written + after) == (WORDS.meaning[phrase],)
 
 

@@ -348,7 +348,7 @@ def test_the_metadata_may_decide_the_split(tmp_path: Path) -> None:
     [
         (["train", "vall"], "line 2: 'split' is 'vall'; did you mean 'val'?"),
         (["val", None], "only some images have a 'split': it is missing for 1.png"),
-        (["train", "train"], "no image is left for the split 'val': the folder has 2 and its metadata says so"),
+        (["train", "train"], "no image is left for the split 'val': the folder has 2 and its metadata decides"),
     ],
 )
 def test_a_wrong_split_is_said(tmp_path: Path, splits: list[str | None], message: str) -> None:
