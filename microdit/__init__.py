@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from microdit.alignment.patch_encoders import register_patch_encoder as register_patch_encoder
     from microdit.common.errors import CheckpointError as CheckpointError
     from microdit.common.errors import ConfigError as ConfigError
     from microdit.common.errors import DataError as DataError
@@ -27,16 +28,23 @@ if TYPE_CHECKING:
     from microdit.data.dataset import Sample as Sample
     from microdit.data.in_memory import ImageCaptionDataset as ImageCaptionDataset
     from microdit.data.registry import build_dataset as build_dataset
+    from microdit.data.registry import register_dataset as register_dataset
     from microdit.diffusion.samplers import SamplerConfig as SamplerConfig
     from microdit.evaluation.config import EvalConfig as EvalConfig
     from microdit.model.config import DiTConfig as DiTConfig
     from microdit.model.dit import DiT as DiT
+    from microdit.model.layers.feed_forward import register_feed_forward as register_feed_forward
+    from microdit.model.masking.base import Masking as Masking
+    from microdit.model.masking.patch_mask import PatchMask as PatchMask
+    from microdit.model.masking.registry import register_masking as register_masking
     from microdit.model.presets import list_presets as list_presets
+    from microdit.model.width_schedules import register_width_schedule as register_width_schedule
     from microdit.pipeline.evaluate import evaluate as evaluate
     from microdit.pipeline.pretrained import Pipeline as Pipeline
     from microdit.pipeline.run_logger import NullLogger as NullLogger
     from microdit.pipeline.train import TrainingResult as TrainingResult
     from microdit.pipeline.train import train as train
+    from microdit.training.optim.optimizers import register_optimizer as register_optimizer
 
 # Public names and their modules; the block above gives them to type checkers, and a test keeps both equal.
 PUBLIC = {
@@ -50,8 +58,10 @@ PUBLIC = {
     "DivergenceError": "common.errors",
     "EvalConfig": "evaluation.config",
     "ImageCaptionDataset": "data.in_memory",
+    "Masking": "model.masking.base",
     "MicroditError": "common.errors",
     "NullLogger": "pipeline.run_logger",
+    "PatchMask": "model.masking.patch_mask",
     "Pipeline": "pipeline.pretrained",
     "Sample": "data.dataset",
     "SamplerConfig": "diffusion.samplers",
@@ -60,6 +70,12 @@ PUBLIC = {
     "evaluate": "pipeline.evaluate",
     "list_presets": "model.presets",
     "load_config": "config.schema",
+    "register_dataset": "data.registry",
+    "register_feed_forward": "model.layers.feed_forward",
+    "register_masking": "model.masking.registry",
+    "register_optimizer": "training.optim.optimizers",
+    "register_patch_encoder": "alignment.patch_encoders",
+    "register_width_schedule": "model.width_schedules",
     "save_config": "config.schema",
     "train": "pipeline.train",
     "trial_key": "config.identity",

@@ -206,3 +206,22 @@ def test_mistakes_in_data_are_named(config: md.Config) -> None:
     ):
         with pytest.raises(md.DataError, match=message):
             wrong()
+
+
+def test_a_registered_masking_method_trains(config: md.Config, tmp_path: Path) -> None:
+    plans: list[int] = []
+
+    @md.register_masking("counted")
+    class Counted(md.Masking):
+        """Naive masking that counts its plans."""
+
+        def plan(self, batch: int, generator: torch.Generator) -> md.PatchMask | None:
+            plans.append(batch)
+            return super().plan(batch, generator)
+
+    words = [f"cache_dir={config.cache_dir}", f"output_dir={tmp_path}", "evaluation.samples=0", "training.steps=2"]
+    counted = md.Config.preset("smoke", [*words, "model.masking.method=counted"])
+    assert md.train(counted).metrics["final/val_loss"] > 0
+    assert plans == [8, 8]
+    with pytest.raises(md.ConfigError, match="'naive' is already registered"):
+        md.register_masking("naive")(Counted)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from microdit.cli import arguments as types
 from microdit.common.command_line import add_command
 
 
@@ -19,6 +20,12 @@ def add_import_command(commands: Any) -> None:
     load.add_argument("checkpoint", type=Path, help=".safetensors or .pt, plain or nested under 'dit.'")
     load.add_argument("--preset", default="MicroDiT_XL_2", help="architecture (default MicroDiT_XL_2)")
     load.add_argument("--config", type=Path, help="architecture as a YAML or JSON of model keys, instead of a preset")
+    load.add_argument(
+        "--resolution",
+        type=types.count,
+        metavar="PIXELS",
+        help="side of its images, such as 512 (default: found in the checkpoint)",
+    )
     load.add_argument("--text", metavar="PATH", help="text encoder that it was trained on (default: the released one)")
     load.add_argument("--text-layer", choices=("last", "penultimate"), default="last", help="and its layer (last)")
     load.add_argument(
@@ -35,4 +42,4 @@ def import_command(arguments: argparse.Namespace) -> None:
 
     text = TextConfig(arguments.text or RELEASED.path, arguments.text_layer)
     place = (arguments.checkpoint, arguments.out, arguments.preset, arguments.config)
-    print(import_model(*place, text=text, autoencoder=arguments.autoencoder))
+    print(import_model(*place, text=text, autoencoder=arguments.autoencoder, resolution=arguments.resolution))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +49,11 @@ def load_released(source: Path | str | Mapping[str, Tensor], config: DiTConfig) 
 
     Raises CheckpointError listing missing, unexpected and misshapen entries.
     """
-    tensors = source if isinstance(source, Mapping) else _read(Path(source))
     where = "state dict" if isinstance(source, Mapping) else str(source)
-    weights = _unnest(tensors, where)
+    return _load(_unnest(source if isinstance(source, Mapping) else _read(Path(source)), where), config, where)
+
+
+def _load(weights: dict[str, Tensor], config: DiTConfig, where: str) -> DiT:
     net = DiT(config, seed=None)
     _check_buffers(weights, net, where)
     _compare(weights, {_rename(name, TO_RELEASED): value for name, value in net.state_dict().items()}, where)
@@ -93,16 +97,33 @@ def import_released(
     facts: Mapping[str, str] | None = None,
     sigma_data: float | None = None,
     beside: Callable[[Path, DiTConfig], None] | None = None,
+    input_size: int | None = None,
 ) -> str:
-    """Convert a released checkpoint to `out`/model.safetensors and `out`/model.yaml; return a line that says so.
+    """Convert a released checkpoint to `out`/model.safetensors and `out`/model.yaml; return a line about the result.
 
     Args:
+        checkpoint: as `source` of `load_released`.
+        out: the new folder.
+        preset_name: the architecture. Its latent size and position scale are replaced by those of the checkpoint.
         config: a YAML or JSON file, of our model keys or of the released model's arguments, instead of a preset.
-        facts, sigma_data: what to record beside the weights.
+        facts: recorded beside the weights.
+        sigma_data: recorded beside the weights.
         beside: writes further files into the new folder.
+        input_size: side of the latents, for checkpoints that don't contain their positions.
+
+    Raises:
+        ConfigError: if the preset is unknown, or `input_size` contradicts the checkpoint or is given with `config`.
+        CheckpointError: if the checkpoint doesn't fit the architecture.
     """
-    settings = preset(preset_name) if config is None else _read_config(config)
-    net = load_released(checkpoint, settings)
+    where = str(checkpoint)
+    weights = _unnest(_read(Path(checkpoint)), where)
+    if config is None:
+        settings = _at_size(preset(preset_name), weights.get("pos_embed"), input_size, where)
+    elif input_size is None:
+        settings = _read_config(config)
+    else:
+        raise ConfigError("--resolution is for presets; set 'input_size' and 'pos_interp_scale' in --config")
+    net = _load(weights, settings, where)
     sweep(Path(out).parent)
     with atomic_path(out) as folder:
         folder.mkdir()
@@ -113,6 +134,20 @@ def import_released(
             beside(folder, settings)
     count = sum(p.numel() for p in net.parameters())
     return f"{count:,} parameters in {Path(out) / 'model.safetensors'}, settings in {Path(out) / 'model.yaml'}"
+
+
+def _at_size(config: DiTConfig, positions: Tensor | None, input_size: int | None, where: str) -> DiTConfig:
+    """Return a preset at another latent size: that of the stored `positions` (1, T, D), or `input_size`."""
+    scale = config.pos_interp_scale * (input_size or config.input_size) / config.input_size
+    if positions is not None and positions.ndim == 3:
+        stored = math.isqrt(positions.shape[1]) * config.patch_size
+        if input_size not in (None, stored):
+            raise ConfigError(f"{where}: holds positions for latents of {stored} x {stored}, not {input_size}")
+        input_size = stored
+        first_sine = float(positions[0, 1, 0]) if positions.shape[1] > 1 else 0.0  # sin(1 / scale)
+        if 0 < first_sine < 1:
+            scale = round(1 / math.asin(first_sine), 2)  # rounded: weights may be stored in half precision
+    return replace(config, input_size=input_size or config.input_size, pos_interp_scale=scale)
 
 
 def load_imported_folder(folder: Path | str) -> DiT:

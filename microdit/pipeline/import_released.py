@@ -32,6 +32,7 @@ def import_model(
     config: Path | None = None,
     text: TextConfig = RELEASED,
     autoencoder: str | None = None,
+    resolution: int | None = None,
 ) -> str:
     """Convert a released checkpoint to a folder with weights, model.yaml and config.yaml; return a line about it.
 
@@ -39,11 +40,14 @@ def import_model(
         preset_name, config: the architecture, as for `import_released`.
         text: the encoder and layer that the model was trained on, by a published name or a local copy.
         autoencoder: that of its latents; None: the released one with as many channels.
+        resolution: side of its images in pixels; None: as the checkpoint's positions imply, else 256.
 
     Raises:
         ConfigError: if the encoder or autoencoder can't be that of this architecture.
         CheckpointError: if the checkpoint doesn't fit it.
     """
+    if resolution is not None and (resolution < FACTOR or resolution % FACTOR):
+        raise ConfigError(f"--resolution is {resolution}; it must be a multiple of {FACTOR}")
     text = TextConfig(
         text.path if published_name(text.path) else str(Path(text.path).expanduser().absolute()), text.layer
     )
@@ -60,7 +64,14 @@ def import_model(
         save_config(_sampling_config(folder, model, text, autoencoder), scratch / "config.yaml")
 
     done = import_released(
-        checkpoint, folder, preset_name, config, facts=record.facts(), sigma_data=SIGMA_DATA, beside=write_config
+        checkpoint,
+        folder,
+        preset_name,
+        config,
+        facts=record.facts(),
+        sigma_data=SIGMA_DATA,
+        beside=write_config,
+        input_size=None if resolution is None else resolution // FACTOR,
     )
     return f"{done}; microdit sample {out} draws with it, on the text features of {text.path}, layer '{text.layer}'"
 

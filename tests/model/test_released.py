@@ -11,7 +11,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from microdit.common.errors import CheckpointError, ConfigError
-from microdit.model import import_released, load_imported_folder, load_released, preset, released_config
+from microdit.model import (
+    checkpoint_import,
+    import_released,
+    load_imported_folder,
+    load_released,
+    preset,
+    released_config,
+)
+from microdit.model.layers.embeddings import sincos_positions
 
 REFERENCE = Path(__file__).parent / "reference"
 SHAPES = json.loads((REFERENCE / "shapes.json").read_text())
@@ -146,3 +154,27 @@ def test_a_lacking_argument_is_named(tmp_path):
     (tmp_path / "arguments.json").write_text(json.dumps(lacking))
     with pytest.raises(ConfigError, match=r"arguments\.json.*'dim'"):
         import_released(SMALL, tmp_path / "out", "MicroDiT_Tiny_2", tmp_path / "arguments.json")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_latent_size_of_a_preset_follows_the_checkpoints_positions(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_import, "preset", lambda name: CONFIG)  # 8 x 8 latents, base positions
+    positions = sincos_positions(64, 8, 2.0).to(dtype)  # of a network tuned at twice the resolution: 16 x 16 latents
+    save_file(load_file(SMALL) | {"pos_embed": positions}, tmp_path / "large.safetensors")
+    import_released(tmp_path / "large.safetensors", tmp_path / "large", "small")
+    config = load_imported_folder(tmp_path / "large").config
+    assert (config.input_size, config.pos_interp_scale) == (16, 2.0)
+    with pytest.raises(ConfigError, match="holds positions for latents of 16 x 16, not 8"):
+        import_released(tmp_path / "large.safetensors", tmp_path / "other", "small", input_size=8)
+
+
+def test_the_latent_size_is_given_for_a_checkpoint_without_positions(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_import, "preset", lambda name: CONFIG)
+    save_file({k: v for k, v in load_file(SMALL).items() if k != "pos_embed"}, tmp_path / "bare.safetensors")
+    import_released(tmp_path / "bare.safetensors", tmp_path / "large", "small", input_size=16)
+    config = load_imported_folder(tmp_path / "large").config
+    assert (config.input_size, config.pos_interp_scale) == (16, 2.0)
+    import_released(tmp_path / "bare.safetensors", tmp_path / "base", "small")
+    assert load_imported_folder(tmp_path / "base").config == CONFIG
+    with pytest.raises(ConfigError, match="--resolution is for presets"):
+        import_released(SMALL, tmp_path / "out", "small", REFERENCE / "small.json", input_size=16)

@@ -17,6 +17,7 @@ from PIL import Image
 from real_formats import SDXL, autoencoder_folder
 from safetensors.torch import load_file, save_file
 
+import microdit as md
 from microdit.cli.main import main
 from microdit.common.errors import ConfigError
 from microdit.common.files.tensors import write_tensors
@@ -210,3 +211,26 @@ def test_a_local_copy_must_have_the_released_architecture(
 def test_weights_without_a_record_are_taken_as_they_are(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "old.safetensors")
     check_features(tmp_path / "old.safetensors", TextConfig())
+
+
+def test_an_imported_folder_is_a_pipeline(home: Path, tmp_path: Path) -> None:
+    pipe = md.Pipeline.from_pretrained(home / "model")
+    drawn = pipe(["a red car"], num_samples=2, steps=2)
+    assert [image.size for image in drawn] == [(64, 64)] * 2
+    pipe.save_pretrained(tmp_path / "saved")
+    saved, imported = (load_file(folder / "model.safetensors") for folder in (tmp_path / "saved", home / "model"))
+    assert saved.keys() == imported.keys()
+    assert all(torch.equal(saved[name], imported[name]) for name in imported)
+    assert recorded_text(tmp_path / "saved" / "model.safetensors") == recorded_text(
+        home / "model" / "model.safetensors"
+    )
+    again = md.Pipeline.from_pretrained(tmp_path / "saved")
+    assert again.config == pipe.config
+    assert [image.tobytes() for image in again(["a red car"], num_samples=2, steps=2)] == [
+        image.tobytes() for image in drawn
+    ]
+
+
+def test_the_resolution_must_fit_the_autoencoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["import", str(REFERENCE / "small.safetensors"), "--out", str(tmp_path / "model"), "--resolution"]
+    assert "--resolution is 500; it must be a multiple of 8" in rejection(capsys, *words, "500")
