@@ -76,6 +76,8 @@ MOVED_NAMES = {
     "microdit.data.base.Item": "microdit.data.dataset.Sample",
     "microdit.data.base.build_dataset": "microdit.data.registry.build_dataset",
     "microdit.data.encoded.DataOrder": "microdit.data.latents.training_data.BatchSampler",
+    "microdit.diffusion.edm.Denoiser": "microdit.diffusion.edm.EDM",
+    "microdit.diffusion.edm.DiffusionConfig": "microdit.diffusion.config.DiffusionConfig",
     "microdit.diffusion.samplers.guided": "microdit.diffusion.guidance.guided",
     "microdit.evaluation.weights.Keys": "microdit.encoders.pretrained_weights.SettingNames",
     "microdit.model.captions.as_stored": "microdit.model.conditioning.round_to_half",

@@ -30,7 +30,7 @@ EXCLUDED_FROM_KEY = (
 )
 
 # Keys that came after runs were recorded: left out where they say what those runs did, so that their keys still stand.
-LATER_DEFAULTS = {
+LATER_DEFAULTS: dict[str, Any] = {
     "text.length": None,
     "training.init": None,
     "training.init_optimizer": False,
@@ -39,6 +39,15 @@ LATER_DEFAULTS = {
     "model.masking.route.path_drop": 0.0,
     "sampler.guidance_by": "caption",
     "alignment.weights": None,
+    "diffusion.objective": "edm",
+    "diffusion.distribution": "lognormal",
+    "diffusion.options": {},
+    "model.mixer.type": "transformer",
+    "model.mixer.options": {},
+    "optimizer.options": {},
+    "schedule.options": {},
+    "sampler.schedule": "karras",
+    "sampler.options": {},
 }
 
 # The version of what a run computes from its settings and data. Raise it when results change; say in HISTORY what

@@ -22,8 +22,11 @@ from microdit.common.parsing import check_finite, parse, read_yaml, to_mapping
 from microdit.common.registry import import_plugins
 from microdit.config.presets import apply_preset
 from microdit.data.config import DataConfig
-from microdit.diffusion.edm import DiffusionConfig
-from microdit.diffusion.samplers import SamplerConfig
+from microdit.diffusion.config import DiffusionConfig, SamplerConfig
+from microdit.diffusion.edm import OBJECTIVES
+from microdit.diffusion.noise_distribution import NOISE_DISTRIBUTIONS
+from microdit.diffusion.noise_schedules import NOISE_SCHEDULES
+from microdit.diffusion.samplers import SAMPLERS
 from microdit.encoders.autoencoder import AutoencoderConfig
 from microdit.encoders.text import TextConfig
 from microdit.evaluation.config import EvalConfig
@@ -31,6 +34,7 @@ from microdit.model import DiTConfig
 from microdit.model.cost.memory import check_footprint
 from microdit.model.validate import check_model
 from microdit.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from microdit.training.optim.lr_schedule import LR_SCHEDULES
 from microdit.training.optim.optimizers import OPTIMIZERS
 
 PATHS = (
@@ -110,7 +114,7 @@ class Config:
             check_path(key, value)
         check_footprint(self.model, self.data.resolution, self.training.batch_size)
         import_plugins(self.plugins)
-        OPTIMIZERS.resolve(self.optimizer.type)  # a wrong name costs nothing here
+        self._check_names()
         check_model(self.model)
         encoder_class(self.alignment)
         self.alignment.block_of(self.model.depth)
@@ -129,6 +133,15 @@ class Config:
                 f"{self.training.steps}: the average would never start"
             )
         self._check_guidance()
+
+    def _check_names(self) -> None:
+        """Resolve the implementations that the settings name, so that a wrong name is an error before any work."""
+        OPTIMIZERS.resolve(self.optimizer.type)
+        LR_SCHEDULES.resolve(self.schedule.type)
+        OBJECTIVES.resolve(self.diffusion.objective)
+        NOISE_DISTRIBUTIONS.resolve(self.diffusion.distribution)
+        SAMPLERS.resolve(self.sampler.type)
+        NOISE_SCHEDULES.resolve(self.sampler.schedule)
 
     def _check_guidance(self) -> None:
         of_scores = self.evaluation.guidance

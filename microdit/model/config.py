@@ -56,6 +56,8 @@ class MixerConfig:
     head_dim: Annotated[int | None, Range(1, 1 << 14)] = None  # null: the model's
     attn_ratio: Annotated[float, Range(above=0, most=1024)] = 1.0
     ffn_ratio: Annotated[float, Range(above=0, most=1024)] = 4.0
+    type: str = "transformer"  # transformer | dotted path of a Mixer class
+    options: FrozenOptions = field(default_factory=FrozenOptions)  # free keys for a class of the user's
 
     def __post_init__(self) -> None:
         check_settings("model.mixer", self)

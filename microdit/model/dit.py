@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from microdit.model.conditioning import Captions, mean_token, replace_empty_captions, with_mask
 from microdit.model.config import DiTConfig
 from microdit.model.init import initialize
-from microdit.model.layers.blocks import BlockShape, CaptionBlock, DiTBlock, FinalLayer
+from microdit.model.layers.block_stacks import backbone_blocks
+from microdit.model.layers.blocks import BlockShape, CaptionBlock, FinalLayer
 from microdit.model.layers.embeddings import CaptionMLP, PatchEmbed, TimestepEmbedder, sincos_positions
-from microdit.model.layers.feed_forward import FEED_FORWARDS, FeedForward, SwiGLU
-from microdit.model.layers.moe import ExpertChoice
-from microdit.model.layers.patch_mixer import NoMixer, PatchMixer
+from microdit.model.layers.feed_forward import SwiGLU
+from microdit.model.layers.patch_mixer import build_mixer
 from microdit.model.masking.patch_mask import PatchMask
 from microdit.model.masking.registry import build_masking
 from microdit.model.presets import preset
 from microdit.model.validate import check_model
-from microdit.model.width_schedules import attention_width, hidden_width
+from microdit.model.width_schedules import hidden_width
 
 
 class DiT(nn.Module):
@@ -54,8 +54,8 @@ class DiT(nn.Module):
         self.caption_block = CaptionBlock(shape, SwiGLU(config.width, caption_hidden, config.bias))
         self.pooled_embedder = CaptionMLP(config.width, config.width, config.norm_eps)
         self.masking = build_masking(config)
-        self.mixer = _build_mixer(config) if self.masking.uses_mixer and config.mixer.depth else NoMixer()
-        self.blocks = nn.ModuleList(_build_backbone(config, shape))
+        self.mixer = build_mixer(config, self.masking.uses_mixer)
+        self.blocks = nn.ModuleList(backbone_blocks(config, shape))
         head = replace(shape, width=self.masking.head_width)
         self.final_layer = FinalLayer(head, config.patch_size**2 * config.in_channels)
         if seed is not None:
@@ -75,7 +75,7 @@ class DiT(nn.Module):
         return cls(preset(name), seed)
 
     def forward(self, x: Tensor, t: Tensor, y: Captions, plan: PatchMask | None = None) -> Tensor:
-        """Predicts from scaled noisy latents; see `microdit.diffusion.Denoiser` for the scalings.
+        """Predicts from scaled noisy latents; see `microdit.diffusion.EDM` for the scalings.
 
         Args:
             x: (B, C, h, w). t: (B,), c_noise = ln(sigma) / 4.
@@ -109,36 +109,3 @@ class DiT(nn.Module):
         """A fresh mask for `batch` images of a training step that masks, or doesn't; None where nothing is dropped."""
         masking = self.masking
         return masking.plan(batch, generator) if masked else masking.unmasked_plan(batch, generator)
-
-
-def _build_backbone(config: DiTConfig, shape: BlockShape) -> list[DiTBlock]:
-    attn_ratios = config.attn_width.ratios(config.depth)
-    ffn_ratios = config.ffn_width.ratios(config.depth)
-    blocks = []
-    for i, (attn_ratio, ffn_ratio) in enumerate(zip(attn_ratios, ffn_ratios, strict=True)):
-        attention = attention_width(config.width, attn_ratio, config.head_dim, config.attn_width.multiple_of)
-        has_experts = config.experts.in_backbone(i, config.depth)
-        blocks.append(DiTBlock(shape, attention, _build_mlp(config, config.width, ffn_ratio, has_experts)))
-    return blocks
-
-
-def _build_mixer(config: DiTConfig) -> PatchMixer:
-    mixer = config.mixer
-    shape = BlockShape(
-        config.mixer_width, config.width, config.mixer_head_dim, config.bias, config.qk_norm, config.norm_eps
-    )
-    attention = attention_width(shape.width, mixer.attn_ratio, shape.head_dim, config.attn_width.multiple_of)
-    blocks = [
-        DiTBlock(shape, attention, _build_mlp(config, shape.width, mixer.ffn_ratio, config.experts.in_mixer(i)))
-        for i in range(mixer.depth)
-    ]
-    return PatchMixer(config.width, shape.width, config.norm_eps, blocks)
-
-
-def _build_mlp(config: DiTConfig, width: int, ratio: float, has_experts: bool) -> FeedForward:
-    multiple_of = config.ffn_width.multiple_of
-    if has_experts:
-        hidden = hidden_width(width, ratio * config.experts.ffn_scale, ExpertChoice.matrices, multiple_of)
-        return ExpertChoice(width, hidden, config.experts.num, config.experts.capacity)
-    dense = FEED_FORWARDS.resolve(config.ffn.type)
-    return dense(width, hidden_width(width, ratio, dense.matrices, multiple_of), config.bias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from microdit.common.errors import ConfigError
 from microdit.model.config import DiTConfig
 from microdit.model.layers.feed_forward import FEED_FORWARDS
+from microdit.model.layers.patch_mixer import MIXERS
 from microdit.model.masking.registry import MASKING_METHODS
 
 
@@ -15,6 +16,7 @@ def check_model(config: DiTConfig) -> None:
         ConfigError: if a name is unknown, or the masking method does not fit the rest of `config`.
     """
     FEED_FORWARDS.check(config.ffn.type)
+    MIXERS.check(config.mixer.type)
     MASKING_METHODS.check(config.masking.method)
     if config.masking.method in MASKING_METHODS:
         MASKING_METHODS[config.masking.method].check(config)

@@ -18,7 +18,7 @@ from microdit.config.schema import Config, load_config
 from microdit.data.dataset import CaptionedImages
 from microdit.data.in_memory import check_dataset
 from microdit.data.registry import build_dataset
-from microdit.diffusion import Denoiser
+from microdit.diffusion import Objective
 from microdit.evaluation.config import METRICS, EvalConfig
 from microdit.evaluation.image_folder import evaluate_folder
 from microdit.evaluation.prompt_files import read_prompts
@@ -109,7 +109,7 @@ def config_to_evaluate(source: Path | str, changes: Mapping[str, Any]) -> Config
 
 
 def _evaluate_denoiser(
-    config: Config, denoiser: Denoiser, components: RunInputs | None, accelerator: Accelerator
+    config: Config, denoiser: Objective, components: RunInputs | None, accelerator: Accelerator
 ) -> dict[str, float]:
     """Score a network on `components`, or on what `config.data` names."""
     check_scoring(config.evaluation)
@@ -123,7 +123,7 @@ def _evaluate_denoiser(
 
 
 def generate_and_score(
-    config: Config, components: RunInputs, denoiser: Denoiser, accelerator: Accelerator
+    config: Config, components: RunInputs, denoiser: Objective, accelerator: Accelerator
 ) -> dict[str, float]:
     """Draws `evaluation.samples` prompts and scores them; keys 'final/...'; all processes share the work.
 
@@ -167,7 +167,7 @@ def prefix_scores(scores: Mapping[str, float], noise: int) -> dict[str, float]:
 def _draw(
     config: Config,
     components: RunInputs,
-    denoiser: Denoiser,
+    denoiser: Objective,
     accelerator: Accelerator,
     prompts: Prompts,
     stream: str,

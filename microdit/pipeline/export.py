@@ -9,7 +9,7 @@ import numpy as np
 
 from microdit.common.files.atomic import write_text
 from microdit.config.schema import Config
-from microdit.diffusion import Denoiser
+from microdit.diffusion import Objective
 from microdit.encoders.text_record import TextRecord
 from microdit.pipeline.generate import save_png, strip
 from microdit.pipeline.pretrained import save_weights
@@ -19,7 +19,7 @@ from microdit.training.init_weights import WEIGHTS
 
 
 def export_final(
-    config: Config, denoiser: Denoiser, pictures: np.ndarray, shown: Prompts, text: TextRecord, recorder: RunLogger
+    config: Config, denoiser: Objective, pictures: np.ndarray, shown: Prompts, text: TextRecord, recorder: RunLogger
 ) -> None:
     """Write averaged weights with a record of their text features, shown samples and prompts; log them as artifacts."""
     output = Path(config.output_dir)

@@ -12,7 +12,7 @@ from torch import Tensor
 from microdit.common.files.atomic import atomic_path, sweep
 from microdit.common.finite import require_finite
 from microdit.common.rng import generator
-from microdit.diffusion import Denoiser, SamplerConfig, StepCallback, guided, sample
+from microdit.diffusion import Objective, SamplerConfig, StepCallback, guided, sample
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.model.conditioning import Captions
 from microdit.pipeline.prompts import Features
@@ -25,7 +25,7 @@ def initial_noise(seed: int, stream: str, indices: Sequence[int], shape: tuple[i
 
 @torch.no_grad()
 def generate(
-    denoiser: Denoiser,
+    denoiser: Objective,
     autoencoder: Autoencoder,
     features: Captions | Features,
     config: SamplerConfig,

@@ -16,7 +16,7 @@ from microdit.common.files.text import check_characters
 from microdit.common.parsing import override, parse, to_mapping
 from microdit.config.schema import Config, config_from_mapping, load_config, save_config
 from microdit.config.sizes import Sizes, check_sizes
-from microdit.diffusion import Denoiser, GuidanceInterval, SamplerConfig, StepCallback
+from microdit.diffusion import GuidanceInterval, Objective, SamplerConfig, StepCallback, build_objective
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.encoders.text import TextEncoder, build_text_encoder
 from microdit.encoders.text_record import TextRecord, check_features, recorded_text
@@ -48,7 +48,7 @@ class Pipeline:
     def __init__(
         self,
         config: Config,
-        denoiser: Denoiser,
+        denoiser: Objective,
         autoencoder: Autoencoder,
         text_encoder: TextEncoder,
         text: TextRecord | None = None,
@@ -216,7 +216,7 @@ class Pipeline:
             net.forward = torch.autocast(self.device.type, dtype=dtype)(net.forward)  # type: ignore[method-assign]
 
 
-def load_denoiser(config: Config, path: Path) -> Denoiser:
+def load_denoiser(config: Config, path: Path) -> Objective:
     """Load the averaged weights at `path` into the network that `config` describes, ready to sample on the CPU.
 
     Raises:
@@ -233,10 +233,10 @@ def load_denoiser(config: Config, path: Path) -> Denoiser:
         net.load_state_dict(tensors)
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: can't be loaded: {' '.join(str(error).split())[:400]}") from None
-    return Denoiser(net, sigma_data).eval()
+    return build_objective(config.diffusion, net, sigma_data).eval()
 
 
-def save_weights(denoiser: Denoiser, path: Path, text: TextRecord | None) -> None:
+def save_weights(denoiser: Objective, path: Path, text: TextRecord | None) -> None:
     """Write the network's weights and sigma_data, with a record of their text features."""
     with atomic_path(path) as temporary:
         exact = torch.tensor(denoiser.sigma_data, dtype=torch.float64)

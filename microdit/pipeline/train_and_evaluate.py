@@ -18,7 +18,7 @@ from microdit.common.process.waiting import waiting
 from microdit.config.identity import ALGORITHM, training_key
 from microdit.config.schema import Config, save_config
 from microdit.data.latents.training_data import data_fingerprint
-from microdit.diffusion import Denoiser
+from microdit.diffusion import build_objective
 from microdit.encoders.text_record import text_record
 from microdit.evaluation.report import check_scoring, feature_net_name
 from microdit.model import DiT
@@ -156,7 +156,7 @@ def _train_and_score(
     sigma = sigma_data(config, components.train)
 
     def draw_shown(step: int, net: DiT) -> np.ndarray:
-        denoiser = Denoiser(net, sigma).eval()
+        denoiser = build_objective(config.diffusion, net, sigma).eval()
         pictures = generate(
             denoiser, components.autoencoder, shown.features, config.sampler, config.evaluation.seed, "shown"
         )
@@ -176,7 +176,7 @@ def _train_and_score(
         progress,
         stop,
     )
-    denoiser = Denoiser(state.averaged, sigma).eval()
+    denoiser = build_objective(config.diffusion, state.averaged, sigma).eval()
     losses = validate(denoiser, components.val, config)
     recorder.metrics(state.step, losses)
     facts = cost_facts(config)

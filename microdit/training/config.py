@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
 
 from microdit.alignment.config import AlignmentConfig
 from microdit.common.errors import ConfigError
 from microdit.common.limits import Range, check_settings
-from microdit.diffusion.edm import DiffusionConfig
+from microdit.common.parsing import FrozenOptions
+from microdit.diffusion.config import DiffusionConfig
 from microdit.encoders.text import TextConfig
 from microdit.evaluation.config import EvalConfig
 from microdit.model.config import DiTConfig
@@ -38,6 +39,7 @@ class OptimizerConfig:
     eps: Annotated[float, Range(0, 1e3)] = 1e-8
     no_decay: tuple[Literal["embedders", "norms", "biases"], ...] = ()  # parameter groups that weight decay spares
     muon: MuonConfig = MuonConfig()
+    options: FrozenOptions = field(default_factory=FrozenOptions)  # free keys for a function of the user's
 
     def __post_init__(self) -> None:
         check_settings("optimizer", self)
@@ -45,11 +47,12 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate over steps: linear warmup, then constant, or a half cosine down to `final_ratio` of the peak."""
+    """Learning rate over steps: linear warmup, then a schedule from the peak."""
 
-    type: Literal["cosine", "constant"] = "cosine"
+    type: str = "cosine"  # cosine (half of one, to `final_ratio` of the peak) | constant | dotted path of a function
     warmup_steps: Annotated[int, Range(0)] = 0
     final_ratio: Annotated[float, Range(0, 1)] = 0.0
+    options: FrozenOptions = field(default_factory=FrozenOptions)  # free keys for a function of the user's
 
     def __post_init__(self) -> None:
         check_settings("schedule", self)

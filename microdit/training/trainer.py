@@ -20,7 +20,7 @@ from microdit.alignment.loss import Alignment, build_alignment
 from microdit.common.errors import CheckpointError
 from microdit.common.rng import generator
 from microdit.data.latents.training_data import BatchSampler, EncodedDataset
-from microdit.diffusion import Denoiser, draw_sigma
+from microdit.diffusion import Objective, build_objective, draw_sigma
 from microdit.model import DiT, PatchMask
 from microdit.model.conditioning import Captions, drop_captions
 from microdit.training.checkpoint import Identity, TrainState, checkpoints, load_checkpoint, save_checkpoint
@@ -48,7 +48,7 @@ class TrainingLoss(nn.Module):
     Make it once a network: it hooks into the block that is aligned.
     """
 
-    def __init__(self, denoiser: Denoiser, alignment: Alignment) -> None:
+    def __init__(self, denoiser: Objective, alignment: Alignment) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.alignment = alignment
@@ -116,7 +116,7 @@ def train(
     for newest in checkpoints(folder)[-1:]:
         load_checkpoint(newest, state, identity)
     _check_same_step(state.step, accelerator, config.output_dir)
-    denoiser = Denoiser(state.net, sigma_data(config, data))
+    denoiser = build_objective(config.diffusion, state.net, sigma_data(config, data))
     loss_module: nn.Module = TrainingLoss(denoiser, state.alignment)
     if settings.compile:
         loss_module = torch.compile(loss_module)  # type: ignore[assignment]
@@ -148,7 +148,8 @@ def train(
                 bar.update(done, values["train/loss"], values["images_per_second"], meter.seconds_left(settings.steps))
             if not last and _due(done, settings.val_every):
                 with meter.paused():
-                    logger.metrics(done, validate(Denoiser(state.averaged, denoiser.sigma_data), val, config))
+                    averaged = build_objective(config.diffusion, state.averaged, denoiser.sigma_data)
+                    logger.metrics(done, validate(averaged, val, config))
             stopping = asked.agreed(accelerator, done)
             if last or stopping or _due(done, settings.checkpoint_every):
                 meter.check(folder)

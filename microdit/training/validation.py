@@ -9,23 +9,30 @@ import torch
 from microdit.common.finite import require_sound
 from microdit.common.rng import generator
 from microdit.data.latents.training_data import EncodedDataset
-from microdit.diffusion import Denoiser, DiffusionConfig, quantile_sigma
+from microdit.diffusion import DiffusionConfig, Objective, quantile_sigma
 from microdit.training.config import Recipe
 
 BANDS = 4  # the noise levels, ascending, in equal shares
 
 
 def validation_noise(config: Recipe) -> DiffusionConfig:
-    """The noise distribution that is validated on: training's, with what `evaluation` sets in its place.
+    """Return the noise distribution of validation: training's, or a log-normal one if `evaluation` sets its numbers.
 
-    Arms that train on different distributions compare only where they are validated on one.
+    Validation losses of arms that train on different distributions compare only on one distribution.
     """
-    own = {"p_mean": config.evaluation.p_mean, "p_std": config.evaluation.p_std}
-    return dataclasses.replace(config.diffusion, **{key: value for key, value in own.items() if value is not None})
+    p_mean, p_std = config.evaluation.p_mean, config.evaluation.p_std
+    if p_mean is None and p_std is None:
+        return config.diffusion
+    return dataclasses.replace(
+        config.diffusion,
+        distribution="lognormal",
+        p_mean=config.diffusion.p_mean if p_mean is None else p_mean,
+        p_std=config.diffusion.p_std if p_std is None else p_std,
+    )
 
 
 @torch.no_grad()
-def validate(denoiser: Denoiser, val: EncodedDataset, config: Recipe, batch_size: int = 64) -> dict[str, float]:
+def validate(denoiser: Objective, val: EncodedDataset, config: Recipe, batch_size: int = 64) -> dict[str, float]:
     """Unmasked denoising loss over the first `val_images` held-out images; fewer ones are used several times.
 
     Returns `val/loss` and `val/loss_q1` to `val/loss_q4`, the same by quarter of the noise distribution (q1 the

@@ -11,7 +11,7 @@ import torch
 
 from microdit.common.rng import generator
 from microdit.config.schema import Config
-from microdit.diffusion import Denoiser, draw_sigma
+from microdit.diffusion import build_objective, draw_sigma
 from microdit.pipeline.cost import image_flops, text_tokens, trained_parameters
 from microdit.pipeline.inputs import choose_device
 from microdit.training.trainer import TrainingLoss, initial_state
@@ -67,7 +67,7 @@ class _ThroughputProbe:
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config, self._device = config, device
         self._state = initial_state(config, device)
-        denoiser = Denoiser(self._state.net, config.diffusion.sigma_data or 0.5)
+        denoiser = build_objective(config.diffusion, self._state.net, config.diffusion.sigma_data or 0.5)
         self._objective = TrainingLoss(denoiser, self._state.alignment)
         self._tokens = text_tokens(config)
         self._step = 0

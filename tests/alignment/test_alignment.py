@@ -24,7 +24,7 @@ from microdit.config.identity import trial_key
 from microdit.config.schema import Config, load_config, save_config
 from microdit.data.latents.training_data import BatchSampler
 from microdit.data.registry import build_dataset
-from microdit.diffusion import Denoiser
+from microdit.diffusion import EDM
 from microdit.encoders.efficientnet_lite0 import build_lite0
 from microdit.model import DiT, PatchMask
 from microdit.model.cost import network as cost
@@ -127,7 +127,7 @@ def a_step(config: Config) -> tuple[TrainingLoss, list[Tensor], PatchMask | None
     data = build_components(config).train
     state = initial_state(config, torch.device("cpu"))
     *inputs, plan = draw_batch(config, 0, data, BatchSampler(len(data), 8, 0), state.net)
-    return TrainingLoss(Denoiser(state.net, 0.5), state.alignment), inputs, plan
+    return TrainingLoss(EDM(state.net, 0.5), state.alignment), inputs, plan
 
 
 @pytest.mark.parametrize(("method", "ratio"), [("none", 0.0), ("naive", 0.5), ("deferred", 0.75)])
@@ -250,7 +250,7 @@ def test_the_validation_loss_is_the_denoising_loss_alone(colours: Config):
     net = initial_state(aligned(colours, encoder="none"), torch.device("cpu")).net
     module, inputs, plan = a_step(colours)
     module(*inputs, plan)
-    assert validate(module.denoiser, val, colours) == validate(Denoiser(net, 0.5), val, colours)
+    assert validate(module.denoiser, val, colours) == validate(EDM(net, 0.5), val, colours)
 
 
 def test_tokens_come_to_tell_what_the_encoder_sees(colours: Config, tmp_path: Path):
@@ -300,7 +300,7 @@ def test_clipping_and_weight_decay_take_in_the_projector(colours: Config):
     state = initial_state(config, torch.device("cpu"))
     grouped = [p for group in state.optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in grouped} == {id(p) for p in state.parameters()}
-    module, order = TrainingLoss(Denoiser(state.net, 0.5), state.alignment), BatchSampler(len(data), 8, 0)
+    module, order = TrainingLoss(EDM(state.net, 0.5), state.alignment), BatchSampler(len(data), 8, 0)
     *inputs, plan = draw_batch(config, 0, data, order, state.net)
     module(*inputs, plan)[0].backward()
     gradients = [p.grad.norm() for p in state.parameters() if p.grad is not None]

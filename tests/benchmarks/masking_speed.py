@@ -14,7 +14,7 @@ import torch
 
 from microdit.common.rng import generator
 from microdit.config.schema import load_config
-from microdit.diffusion import Denoiser, DiffusionConfig, draw_sigma
+from microdit.diffusion import EDM, DiffusionConfig, draw_sigma
 from microdit.model import DiT, DiTConfig
 from microdit.model.cost import network as cost
 from microdit.pipeline.cost import text_tokens
@@ -63,7 +63,7 @@ class _Arm:
         self.flops = cost.training_flops(config, tokens)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         net = DiT(config, seed=0).to(device)
-        self._denoiser = Denoiser(net, 0.5)
+        self._denoiser = EDM(net, 0.5)
         self._optimizer = build_optimizer(net, OptimizerConfig())
         draw = generator(0, "bench")
         shape = (batch, config.in_channels, config.input_size, config.input_size)

@@ -14,7 +14,7 @@ from microdit.common.errors import ConfigError
 from microdit.common.rng import generator
 from microdit.config.schema import Config
 from microdit.diffusion import (
-    Denoiser,
+    EDM,
     DiffusionConfig,
     GuidanceInterval,
     SamplerConfig,
@@ -24,8 +24,8 @@ from microdit.diffusion import (
     sample,
     sigma_steps,
 )
-from microdit.diffusion.guidance import GuidedBy, Model
-from microdit.diffusion.samplers import ChurnConfig
+from microdit.diffusion.config import ChurnConfig, GuidedBy
+from microdit.diffusion.guidance import Model
 
 MEAN, STD = 0.7, 0.5
 
@@ -214,7 +214,7 @@ def test_pictures_are_drawn_with_the_samplers_interval_and_weaker_prediction(smo
 
     def draw(guidance: float, interval: GuidanceInterval, by: GuidedBy = "caption") -> Tensor:
         config = SamplerConfig(steps=4, guidance=guidance, guidance_by=by, guidance_interval=interval)
-        return torch.from_numpy(generate(Denoiser(net, 0.5), parts.autoencoder, features, config, seed=0))
+        return torch.from_numpy(generate(EDM(net, 0.5), parts.autoencoder, features, config, seed=0))
 
     plain, full = draw(1.0, GuidanceInterval()), draw(4.0, GuidanceInterval())
     assert torch.equal(draw(4.0, GuidanceInterval(20.0, 70.0)), plain)  # no level inside: 80, 9.7, 0.47, 0.002

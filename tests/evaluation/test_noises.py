@@ -11,14 +11,14 @@ from accelerate import Accelerator
 
 from analysis.stats.variance_components import NOISE
 from microdit.config.schema import Config
-from microdit.diffusion import Denoiser
+from microdit.diffusion import EDM, Objective
 from microdit.evaluation.config import DEFAULT_METRICS
 from microdit.evaluation.report import describe
 from microdit.model import DiT
 from microdit.pipeline import evaluate
 from microdit.pipeline.inputs import RunInputs, build_accelerator, build_components
 
-Parts = tuple[Config, RunInputs, Denoiser, Accelerator]
+Parts = tuple[Config, RunInputs, Objective, Accelerator]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def parts(smoke_config: Config) -> Parts:
     config = dataclasses.replace(smoke_config, evaluation=evaluation)
     accelerator = build_accelerator(config)
     components = build_components(config, accelerator.device)
-    return config, components, Denoiser(DiT(config.model, seed=0), components.train.sigma_data).eval(), accelerator
+    return config, components, EDM(DiT(config.model, seed=0), components.train.sigma_data).eval(), accelerator
 
 
 def evaluated(parts: Parts, noises: int, **changes: Any) -> dict[str, float]:

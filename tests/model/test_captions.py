@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from microdit.common.rng import generator
-from microdit.diffusion import Denoiser, guided
+from microdit.diffusion import EDM, guided
 from microdit.model import DiT, DiTConfig, MaskingConfig
 from microdit.model.conditioning import MaskedTokens, append_null_captions, drop_captions, round_to_half
 from microdit.model.config import DecoderConfig, MixerConfig, RouteConfig
@@ -107,7 +107,7 @@ def test_null_captions_are_zeros_of_which_all_count():
 
 @torch.no_grad()
 def test_guidance_steps_away_from_the_same_null_caption():
-    denoiser, (x, _), y = Denoiser(build(), 0.5), images(), captions()
+    denoiser, (x, _), y = EDM(build(), 0.5), images(), captions()
     sigma = torch.full((len(x),), 1.3)
     conditional, null = denoiser(x, sigma, y), denoiser(x, sigma, torch.zeros_like(y.tokens))
     expected = null + 3 * (conditional - null)

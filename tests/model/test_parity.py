@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from microdit.diffusion import Denoiser, SamplerConfig, guided, sample
+from microdit.diffusion import EDM, SamplerConfig, guided, sample
 from microdit.model import DiT, PatchMask, load_released, mask_from_keep, released_config
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -60,7 +60,7 @@ def test_three_quarters_of_the_patches_dropped(net, io, plan):
 @torch.no_grad()
 @pytest.mark.parametrize("masked", [False, True])
 def test_loss(net, io, plan, masked):
-    denoiser = Denoiser(net, SIGMA_DATA)
+    denoiser = EDM(net, SIGMA_DATA)
     loss = denoiser.loss(io["x"], io["y"], io["loss_sigma"], io["loss_noise"], plan if masked else None)
     assert_close(loss.mean(), io["loss_masked_75" if masked else "loss_unmasked"])
 
@@ -68,6 +68,6 @@ def test_loss(net, io, plan, masked):
 @torch.no_grad()
 @pytest.mark.parametrize("guidance", [1, 3])
 def test_eight_heun_steps(net, io, guidance):
-    denoise = guided(Denoiser(net, SIGMA_DATA), io["y"], guidance)
+    denoise = guided(EDM(net, SIGMA_DATA), io["y"], guidance)
     ours = sample(denoise, io["sampler_noise"], SamplerConfig(type="heun", steps=8))
     assert_close(ours, io[f"sampler_out_cfg{guidance}"], relative=1e-4)

@@ -22,7 +22,7 @@ from microdit.cli.main import main
 from microdit.common.errors import ConfigError
 from microdit.common.files.tensors import write_tensors
 from microdit.config.schema import Config, load_config, save_config
-from microdit.diffusion import Denoiser, SamplerConfig
+from microdit.diffusion import EDM, SamplerConfig
 from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextConfig, build_text_encoder
 from microdit.encoders.text_record import RELEASED, check_features, recorded_text, text_record
@@ -92,7 +92,7 @@ def test_an_imported_model_draws_with_the_features_it_was_trained_on(home: Path,
         drawn = np.asarray(picture)
     features = build_text_encoder(TextConfig(str(home / "clip"), "last")).encode(["a red car"])
     expected = generate(
-        Denoiser(load_imported_folder(home / "model"), 0.9).eval(),
+        EDM(load_imported_folder(home / "model"), 0.9).eval(),
         build_autoencoder(AutoencoderConfig(str(home / "vae"))),
         features.repeat_interleave(2, 0),
         SamplerConfig(steps=2, guidance=5.0),  # the released guidance

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from microdit.config.schema import Config
-from microdit.diffusion import Denoiser
+from microdit.diffusion import EDM
 from microdit.model import PatchMask
 from microdit.model.config import MaskingConfig, RouteConfig
 from microdit.pipeline.inputs import build_accelerator, build_components
@@ -46,12 +46,12 @@ Drawn = Callable[..., list[Draw]]
 @pytest.fixture
 def drawn(smoke_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drawn:
     """Trains and returns the draw of each step; keywords change `training`, `masking` replaces the masking."""
-    original = Denoiser.loss
+    original = EDM.loss
 
     def run(masking: MaskingConfig | None = None, seed: int = 0, **training: object) -> list[Draw]:
         seen: list[Draw] = []
 
-        def spy(self: Denoiser, x: Tensor, y: Tensor, sigma: Tensor, noise: Tensor, plan: PatchMask | None) -> Tensor:
+        def spy(self: EDM, x: Tensor, y: Tensor, sigma: Tensor, noise: Tensor, plan: PatchMask | None) -> Tensor:
             seen.append(Draw(x, y, sigma, noise, plan))
             return original(self, x, y, sigma, noise, plan)
 
@@ -65,7 +65,7 @@ def drawn(smoke_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         )
         components = build_components(config)
         with monkeypatch.context() as patched:
-            patched.setattr(Denoiser, "loss", spy)
+            patched.setattr(EDM, "loss", spy)
             train(
                 config,
                 components.train,

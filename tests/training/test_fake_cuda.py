@@ -21,7 +21,7 @@ from microdit.common.parsing import assign, to_mapping
 from microdit.config.schema import Config, config_from_mapping
 from microdit.data.latents.caption_store import CaptionFeatures
 from microdit.data.latents.training_data import EncodedDataset
-from microdit.diffusion import Denoiser
+from microdit.diffusion import EDM
 from microdit.encoders import autoencoder as autoencoders
 from microdit.encoders.autoencoder import Pixels, build_autoencoder
 from microdit.encoders.text import build_text_encoder
@@ -162,7 +162,7 @@ def trained_and_sampled(
 
     def draw(step: int, net: DiT) -> None:
         shown = shown_prompts(components.val, 2)
-        pictures = generate(Denoiser(net, 0.5).eval(), decoder, shown.features, config.sampler, 0)
+        pictures = generate(EDM(net, 0.5).eval(), decoder, shown.features, config.sampler, 0)
         side = config.model.input_size * decoder.downsampling
         assert pictures.shape[:3] == (2, side, side)
         seen.append(step)
@@ -176,7 +176,7 @@ def trained_and_sampled(
         assert {p.device for p in state.averaged.parameters()} == {CUDA}
         for kept in state.optimizer.state.values():
             assert {value.device for value in kept.values() if torch.is_tensor(value) and value.ndim} <= {CUDA}
-        validate(Denoiser(state.averaged, 0.5).eval(), components.val, config)
+        validate(EDM(state.averaged, 0.5).eval(), components.val, config)
         draw(config.training.steps, state.averaged)
     assert seen == ([0, 1, 2] if config.training.sample_every else [2])
     return reads.of_device

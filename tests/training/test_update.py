@@ -15,7 +15,7 @@ from torch import nn
 
 from microdit.config.schema import Config
 from microdit.data.latents.training_data import BatchSampler
-from microdit.diffusion import Denoiser
+from microdit.diffusion import EDM
 from microdit.model import DiT
 from microdit.pipeline.inputs import build_accelerator, build_components
 from microdit.pipeline.run_logger import NullLogger
@@ -70,7 +70,7 @@ def gradients(net: DiT, config: Config, step: int) -> Arrays:
     order = BatchSampler(len(data), config.training.batch_size, config.seed)
     x, y, sigma, noise, _, plan = draw_batch(config, step, data, order, net)
     net.zero_grad()
-    Denoiser(net, data.sigma_data).loss(x, y, sigma, noise, plan).mean().backward()
+    EDM(net, data.sigma_data).loss(x, y, sigma, noise, plan).mean().backward()
     return {name: p.grad.double().numpy() for name, p in net.named_parameters() if p.grad is not None}
 
 

@@ -1,4 +1,4 @@
-"""The patch-mixer: light blocks over all patches before most of them are dropped (arXiv 2407.15811 section 3).
+"""The patch-mixer: light layers over all patches before most of them are dropped (arXiv 2407.15811 section 3).
 
 B batch, T patches, K kept patches, S text tokens, D model width, M mixer width.
 """
@@ -7,13 +7,53 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from microdit.common.registry import Registry
 from microdit.model.conditioning import Captions, map_tokens
+from microdit.model.config import DiTConfig
 from microdit.model.cost.flops import linear_flops
-from microdit.model.layers.blocks import DiTBlock
+from microdit.model.layers.block_stacks import mixer_blocks
+
+
+class Mixer(nn.Module):
+    """The role: mixes all patches before the mask is applied. Implement `forward`.
+
+    Args:
+        config: the architecture; `config.mixer` has depth and widths, `config.mixer.options` free keys.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, c: Tensor, y: Captions) -> Tensor:
+        """Return mixed patches.
+
+        Args:
+            x: patches (B, T, D).
+            c: noise level and pooled caption (B, D).
+            y: caption tokens (B, S, D).
+
+        Returns:
+            (B, T, M).
+        """
+        raise NotImplementedError
+
+    def project_out(self, x: Tensor) -> Tensor:
+        """Return kept patches (B, K, M) at the model's width (B, K, D); called after masking, to map fewer of them."""
+        return x
+
+    def flops(self, tokens: int, kept: int, text_tokens: int) -> int:
+        """Return the FLOPs for one image; override if they are not all in linears over every patch.
+
+        Args:
+            tokens: T.
+            kept: K.
+            text_tokens: S.
+        """
+        return linear_flops(self, tokens)
 
 
 class NoMixer(nn.Module):
-    """Patches go to the backbone as they are."""
+    """Passes patches to the backbone unchanged."""
 
     def forward(self, x: Tensor, c: Tensor, y: Captions) -> Tensor:
         return x
@@ -25,35 +65,43 @@ class NoMixer(nn.Module):
         return 0
 
 
-class PatchMixer(nn.Module):
-    """Blocks at their own width; maps lead in and out where it differs from the model's."""
+class PatchMixer(Mixer):
+    """DiT blocks at the mixer's width, with linear maps in and out if it differs from the model's."""
 
-    def __init__(self, width: int, mixer_width: int, eps: float, blocks: list[DiTBlock]) -> None:
-        super().__init__()
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__(config)
 
         def between(width_in: int, width_out: int) -> nn.Module:
             if width_in == width_out:
                 return nn.Identity()
             return nn.Sequential(
-                nn.LayerNorm(width_in, eps=eps, bias=False), nn.Linear(width_in, width_out, bias=False)
+                nn.LayerNorm(width_in, eps=config.norm_eps, bias=False), nn.Linear(width_in, width_out, bias=False)
             )
 
-        self.map_in = between(width, mixer_width)
-        self.map_caption = between(width, mixer_width)
-        self.blocks = nn.ModuleList(blocks)
-        self.map_out = between(mixer_width, width)
+        self.map_in = between(config.width, config.mixer_width)
+        self.map_caption = between(config.width, config.mixer_width)
+        self.blocks = nn.ModuleList(mixer_blocks(config))
+        self.map_out = between(config.mixer_width, config.width)
 
-    def forward(self, x: Tensor, c: Tensor, y: Captions) -> Tensor:  # (B, T, D), (B, D), (B, S, D) -> (B, T, M)
+    def forward(self, x: Tensor, c: Tensor, y: Captions) -> Tensor:
         x, y = self.map_in(x), map_tokens(self.map_caption, y)
         for block in self.blocks:
             x = block(x, c, y)
         return x
 
     def project_out(self, x: Tensor) -> Tensor:
-        """Back to the model's width, after masking: only kept patches pay for it; (B, K, M) -> (B, K, D)."""
         return self.map_out(x)
 
     def flops(self, tokens: int, kept: int, text_tokens: int) -> int:
         maps = linear_flops(self.map_in, tokens) + linear_flops(self.map_caption, text_tokens)
         blocks = sum(block.flops(tokens, text_tokens) for block in self.blocks)  # type: ignore[operator]
         return maps + blocks + linear_flops(self.map_out, kept)
+
+
+MIXERS: Registry[type[Mixer]] = Registry("model.mixer.type", {"transformer": PatchMixer}, base=Mixer)
+register_mixer = MIXERS.register
+
+
+def build_mixer(config: DiTConfig, used: bool) -> Mixer | NoMixer:
+    """Build the mixer that `config` names; none if the masking method has no use for one, or its depth is 0."""
+    return MIXERS.resolve(config.mixer.type)(config) if used and config.mixer.depth else NoMixer()

@@ -1,21 +1,35 @@
-"""The learning rate of each step."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+from microdit.common.registry import Registry
 from microdit.training.config import ScheduleConfig
+
+# (progress in [0, 1] from the end of warmup to the last step, settings) -> share of the peak learning rate
+LearningRateSchedule = Callable[[float, ScheduleConfig], float]
+
+
+def constant(progress: float, config: ScheduleConfig) -> float:
+    """Stay at the peak."""
+    return 1.0
+
+
+def cosine(progress: float, config: ScheduleConfig) -> float:
+    """Fall along half a cosine to `final_ratio`, which the last step has exactly."""
+    return config.final_ratio + (1 - config.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+LR_SCHEDULES: Registry[LearningRateSchedule] = Registry("schedule.type", {"cosine": cosine, "constant": constant})
+register_lr_schedule = LR_SCHEDULES.register
 
 
 def learning_rate(step: int, steps: int, peak: float, config: ScheduleConfig) -> float:
-    """The rate of 0-based `step` in a run of `steps`: linear warmup to `peak`, then constant or cosine.
-
-    The last step of a cosine runs at `final_ratio * peak` exactly.
-    """
+    """Return the learning rate of 0-based `step` in a run of `steps`: linear warmup to `peak`, then the schedule."""
     if step < config.warmup_steps:
         return peak * (step + 1) / config.warmup_steps
-    if config.type == "constant":
-        return peak
     span = max(steps - 1 - config.warmup_steps, 1)
     progress = min((step - config.warmup_steps) / span, 1.0)
-    return peak * (config.final_ratio + (1 - config.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * LR_SCHEDULES.resolve(config.type)(progress, config)

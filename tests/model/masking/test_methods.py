@@ -10,7 +10,7 @@ from small import inputs, randomise
 
 from microdit.common.errors import ConfigError
 from microdit.common.rng import generator
-from microdit.diffusion import Denoiser, guided
+from microdit.diffusion import EDM, guided
 from microdit.model import DiT, DiTConfig, MaskingConfig, PatchMask
 from microdit.model.config import DecoderConfig, MixerConfig, RouteConfig
 from microdit.model.layers.embeddings import sincos_positions
@@ -77,7 +77,7 @@ def test_maskdits_loss_is_denoising_where_visible_and_reconstruction_elsewhere()
     plan = net.mask_plan(3, generator(0, "mask"))
     x, _, y = inputs(3)
     sigma, noise = torch.tensor([0.1, 0.8, 3.0]), torch.randn(x.shape, generator=generator(0, "noise"))
-    denoiser = Denoiser(net, SIGMA_DATA)
+    denoiser = EDM(net, SIGMA_DATA)
     noisy = x + sigma.view(-1, 1, 1, 1) * noise
     denoised = denoiser(noisy, sigma, y, plan)
     for i, loss in enumerate(denoiser.loss(x, y, sigma, noise, plan)):
@@ -153,7 +153,7 @@ def test_path_drop_guidance_leaves_caption_and_middle_blocks_out():
     net = build(MaskingConfig("sprint", 0.75, route=RouteConfig(2, 1, path_drop=0.1)))
     x, _, y = inputs(3)
     sigma = torch.tensor([0.1, 0.8, 3.0])
-    denoiser = Denoiser(net, SIGMA_DATA)
+    denoiser = EDM(net, SIGMA_DATA)
     asked: list[str] = []
     for name, block in (("outer", net.blocks[0]), ("middle", net.blocks[2])):
         block.register_forward_hook(lambda *_, name=name: asked.append(name))
@@ -183,7 +183,7 @@ def test_methods_that_lose_no_patch_are_judged_on_all(method):
     plan = net.mask_plan(3, generator(0, "mask"))
     x, _, y = inputs(3)
     sigma, noise = torch.tensor([0.1, 0.8, 3.0]), torch.randn(x.shape, generator=generator(0, "noise"))
-    denoiser = Denoiser(net, SIGMA_DATA)
+    denoiser = EDM(net, SIGMA_DATA)
     out = denoiser(x + sigma.view(-1, 1, 1, 1) * noise, sigma, y, plan)
     weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
     expected = weight * (out - x).square().mean((1, 2, 3))
@@ -207,7 +207,7 @@ def test_maskdit_without_a_mask_has_no_reconstruction_and_its_decoder_alone_beyo
     x, _, y = inputs(3)
     sigma, noise = torch.full((3,), 0.8), torch.randn(x.shape, generator=generator(0, "noise"))
     without = build(dataclasses.replace(masking, reconstruction=0.0))
-    losses = [Denoiser(one, SIGMA_DATA).loss(x, y, sigma, noise) for one in (net, without)]
+    losses = [EDM(one, SIGMA_DATA).loss(x, y, sigma, noise) for one in (net, without)]
     assert torch.equal(*losses)
 
 
@@ -215,7 +215,7 @@ def test_every_part_of_a_method_learns():
     for method in ("maskdit", "sprint"):
         net = build(MaskingConfig(method, 0.75, route=RouteConfig(1, 1), decoder=DecoderConfig(1, 32)))
         x, _, y = inputs(3)
-        loss = Denoiser(net, SIGMA_DATA).loss(x, y, torch.full((3,), 0.8), x, net.mask_plan(3, generator(0, "mask")))
+        loss = EDM(net, SIGMA_DATA).loss(x, y, torch.full((3,), 0.8), x, net.mask_plan(3, generator(0, "mask")))
         loss.sum().backward()
         still = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
         assert still == []

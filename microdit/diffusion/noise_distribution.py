@@ -1,0 +1,81 @@
+"""Noise levels that training and validation see.
+
+B batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from microdit.common.registry import Registry
+from microdit.diffusion.config import DiffusionConfig
+
+
+class NoiseDistribution:
+    """The role: the distribution of sigma in training. Implement `quantile`; override `draw` if there is a faster way.
+
+    Args:
+        config: settings of the diffusion; `config.options` holds free keys.
+    """
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        self.config = config
+
+    def quantile(self, share: Tensor) -> Tensor:
+        """Return the inverse of the cumulative distribution.
+
+        Args:
+            share: probabilities in (0, 1), float64, of any shape.
+
+        Returns:
+            sigma above 0, of the same shape.
+        """
+        raise NotImplementedError
+
+    def draw(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Return random noise levels (B,), float32."""
+        share = torch.rand(batch, generator=generator, dtype=torch.float64)
+        return self.quantile(share.clamp(1e-9, 1 - 1e-9)).float()
+
+    def mid_quantiles(self, count: int) -> Tensor:
+        """Return `count` ascending noise levels (count,), float32: the middle of each of `count` equal shares.
+
+        They integrate over the distribution without sampling noise, so that a validation loss changes only with the
+        weights.
+        """
+        return self.quantile((torch.arange(count, dtype=torch.float64) + 0.5) / count).float()
+
+
+class LogNormal(NoiseDistribution):
+    """ln(sigma) ~ N(p_mean, p_std^2) (EDM, arXiv 2206.00364, table 1, "noise distribution").
+
+    For flow matching with t = sigma / (1 + sigma) it is the logit-normal distribution of t (arXiv 2403.03206).
+    """
+
+    def quantile(self, share: Tensor) -> Tensor:
+        return (torch.special.ndtri(share) * self.config.p_std + self.config.p_mean).exp()
+
+    def draw(self, batch: int, generator: torch.Generator) -> Tensor:
+        return (torch.randn(batch, generator=generator) * self.config.p_std + self.config.p_mean).exp()
+
+
+NOISE_DISTRIBUTIONS: Registry[type[NoiseDistribution]] = Registry(
+    "diffusion.distribution", {"lognormal": LogNormal}, base=NoiseDistribution
+)
+register_noise_distribution = NOISE_DISTRIBUTIONS.register
+
+
+def build_noise_distribution(config: DiffusionConfig) -> NoiseDistribution:
+    """Build the distribution that `config` names."""
+    return NOISE_DISTRIBUTIONS.resolve(config.distribution)(config)
+
+
+def draw_sigma(batch: int, config: DiffusionConfig, generator: torch.Generator) -> Tensor:
+    """Return random training noise levels (B,)."""
+    return build_noise_distribution(config).draw(batch, generator)
+
+
+def quantile_sigma(count: int, config: DiffusionConfig) -> Tensor:
+    """Return `count` noise levels (count,) at the mid-quantiles of the training distribution, ascending."""
+    return build_noise_distribution(config).mid_quantiles(count)

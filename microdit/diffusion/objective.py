@@ -1,0 +1,68 @@
+"""The training objective as a role: what the network predicts from a noisy latent, and the loss that trains it.
+
+B batch, C latent channels, H W latent height and width, T patches, S text tokens, Y text width.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from microdit.diffusion.config import DEFAULT_DIFFUSION, DiffusionConfig
+from microdit.model import DiT, MaskingLossInputs, PatchMask
+from microdit.model.conditioning import Captions
+
+
+class Objective(nn.Module):
+    """The role: a denoiser D(x; sigma) made of a network, and its loss. Implement `forward` and `loss_weight`.
+
+    The state x of training and of all samplers is clean + sigma * noise, with unit normal noise. Any other Gaussian
+    path a clean + b noise is this one divided by a, with sigma = b / a: an objective on such a path scales x in
+    `forward` (flow matching: x / (1 + sigma), t = sigma / (1 + sigma)). All samplers, noise schedules, noise
+    distributions and guidance then work with it. The network must not depend on sigma except through its inputs.
+
+    An objective has no parameters of its own.
+
+    Args:
+        net: predicts (B, C, H, W) from scaled latents, a number per image that tells the noise level, and captions.
+        sigma_data: standard deviation of the latents.
+        config: settings of the diffusion; `config.options` holds free keys.
+    """
+
+    def __init__(self, net: DiT, sigma_data: float, config: DiffusionConfig = DEFAULT_DIFFUSION) -> None:
+        super().__init__()
+        self.net = net
+        self.sigma_data = sigma_data
+        self.config = config
+
+    def forward(self, x: Tensor, sigma: Tensor, y: Captions, plan: PatchMask | None = None) -> Tensor:
+        """Return the denoised latents (B, C, H, W), float32.
+
+        Args:
+            x: noisy latents (B, C, H, W).
+            sigma: noise level of each (B,), above 0.
+            y: caption features (B, S, Y); zeros are the null caption.
+            plan: which patches to keep; what is returned in place of the others is of no account.
+        """
+        raise NotImplementedError
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """Return the weight (B,) of the squared error of D at noise levels (B,)."""
+        raise NotImplementedError
+
+    def loss(self, x: Tensor, y: Captions, sigma: Tensor, noise: Tensor, plan: PatchMask | None = None) -> Tensor:
+        """Return the loss of each image (B,): the weighted squared error, averaged as the masking method defines.
+
+        Args:
+            x: clean latents (B, C, H, W).
+            y: caption features (B, S, Y).
+            sigma: noise levels (B,).
+            noise: unit normal (B, C, H, W).
+            plan: which patches to keep.
+        """
+        noisy = x + sigma.view(-1, 1, 1, 1) * noise
+        denoised = self(noisy, sigma, y, plan)
+        error = (denoised - x).square().mean(1, keepdim=True)  # (B, 1, H, W)
+        error = F.avg_pool2d(error, self.net.config.patch_size).flatten(1)  # (B, T)
+        error = self.loss_weight(sigma).unsqueeze(1) * error
+        return self.net.masking.loss(MaskingLossInputs(error, noisy, denoised), plan)
