@@ -18,7 +18,7 @@ from readme_blocks import PROGRAMS, ROOT, SHELL_LANGUAGES, Block, blocks_of, com
 from analysis import cli as report_cli
 from microdit.cli import main as core_cli
 from microdit.common.errors import DataError, MicroditError
-from sweeps import cli as sweep_cli
+from sweeps.arguments import LAUNCHER, parse_command_line
 from sweeps.config.hydra_compose import compose_mapping
 from sweeps.config.study import load_study, study_names
 
@@ -163,7 +163,7 @@ def check_command(words: list[str]) -> None:
     elif program == "microdit-sweep":
         check_sweep(rest)
     elif program == "microdit-report":
-        assert report_cli._sort(rest).study in (*study_names(), "all", *NAMED_STUDIES)
+        assert report_cli._parse(rest).study in (*study_names(), "all", *NAMED_STUDIES)
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(rest) <= set(targets), f"no such target: {rest}"
@@ -179,8 +179,8 @@ NAMED_STUDIES = [Path(block.file_name).stem for block in BLOCKS if block.file_na
 
 def check_sweep(words: list[str]) -> None:
     """Compose what a `microdit-sweep` command would run."""
-    line = sweep_cli._sort(words)
-    overrides = [word for word in line.overrides if not word.startswith(sweep_cli.LAUNCHER)]
+    line = parse_command_line(words)
+    overrides = [word for word in line.overrides if not word.startswith(LAUNCHER)]
     if "study" in line.own:
         chosen = line.own["study"]
         for name in study_names() if chosen == "all" else [str(chosen)]:
