@@ -1,4 +1,4 @@
-"""From `experiments/` and overrides to a validated `Config`, through Hydra; no OmegaConf leaves this file."""
+"""Compose `experiments/` and overrides into a validated `Config` with Hydra; OmegaConf is used only here."""
 
 from __future__ import annotations
 
@@ -29,24 +29,29 @@ from microdit.data.latents.dataset import settings_from_latents
 from sweeps.config.override_quoting import as_value
 
 GROUPS = ("data", "model", "scale", "recipe")
-SCALE_FACTORS_KEY = "times"  # a recipe's factors on what the scale has
+SCALE_FACTORS_KEY = "times"  # a recipe's factors on the scale's values
 PRIMARY = "base"
-SMALLEST = 1e-30  # of a factor that isn't 0: one with an exponent of millions would take all memory as a fraction
+SMALLEST_FACTOR = 1e-30  # except 0: a huge exponent would take all memory as an exact fraction
 MAX_WORD_CHARACTERS = 10_000
 MAX_BRACKETS = 64  # nested in one word
-OPTIONS_KEY = "options"  # the recipe's only mapping to which keys may be added
+OPTIONS_KEY = "options"  # the only mappings to which keys may be added
 
 
 def group_options(group: str) -> list[str]:
-    """The files of a config group, by name."""
+    """Return the names of a config group's files."""
     return sorted(path.stem for path in (EXPERIMENTS / group).glob("*.yaml"))
 
 
 def compose_mapping(overrides: Sequence[str], source: str = "command line", complete: bool = True) -> dict[str, Any]:
-    """The resolved settings under `overrides` (`key=value`, later ones win), as plain dicts.
+    """Return the resolved settings as plain dicts.
 
-    Where `complete` is false, keys that must be given may still say REQUIRED. Raises ConfigError naming `source`, the
-    key or option that doesn't exist, and the nearest that does.
+    Args:
+        overrides: `key=value` words; later ones win.
+        source: file or command line, for messages.
+        complete: whether keys without a default must be given; otherwise they may remain REQUIRED.
+
+    Raises:
+        ConfigError: if a key or option does not exist; the message has `source` and the nearest name.
     """
     _check_options(overrides, source)
     if [word for word in overrides if word.partition("=")[0] not in GROUPS]:
@@ -55,12 +60,12 @@ def compose_mapping(overrides: Sequence[str], source: str = "command line", comp
 
 
 def compose_config(overrides: Sequence[str], source: str = "command line") -> Config:
-    """The same as a validated `Config`."""
+    """Return `compose_mapping` as a validated `Config`."""
     return config_from_mapping(compose_mapping(overrides, source), source)
 
 
 def as_override(key: str, value: Any) -> list[str]:
-    """A YAML value as Hydra overrides; a mapping becomes one override per leaf, so that its other keys stay."""
+    """Return a YAML value as Hydra overrides; a mapping becomes one override per leaf and keeps its other keys."""
     if isinstance(value, Mapping):
         return [word for name, item in value.items() for word in as_override(f"{key}.{name}", item)]
     return [f"{key}={value if key in GROUPS else as_value(value)}"]
@@ -88,7 +93,7 @@ def _composed(overrides: Sequence[str]) -> Any:
     return _multiplied(config)
 
 
-# What a YAML may ask of other values, whatever they are in the end.
+# Functions of other values that a YAML file may use; they are evaluated last.
 RESOLVERS: dict[str, Callable[..., Any]] = {
     "choose": lambda value, when, then, otherwise: then if value == when else otherwise,
     "share": lambda share, steps: round(float(share) * int(steps)),
@@ -97,9 +102,9 @@ RESOLVERS: dict[str, Callable[..., Any]] = {
 
 
 def _multiplied(config: Any) -> Any:
-    """The composed recipe with the factors under `times` applied, each a number or a fraction such as 25/6.
+    """Apply the factors under `times`, each a number or a fraction such as 25/6, to the composed recipe.
 
-    YAML alone can't say "twice what the scale has": a value that refers to itself is a circle.
+    YAML alone cannot express "twice the scale's value", because a value must not refer to itself.
     """
     if SCALE_FACTORS_KEY not in config:
         return config
@@ -119,7 +124,7 @@ def _fraction(value: Any, key: str) -> Fraction:
     parts = text.split("/") if len(text) <= MAX_VALUE_CHARACTERS else []
     with contextlib.suppress(ValueError, ZeroDivisionError):
         if 1 <= len(parts) <= 2 and all(
-            SMALLEST < abs(float(part)) < 1 / SMALLEST or not float(part) for part in parts
+            SMALLEST_FACTOR < abs(float(part)) < 1 / SMALLEST_FACTOR or not float(part) for part in parts
         ):
             return Fraction(text)
     raise ConfigError(f"'{key}' is {shown(value)}; it must be a finite number or a fraction such as 25/6")
@@ -127,12 +132,12 @@ def _fraction(value: Any, key: str) -> Fraction:
 
 @cache
 def _composed_groups(groups: tuple[str, ...]) -> Any:
-    """The recipe under a choice of `GROUPS`: reading its files takes most of Hydra's time."""
+    """Return the recipe under a choice of `GROUPS`, cached because reading the files takes most of Hydra's time."""
     return _composed(groups)
 
 
 def is_free(key: str) -> bool:
-    """Whether dotted `key` is one of the free keys under an `options`, which a plugin class reads."""
+    """Return whether dotted `key` lies under an `options`, whose keys a plugin class defines."""
     return OPTIONS_KEY in key.split(".")[:-1]
 
 
@@ -140,9 +145,9 @@ def _compose(overrides: tuple[str, ...], source: str, complete: bool) -> dict[st
     groups = tuple(word for word in overrides if word.partition("=")[0] in GROUPS)
     with _as_config_error(source):
         config = copy.deepcopy(_composed_groups(groups))
-        usual = config.data.resolution // config.model.input_size  # the factor that the scale counts on
+        usual = config.data.resolution // config.model.input_size  # the autoencoder's factor that the scale assumes
         for override in parse_words([word for word in overrides if word not in groups], source):
-            # Hydra's own way with values, on what it has composed; a mapping is merged, a list replaced.
+            # As in Hydra, a mapping is merged and a list is replaced.
             OmegaConf.update(config, override.key_or_group, override.value(), force_add=is_free(override.key_or_group))
         given = {word.partition("=")[0] for word in overrides}
         _follow_data(config, given)
@@ -155,7 +160,7 @@ def _compose(overrides: tuple[str, ...], source: str, complete: bool) -> dict[st
 
 
 def _follow_data(config: Any, given: Collection[str]) -> None:
-    """Sizes as precomputed latents state them, where nobody asks for others: the scale's own are of pictures."""
+    """Set the sizes that precomputed latents state, unless they are given; the scale's own sizes are of images."""
     if config.data.name != "latents" or config.data.path in (None, REQUIRED):
         return
     for key, value in settings_from_latents(config.data.path).items():
@@ -171,7 +176,7 @@ def _known_keys(groups: tuple[str, ...]) -> Mapping[str, Any]:
 
 
 def parse_words(words: Sequence[str], source: str) -> list[Override]:
-    """Return `key=value` words as Hydra's grammar reads them; raises ConfigError naming the first that is wrong."""
+    """Return parsed `key=value` words; raise ConfigError for the first invalid one."""
     found = []
     for word in words:
         depth = max(accumulate((c in "[{(") - (c in "]})") for c in word), default=0)
@@ -212,7 +217,7 @@ def _check_keys(overrides: Sequence[str], source: str) -> None:
 
 
 def check_key(key: str, known: Mapping[str, Any] | None = None, source: str = "command line") -> None:
-    """Raises ConfigError where dotted `key` is no setting of the recipe, naming the nearest that is."""
+    """Raise ConfigError with the nearest name if dotted `key` is not a setting of the recipe."""
     node: Any = _known_keys(()) if known is None else known
     for depth, part in enumerate(key.split(".")):
         if is_free(key) and part == OPTIONS_KEY and part in node:

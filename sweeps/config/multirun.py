@@ -1,7 +1,7 @@
-"""Hydra's multirun as a study: `train -m optimizer.weight_decay=0.01,0.1 seed=0,1` is a grid like any other.
+"""Hydra's multirun as a study, such as `train -m optimizer.weight_decay=0.01,0.1 seed=0,1`.
 
-Hydra's own grammar says what sweeps (choices, ranges, globs); the combinations then go through the same queue as a
-study's arms, with any launcher, so that they can be stopped, resumed and reported like one.
+Hydra's grammar defines what is swept (choices, ranges, globs). The combinations become the arms of a study, so they use
+the same queue and launchers, and can be stopped, resumed and reported.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAME = "multirun"
 
 
 def multirun_study(overrides: Sequence[str], scale: str) -> tuple[Study, list[str]]:
-    """The study that these words describe, and the words that all of its arms share."""
+    """Return the study that the overrides describe, and the overrides that all of its arms share."""
     parsed = parse_words(overrides, "command line")
     swept = {o.key_or_group: _values(o) for o in parsed if o.is_sweep_override()}
     fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override() and o.key_or_group != "seed"]
@@ -30,7 +30,7 @@ def multirun_study(overrides: Sequence[str], scale: str) -> tuple[Study, list[st
     if len(whole) < len(seeds):
         raise ConfigError(f"command line: 'seed' takes whole numbers from 0, got {seeds}")
     if not swept and len(whole) < 2:
-        raise ConfigError("command line: -m needs a list of values to combine, such as seed=0,1; there is none")
+        raise ConfigError("command line: -m needs a list of values to combine, such as seed=0,1")
     check_count("command line", [*swept.values(), whole])
     short = short_names(list(swept))
     arms = {}

@@ -1,4 +1,4 @@
-"""Values as Hydra's override grammar reads them back unchanged, whatever characters they have."""
+"""Quote values so that Hydra's override grammar reads them back unchanged."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SIMPLE = re.compile(r"[\w./~:+-]*")
 
 
 def quoted(text: str) -> str:
-    """`text` as a quoted value: backslashes before a quote or at the end are doubled, and quotes are escaped."""
+    """Return `text` quoted: backslashes before a quote or at the end are doubled, quotes are escaped."""
     text = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", text)
     return "'" + re.sub(r"\\+\Z", lambda found: found[0] * 2, text) + "'"
 
 
 def quoted_path(word: str) -> str:
-    """`key=value` of the command line, its value quoted if the key takes a path that Hydra's grammar would misread."""
+    """Return `key=value` with its value quoted if it is a path that Hydra's grammar would misread."""
     key, sep, value = word.partition("=")
     if not sep or key not in PATHS or SIMPLE.fullmatch(value) or _is_quoted(word, value):
         return word
@@ -39,7 +39,7 @@ def _is_quoted(word: str, value: str) -> bool:
 
 
 def as_value(value: Any) -> str:
-    """A YAML value as Hydra's grammar has it."""
+    """Return a YAML value in Hydra's grammar."""
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, (list, tuple)):

@@ -1,8 +1,8 @@
-"""Searches: a space, a sampler and a pruner from a study's YAML, in Optuna's own terms and names.
+"""Build a search's space, sampler and pruner from a study's YAML, with Optuna's names.
 
 search: {optimizer.weight_decay: {low: 1e-3, high: 0.3, log: true}, model.ffn.type: [swiglu, gelu]}
 sampler: tpe                                 # or {type: tpe, multivariate: true}
-pruner: {type: median, n_startup_trials: 3}  # judges val/loss at each validation
+pruner: {type: median, n_startup_trials: 3}  # compares val/loss at each validation
 n_trials: 30
 """
 
@@ -40,13 +40,17 @@ PRUNERS: dict[str, type[optuna.pruners.BasePruner]] = {
     "hyperband": optuna.pruners.HyperbandPruner,
 }
 DIRECTIONS = ("minimize", "maximize")
-LARGEST_BOUND = 1e15  # of a search; whole numbers up to it are exact as floats
+LARGEST_BOUND = 1e15  # of a range; integers up to it are exact as floats
 RANGE = ("low", "high", "log", "step")
-UNSHARED = "qmc"  # draws from one sequence whose place lies in the storage: its seed must be the same for all trials
+SEQUENTIAL_SAMPLER = "qmc"  # draws from one sequence, so all trials must use the same seed
 
 
 def distribution(key: str, value: Any, source: str) -> BaseDistribution:
-    """A list is a choice, a mapping a range; whole bounds make whole numbers. Raises ConfigError naming the key."""
+    """Return the Optuna distribution of a key: a list is a choice, a mapping a range, integer bounds give integers.
+
+    Raises:
+        ConfigError: if `value` describes neither; the message has the key.
+    """
     where = f"{source}: 'search.{key}'"
     if isinstance(value, list):
         if not value:
@@ -74,15 +78,15 @@ def distribution(key: str, value: Any, source: str) -> BaseDistribution:
 
 
 def suggest(trial: optuna.Trial, space: Mapping[str, Any], source: str = "search") -> dict[str, Any]:
-    """The trial's values, by dotted key; tuples come back as lists."""
+    """Return the trial's values by dotted key; tuples become lists."""
     values = {name: trial._suggest(name, distribution(name, value, source)) for name, value in space.items()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def build_sampler(setting: Any, seed: int, number: int, source: str) -> optuna.samplers.BaseSampler:
-    """The sampler for trial `number`: seeded by both, or several workers would draw the same points."""
+    """Return the sampler of trial `number`, seeded by `seed` and `number` so that workers draw different points."""
     name, options = _named(setting, SAMPLERS, "sampler", source)
-    sequence = 0 if name == UNSHARED else number
+    sequence = 0 if name == SEQUENTIAL_SAMPLER else number
     seeded = {"seed": derive_seed(seed, "sampler", sequence) % 2**31, **options}
     return _build(SAMPLERS[name], seeded, "sampler", source)
 
@@ -104,7 +108,9 @@ def _build(kind: Any, options: Mapping[str, Any], role: str, source: str) -> Any
     accepted = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
     for name in options:
         if name not in accepted:
-            raise ConfigError(f"{source}: '{role}.{name}' is no option of {kind.__name__}; {nearest(name, accepted)}")
+            raise ConfigError(
+                f"{source}: '{role}.{name}' is not an option of {kind.__name__}; {nearest(name, accepted)}"
+            )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -114,7 +120,11 @@ def _build(kind: Any, options: Mapping[str, Any], role: str, source: str) -> Any
 
 
 def check_search(file: Any, source: str) -> None:
-    """Raises ConfigError for a search that could not start: before anything runs, all of it is built once."""
+    """Build the whole search once, before anything runs.
+
+    Raises:
+        ConfigError: if the space, sampler, pruner or objectives are invalid.
+    """
     from sweeps.config.hydra_compose import check_key
 
     for key, value in file.search.items():

@@ -1,4 +1,4 @@
-"""A study: one YAML that asks a question, names what varies, and says what the arms hold fixed."""
+"""A study: one YAML file with a question, what varies, and what all arms hold fixed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from microdit.pipeline.cost import COSTS
 from sweeps.config.hydra_compose import EXPERIMENTS, check_key
 
 MAX_ARMS = 100_000
-COST_AXES = tuple(COST_PREFIX + name for name in COSTS)  # what a figure may have on its axis besides settings
+COST_AXES = tuple(COST_PREFIX + name for name in COSTS)  # axes of a figure besides settings
 
 
 @dataclass(frozen=True)
 class PaperClaim:
-    """What the paper says, and where."""
+    """The paper's claim and its section."""
 
     section: str = ""
     claim: str = ""
@@ -32,7 +32,7 @@ class PaperClaim:
 
 @dataclass(frozen=True)
 class Metrics:
-    """The number that decides, and which way is better."""
+    """The primary metric and its direction."""
 
     primary: str = DEFAULT_PRIMARY
     direction: Literal["minimize", "maximize"] = "minimize"
@@ -40,7 +40,7 @@ class Metrics:
 
 @dataclass(frozen=True)
 class Figure:
-    """What the figure has on its axis and as its lines."""
+    """The figure's x axis and the setting that separates its lines."""
 
     x: str = ""
     hue: str = ""
@@ -48,11 +48,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class ScaleChoice:
-    """What a scale narrows a study to, and what it sets besides."""
+    """A scale's selection of a study's arms, and its own values."""
 
     arms: tuple[str, ...] | None = None
     axes: Mapping[str, Any] = field(default_factory=dict)  # other values for an axis
-    baseline: str = ""  # where the study's own is not among the arms
+    baseline: str = ""  # if the study's own is not among the arms
     seeds: tuple[int, ...] | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,7 +75,7 @@ class StudySpec:
     match: str = ""  # the arm that values of `match` are solved for; empty: the baseline
     holds: Literal["steps", "flops", "params", "active_params", "time", "nothing"] = "steps"
     cumulative: bool = False  # each arm builds on the one above it
-    divergence: Literal["failure", "data"] = "failure"  # whether a diverged run is an answer, or something gone wrong
+    divergence: Literal["failure", "data"] = "failure"  # "data": a diverged run is a result
     seeds: tuple[int, ...] = (0, 1, 2)
     metrics: Metrics = Metrics()
     figure: Figure = Figure()
@@ -84,7 +84,7 @@ class StudySpec:
 
 @dataclass(frozen=True)
 class Study:
-    """A study at one scale: named arms, each a set of overrides."""
+    """A study at one scale: named arms, each with its overrides."""
 
     name: str
     scale: str
@@ -95,7 +95,7 @@ class Study:
     overrides: Mapping[str, Any]
 
     def as_mapping(self) -> dict[str, Any]:
-        """What analysis needs to know, as the parent run's study.yaml."""
+        """Return the study for the analysis, stored as study.yaml of the parent run."""
         f = self.file
         return {
             "name": self.name,
@@ -116,14 +116,20 @@ class Study:
 
 
 def study_names() -> list[str]:
-    """The studies that come with the project."""
+    """Return the names of the bundled studies."""
     return sorted(path.stem for path in (EXPERIMENTS / "study").glob("*.yaml"))
 
 
 def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> Study:
-    """Reads the study called `name`, or at path `name` where that ends in .yaml, narrowed to `scale`.
+    """Load a study and narrow it to `scale`.
 
-    Raises ConfigError naming the file, the key and the nearest valid choice.
+    Args:
+        name: a bundled study, or a path that ends in .yaml.
+        scale: a scale of experiments/scale.
+        seeds: seeds instead of the study's own.
+
+    Raises:
+        ConfigError: if the file is missing or invalid; the message has the file, the key and the nearest name.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else EXPERIMENTS / "study" / f"{name}.yaml"
     if not os.path.isfile(path) and path.parent == EXPERIMENTS / "study":
@@ -147,7 +153,7 @@ def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> S
     for key, arm in (("baseline", file.baseline), ("match", file.match)):
         if arm and arm not in arms:
             where = f" at scale {scale}" if choice.arms is not None else ""
-            raise ConfigError(f"{source}: '{key}' is '{arm}', which is no arm{where}; {nearest(arm, arms)}")
+            raise ConfigError(f"{source}: '{key}' is '{arm}', which is not an arm{where}; {nearest(arm, arms)}")
     for axis in (file.figure.x, file.figure.hue):
         if axis not in ("", "arm", *COST_AXES):
             check_key(axis, source=f"{source}, figure")
@@ -163,21 +169,21 @@ def _scale_choice(file: StudySpec, scale: str, source: str) -> ScaleChoice:
     known = [path.stem for path in (EXPERIMENTS / "scale").glob("*.yaml")]
     for name in file.scales:
         if name not in known:
-            raise ConfigError(f"{source}: 'scales.{name}' is no scale; {nearest(name, known)}")
+            raise ConfigError(f"{source}: 'scales.{name}' is not a scale; {nearest(name, known)}")
     return parse(ScaleChoice, file.scales.get(scale) or {}, source, f"scales.{scale}")
 
 
 def _narrowed(file: StudySpec, choice: ScaleChoice, scale: str, source: str) -> StudySpec:
-    """The study with the scale's own values on its axes."""
+    """Return the study with the scale's values of its axes."""
     for key in choice.axes:
         if key not in file.axes:
             hint = nearest(key, file.axes)
-            raise ConfigError(f"{source}: 'scales.{scale}.axes' has '{key}', which is no axis; {hint}")
+            raise ConfigError(f"{source}: 'scales.{scale}.axes' has '{key}', which is not an axis; {hint}")
     return dataclasses.replace(file, axes={**file.axes, **choice.axes}, baseline=choice.baseline or file.baseline)
 
 
 def _expand(file: StudySpec, source: str) -> dict[str, dict[str, Any]]:
-    """Named arms times the grid of the axes."""
+    """Return the product of the named arms and the grid of the axes."""
     for key, values in file.axes.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{source}: axis '{key}' must be a list of at least one value, got {shown(values)}")
@@ -225,7 +231,7 @@ def check_count(source: str, factors: Sequence[Collection[Any]]) -> None:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each key, with as many before it as tell it from the others."""
+    """Return the shortest unambiguous ending of each dotted key."""
     names = {}
     for key in keys:
         parts = key.split(".")
@@ -236,5 +242,5 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def arm_label(name: str, value: Any) -> str:
-    """`lr=0.001`, in characters that a folder may have."""
+    """Return a name such as `lr=0.001` with characters that are valid in folder names."""
     return f"{name}={re.sub(r'[^a-zA-Z0-9_.+-]+', '-', str(value)).strip('-') or 'empty'}"

@@ -1,7 +1,7 @@
-"""Trials that differ in evaluation alone are trained once: each takes over the last checkpoint of the first.
+"""Train trials that differ only in evaluation once: later ones reuse the last checkpoint of the first.
 
-Under `root`, `.trained/<key>` names the folder that was trained with those settings and data. Where that folder can't
-be reached, as from another machine, a trial trains for itself.
+Under `root`, `.trained/<key>` names the folder that was trained with those settings and data. If that folder cannot be
+reached, for example from another machine, the trial is trained again.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from sweeps.planning.trials import Trial
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 20  # seconds to wait for a twin that trains now; then the trial goes back to the queue
+LOCK_TIMEOUT_SECONDS = 20  # wait for a trial that trains the same network; then this one returns to the queue
 
 
 def duplicate_training_keys(trials: Sequence[Trial]) -> set[str]:
-    """Keys of the trials that an earlier one of `trials` trains for."""
+    """Return the keys of trials whose network an earlier one of `trials` trains."""
     seen: set[tuple[str, str]] = set()
     twins = set()
     for trial in trials:
@@ -39,16 +39,23 @@ def duplicate_training_keys(trials: Sequence[Trial]) -> set[str]:
 
 @contextmanager
 def reuse_trained_checkpoint(trial: Trial, root: Path, reuse: bool = True) -> Iterator[str]:
-    """Keeps twins from training at once; gives the folder that was taken over, empty where the trial trains itself.
+    """Hold the lock of this training configuration and copy its checkpoint if it has been trained.
 
-    Nothing is taken over where `reuse` is false.
+    Args:
+        trial: the trial.
+        root: folder of outputs.
+        reuse: whether an existing checkpoint may be used.
 
-    Raises filelock.Timeout where a twin is at it.
+    Yields:
+        the folder whose checkpoint is reused, or "" if the trial trains itself.
+
+    Raises:
+        filelock.Timeout: if another process is training the same configuration.
     """
     note = root / ".trained" / f"{training_key(trial.config)}-{trial.data_fingerprint}"
     note.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(trial.config.output_dir)
-    with FileLock(f"{note}.lock", timeout=PATIENCE):
+    with FileLock(f"{note}.lock", timeout=LOCK_TIMEOUT_SECONDS):
         yield _take_over(trial, note, folder) if reuse else ""
         if (folder / "metrics.json").is_file():
             write_text(note, str(folder.resolve()))
@@ -65,7 +72,7 @@ def _take_over(trial: Trial, note: Path, folder: Path) -> str:
     try:
         read_checkpoint(last)
     except CheckpointError as error:
-        log.warning("%s; this trial trains for itself", error)
+        log.warning("%s; this trial trains again", error)
         return ""
     with atomic_path(own / last.name) as temporary:
         shutil.copytree(last, temporary)

@@ -1,4 +1,4 @@
-"""Signals of a launch: Ctrl-C, SIGTERM and SIGHUP all end it politely."""
+"""Signals of a launch: Ctrl-C, SIGTERM and SIGHUP all stop it in order."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 
 from microdit.common.process.signals import stop_signals
 
-PATIENCE = 10.0  # seconds for which further signals do not disturb the end of a launch
+SHIELD_SECONDS = 10.0  # in which further signals do not interrupt the end of a launch
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Every stop signal raises KeyboardInterrupt."""
+    """Make every stop signal raise KeyboardInterrupt."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -48,13 +48,13 @@ def _repeated_if_lost() -> Iterator[None]:
 
 @contextmanager
 def undisturbed(work: str) -> Iterator[None]:
-    """Let the block finish: stop signals print what is being done, and interrupt it only after `PATIENCE` seconds."""
+    """Let the block finish: stop signals print `work`, and interrupt it only after `SHIELD_SECONDS`."""
     begun = time.monotonic()
 
     def defer(_signal: int, _frame: FrameType | None) -> None:
-        if time.monotonic() - begun > PATIENCE:
+        if time.monotonic() - begun > SHIELD_SECONDS:
             raise KeyboardInterrupt
-        os.write(2, f"still {work}; Ctrl-C works again after {PATIENCE:.0f} s\n".encode())
+        os.write(2, f"still {work}; Ctrl-C works again after {SHIELD_SECONDS:.0f} s\n".encode())
 
     with _handled(defer):
         yield

@@ -1,4 +1,4 @@
-"""A study from plan to table: what is there already, what must run, who runs it, and how it went."""
+"""Launch a study: plan, fill the queue, run the workers, print the results."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from sweeps.planning.trials import Trial, plan_trials, prepare_trials
 from sweeps.tracking.mlflow_store import Launch, Store
 from sweeps.tracking.uris import default_uri, exported_to_children
 
-ELSEWHERE_SECONDS = 2.0  # between two looks at trials that run in workers of another launch
+POLL_OTHERS_SECONDS = 2.0  # between two looks at trials that run in workers of other launches
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a study is launched; nothing here changes a result."""
+    """Options of a launch; none of them changes a result."""
 
     root: Path
     uri: str
@@ -56,7 +56,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A study that has begun: its trials, where they are recorded, and the queue they wait in."""
+    """A launched study: its trials, their MLflow store and launch, and their queue."""
 
     study: Study
     trials: list[Trial]
@@ -66,7 +66,7 @@ class Sweep:
 
 
 def launch_study(study: Study, overrides: Sequence[str], options: Options) -> int:
-    """Run what is not finished yet; return 1 if a trial failed."""
+    """Run the unfinished trials of a study and print the results; return 1 if a trial failed."""
     begin = time.monotonic()
     with interruptible():
         engine = build_engine(options.launcher, options.root, list(options.launcher_options))
@@ -83,7 +83,7 @@ def launch_study(study: Study, overrides: Sequence[str], options: Options) -> in
 
 
 def _launched(study: Study, overrides: Sequence[str], options: Options, engine: Engine) -> Sweep:
-    """Work through the plan; on every way out, the launch's run is ended."""
+    """Run the plan; always end the launch's MLflow run."""
     with waiting("the study to be planned"):
         suffix = "" if options.reuse else time.strftime("-%Y%m%d-%H%M%S")
         trials = plan_trials(study, overrides)
@@ -106,7 +106,7 @@ def _launched(study: Study, overrides: Sequence[str], options: Options, engine: 
 def _begin(
     study: Study, trials: list[Trial], suffix: str, options: Options, engine: Engine, presence: Presence
 ) -> Sweep:
-    """Prepare the data, open the queue, and put into it what is not finished."""
+    """Prepare the data, open the queue and add the unfinished trials."""
     store = presence.store
     _tell("preparing the data (encoded once, then kept in the cache)")
     with waiting("the data to be prepared"):
@@ -147,12 +147,12 @@ def _begin(
 
 
 def objectives_of(study: Study) -> dict[str, str]:
-    """What Optuna is told of a trial, each with its direction: a search's own objectives, else the primary metric."""
+    """Return the objectives reported to Optuna with their directions: the search's own, else the primary metric."""
     return dict(study.file.objectives) or {study.file.metrics.primary: study.file.metrics.direction}
 
 
 def with_validation_metric(study: Study, trials: Sequence[Trial]) -> Study:
-    """The study itself, or, where no samples are drawn to score, the study judged by the validation loss."""
+    """Return the study, with the validation loss as primary metric if no samples are scored."""
     if trials[0].config.evaluation.samples:
         return study
     metrics = dataclasses.replace(study.file.metrics, primary=FINAL_VAL_LOSS, direction="minimize")
@@ -160,7 +160,7 @@ def with_validation_metric(study: Study, trials: Sequence[Trial]) -> Study:
 
 
 def queue_name(study: Study, trials: Sequence[Trial], suffix: str = "") -> str:
-    """One queue a plan: another plan of the same study has another; more trials of a search go on in the same."""
+    """Return the name of a plan's queue. Adding trials to a search keeps the name, so its queue is reused."""
     if study.file.search:
         first = trials[0]
         space = (study.file.search, study.file.sampler, study.file.pruner, study.file.objectives)
@@ -171,7 +171,7 @@ def queue_name(study: Study, trials: Sequence[Trial], suffix: str = "") -> str:
 
 
 def _fill(sweep: Sweep, order: LaunchSpec, options: Options) -> None:
-    """Puts the plan into the queue; trials that are finished, here or in another study, go in as finished."""
+    """Add the plan to the queue; trials that are finished, here or in another study, are added as finished."""
     queue, trials = sweep.queue, sweep.trials
     arms = list(dict.fromkeys(trial.arm for trial in trials))
     choices = {} if order.search else {"arm": arms, "seed": sorted({trial.seed for trial in trials})}
@@ -195,7 +195,7 @@ def _fill(sweep: Sweep, order: LaunchSpec, options: Options) -> None:
 
 
 def _tell_outdated(sweep: Sweep, options: Options) -> None:
-    """Report in one line which runs of older algorithms the trials still to run do not reuse, and why."""
+    """Print one line about runs of older algorithms that the pending trials do not reuse, and why."""
     tries = sweep.queue.latest().values() if options.reuse else ()
     names = {(t.user_attrs["arm"], int(t.user_attrs["seed"])) for t in tries if t.state not in ENDED}
     if words := sweep.store.outdated(sweep.launch.experiment_id, sweep.study.scale, names):
@@ -203,7 +203,7 @@ def _tell_outdated(sweep: Sweep, options: Options) -> None:
 
 
 def _finished(sweep: Sweep, trial: Trial, options: Options) -> Any | None:
-    """The finished run of a trial under this launch; one of another launch is shown here as reused."""
+    """Return the finished run of a trial under this launch; a run of another launch is copied as reused."""
     child = sweep.store.child(sweep.launch, trial.key)
     if child is not None and child.info.status == Status.FINISHED and (wrong := unsound_scores(child.data.metrics)):
         _tell(f"FAILED  {trial.name}: its run {child.info.run_id} finished, but {wrong}; it counts as failed")
@@ -221,7 +221,7 @@ def _fixed(trial: Trial) -> dict[str, Any]:
 
 
 def _work(sweep: Sweep, engine: Engine, presence: Presence, options: Options) -> None:
-    """Start rounds of workers until no trial waits, then wait for trials that other launchers' workers hold."""
+    """Start workers until no trial waits, then wait for the trials that other launchers' workers run."""
     metric, direction = next(iter(objectives_of(sweep.study).items()))
     costs = [float(training_flops(trial.config)) for trial in sweep.trials]
     board = ProgressDisplay(costs, objective_metric(metric), direction)
@@ -243,7 +243,7 @@ def _work(sweep: Sweep, engine: Engine, presence: Presence, options: Options) ->
                 tick()
                 after = sweep.queue.count()
                 if after.waiting >= count.waiting and not after.running:
-                    break  # workers came and went without taking anything
+                    break  # workers ended without claiming a trial
             elif count.running:
                 _wait_for_others(sweep, tick)
             else:
@@ -253,7 +253,7 @@ def _work(sweep: Sweep, engine: Engine, presence: Presence, options: Options) ->
 
 
 def _wait_for_others(sweep: Sweep, tick: Tick) -> None:
-    """Wait while all that is left runs in workers of other launchers."""
+    """Wait while all unfinished trials run in workers of other launchers."""
     with waiting("trials of other launchers") as wait:
         while tick():
             held = [t.user_attrs for t in sweep.queue.tries(TrialState.RUNNING)]
@@ -261,11 +261,11 @@ def _wait_for_others(sweep: Sweep, tick: Tick) -> None:
                 break
             names = [f"{facts['name']} in {readable(facts.get(WORKER, ''))}" for facts in held]
             wait.what = f"{len(held)} trials of other launchers: {', '.join(names[:5])}"
-            time.sleep(ELSEWHERE_SECONDS)
+            time.sleep(POLL_OTHERS_SECONDS)
 
 
 def _requeue_dead_workers(sweep: Sweep) -> list[str]:
-    """Queue trials of dead workers again; return a line for each. Those given up are marked in MLflow too."""
+    """Queue the trials of dead workers again and return one line per trial; mark abandoned ones in MLflow."""
     again = []
     for attempt, why, hopeless in sweep.queue.free_the_dead():
         if hopeless:
@@ -276,7 +276,7 @@ def _requeue_dead_workers(sweep: Sweep) -> list[str]:
 
 
 def best_point(queue: Queue) -> str:
-    """What a search has found: its best trial, or its Pareto front."""
+    """Return the best trial of a search, or its Pareto front, as text."""
     found = queue.study.best_trials
     lines = []
     for trial in found[:10]:
@@ -302,7 +302,7 @@ def _where(study: Study, options: Options, seconds: float) -> None:
 
 
 def _failures(sweep: Sweep) -> int:
-    """Tells of trials without a result; 1 where there are any."""
+    """Print the trials without a result; return 1 if there are any."""
     latest = sweep.queue.latest()
     failed = {i: t for i, t in latest.items() if t.state.name == "FAIL"}
     for number, attempt in sorted(failed.items()):

@@ -1,7 +1,7 @@
-"""Register of the processes that launch a queue's plan, so that a launch's MLflow run is ended even if they are killed.
+"""Register the processes that launch a plan, so that the launch's MLflow run is ended even if they are killed.
 
-Each launcher has an entry among the queue's attributes. It ends its launch's run itself on every way out; if it is
-killed, the next launch or `microdit-sweep status` does so.
+Each launcher has an entry among the queue's attributes. It normally ends its launch's run itself. If it is killed, the
+next launch or `microdit-sweep status` does so.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from microdit.common.contract import Status
 from microdit.common.process.identity import is_alive, is_gone, this_process
 from microdit.common.stores.secrets import masked
 from sweeps.execution.queue.liveness import Silence
-from sweeps.execution.queue.optuna_storage import BEAT, GRACE, open_storage
+from sweeps.execution.queue.optuna_storage import HEARTBEAT_SECONDS, SILENCE_SECONDS, open_storage
 from sweeps.execution.queue.trial_queue import PLAN, Queue
 from sweeps.tracking.retry import with_retries
 
 if TYPE_CHECKING:
-    from sweeps.tracking.mlflow_store import Store  # it loads PyTorch, which `microdit-sweep status` seldom needs
+    from sweeps.tracking.mlflow_store import Store  # loads PyTorch, which `microdit-sweep status` seldom needs
 
 PREFIX = "launcher:"
-LOOK_SECONDS = BEAT  # between two looks at other launchers, and between two heartbeats
+LOOK_SECONDS = HEARTBEAT_SECONDS  # between two looks at other launchers, and between two heartbeats
 
 
 class Presence:
-    """This process as a launcher of a queue."""
+    """Registration of this process as a launcher of a queue."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._queue: Queue | None = None
         self._beats = 0
         self._looked = 0.0
-        self._silence = Silence(GRACE, longest_gap=3 * LOOK_SECONDS)
+        self._silence = Silence(SILENCE_SECONDS, longest_gap=3 * LOOK_SECONDS)
 
     def enter(self, queue: Queue) -> None:
-        """Register; to be called before the launch's run is made."""
+        """Register; call this before the launch's run is created."""
         self._queue = queue
         self._beat()
 
     def tick(self) -> None:
-        """Send a heartbeat now and then, and end the runs of launches whose launchers are gone or silent."""
+        """Send a heartbeat if one is due, and end the runs of launches whose launchers have died."""
         if self._queue is not None and time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
             self._beat()
@@ -54,7 +54,7 @@ class Presence:
             end_abandoned(self._queue.uri, self.store.uri, lambda: self.store, silent)
 
     def leave(self, status: str) -> None:
-        """End the launch's run, unless workers or a launcher of this machine still fill it."""
+        """End the launch's run, unless workers or another launcher of this machine still use it."""
         if self._queue is None:
             return
         queue, self._queue = self._queue, None
@@ -62,7 +62,7 @@ class Presence:
         own = entries(queue.uri).get(queue.name, {})
         others = [entry for entry in own.values() if entry["process"] != this_process()]
         if queue.count().running or any(is_alive(entry["process"]) for entry in others):
-            return  # the entry stays: once this process is gone, anyone may end what is left
+            return  # keep the entry: once this process is gone, others may end the launch
         _end(self.store, queue.name, status)
         _forget(queue, [key for key, entry in own.items() if not _elsewhere(entry)])
 
@@ -87,7 +87,7 @@ def entries(queue_uri: str) -> dict[str, dict[str, dict[str, Any]]]:
 def end_abandoned(
     queue_uri: str, store_uri: str, store: Callable[[], Store], silent: set[Any] | frozenset[Any] = frozenset()
 ) -> list[str]:
-    """End the runs of launches that nobody works on any more; return the names of their queues.
+    """End the runs of abandoned launches; return the names of their queues.
 
     A launch is abandoned if all its launchers are gone and no trial runs. `store` is called only if there is one.
     Launchers of other machines count as gone if their keys are among `silent`.

@@ -1,4 +1,4 @@
-"""What a worker must know besides its trial: kept on the queue itself, so that two storage URLs are enough anywhere."""
+"""Settings of a launch, stored in the queue, so that a worker needs only the two storage URLs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from sweeps.planning.trials import Trial
 
 @dataclass(frozen=True)
 class LaunchSpec:
-    """One launch of a study, as its workers see it.
+    """Settings of one launch that its workers need.
 
-    `search`, `sampler` and `pruner` are those of the study's YAML; a grid has none. `objectives` are final metrics
-    (`clip_fd` means `final/clip_fd`; a name with a slash stands for itself).
+    `search`, `sampler` and `pruner` are those of the study's YAML; a grid has none. `objectives` are final metrics:
+    `clip_fd` means `final/clip_fd`, and a name with a slash is used as it is.
     """
 
     tracking_uri: str
@@ -37,12 +37,12 @@ class LaunchSpec:
     reuse: bool = True
     max_retries: int = 1
     fail_fast: bool = False
-    share_gpus: bool = True  # workers of this machine divide its GPUs among themselves
+    share_gpus: bool = True  # whether workers of one machine divide its GPUs
     search: Mapping[str, Any] = field(default_factory=dict)
     sampler: Any = "tpe"
     sampler_seed: int = 0
     pruner: Any = "none"
-    divergence: str = "failure"  # or "data": a diverged run is a result, as bad as can be
+    divergence: str = "failure"  # or "data": a diverged run is a result, the worst possible
     directions: tuple[str, ...] = ("minimize",)  # of the objectives
 
     def as_mapping(self) -> dict[str, Any]:
@@ -54,30 +54,32 @@ class LaunchSpec:
         return LaunchSpec(**{**values, **lists})
 
     def values(self, metrics: Mapping[str, float]) -> list[float]:
-        """Return what Optuna stores of a finished run.
+        """Return the objective values of a finished run.
 
-        Raises ConfigError for an objective that it doesn't have, DivergenceError for a score that is no finite number.
+        Raises:
+            ConfigError: if an objective is missing.
+            DivergenceError: if a score is not finite.
         """
         require_sound(shown_metrics(metrics), "among the scores of the finished run")
         names = [objective_metric(name) for name in self.objectives]
         for name in names:
             if name not in metrics:
-                raise ConfigError(f"{self.source}: the run has no metric '{name}' to judge it by")
+                raise ConfigError(f"{self.source}: the run has no metric '{name}', which is an objective")
         return [float(metrics[name]) for name in names]
 
 
 def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What the queue keeps of a finished run for its lines and tables."""
+    """Return the metrics of a finished run that the queue stores for tables."""
     return {name: value for name, value in metrics.items() if name.startswith(FINAL_PREFIX) or name == SECONDS}
 
 
 def unsound_scores(metrics: Mapping[str, float]) -> str:
-    """Return the first final metric of a stored run that is no finite number, as `final/fd is nan`; "" if none."""
+    """Return the first final metric of a stored run that is not finite, as `final/fd is nan`; "" if none."""
     return unsound(shown_metrics(metrics))
 
 
 def trial_attributes(trial: Trial) -> dict[str, Any]:
-    """A planned trial as user attributes of its place in the queue."""
+    """Return a planned trial as user attributes for the queue."""
     return {
         "name": trial.name,
         "arm": trial.arm,
@@ -92,7 +94,7 @@ def trial_attributes(trial: Trial) -> dict[str, Any]:
 
 
 def trial_of(attributes: Mapping[str, Any], order: LaunchSpec) -> Trial:
-    """The planned trial again."""
+    """Return the planned trial that `trial_attributes` stored."""
     return Trial(
         study=order.study,
         scale=order.scale,
@@ -107,7 +109,7 @@ def trial_of(attributes: Mapping[str, Any], order: LaunchSpec) -> Trial:
 
 
 def apply_suggestion(trial: Trial, values: Mapping[str, Any], order: LaunchSpec) -> Trial:
-    """A trial of a search: its base configuration with the suggested values laid over it, checked like any other."""
+    """Return a search's trial with the suggested values in its configuration, validated."""
     mapping = to_mapping(trial.config)
     for key, value in values.items():
         assign(mapping, key, value)

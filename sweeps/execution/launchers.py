@@ -1,6 +1,6 @@
-"""Who starts the workers: this machine itself, or one of Hydra's launchers (joblib, submitit/SLURM, Ray).
+"""Start the workers: on this machine, or with one of Hydra's launchers (joblib, submitit/SLURM, Ray).
 
-An engine starts `sweeps.execution.worker.work` a number of times and returns when all workers have ended. Workers take
+An engine starts `sweeps.execution.worker.work` a number of times and returns when all workers have ended. Workers claim
 their trials from the queue. Presets are in experiments/launcher/; `launcher=NAME` chooses one.
 """
 
@@ -39,12 +39,12 @@ from sweeps.config.hydra_compose import EXPERIMENTS
 from sweeps.config.override_quoting import quoted
 from sweeps.tracking.retry import StoreError
 
-GRACE = 30.0  # seconds that a trial has to keep a checkpoint and close its run when it must stop
+STOP_SECONDS = 30.0  # time for a stopped trial to save a checkpoint and close its run
 LOCAL = "local"
 EXIT_STORE_UNREACHABLE = 3  # exit code of a worker that could not reach its queue
-POLL_SECONDS = 2.0  # seconds between two looks at the queue; the end of a worker wakes the launcher at once
+POLL_SECONDS = 2.0  # seconds between two looks at the queue; an ending worker wakes the launcher at once
 EXTRA = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
-Tick = Callable[[], bool]  # called now and then; False: stop
+Tick = Callable[[], bool]  # called regularly; False: stop
 
 
 class Engine(Protocol):
@@ -53,16 +53,16 @@ class Engine(Protocol):
     share_gpus: bool
 
     def run(self, queue_uri: str, queue_name: str, count: int, tick: Tick) -> None:
-        """Returns when all workers have ended, or after they were stopped because `tick` said so."""
+        """Return when all workers have ended, or were stopped because `tick` returned False."""
 
 
 def launcher_names() -> list[str]:
-    """The presets that come with the project."""
+    """Return the names of the bundled presets."""
     return [LOCAL, *sorted(path.stem for path in (EXPERIMENTS / "launcher").glob("*.yaml"))]
 
 
 def build_engine(name: str, root: Path, options: list[str]) -> Engine:
-    """The engine called `name`; `options` are Hydra overrides of its preset (`hydra.launcher.partition=gpu`)."""
+    """Return an engine; `options` are Hydra overrides of its preset, such as `hydra.launcher.partition=gpu`."""
     if name == LOCAL:
         if options:
             raise ConfigError(f"'{options[0]}': the local launcher has no options")
@@ -74,7 +74,7 @@ def build_engine(name: str, root: Path, options: list[str]) -> Engine:
 
 @dataclass
 class _WorkerProcess:
-    """A worker process and the place (and so the GPU) it fills."""
+    """A worker process and its index, which determines its GPU."""
 
     index: int
     process: SpawnProcess
@@ -82,7 +82,7 @@ class _WorkerProcess:
 
 
 class LocalEngine:
-    """Worker processes of this machine; one that dies is replaced as long as trials wait."""
+    """Worker processes on this machine; one that dies is replaced as long as trials wait."""
 
     share_gpus = True
 
@@ -101,7 +101,7 @@ class LocalEngine:
                     if hand.process.exitcode == 0:
                         continue
                     shortlived = shortlived + 1 if time.monotonic() - hand.begun < 5 else 0
-                    if shortlived < 2 * count:  # else workers can't so much as start
+                    if shortlived < 2 * count:  # otherwise workers fail at the start
                         tick()
                         crew.append(hire(hand.index))
         finally:
@@ -109,7 +109,7 @@ class LocalEngine:
 
 
 def _start(queue_uri: str, queue_name: str, index: int) -> SpawnProcess:
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang in its own threads
+    context = multiprocessing.get_context("spawn")  # PyTorch's threads may hang after a fork
     process = context.Process(target=_live, args=(queue_uri, queue_name, index), name=f"worker {index}")
     # Ctrl-C and the end of a terminal reach all of its processes. Workers have these signals blocked: the launcher ends
     # them. The resource tracker comes first, because its start would unblock them.
@@ -130,7 +130,7 @@ def _live(queue_uri: str, queue_name: str, index: int) -> None:
     threading.Thread(target=_end_with_the_launcher, daemon=True).start()
     try:
         code = work(queue_uri, queue_name, index)
-    except StoreError:  # the launcher meets it too, and tells it once for all
+    except StoreError:  # the launcher gets it too, and reports it once
         code = EXIT_STORE_UNREACHABLE
     except Exception:
         print(masked(traceback.format_exc()), end="", file=sys.stderr, flush=True)
@@ -138,24 +138,24 @@ def _live(queue_uri: str, queue_name: str, index: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    os._exit(code)  # the interpreter's own end collects all of PyTorch's objects, for up to 20 s on a busy machine
+    os._exit(code)  # the normal exit collects all of PyTorch's objects, which takes up to 20 s
 
 
 def _end_with_the_launcher() -> None:
-    """A launcher that is gone (killed, say) must not leave workers that nobody shows or stops."""
+    """Stop this worker when its launcher has died, since nobody else would."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
+    time.sleep(STOP_SECONDS)
     os._exit(1)
 
 
 def _end() -> None:
-    """Let all workers save a checkpoint and return their trials; kill those that need too long, or all if asked again.
+    """Let all workers save a checkpoint and return their trials; kill slow ones, and all after a second signal.
 
-    A signal may have come between a worker's start and its entry in the crew, so this asks for all child processes.
+    A signal may arrive between a worker's start and its registration, so this looks at all child processes.
     """
     crew = multiprocessing.active_children()
     if not crew:
@@ -163,12 +163,12 @@ def _end() -> None:
     for process in crew:
         process.terminate()
     print(
-        f"stopping: {len(crew)} workers save a checkpoint and return their trials, within {GRACE:.0f} s; "
+        f"stopping: {len(crew)} workers save a checkpoint and return their trials, within {STOP_SECONDS:.0f} s; "
         "Ctrl-C again ends them at once",
         file=sys.stderr,
         flush=True,
     )
-    until = time.monotonic() + GRACE
+    until = time.monotonic() + STOP_SECONDS
     try:
         with waiting("") as wait:
             while crew and time.monotonic() < until:
@@ -183,7 +183,7 @@ def _end() -> None:
 
 
 class HydraEngine:
-    """Workers as the jobs of a Hydra launcher: job i of a multirun is worker i."""
+    """Workers as jobs of a Hydra launcher: job i of a multirun is worker i."""
 
     def __init__(self, name: str, root: Path, options: list[str]) -> None:
         self._name, self._root = name, root
@@ -191,7 +191,7 @@ class HydraEngine:
         self.share_gpus = bool(self._config.share_gpus)
 
     def run(self, queue_uri: str, queue_name: str, count: int, tick: Tick) -> None:
-        shown = masked(queue_uri)  # a job's overrides lie in files
+        shown = masked(queue_uri)  # a job's overrides are written to files
         Plugins.instance()
         HydraConfig.instance().set_config(self._config)
         launcher = Plugins.instance().instantiate_launcher(
@@ -214,10 +214,10 @@ class HydraEngine:
             show.join(timeout=10)
         for result in results:
             if result.status == JobStatus.FAILED:
-                raise ConfigError(f"launcher={self._name}: a worker could not work: {result._return_value!r}")
+                raise ConfigError(f"launcher={self._name}: a worker failed: {result._return_value!r}")
 
     def _compose(self, options: list[str]) -> tuple[DictConfig, HydraContext]:
-        """Hydra's own composition of the `worker` job under this launcher, its `hydra` node included."""
+        """Return Hydra's composition of the `worker` job for this launcher, including its `hydra` node."""
         words = [
             f"launcher={self._name}",
             f"hydra.sweep.dir={quoted(str((self._root / 'launches').resolve()))}",
@@ -252,11 +252,11 @@ def _ticking(tick: Tick, ended: threading.Event) -> None:
 
 
 def run_worker_job(config: DictConfig) -> int:
-    """A Hydra job: one worker."""
+    """Run one worker as a Hydra job."""
     from sweeps.execution.worker import work
 
     try:
         return work(str(config.queue.uri), str(config.queue.name), int(config.queue.worker))
-    except StoreError as error:  # the others may reach it, so this is not the launch's end
+    except StoreError as error:  # other workers may still reach it
         print(f"microdit-sweep: worker {config.queue.worker} stops: {masked(str(error))}", file=sys.stderr)
         return EXIT_STORE_UNREACHABLE

@@ -1,5 +1,4 @@
-"""One view of a running sweep, read from its queue: a line that renews itself at a terminal, a line now and then in a
-log file; the same from any other shell through `microdit-sweep status`."""
+"""Display the progress of a sweep, read from its queue: one updated line in a terminal, occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -20,44 +19,44 @@ from microdit.training.progress_bar import format_seconds
 from sweeps.execution.queue.trial_queue import ENDED, LIVE, OUTCOME, STATES, WORKER
 from sweeps.planning.tables import format_significant
 
-PLAIN_SECONDS = 10.0  # between two lines of a log file
-ENOUGH = 0.02  # share of the work after which the time left can be judged
-FEW = 4  # scores in one line
+LOG_SECONDS = 10.0  # between two lines of a log file
+MIN_SHARE_FOR_ESTIMATE = 0.02  # share of the work after which the remaining time is estimated
+MAX_SCORES_SHOWN = 4  # in one line
 
 
 class ProgressDisplay:
-    """Trials done, running and failed, the step of each running one, the best so far and the time left.
+    """Numbers of trials, the step of each running one, the best score so far and the remaining time.
 
-    The time left is judged by training FLOPs: those that are still to do against those done since this board began.
+    The remaining time is estimated from training FLOPs: those left against those done since this display began.
     """
 
     def __init__(self, costs: Sequence[float], primary: str, direction: str) -> None:
-        """`costs`: training FLOPs of each trial of the plan; `primary`: what is best, e.g. final/clip_fd."""
+        """`costs`: training FLOPs of each trial of the plan; `primary`: the metric to show, such as final/clip_fd."""
         self._costs, self._primary, self._lower = costs, primary, direction == "minimize"
         self._live = sys.stderr.isatty()
         self._begin = time.monotonic()
-        self._shown = self._begin + FIRST_SECONDS - PLAIN_SECONDS
-        self._first: dict[int, float] | None = None  # share of each trial that was there when this board began
-        self._told: dict[int, int] = {}  # trial -> number of the try whose end was told
+        self._shown = self._begin + FIRST_SECONDS - LOG_SECONDS
+        self._first: dict[int, float] | None = None  # share of each trial that was done at the start
+        self._reported: dict[int, int] = {}  # trial -> number of the attempt whose end was printed
         self._latest: Mapping[int, FrozenTrial] = {}
         self._width = 0
 
     def update(self, latest: Mapping[int, FrozenTrial]) -> None:
-        """Takes the queue's present state: ends of trials become lines of their own."""
+        """Show the queue's present state; print a line for each trial that has ended."""
         self._latest = latest
         if self._first is None:
             self._first = {order: share_done(attempt) for order, attempt in latest.items()}
-            self._told = {i: t.number for i, t in latest.items() if t.state.is_finished()}
+            self._reported = {i: t.number for i, t in latest.items() if t.state.is_finished()}
         for order, attempt in sorted(latest.items()):
-            if attempt.state.is_finished() and self._told.get(order) != attempt.number:
-                self._told[order] = attempt.number
+            if attempt.state.is_finished() and self._reported.get(order) != attempt.number:
+                self._reported[order] = attempt.number
                 self.tell(ending(attempt))
-        if time.monotonic() - self._shown >= (0.5 if self._live else PLAIN_SECONDS):
+        if time.monotonic() - self._shown >= (0.5 if self._live else LOG_SECONDS):
             self._shown = time.monotonic()
             self._show()
 
     def tell(self, text: str) -> None:
-        """A line of its own, above the one that renews itself."""
+        """Print a line above the updated one."""
         self._write(text)
         self._width = 0
 
@@ -66,7 +65,7 @@ class ProgressDisplay:
             print(file=sys.stderr)
 
     def summary(self) -> str:
-        """`2/6 done, 1:02 left, best none/seed0 1606 | none/seed1 300/1500 loss 0.412 230 images/s | ...`"""
+        """Return `2/6 done, 1:02 left, best none/seed0 1606 | none/seed1 300/1500 loss 0.412 230 images/s | ...`"""
         tries = list(self._latest.values())
         done = sum(t.state in ENDED for t in tries)
         failed = sum(t.state == TrialState.FAIL for t in tries)
@@ -83,7 +82,7 @@ class ProgressDisplay:
         if TrialState.RUNNING not in states:
             text += f" | waiting for workers to start ({time.monotonic() - self._begin:.0f} s)"
         if self._live:
-            text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line can't be renewed
+            text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line cannot be updated
             self._write(text, end="")
             self._width = len(text)
         else:
@@ -94,7 +93,7 @@ class ProgressDisplay:
         shares = {order: share_done(attempt) for order, attempt in self._latest.items()}
         worked = sum(self._costs[i] * max(share - first.get(i, 0.0), 0.0) for i, share in shares.items())
         left = sum(self._costs[i] * (1 - share) for i, share in shares.items())
-        if worked <= ENOUGH * (worked + left):
+        if worked <= MIN_SHARE_FOR_ESTIMATE * (worked + left):
             return "?"
         return format_seconds((time.monotonic() - self._begin) * left / worked)
 
@@ -105,14 +104,14 @@ class ProgressDisplay:
 
 
 def share_done(attempt: FrozenTrial) -> float:
-    """Share of a trial's steps that are done; 1 where nothing is left to do."""
+    """Return the share of a trial's steps that are done; 1 if it has ended."""
     if attempt.state.is_finished():
         return 1.0
     return float(attempt.user_attrs.get("progress", {}).get("step", 0)) / attempt.user_attrs["steps"]
 
 
 def activity(attempt: FrozenTrial) -> str:
-    """What a running trial is at."""
+    """Return what a running trial does: starting, scoring, or its step, loss and speed."""
     facts, steps = attempt.user_attrs, attempt.user_attrs["steps"]
     progress: Mapping[str, Any] = facts.get("progress", {})
     if not progress:
@@ -124,7 +123,7 @@ def activity(attempt: FrozenTrial) -> str:
 
 
 def ending(attempt: FrozenTrial) -> str:
-    """One line for a trial that has ended."""
+    """Return one line for a trial that has ended."""
     facts = attempt.user_attrs
     if attempt.state == TrialState.FAIL:
         return f"FAILED  {facts['name']}: {facts.get('error', 'unknown')}"
@@ -135,14 +134,14 @@ def ending(attempt: FrozenTrial) -> str:
     final: Mapping[str, float] = facts.get("final", {})
     scores = [
         f"{name} {format_significant(final[final_metric(name)])}" for name in SCORES if final_metric(name) in final
-    ][:FEW]
+    ][:MAX_SCORES_SHOWN]
     took = f", trained in {format_seconds(final[SECONDS])}" if SECONDS in final else ""
     reused = " (reused)" if "reused_from" in facts else ""
     return f"done    {facts['name']}{reused}{took}: {', '.join(scores) or 'not scored'}"
 
 
 def best_of(tries: Sequence[FrozenTrial], primary: str, lower: bool) -> str:
-    """`none/seed0 1606`: the best finished trial by final metric `primary`; empty where there is none."""
+    """Return the best finished trial by final metric `primary`, as `none/seed0 1606`; "" if there is none."""
     scored = [
         (t.user_attrs["final"][primary], t) for t in tries if is_sound(t.user_attrs.get("final", {}).get(primary))
     ]

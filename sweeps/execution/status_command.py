@@ -1,4 +1,4 @@
-"""`microdit-sweep status`: how far a sweep is, asked of its queue from any shell."""
+"""`microdit-sweep status`: print the progress of a sweep, read from its queue."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ from sweeps.tracking.mlflow_store import Store
 
 
 def train_one(config: Config, scale: str, overrides: dict[str, str], options: Options) -> int:
-    """Train `config`, or show its results if it is finished already; an interrupted run is resumed.
+    """Train `config`, resuming an interrupted run; if the run is finished, print its results.
 
-    `overrides` become the run's parameters beside the seed. An `output_dir` among them is kept. Of several processes
+    `overrides` become the run's parameters, besides the seed. An `output_dir` among them is kept. Of several processes
     (torchrun), only the main one prepares the data and uses the store.
     """
     from microdit.pipeline.train_and_evaluate import run
@@ -59,7 +59,7 @@ def train_one(config: Config, scale: str, overrides: dict[str, str], options: Op
 
 
 def _identity(config: Config) -> dict[str, str]:
-    """Tags of the run that `config` describes with the data, prompts and networks that are there now."""
+    """Return the tags that identify `config` with the present data, prompts and networks."""
     from microdit.evaluation.report import feature_net_name
     from microdit.pipeline.train_and_evaluate import prepare
 
@@ -68,14 +68,14 @@ def _identity(config: Config) -> dict[str, str]:
 
 
 def _agreed(config: Config, trains: bool) -> tuple[bool, str]:
-    """Whether the main process trains and in which folder, as all have to know."""
+    """Return on all processes whether the main one trains, and in which folder."""
     if world_size() == 1:
         return trains, config.output_dir
     from accelerate.utils import broadcast_object_list
 
     from microdit.pipeline.inputs import build_accelerator
 
-    build_accelerator(config)  # the processes meet
+    build_accelerator(config)  # the processes connect
     found = broadcast_object_list([trains, config.output_dir])
     return bool(found[0]), str(found[1])
 
@@ -83,7 +83,7 @@ def _agreed(config: Config, trains: bool) -> tuple[bool, str]:
 def _recorder(
     config: Config, identity: dict[str, str], scale: str, overrides: dict[str, str], options: Options
 ) -> MlflowLogger | None:
-    """The run to record in, new or resumed; None, after showing its results, if it is finished already."""
+    """Return the logger of a new or resumed run; print the results and return None if it is finished."""
     with waiting("the MLflow store to open"):
         store = Store(options.uri, options.root, options.artifacts)
         experiment = store.experiment(SINGLE_RUN_EXPERIMENT)
@@ -115,7 +115,7 @@ def _recorder(
 
 
 def _newest(store: Store, experiment: str, identity: dict[str, str], config: Config) -> Any | None:
-    """The newest run of this identity that wrote to this folder, or that was killed before it recorded its folder."""
+    """Return the newest run of this identity in this folder, or one killed before it recorded its folder."""
     folder = str(Path(config.output_dir).resolve())
     for run in search_runs(store.client, [experiment], identity, most=50):
         if run.data.tags.get(Tag.OUTPUT_DIR, folder) == folder:

@@ -13,7 +13,7 @@ from microdit.common.stores.secrets import masked
 
 
 class MaskedStream(io.TextIOBase):
-    """Writes to `stream` what `masked` leaves of a text. `terminal`: where reports of waits go too."""
+    """Write masked text to `stream`. `terminal`: a stream that also gets reports of waits."""
 
     def __init__(self, stream: TextIO, terminal: TextIO | None = None) -> None:
         self._stream, self.terminal = stream, terminal

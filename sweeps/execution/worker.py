@@ -1,6 +1,6 @@
-"""A worker: one process that imports torch once and takes trials from the queue until none waits.
+"""A worker: one process that imports PyTorch once and runs trials from the queue until none waits.
 
-The same whoever starts it: the local engine, joblib, submitit or Ray.
+It is the same for all launchers: the local engine, joblib, submitit and Ray.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PROGRESS_KEYS = ("step", TRAIN_LOSS, IMAGES_PER_SECOND)
 
 
 class Worker:
-    """One worker's life; `stop` is asked by SIGTERM, and by the heart where the trial was taken away."""
+    """One worker; SIGTERM sets `stop`, and so does the heartbeat if another worker has claimed the trial."""
 
     def __init__(self, queue: Queue, stop: GracefulStop) -> None:
         self.queue, self.stop = queue, stop
@@ -66,7 +66,7 @@ class Worker:
             queue.study.pruner = build_pruner(self.order.pruner, self.order.source)
 
     def work(self) -> None:
-        """Takes trials until none waits; raises KeyboardInterrupt when stopped, its trial given back."""
+        """Run trials until none waits; raise KeyboardInterrupt when stopped, after returning the trial to the queue."""
         while not self.queue.about().get(STOP_KEY):
             claimed = self.queue.claim(self._before)
             if claimed is None:
@@ -79,26 +79,26 @@ class Worker:
             self.queue.study.sampler = build_sampler(order.sampler, order.sampler_seed, number, order.source)
 
     def _serve(self, claimed: optuna.Trial) -> None:
-        with Heartbeat(self.queue, claimed._trial_id) as heart:
+        with Heartbeat(self.queue, claimed._trial_id) as heartbeat:
             try:
                 trial = self._trial(claimed)
                 with (
                     self._alone(trial),
                     reuse_trained_checkpoint(trial, Path(self.order.root), self.order.reuse) as origin,
                 ):
-                    self._run(trial, claimed, heart, origin)
+                    self._run(trial, claimed, heartbeat, origin)
             except Timeout:
-                heart.rest()
+                heartbeat.rest()
                 self.queue.release(claimed, "another process writes to its folder, or trains the same network")
             except KeyboardInterrupt:
-                heart.rest()
-                if heart.lost:  # another worker has it: its run and its folder are no longer ours to touch
+                heartbeat.rest()
+                if heartbeat.lost:  # another worker has it now: leave its run and folder alone
                     self.stop.requested = False
                     return
                 self.queue.release(claimed, "interrupted")
                 raise
-            except Exception as error:  # a bad configuration from a search, a store that stays away
-                self._failed(claimed, error, None, heart)
+            except Exception as error:  # an invalid configuration of a search, an unreachable store
+                self._failed(claimed, error, None, heartbeat)
 
     def _trial(self, claimed: optuna.Trial) -> Trial:
         trial = trial_of(claimed.user_attrs, self.order)
@@ -115,76 +115,78 @@ class Worker:
 
     @contextlib.contextmanager
     def _alone(self, trial: Trial) -> Iterator[None]:
-        """Keeps the trial's folder for this process; the system lets go of it however the process ends."""
+        """Lock the trial's folder; the system releases the lock however the process ends."""
         folder = Path(trial.config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=20):
             yield
 
-    def _run(self, trial: Trial, claimed: optuna.Trial, heart: Heartbeat, trained_in: str) -> None:
+    def _run(self, trial: Trial, claimed: optuna.Trial, heartbeat: Heartbeat, trained_in: str) -> None:
         before = self.store.child(self.launch, trial.key)
         if before is not None and before.info.status == Status.FINISHED:
-            if not unsound_scores(before.data.metrics):  # ended, and killed before the queue had it
-                return self._done(claimed, before.data.metrics, heart)
+            if not unsound_scores(before.data.metrics):  # ended, but killed before the queue was updated
+                return self._done(claimed, before.data.metrics, heartbeat)
             before = None  # it counts as failed
         origin = self.store.finished_trial(trial) if self.order.reuse else None
         if origin is not None:
             self.store.reuse(self.launch, trial, origin)
             self.queue.note(claimed._trial_id, reused_from=origin.info.run_id)
-            return self._done(claimed, origin.data.metrics, heart)
+            return self._done(claimed, origin.data.metrics, heartbeat)
         run_id = before.info.run_id if before is not None else None
-        recorder = self._recorder(trial, claimed, heart, run_id, trained_in)
-        metrics = self._train(trial, recorder, claimed, heart)
-        return None if metrics is None else self._done(claimed, metrics, heart)
+        recorder = self._recorder(trial, claimed, heartbeat, run_id, trained_in)
+        metrics = self._train(trial, recorder, claimed, heartbeat)
+        return None if metrics is None else self._done(claimed, metrics, heartbeat)
 
-    def _train(self, trial: Trial, recorder: Any, claimed: optuna.Trial, heart: Heartbeat) -> dict[str, float] | None:
-        """Final metrics, or None where it was pruned or failed; both are recorded."""
+    def _train(
+        self, trial: Trial, recorder: Any, claimed: optuna.Trial, heartbeat: Heartbeat
+    ) -> dict[str, float] | None:
+        """Train and return the final metrics, or None if the trial was pruned or failed; all are recorded."""
         from microdit.config.schema import save_config
         from microdit.pipeline.train_and_evaluate import run
 
         folder = Path(trial.config.output_dir)
-        save_config(trial.config, folder / CONFIG_FILE)  # the rerun command needs it, whatever happens
+        save_config(trial.config, folder / CONFIG_FILE)  # needed by the rerun command, also after a failure
         with open(folder / "log.txt", "a", encoding="utf-8", buffering=1) as log, redirect_output(log):
             try:
                 recorder.open()
                 return run(trial.config, recorder, stop=self.stop)
             except StopTraining:
                 recorder.outcome(Outcome.PRUNED)
-                heart.rest()
+                heartbeat.rest()
                 self.queue.prune(claimed)
             except KeyboardInterrupt:
-                if not heart.lost:
+                if not heartbeat.lost:
                     recorder.finish(Status.KILLED)
                 raise
             except Exception as error:
                 with contextlib.suppress(OSError):  # the disk may be full
                     log.write(masked(traceback.format_exc()))
                 if isinstance(error, DivergenceError) and self.order.divergence == "data":
-                    self._diverged(claimed, error, recorder, heart)
+                    self._diverged(claimed, error, recorder, heartbeat)
                 else:
-                    self._failed(claimed, error, recorder, heart)
+                    self._failed(claimed, error, recorder, heartbeat)
         return None
 
-    def _diverged(self, claimed: optuna.Trial, error: DivergenceError, recorder: Any, heart: Heartbeat) -> None:
-        """Record a result of a study that asks where training breaks: its step, and no score."""
-        heart.rest()
+    def _diverged(self, claimed: optuna.Trial, error: DivergenceError, recorder: Any, heartbeat: Heartbeat) -> None:
+        """Record a divergence as a result: its step, and no score."""
+        heartbeat.rest()
         recorder.outcome(Outcome.DIVERGED)
         recorder.fail(str(error), "")
         self.queue.prune(claimed, Outcome.DIVERGED)
 
-    def _done(self, claimed: optuna.Trial, metrics: Mapping[str, float], heart: Heartbeat) -> None:
+    def _done(self, claimed: optuna.Trial, metrics: Mapping[str, float], heartbeat: Heartbeat) -> None:
         values = self.order.values(metrics)
-        heart.rest()
+        heartbeat.rest()
         self.queue.note(claimed._trial_id, final=shown_metrics(metrics))
         self.queue.complete(claimed, values)
 
-    def _failed(self, claimed: optuna.Trial, error: Exception, recorder: Any, heart: Heartbeat) -> None:
-        """Records it on run and trial, and queues it again where another try can help."""
-        heart.rest()
+    def _failed(self, claimed: optuna.Trial, error: Exception, recorder: Any, heartbeat: Heartbeat) -> None:
+        """Record the error on run and trial, and queue the trial again if a retry can help."""
+        heartbeat.rest()
         known = isinstance(error, MicroditError)
         words = masked(" ".join(str(error).split()) if known else f"{type(error).__name__}: {error}")
         if recorder is not None:
-            with contextlib.suppress(Exception):  # the store itself may be what failed
+            with contextlib.suppress(Exception):  # the store itself may have failed
                 recorder.fail(words, masked(traceback.format_exc()))
         helpless = isinstance(error, (DivergenceError, ConfigError))  # the same seed diverges again
         tried = claimed.user_attrs.get("failures", 0)
@@ -194,7 +196,7 @@ class Worker:
             self.queue.describe(**{STOP_KEY: words})
 
     def _recorder(
-        self, trial: Trial, claimed: optuna.Trial, heart: Heartbeat, run_id: str | None, trained_in: str
+        self, trial: Trial, claimed: optuna.Trial, heartbeat: Heartbeat, run_id: str | None, trained_in: str
     ) -> Any:
         from sweeps.tracking.mlflow_logger import MlflowLogger, RunSpec
 
@@ -211,11 +213,11 @@ class Worker:
             Tag.LOG: str(folder / "log.txt"),
         }
         if trained_in:
-            tags[Tag.TRAINED_IN] = trained_in  # by a trial that differs in evaluation alone
+            tags[Tag.TRAINED_IN] = trained_in  # by a trial that differs only in evaluation
 
         def told(step: int, values: Mapping[str, float]) -> None:
             if TRAIN_LOSS in values:
-                heart.progress = {
+                heartbeat.progress = {
                     name: value for name, value in {"step": step, **values}.items() if name in PROGRESS_KEYS
                 }
             if is_sound(values.get(VAL_LOSS_CURVE)) and self.order.search and len(self.order.objectives) == 1:
@@ -229,9 +231,13 @@ class Worker:
 
 
 def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
-    """A worker process' main function: its exit code is 0 when no trial waits, 130 when it was stopped.
+    """Run a worker process.
 
-    Raises StoreError where the queue stays away: its trial is then freed like a dead worker's.
+    Returns:
+        0 if no trial waits; 130 if it was stopped.
+
+    Raises:
+        StoreError: if the queue stays unreachable; the trial is then freed like that of a dead worker.
     """
     prepare_streams()
     stop = GracefulStop()
@@ -253,21 +259,21 @@ def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
 
 
 def _present(uri: str) -> str:
-    """`uri`; raises StoreError if its sqlite file is missing, which opening it would create anew."""
+    """Return `uri`; raise StoreError if its sqlite file is missing, because opening it would create a new one."""
     if not is_there(uri):
         raise StoreError(f"the store {masked(uri)} is missing; was it removed or moved? Put it back")
     return uri
 
 
 def choose_gpu(order: LaunchSpec, index: int) -> None:
-    """Gives worker `index` its share of this machine's visible GPUs, before anything touches CUDA."""
+    """Assign worker `index` its share of the visible GPUs, before CUDA is initialized."""
     devices = visible_gpus() if order.share_gpus else []
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
 
 
 def visible_gpus() -> list[str]:
-    """Ids for CUDA_VISIBLE_DEVICES, one a GPU that this process may use; empty on a CPU."""
+    """Return ids for CUDA_VISIBLE_DEVICES, one per GPU that this process may use."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name.strip() not in ("", "-1")]

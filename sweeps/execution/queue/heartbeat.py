@@ -1,4 +1,4 @@
-"""The heartbeat of a claimed trial, and its progress, from a thread beside the training."""
+"""Send the heartbeat and the progress of a claimed trial from a thread beside the training."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from sweeps.execution.queue.optuna_storage import BEAT
+from sweeps.execution.queue.optuna_storage import HEARTBEAT_SECONDS
 from sweeps.execution.queue.trial_queue import Queue
 
-TELL = 2.0  # seconds between two reports of progress
+REPORT_SECONDS = 2.0  # between two reports of progress
 
 
 class Heartbeat:
-    """Beats while the trial runs; `lost` turns true, and the process gets SIGTERM, where the trial was taken away.
+    """Sends heartbeats while the trial runs.
 
-    A heartbeat that fails (the store is away) is tried again: the training goes on meanwhile.
+    If another worker has claimed the trial, `lost` is set and this process gets SIGTERM. A heartbeat that fails because
+    the store is unreachable is retried while training continues.
     """
 
     def __init__(self, queue: Queue, trial_id: int) -> None:
@@ -27,7 +28,7 @@ class Heartbeat:
         self.lost = False
         self._queue, self._trial = queue, trial_id
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._live, name=f"heart of {trial_id}", daemon=True)
+        self._thread = threading.Thread(target=self._live, name=f"heartbeat of {trial_id}", daemon=True)
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()
@@ -39,19 +40,19 @@ class Heartbeat:
         self.rest()
 
     def rest(self) -> None:
-        """No more beats: to be called before the trial's end is told, which would look like its loss."""
+        """Stop the heartbeats; call this before the trial is ended, which would look like its loss."""
         self._end.set()
-        self._thread.join(timeout=2 * BEAT)
+        self._thread.join(timeout=2 * HEARTBEAT_SECONDS)
 
     def _live(self) -> None:
         told: Mapping[str, float] = {}
         beaten = time.monotonic()
-        while not self._end.wait(TELL):
+        while not self._end.wait(REPORT_SECONDS):
             with contextlib.suppress(Exception):
                 if self.progress is not told:
                     told = self.progress
                     self._queue.storage.set_trial_user_attr(self._trial, "progress", dict(told))
-                if time.monotonic() - beaten >= BEAT:
+                if time.monotonic() - beaten >= HEARTBEAT_SECONDS:
                     beaten = time.monotonic()
                     if not self._queue.beat(self._trial) and not self._end.is_set():
                         self.lost = True

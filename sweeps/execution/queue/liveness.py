@@ -1,6 +1,6 @@
-"""Tell living workers from silent ones by the changes of their heartbeats, timed on this process's monotonic clock.
+"""Detect silent workers by unchanged heartbeats, timed on this process's monotonic clock.
 
-A heartbeat's own time is never compared with a clock: the clocks of two machines differ, and any of them may be set.
+A heartbeat's own timestamp is never compared with a clock, because the clocks of machines differ and may be changed.
 """
 
 from __future__ import annotations

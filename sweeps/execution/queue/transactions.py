@@ -1,7 +1,7 @@
 """Changes of the queue that a kill must not split: each is one transaction of Optuna's database.
 
-Optuna's public methods commit one by one. A worker killed between two of them would leave a claim without a signature,
-or a failed try without its successor.
+Optuna's public methods commit one by one. A worker killed between two of them would leave a claim without an owner,
+or a failed attempt without its successor.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def fail(
 ) -> bool:
     """End an unfinished trial as failed and add `successor`; return False if it had been finished before."""
     with _create_scoped_session(storage.scoped_session) as session:
-        models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)  # numbers are given in turn
+        models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)  # serializes the numbering
         trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
         if trial.state.is_finished():
             return False
@@ -74,7 +74,7 @@ def add(storage: RDBStorage, study_id: int, key: str, successor: FrozenTrial, af
 
 
 def heartbeats(storage: RDBStorage, study_id: int) -> dict[int, datetime]:
-    """Return the last heartbeat of each running trial that has one, by the clock of whoever wrote it."""
+    """Return the last heartbeat of each running trial that has one, by its worker's clock."""
     with _create_scoped_session(storage.scoped_session) as session:
         rows = (
             session.query(models.TrialHeartbeatModel.trial_id, models.TrialHeartbeatModel.heartbeat)
@@ -85,7 +85,7 @@ def heartbeats(storage: RDBStorage, study_id: int) -> dict[int, datetime]:
 
 
 def fail_unsound(storage: RDBStorage, study_id: int, notes: Mapping[str, Any], result: str) -> int:
-    """Fail the completed trials whose values are no finite numbers, which other versions wrote; return how many.
+    """Fail completed trials with values that are not finite, written by earlier versions; return their number.
 
     sqlite keeps NaN as NULL, on which Optuna fails whenever it reads the study. The values are removed. A trial with
     user attribute `result` has no score on purpose, and stays.
@@ -106,7 +106,7 @@ def fail_unsound(storage: RDBStorage, study_id: int, notes: Mapping[str, Any], r
 
 
 def _renote(session: Any, trial_id: int, attributes: Mapping[str, Any]) -> None:
-    """Set user attributes also of a finished trial, which Optuna's own way refuses."""
+    """Set user attributes of a trial, also of a finished one, for which Optuna's own method fails."""
     model = models.TrialUserAttributeModel
     session.query(model).filter(model.trial_id == trial_id, model.key.in_(attributes)).delete()
     session.add_all(model(trial_id=trial_id, key=key, value_json=json.dumps(v)) for key, v in attributes.items())

@@ -1,4 +1,4 @@
-"""The study's queue in Optuna: every trial waits there, workers claim one after another, and none is ever lost.
+"""The trial queue of a study, in Optuna: workers claim its trials one by one, and none is lost.
 
 The user attributes of an Optuna trial hold all that a worker needs (its place in the plan, its resolved configuration,
 ...), so a worker on another machine needs only the two storage URLs. If a worker dies, its trial is failed and queued
@@ -22,24 +22,24 @@ from microdit.common.process.identity import is_gone, this_process
 from microdit.common.stores.secrets import masked
 from sweeps.execution.queue import transactions
 from sweeps.execution.queue.liveness import Silence
-from sweeps.execution.queue.optuna_storage import BEAT, GRACE, open_storage
+from sweeps.execution.queue.optuna_storage import HEARTBEAT_SECONDS, SILENCE_SECONDS, open_storage
 from sweeps.tracking.retry import with_retries
 from sweeps.tracking.uris import is_there
 
-PLAN_INDEX_KEY = "order"  # the trial's place in the plan; its tries share it
+PLAN_INDEX_KEY = "order"  # the trial's index in the plan, shared by its attempts
 WORKER = "worker"  # identity of the process that claimed it
-STOP_KEY = "halt"  # of the study: no more trials are handed out, and why
-GIVEN_UP_KEY = "given_up"  # a failure that is not tried again by this launch
+STOP_KEY = "halt"  # of the study: the reason why no more trials are claimed
+GIVEN_UP_KEY = "given_up"  # a failure that this launch does not retry
 PLAN = "plan"  # of the study: number of trials
-LAUNCH = "launch"  # of the study: what workers must know besides
+LAUNCH = "launch"  # of the study: its LaunchSpec
 DEAD = "its worker died (killed, or out of memory?)"
-SILENT = f"its worker has sent no heartbeat for {GRACE} s"
+SILENT = f"its worker has sent no heartbeat for {SILENCE_SECONDS} s"
 OUTCOME = "outcome"  # an end without a score that counts as a result, such as "diverged"
 UNSOUND = "its score was stored as NaN or infinity, which is no score"
-HOPELESS_AT = 5  # interruptions in a row without a step of progress after which a trial has failed
+MAX_STALLED_INTERRUPTIONS = 5  # in a row without progress, after which a trial has failed
 LIVE = (TrialState.WAITING, TrialState.RUNNING)
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-STATES = {  # what a user reads
+STATES = {  # names for users
     TrialState.COMPLETE: "done",
     TrialState.PRUNED: "pruned",
     TrialState.RUNNING: "running",
@@ -50,7 +50,7 @@ STATES = {  # what a user reads
 
 @dataclass(frozen=True)
 class Count:
-    """How far a plan is, by trials of the plan (not tries); named as in `STATES`."""
+    """Numbers of trials of a plan per state, named as in `STATES`."""
 
     done: int = 0
     pruned: int = 0
@@ -60,7 +60,7 @@ class Count:
 
 
 class Queue:
-    """The trials of one plan; all methods are safe beside other processes, and wait out a store that is away."""
+    """The trials of one plan; all methods are safe with several processes, and retry while a store is unreachable."""
 
     def __init__(self, uri: str, name: str, directions: Sequence[Any] = ("minimize",)) -> None:
         self.uri, self.name = uri, name
@@ -72,14 +72,14 @@ class Queue:
             directions=list(directions),
             load_if_exists=True,
         )
-        self.storage: Any = self.study._storage  # Optuna's cache over it: it re-reads only what is not finished
+        self.storage: Any = self.study._storage  # Optuna's cache, which re-reads only unfinished trials
         self._id = with_retries(self.storage.get_study_id_from_name, name)
         notes = {"error": UNSOUND, GIVEN_UP_KEY: True}
         with_retries(transactions.fail_unsound, self._database, self._id, notes, OUTCOME)
-        self._silence = Silence(GRACE, longest_gap=2 * BEAT)
+        self._silence = Silence(SILENCE_SECONDS, longest_gap=2 * HEARTBEAT_SECONDS)
 
     def describe(self, **attributes: Any) -> None:
-        """Keeps facts on the study itself."""
+        """Store attributes of the study."""
         for key, value in attributes.items():
             with_retries(self.study.set_user_attr, key, value)
 
@@ -87,11 +87,11 @@ class Queue:
         return dict(with_retries(self.storage.get_study_user_attrs, self._id))
 
     def tries(self, *states: TrialState) -> list[FrozenTrial]:
-        """All tries (in `states`), oldest first."""
+        """Return all attempts (in `states`), oldest first."""
         return with_retries(self.storage.get_all_trials, self._id, deepcopy=False, states=states or None)
 
     def latest(self) -> dict[int, FrozenTrial]:
-        """Of each trial of the plan the try that counts: one that ended well, else one that lives, else the newest."""
+        """Return the decisive attempt of each trial: a successful one, else an unfinished one, else the newest."""
         best: dict[int, FrozenTrial] = {}
         rank = {**dict.fromkeys(ENDED, 2), **dict.fromkeys(LIVE, 1)}
         for attempt in self.tries():
@@ -111,7 +111,7 @@ class Queue:
     def fill(self, planned: Mapping[int, tuple[Mapping[str, Any], Mapping[str, Any]]], again: bool = True) -> None:
         """Queue each planned trial (order -> fixed parameters, user attributes) that is missing.
 
-        If `again`, trials that have failed for good are queued once more, as a new launch demands.
+        If `again`, trials that have finally failed are queued once more, as for a new launch.
         """
         latest = self.latest()
         for order, (params, attributes) in planned.items():
@@ -125,9 +125,9 @@ class Queue:
         self.mend()
 
     def mend(self) -> bool:
-        """Queue trials again whose worker or launcher died before it could; return whether there were any.
+        """Queue failed trials whose worker or launcher died before it could queue them; return whether there were any.
 
-        Their last try has failed, is not marked as given up, and has no successor.
+        Their last attempt has failed, is not marked as given up, and has no successor.
         """
         found = False
         for known in self.latest().values():
@@ -141,7 +141,7 @@ class Queue:
     def settle(
         self, order: int, params: Mapping[str, Any], values: Sequence[float], attributes: Mapping[str, Any]
     ) -> None:
-        """Add a finished trial, which need not run, unless the queue has it finished already."""
+        """Add a trial as finished, unless the queue has it finished already."""
         known = self.latest().get(order)
         if known is not None and known.state in ENDED:
             return
@@ -162,7 +162,7 @@ class Queue:
     def claim(self, before: Callable[[int], None] = lambda number: None) -> Trial | None:
         """Claim the first waiting trial of the plan for this process; return None if none waits.
 
-        `before` is called with its number while its sampler can still be chosen.
+        `before` is called with its number before the sampler is used.
         """
         claimed = self._claim(before)
         return self._claim(before) if claimed is None and self.mend() else claimed
@@ -188,12 +188,12 @@ class Queue:
             with_retries(self.storage.set_trial_user_attr, trial_id, key, value)
 
     def complete(self, trial: Trial, values: Sequence[float]) -> None:
-        """End it with its values; raises DivergenceError if one is no finite number."""
+        """End the trial with its values; raise DivergenceError if one is not finite."""
         require_sound({f"value {number}": value for number, value in enumerate(values)}, "of a finished trial")
         self._end(trial._trial_id, TrialState.COMPLETE, values)
 
     def prune(self, trial: Trial, outcome: str = "") -> None:
-        """End it as PRUNED, its value the last finite one that it reported; with an `outcome`, as that and no value."""
+        """End the trial as pruned with its last finite value; with an `outcome`, store that and no value."""
         reported = with_retries(self.storage.get_trial, trial._trial_id).intermediate_values
         last = reported[max(reported)] if reported and len(self.study.directions) == 1 and not outcome else None
         if outcome:
@@ -201,21 +201,21 @@ class Queue:
         self._end(trial._trial_id, TrialState.PRUNED, [last] if last is not None and is_sound(last) else None)
 
     def fail(self, trial: Trial, words: str, retry: bool) -> None:
-        """End it as failed; if `retry`, queue it again."""
+        """End the trial as failed; if `retry`, queue it again."""
         known = with_retries(self.storage.get_trial, trial._trial_id)
         again = _successor(known, {"failures": known.user_attrs.get("failures", 0) + 1}) if retry else None
         self._fail(known, words, again)
 
     def release(self, trial: Trial, words: str) -> None:
-        """Return a claimed trial to the queue: whoever claims it next resumes from its checkpoint."""
+        """Return a claimed trial to the queue; the next worker resumes from its checkpoint."""
         known = with_retries(self.storage.get_trial, trial._trial_id)
         self._fail(known, words, _successor(known, {}))
 
     def free_the_dead(self) -> list[tuple[FrozenTrial, str, bool]]:
-        """Queue trials again whose workers are gone.
+        """Queue the trials of dead workers again.
 
         Returns:
-            Those that this call found, each with the reason and whether it was given up instead.
+            the attempts that this call found, each with the reason and whether its trial was given up instead.
         """
         found = []
         running = self.tries(TrialState.RUNNING)
@@ -232,7 +232,7 @@ class Queue:
         return found
 
     def _interrupted(self, attempt: FrozenTrial, why: str) -> bool | None:
-        """Fail a try whose worker died and queue it again.
+        """Fail an attempt whose worker died and queue its trial again.
 
         Returns:
             True if it has died too often at the same step and is given up, None if another process was faster.
@@ -240,23 +240,23 @@ class Queue:
         reached = int(attempt.user_attrs.get("progress", {}).get("step", 0))
         before = int(attempt.user_attrs.get("reached", 0))
         deaths = 1 if reached > before else int(attempt.user_attrs.get("interruptions", 0)) + 1
-        hopeless = deaths > HOPELESS_AT
+        hopeless = deaths > MAX_STALLED_INTERRUPTIONS
         changes = {"interruptions": deaths, "reached": max(reached, before)}
         ended = self._fail(attempt, why, None if hopeless else _successor(attempt, changes))
         return hopeless if ended else None
 
     def _fail(self, attempt: FrozenTrial, words: str, successor: FrozenTrial | None) -> bool:
-        """End an unfinished try and queue its successor at once; return False if another process has ended it."""
+        """End an unfinished attempt and queue its successor; return False if another process has ended it."""
         notes = {"error": masked(words), GIVEN_UP_KEY: successor is None}
         return with_retries(transactions.fail, self._database, self._id, attempt._trial_id, notes, successor)
 
     def _add(self, trial: FrozenTrial, after: FrozenTrial | None = None) -> bool:
-        """Add a try of a trial of the plan, unless another process has added one newer than `after`."""
+        """Add an attempt of a trial, unless another process has added one newer than `after`."""
         last = -1 if after is None else after._trial_id
         return with_retries(transactions.add, self._database, self._id, PLAN_INDEX_KEY, trial, last)
 
     def _end(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """False where another process has ended it before."""
+        """End an attempt; return False if another process has ended it before."""
         try:
             return bool(with_retries(self.storage.set_trial_state_values, trial_id, state, values))
         except UpdateFinishedTrialError:
@@ -264,7 +264,7 @@ class Queue:
 
 
 def _successor(attempt: FrozenTrial, changes: Mapping[str, Any]) -> FrozenTrial:
-    """Return a waiting copy of a try: the same parameters, the facts of the plan, and `changes`."""
+    """Return a waiting copy of an attempt: same parameters, the plan's attributes, and `changes`."""
     kept = {k: v for k, v in attempt.user_attrs.items() if k not in (WORKER, "progress", GIVEN_UP_KEY, "error")}
     return optuna.create_trial(
         state=TrialState.WAITING,
@@ -277,7 +277,7 @@ def _successor(attempt: FrozenTrial, changes: Mapping[str, Any]) -> FrozenTrial:
 
 
 def open_queue(uri: str, prefix: str) -> Queue | None:
-    """The newest queue whose name begins with `prefix`; None where there is none."""
+    """Return the newest queue whose name begins with `prefix`, or None."""
     if not is_there(uri):
         return None
     found = [s for s in with_retries(open_storage(uri).get_all_studies) if s.study_name.startswith(prefix)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from launching import UNSCORED, opened, start, table, wait_for_checkpoints
 
-from sweeps.execution.queue.optuna_storage import GRACE
+from sweeps.execution.queue.optuna_storage import SILENCE_SECONDS
 
 
 @pytest.mark.slow
@@ -19,7 +19,7 @@ def test_a_queue_that_is_locked_for_over_a_minute_costs_no_trial(tmp_path: Path,
     wait_for_checkpoints(tmp_path, 1)
     with closing(sqlite3.connect(tmp_path / "runs" / "optuna.db", timeout=60, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        time.sleep(GRACE + 10)
+        time.sleep(SILENCE_SECONDS + 10)
         other.execute("ROLLBACK")
     code, said = launcher.wait(timeout=600), (tmp_path / "said.txt").read_text()
     assert code == 0, said

@@ -22,8 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from optuna.trial import Trial, TrialState
 
 from microdit.common.process.identity import this_process
-from sweeps.execution.queue.optuna_storage import BEAT, GRACE, open_storage
-from sweeps.execution.queue.trial_queue import DEAD, HOPELESS_AT, SILENT, WORKER, Queue
+from sweeps.execution.queue.optuna_storage import HEARTBEAT_SECONDS, SILENCE_SECONDS, open_storage
+from sweeps.execution.queue.trial_queue import DEAD, MAX_STALLED_INTERRUPTIONS, SILENT, WORKER, Queue
 
 GONE = f"{this_process().rpartition('/')[0]}/1"  # this PID belonged to another process before
 
@@ -75,13 +75,13 @@ def test_a_released_trial_is_the_next_one_claimed(queue: Queue) -> None:
 
 def test_a_dead_workers_trial_waits_again_until_it_is_hopeless(queue: Queue) -> None:
     queue.fill(plan(1))
-    for death in range(HOPELESS_AT + 1):
+    for death in range(MAX_STALLED_INTERRUPTIONS + 1):
         trial = queue.claim()
         assert trial is not None
         queue.note(trial._trial_id, **{WORKER: GONE})
         [(_, why, hopeless)] = queue.free_the_dead()
         assert why == DEAD
-        assert hopeless == (death == HOPELESS_AT)
+        assert hopeless == (death == MAX_STALLED_INTERRUPTIONS)
     assert queue.claim() is None
     assert queue.count().failed == 1
     queue.fill(plan(1))  # the same command, given again
@@ -90,7 +90,7 @@ def test_a_dead_workers_trial_waits_again_until_it_is_hopeless(queue: Queue) -> 
 
 def test_progress_forgives_interruptions(queue: Queue) -> None:
     queue.fill(plan(1))
-    for death in range(2 * HOPELESS_AT):
+    for death in range(2 * MAX_STALLED_INTERRUPTIONS):
         trial = queue.claim()
         assert trial is not None
         queue.note(trial._trial_id, **{WORKER: GONE, "progress": {"step": death + 1}})
@@ -117,8 +117,8 @@ class Clock:
     def look(self, queue: Queue, seconds: float, alive: int | None = None) -> list[str]:
         """Look at the queue every few seconds, `alive` beating before each look; return why trials were freed."""
         found = []
-        for _ in range(round(seconds / BEAT)):
-            self.now += BEAT
+        for _ in range(round(seconds / HEARTBEAT_SECONDS)):
+            self.now += HEARTBEAT_SECONDS
             if alive is not None:
                 write_heartbeat(queue, alive)
             found += [why for _, why, _ in queue.free_the_dead()]
@@ -153,9 +153,9 @@ def test_a_worker_of_unknown_fate_is_freed_after_a_minute_of_silence(
 ) -> None:
     clock = Clock(monkeypatch)
     first = claimed_elsewhere(queue, worker)
-    assert clock.look(queue, GRACE - BEAT) == []
+    assert clock.look(queue, SILENCE_SECONDS - HEARTBEAT_SECONDS) == []
     assert queue.count().running == 1
-    assert clock.look(queue, 3 * BEAT) == [SILENT]
+    assert clock.look(queue, 3 * HEARTBEAT_SECONDS) == [SILENT]
     again = queue.claim()
     assert again is not None
     assert again.user_attrs["tries"] == 2
@@ -170,12 +170,12 @@ def test_a_clock_that_is_off_frees_no_living_worker(
     clock = Clock(monkeypatch)
     trial = claimed_elsewhere(queue, "elsewhere/1/0")
     write_heartbeat(queue, trial, minutes)
-    assert clock.look(queue, GRACE - BEAT) == []
+    assert clock.look(queue, SILENCE_SECONDS - HEARTBEAT_SECONDS) == []
     write_heartbeat(queue, trial, -minutes)  # set again while it works
-    assert clock.look(queue, GRACE - BEAT) == []
-    assert clock.look(queue, 5 * GRACE, alive=trial) == []
+    assert clock.look(queue, SILENCE_SECONDS - HEARTBEAT_SECONDS) == []
+    assert clock.look(queue, 5 * SILENCE_SECONDS, alive=trial) == []
     assert queue.count().running == 1
-    assert clock.look(queue, 2 * GRACE) == [SILENT], "and a heartbeat of the future keeps no dead worker alive"
+    assert clock.look(queue, 2 * SILENCE_SECONDS) == [SILENT], "a future heartbeat keeps no dead worker alive"
 
 
 def test_a_step_of_the_wall_clock_frees_no_living_worker_of_this_machine(
@@ -195,12 +195,12 @@ def test_a_step_of_the_wall_clock_frees_no_living_worker_of_this_machine(
 def test_after_an_outage_living_workers_have_time_to_beat_again(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     trial = claimed_elsewhere(queue, "elsewhere/1/0")
-    assert clock.look(queue, GRACE - BEAT) == []
-    clock.now += 2 * GRACE  # the storage was away: nobody could beat, and the launcher could not look
-    assert clock.look(queue, GRACE) == []
+    assert clock.look(queue, SILENCE_SECONDS - HEARTBEAT_SECONDS) == []
+    clock.now += 2 * SILENCE_SECONDS  # the storage was away: nobody could beat, and the launcher could not look
+    assert clock.look(queue, SILENCE_SECONDS) == []
     write_heartbeat(queue, trial)
-    assert clock.look(queue, GRACE) == []
-    assert clock.look(queue, 2 * BEAT) == [SILENT]
+    assert clock.look(queue, SILENCE_SECONDS) == []
+    assert clock.look(queue, 2 * HEARTBEAT_SECONDS) == [SILENT]
 
 
 HOLD = """
