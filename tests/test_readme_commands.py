@@ -31,6 +31,7 @@ SMOKE_SIZE = (
     (re.compile(r"(?<=/)demo(?=/)"), "smoke"),
     (re.compile(r"\bdata\.resolution=\d+"), "data.resolution=32"),
     (re.compile(r"--resolution \d+"), "--resolution 32"),
+    (re.compile(r"\bevaluation\.samples=\d+"), "evaluation.samples=8"),
     (re.compile(r"--nproc-per-node[ =]\d+"), "--nproc-per-node 2"),
 )
 BLOCKS = [block for page in pages() for block in blocks_of(page)]
@@ -78,13 +79,13 @@ def shell(text: str, folder: Path, environment: dict[str, str]) -> subprocess.Co
 
 
 def make_images(folder: Path, environment: dict[str, str]) -> None:
-    """Twenty-four captioned images in `images`, more than a smoke run's batch in either split."""
+    """Captioned images in `images`, of which more are held out than a smoke run scores."""
     (folder / "images").mkdir()
     rng = np.random.default_rng(0)
-    for number in range(24):
+    for number in range(150):
         image = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
-        Image.fromarray(image).save(folder / "images" / f"{number:02}.png")
-        (folder / "images" / f"{number:02}.txt").write_text(f"a cat, number {number}")
+        Image.fromarray(image).save(folder / "images" / f"{number:03}.png")
+        (folder / "images" / f"{number:03}.txt").write_text(f"a cat, number {number}")
 
 
 def make_config(folder: Path, environment: dict[str, str]) -> None:
