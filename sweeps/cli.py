@@ -55,7 +55,7 @@ def _explain(error: Exception) -> tuple[str, int] | None:
 
 
 def _load(words: CommandLine) -> None:
-    """Import what trains and records; a busy machine needs most of a minute for it, so a first line comes before."""
+    """Import PyTorch and Optuna after printing a line, because it takes up to a minute on a busy machine."""
     if words.command in (RUN, "train") and is_main() and "torch" not in sys.modules:
         print("loading PyTorch and Optuna", file=sys.stderr, flush=True)
     atexit.register(gc.freeze)  # at exit, Python would collect all of PyTorch's objects, which takes seconds
@@ -87,7 +87,7 @@ def _dispatch(words: CommandLine, command_line: str) -> int:
     if world_size() > 1 and (words.command != "train" or words.multirun):
         raise ConfigError(
             "torchrun starts several processes of one run, which microdit-sweep train and microdit train can be; the "
-            "trials of a study are shared out by workers=N"
+            "trials of a study are distributed with workers=N"
         )
     _load(words)
     options = _options(words, command_line)
@@ -134,7 +134,7 @@ def _study(words: CommandLine, options: Any) -> int:
     named = words.own["study"]
     names = study_names() if named == "all" else named if isinstance(named, list) else [named]
     if len(names) > 1 and words.command != "plan":
-        raise ConfigError(f"study={named}: several studies can be planned together, but are launched one by one")
+        raise ConfigError(f"study={named}: several studies can be planned together, but must be launched one by one")
     studies = [load_study(str(name), words.scale, tuple(seeds) if seeds else None) for name in names]
     if words.command == "plan":
         from sweeps.planning.cost_estimate import estimate_options

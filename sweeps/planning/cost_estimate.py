@@ -1,4 +1,4 @@
-"""What a study would take: time on this machine, measured; time and money on an accelerator, from its peak.
+"""Estimate a study: measured time on this machine; time and money on an accelerator, from its peak.
 
 Training steps only. Units are seconds, FLOPs and USD unless a name says otherwise.
 """
@@ -23,7 +23,7 @@ ACCELERATORS = EXPERIMENTS / "accelerators.yaml"
 
 @dataclass(frozen=True)
 class Accelerator:
-    """A device that can be rented."""
+    """A rented device: its name, peak and price."""
 
     name: str
     tflops: Annotated[float, Range(above=0)]  # dense bf16 peak, TFLOP/s
@@ -35,7 +35,7 @@ class Accelerator:
 
 @dataclass(frozen=True)
 class EstimateOptions:
-    """How a plan is reckoned."""
+    """Options of an estimate."""
 
     accelerator: Accelerator
     utilisation: float = 0.35  # share of the peak that training reaches
@@ -44,7 +44,7 @@ class EstimateOptions:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Training of the trials of one arm that are still to run, one after the other."""
+    """Training of the pending trials of one arm, one after the other."""
 
     arm: str
     count: int  # trials
@@ -55,7 +55,7 @@ class Estimate:
 
 
 def load_accelerator(name: str) -> Accelerator:
-    """The entry of `experiments/accelerators.yaml`; raises ConfigError naming the file and the nearest valid name."""
+    """Return an entry of `experiments/accelerators.yaml`; raise ConfigError with the nearest name if it is missing."""
     entries = read_yaml(ACCELERATORS)
     if name not in entries:
         raise ConfigError(f"{ACCELERATORS}: no accelerator '{name}'; {nearest(name, entries)}")
@@ -63,7 +63,7 @@ def load_accelerator(name: str) -> Accelerator:
 
 
 def estimate_options(own: Mapping[str, Any]) -> EstimateOptions:
-    """From the command line's words; raises ConfigError naming the word that is wrong."""
+    """Return the options given on the command line; raise ConfigError for an invalid one."""
     accelerator = load_accelerator(str(own.get("accelerator", "h100")))
     utilisation = own.get("utilisation", EstimateOptions.utilisation)
     if not _is_number(utilisation) or not 0 < utilisation <= 1:
@@ -79,17 +79,20 @@ def estimate_options(own: Mapping[str, Any]) -> EstimateOptions:
 
 
 def accelerator_seconds(flops: float, accelerator: Accelerator, utilisation: float) -> float:
-    """Seconds that `flops` FLOPs take on one accelerator at `utilisation` of its peak."""
+    """Return the seconds that `flops` FLOPs take on one accelerator at `utilisation` of its peak."""
     return flops / (accelerator.tflops * 1e12 * utilisation)
 
 
 def plan_estimates(trials: Sequence[Trial], done: Container[str], options: EstimateOptions) -> list[Estimate]:
-    """One row an arm, in the order of `trials`; `done` holds the keys of trials that need not run.
+    """Return one estimate per arm, in the order of `trials`.
 
-    Measures each distinct network once, where `options.measure` says so and a trial with it is still to run.
+    Args:
+        trials: the trials of a study.
+        done: keys of trials that need not run.
+        options: if `measure` is set, each distinct network with a pending trial is measured once.
     """
     arms: dict[str, list[Trial]] = {}
-    searched = len(trials) > 1 and not any(trial.params for trial in trials)  # the places of a search are all alike
+    searched = len(trials) > 1 and not any(trial.params for trial in trials)  # trials of a search are alike
     for trial in trials:
         arms.setdefault("(all)" if searched else trial.arm, []).append(trial)
     known: dict[object, float | None] = {}
@@ -110,7 +113,7 @@ def _estimate(
 
 
 def total(rows: Sequence[Estimate]) -> Estimate:
-    """The sum of all arms; time on this machine is None where an arm's is not known."""
+    """Return the sum of all arms; the time on this machine is None if that of an arm is unknown."""
     seconds = [row.seconds for row in rows if row.seconds is not None]
     return Estimate(
         "total",
@@ -123,7 +126,7 @@ def total(rows: Sequence[Estimate]) -> Estimate:
 
 
 def _speed(config: Config, known: dict[object, float | None]) -> float | None:
-    """Seconds per image of `config`, measured where `known` has no network of the same cost."""
+    """Return seconds per image of `config`, measured if `known` has no network of the same cost."""
     training = config.training
     where = (training.device, training.threads, training.precision)
     key = (config.model, config.alignment, text_tokens(config), training.batch_size, training.accumulation, *where)

@@ -1,4 +1,4 @@
-"""`match` as an arm's value: solved so that the arm has what the study holds, as much of it as the baseline."""
+"""Solve values given as `match`, so that the arm has the same budget as the baseline."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sweeps.planning.throughput_cache import training_seconds
 
 MATCH = "match"
 STEP = 1000  # ratios are solved in thousandths
-LARGEST = 2**32
+MAX_SOLVED = 2**32
 
 Measure = Callable[[Config], float]
 
-# What a study can hold: how it is measured on a configuration, and what it is called.
+# Budgets that a study can hold fixed: a function of the configuration, and a name.
 HELD: dict[str, tuple[Measure, str]] = {
     "steps": (lambda c: c.training.steps * c.training.batch_size, "images seen (steps x batch)"),
     "params": (lambda c: cost.parameters(c.model), "parameters"),
@@ -31,7 +31,7 @@ HELD: dict[str, tuple[Measure, str]] = {
 
 
 def matched_keys(overrides: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose value is `match`."""
+    """Return the dotted keys whose value is `match`."""
     found = []
     for key, value in overrides.items():
         if isinstance(value, Mapping):
@@ -44,10 +44,10 @@ def matched_keys(overrides: Mapping[str, Any], prefix: str = "") -> list[str]:
 def solve(
     mapping: Mapping[str, Any], keys: Sequence[str], measure: Measure, wanted: float, source: str
 ) -> dict[str, Any]:
-    """`mapping` with one value at all `keys`: the one whose `measure` comes nearest to `wanted`.
+    """Return `mapping` with the value at all `keys` whose `measure` is nearest to `wanted`.
 
-    `mapping` is a whole configuration whose values at `keys` are numbers of the right kind. The measure must not fall
-    as the value grows. Whole numbers stay whole; others have three decimals.
+    `mapping` is a complete configuration with numbers at `keys`. The measure must not decrease as the value grows.
+    Integers stay integers; other numbers have three decimals.
     """
     whole = all(isinstance(_get(mapping, key), int) for key in keys)
 
@@ -61,7 +61,7 @@ def solve(
         try:
             return measure(config_from_mapping(at(number), source))
         except ConfigError:
-            return -math.inf  # too small for the rest of the configuration, as fewer steps than its warmup
+            return -math.inf  # invalid, such as fewer steps than the warmup has
 
     start = _get(mapping, keys[0])
     low, high = _bracket(amount, start if whole else round(start * STEP), wanted)
@@ -70,14 +70,14 @@ def solve(
         low, high = (middle, high) if amount(middle) < wanted else (low, middle)
     best = min(low, high, key=lambda number: abs(amount(number) - wanted))
     if not math.isfinite(amount(best)):
-        raise ConfigError(f"{source}: no value of '{keys[0]}' gives this arm as much as the others have")
+        raise ConfigError(f"{source}: no value of '{keys[0]}' gives this arm the budget of the others")
     return at(best)
 
 
 def _bracket(amount: Callable[[int], float], start: int, wanted: float) -> tuple[int, int]:
-    """A number that gives less than `wanted` (or 0), and one above it that gives at least as much (or a huge one)."""
+    """Return a number that gives less than `wanted` (or 0), and a larger one that gives at least as much."""
     high = max(start, 1)
-    while amount(high) < wanted and high < LARGEST:
+    while amount(high) < wanted and high < MAX_SOLVED:
         high *= 2
     low = high
     while low and amount(low) >= wanted:

@@ -1,4 +1,4 @@
-"""What a study would run and cost, before anything is spent."""
+"""`microdit-sweep plan`: print what a study would run and cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sweeps.tracking.uris import is_there
 
 
 def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Options, reckoning: EstimateOptions) -> int:
-    """Prints the trials, their cost, and the time and money that they would take; trains and encodes nothing."""
+    """Print the trials of studies, their cost, and their estimated time and price; train and encode nothing."""
     store = Store(options.uri, options.root) if options.reuse and is_there(options.uri) else None
     plans = {study.name: plan_trials(study, overrides, complete=False) for study in studies}
     for study in studies:
@@ -29,7 +29,7 @@ def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Opti
         over = {key for key, state in states.items() if state in ("done", "reused")}
         twins = set() if study.file.search else duplicate_training_keys(trials) - over
         if twins:
-            print(f"{len(twins)} of them differ from another in evaluation alone, and take over what that one trains")
+            print(f"{len(twins)} of them differ from another only in evaluation, and reuse its training")
         over |= twins
         if reckoning.measure and len(over) < len(states):
             note = "measuring a few training steps of each network on this machine (measure=false skips it)"
@@ -44,7 +44,7 @@ def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Opti
 
 
 def _states(study: Study, trials: Sequence[Trial], store: Store | None, options: Options) -> dict[str, str]:
-    """Of each trial's key: done here, reused from another study, failed, running or pending."""
+    """Return a state per trial key: done, reused (from another study), failed, running or pending."""
     states = dict.fromkeys((trial.key for trial in trials), "pending")
     if store is not None and not study.file.search:
         for trial in trials:

@@ -80,14 +80,14 @@ def estimate_table(rows: Sequence[Estimate], options: EstimateOptions, workers: 
         usd = "<0.01" if 0 < row.usd < 0.01 else f"{row.usd:,.2f}"
         table.append([row.arm, str(row.count), speed, here, _hours(row.accelerator_seconds), usd])
     notes = [
-        "Training steps only: encoding the data, validation, sample pictures and scoring are not included.",
+        "Training steps only: encoding the data, validation, sample images and scoring are not included.",
         f"{device.name}: {device.tflops:g} TFLOP/s dense bf16 peak at {options.utilisation:.3g} utilisation (small "
-        f"networks reach less), {device.usd_per_hour:.2f} USD an hour.",
+        f"networks reach less), {device.usd_per_hour:.2f} USD per hour.",
     ]
     if everything.seconds:
         at_once = f"; {workers} at a time at best {_hours(everything.seconds / workers)} hours" if workers > 1 else ""
         notes.append(
-            "Here: a few steps measured now (of one block where a step takes seconds), one trial after the "
+            "Here: from a few steps measured now (of one block if a step takes seconds), one trial after the "
             f"other{at_once}."
         )
     elif everything.seconds is None:

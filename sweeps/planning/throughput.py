@@ -1,4 +1,4 @@
-"""How fast this machine trains a network, from a few seconds of training on noise."""
+"""Measure how fast this machine trains a network, in a few seconds of training on noise."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from microdit.pipeline.cost import image_flops, text_tokens, trained_parameters
 from microdit.pipeline.inputs import choose_device
 from microdit.training.trainer import TrainingLoss, initial_state
 
-MEASURE_SECONDS = 3.0  # seconds of measuring a network
+MEASURE_SECONDS = 3.0  # per network
 REPEATS = 5  # timed steps at the largest micro-batch
-LARGEST = 32  # images of a measured micro-batch
-TRAIN_BYTES = 24  # a parameter: weight, gradient, two moments, average, and one passing copy, each in fp32
+MAX_MICRO_BATCH = 32  # images of a measured micro-batch
+TRAIN_BYTES = 24  # per parameter: weight, gradient, two moments, average, and one passing copy, each in fp32
 
 
 def measure_seconds_per_image(config: Config) -> float | None:
-    """Seconds on this machine that a training step takes for each of its images; None where memory won't do.
+    """Return the seconds of a training step per image on this machine; None if memory does not suffice.
 
-    Forward and backward pass are timed at a micro-batch that grows to `LARGEST` images (on a GPU, to the trial's own)
-    while time allows; the update of the weights, which the whole batch shares, is timed by itself. A network of which
-    one step would already take too long is timed with a single block and reckoned up by FLOPs and parameters. Runs as a
-    trial does, in its precision, on its device and its CPU threads, but on noise and without torch.compile.
+    Forward and backward pass are timed with a micro-batch that grows to `MAX_MICRO_BATCH` images (on a GPU, to the
+    trial's own) while time allows. The weight update, which the whole batch shares, is timed separately. If one step
+    would take too long, a single block is timed and scaled up by FLOPs and parameters. Precision, device and CPU
+    threads are those of the trial; the input is noise, and torch.compile is not used.
     """
     device = choose_device(config)
     before = torch.get_num_threads()
@@ -48,7 +48,7 @@ def measure_seconds_per_image(config: Config) -> float | None:
 
 
 def _from_one_block(config: Config, device: torch.device) -> tuple[float, float]:
-    """About how long one image's forward and backward pass takes, and one update, in seconds."""
+    """Return approximate seconds of one image's forward and backward pass, and of one update."""
     model = config.model
     mixer = dataclasses.replace(model.mixer, depth=min(model.mixer.depth, 1))
     shallow = dataclasses.replace(
@@ -62,7 +62,7 @@ def _from_one_block(config: Config, device: torch.device) -> tuple[float, float]
 
 
 class _ThroughputProbe:
-    """A network in training on noise, with a clock."""
+    """A network trained on noise and timed."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self._config, self._device = config, device
@@ -73,7 +73,7 @@ class _ThroughputProbe:
         self._step = 0
 
     def one_image(self) -> tuple[float, float]:
-        """Seconds of one image's forward and backward pass, and of one update."""
+        """Return the seconds of one image's forward and backward pass, and of one update."""
         first = self._time(1)  # slow from allocations, and on a GPU from loading its kernels
         return self._time(1) if self._device.type == "cuda" or sum(first) < MEASURE_SECONDS / 6 else first
 
@@ -87,9 +87,9 @@ class _ThroughputProbe:
         return passes / batch + update / self._config.training.batch_size
 
     def _grow(self, begin: float) -> tuple[int, tuple[float, float]]:
-        """The largest micro-batch that time and memory allow, and what its first step took."""
+        """Return the largest micro-batch that time and memory allow, and the times of its first step."""
         own = self._config.training.batch_size // self._config.training.accumulation
-        limit = own if self._device.type == "cuda" else min(own, LARGEST)
+        limit = own if self._device.type == "cuda" else min(own, MAX_MICRO_BATCH)
         batch = min(2, limit)
         seconds = self._time(batch)
         while batch < limit:
@@ -104,7 +104,7 @@ class _ThroughputProbe:
         return batch, seconds
 
     def _time(self, batch: int) -> tuple[float, float]:
-        """Seconds of one forward and backward pass of `batch` images, and of one update."""
+        """Return the seconds of one forward and backward pass of `batch` images, and of one update."""
         begin = self._now()
         self._loss(batch).backward()
         middle = self._now()

@@ -1,4 +1,4 @@
-"""How fast this machine trains a network: measured once, then kept, so that arms of equal time stay the same arms."""
+"""Cache the measured training speed of a network, so that arms of equal time stay the same arms."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from microdit.config.schema import Config
 from microdit.pipeline.cost import text_tokens
 from microdit.pipeline.inputs import choose_device
 
-TRIES = 3  # the fastest counts: whatever else the machine does can only slow a step down
+REPEATS = 3  # the fastest counts, because other load only slows a step down
 
 
 def cached_seconds_per_image(config: Config) -> float:
-    """Seconds of training for each image, from `config.cache_dir`, where the first call leaves what it measured.
+    """Return seconds of training per image; the first call measures it and stores it in `config.cache_dir`.
 
-    Raises ConfigError where the network can't be measured here.
+    Raises:
+        ConfigError: if the network cannot be measured on this machine.
     """
     from sweeps.planning.throughput import measure_seconds_per_image
 
@@ -44,7 +45,7 @@ def cached_seconds_per_image(config: Config) -> float:
     with FileLock(f"{path}.lock"):
         if (kept := _kept(path)) is not None:
             return kept
-        tries = [measure_seconds_per_image(config) for _ in range(TRIES)]
+        tries = [measure_seconds_per_image(config) for _ in range(REPEATS)]
         seconds = min((value for value in tries if value is not None), default=None)
         if seconds is None:
             raise ConfigError("a network of this study doesn't fit this machine, so its time can't be measured here")
@@ -53,18 +54,18 @@ def cached_seconds_per_image(config: Config) -> float:
 
 
 def _kept(path: Path) -> float | None:
-    """The measurement kept at `path`, None if there is none or it is damaged."""
+    """Return the measurement stored at `path`; None if it is missing or damaged."""
     try:
         return float(read_signed(path)["seconds_per_image"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"{path}: the kept speed can't be read ({error}); it is measured again", file=sys.stderr)
+        print(f"{path}: the cached speed can't be read ({error}); it is measured again", file=sys.stderr)
         return None
 
 
 def training_seconds(config: Config) -> float:
-    """Seconds that the training steps of `config` take here; a masked and an unmasked step are told apart."""
+    """Return the seconds of the training steps of `config` on this machine, masked and unmasked ones."""
     settings = config.training
     masked = cached_seconds_per_image(config) * settings.masked_steps
     tail = settings.steps - settings.masked_steps
@@ -74,6 +75,6 @@ def training_seconds(config: Config) -> float:
 
 
 def unmasked(config: Config) -> Config:
-    """The same network, trained on all patches."""
+    """Return `config` without masking."""
     masking = dataclasses.replace(config.model.masking, ratio=0.0)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, masking=masking))

@@ -1,4 +1,4 @@
-"""From a study to its trials, checked before any of them costs anything."""
+"""Derive the trials of a study and check them before anything is trained."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sweeps.config.hydra_compose import as_override, compose_mapping
 from sweeps.config.study import Study
 from sweeps.planning.match_budget import HELD, MATCH, matched_keys, solve
 
-TOLERANCE = 0.01  # of what a study holds
+BUDGET_TOLERANCE = 0.01  # relative difference allowed in the budget that a study holds
 RESERVED_KEYS = {
     "seed": "; give seeds=[...]",
     "name": "",
     "output_dir": "; give root=...",
-}  # keys that no override may set
+}  # keys that overrides must not set
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Trial:
     config: Config
     key: str
     params: Mapping[str, Any]  # flattened settings that differ within the study
-    data_fingerprint: str = ""  # of what it trains on, once that is prepared
-    feature_net: str = ""  # what it is scored on
-    former: Mapping[str, str] = field(default_factory=dict)  # its identity under an older algorithm that did the same
+    data_fingerprint: str = ""  # of its training data, once prepared
+    feature_net: str = ""  # network of its scores
+    former: Mapping[str, str] = field(default_factory=dict)  # its identity under an older, equivalent algorithm
 
     @property
     def name(self) -> str:
@@ -49,12 +49,12 @@ class Trial:
 
     @property
     def identity(self) -> dict[str, str]:
-        """Tags that a run must have to be this trial: settings, seed, data and scoring networks."""
+        """Return the tags that identify a run of this trial: settings, seed, data and scoring networks."""
         return identity_tags(self.key, self.data_fingerprint, self.feature_net)
 
 
 def identity_tags(key: str, data_fingerprint: str, feature_net: str) -> dict[str, str]:
-    """Tags that make two runs the same: settings, seed and algorithm, content of the data, and what scores them."""
+    """Return the tags that identify a run: settings, seed and algorithm, data content, and scoring networks."""
     tags = {
         Tag.TRIAL_KEY: key,
         Tag.DATA_FINGERPRINT: data_fingerprint,
@@ -64,16 +64,20 @@ def identity_tags(key: str, data_fingerprint: str, feature_net: str) -> dict[str
 
 
 def folder_name(name: str, key: str, data_fingerprint: str) -> str:
-    """A run's folder: its name, and a digest of settings and data, so that other data never meet its checkpoints."""
+    """Return the name of a run's folder, with a digest of settings and data, so that other data get another folder."""
     return f"{name}-{hashlib.sha256(f'{key}/{data_fingerprint}'.encode()).hexdigest()[:8]}"
 
 
 def plan_trials(study: Study, overrides: Sequence[str], complete: bool = True) -> list[Trial]:
-    """All trials of `study`, all arms at the first seed before the next seed, the costliest arm of a seed first.
+    """Return all trials of `study`: seed by seed, and within a seed the costliest arm first.
 
-    `overrides` are the command line's and win over the arms. Where `complete` is false, paths that must be given may be
-    absent: enough to plan. Raises ConfigError for an arm that is impossible, equal to another, or off what the study
-    holds.
+    Args:
+        study: the study.
+        overrides: those of the command line, which take precedence over the arms'.
+        complete: whether required paths must be given; a plan does not need them.
+
+    Raises:
+        ConfigError: if an arm is invalid, duplicates another, or violates the study's fixed budget.
     """
     _check_overrides(study, overrides, complete)
     if study.file.search:
@@ -92,13 +96,13 @@ def plan_trials(study: Study, overrides: Sequence[str], complete: bool = True) -
         for arm in ranked:
             config = dataclasses.replace(configs[arm], seed=seed, name=f"{arm}/seed{seed}")
             flat = flatten(identity_mapping(config))
-            params = {name: flat.get(name) for name in varying}  # a free key may be some arms' alone
+            params = {name: flat.get(name) for name in varying}  # some arms may lack a free key
             trials.append(Trial(study.name, study.scale, arm, seed, config, trial_key(config), params))
     return trials
 
 
 def _plan_search(study: Study, overrides: Sequence[str], complete: bool) -> list[Trial]:
-    """The places of a search, all with its base configuration: what varies is suggested when a worker takes one."""
+    """Return the trials of a search with its base configuration; a worker fills in the suggested values."""
     config = dataclasses.replace(_arm_config(study, next(iter(study.arms)), overrides, complete), seed=study.seeds[0])
     _check_sizes(config, study.source)
     _check_primary(study, {"search": config})
@@ -114,15 +118,18 @@ def _plan_search(study: Study, overrides: Sequence[str], complete: bool) -> list
 
 
 def prepare_trials(trials: Sequence[Trial], root: Path, suffix: str = "") -> list[Trial]:
-    """Encodes what the trials train on into the cache, checks all sizes against it, and gives each its folder.
+    """Encode the training data into the cache, check all sizes, and assign each trial its folder.
 
-    The folder's name holds a digest of settings and data, so that a run never goes on from a checkpoint that was
-    trained on something else. Raises MicroditError for what no trial could start with.
+    The folder's name contains a digest of settings and data, so that a run never resumes from a checkpoint of other
+    data.
+
+    Raises:
+        MicroditError: if a trial could not start.
     """
     from microdit.evaluation.report import feature_net_name
     from microdit.pipeline.train_and_evaluate import check_files, prepare
 
-    for trial in trials:  # what the last one lacks is told before the first one's images are encoded
+    for trial in trials:  # report what is missing before anything is encoded
         check_files(trial.config)
     fingerprints: dict[object, tuple[str, str]] = {}
     ready = []
@@ -145,7 +152,7 @@ def prepare_trials(trials: Sequence[Trial], root: Path, suffix: str = "") -> lis
 
 
 def _former_identity(config: Config, train_data: str, feature_net: str) -> dict[str, str]:
-    """Tags of a run of algorithm 1 that computed what `config` does now; {} if there can be none.
+    """Return the tags of a run of algorithm 1 that is equivalent to `config`; {} if there is none.
 
     Algorithm 1 named the data by its training split alone, which also fixes the other split of generated scenes and of
     encoded images, but not of a folder.
@@ -156,13 +163,13 @@ def _former_identity(config: Config, train_data: str, feature_net: str) -> dict[
 
 
 def check_holds(study: Study, configs: Mapping[str, Config]) -> None:
-    """Raises ConfigError naming arms and figures where the arms don't share what the study says they hold."""
+    """Raise ConfigError with arms and amounts if the arms differ in the budget that the study holds."""
     if study.file.holds in ("time", "nothing"):
-        return  # time is known afterwards; the summary tells
+        return  # time is known only afterwards
     measure, what = HELD[study.file.holds]
     figures = {arm: measure(config) for arm, config in configs.items()}
     low, high = min(figures, key=figures.__getitem__), max(figures, key=figures.__getitem__)
-    if figures[high] - figures[low] > TOLERANCE * figures[high]:
+    if figures[high] - figures[low] > BUDGET_TOLERANCE * figures[high]:
         raise ConfigError(
             f"{study.source}: the study holds {study.file.holds}, but arm '{low}' has {figures[low]:,} {what} and arm "
             f"'{high}' {figures[high]:,}"
@@ -170,14 +177,14 @@ def check_holds(study: Study, configs: Mapping[str, Config]) -> None:
 
 
 def varying_keys(configs: Sequence[Config]) -> list[str]:
-    """Flattened keys whose values differ between configurations."""
+    """Return the flattened keys whose values differ between configurations."""
     flat = [flatten(identity_mapping(config)) for config in configs]
     keys = sorted(set().union(*flat))
     return [key for key in keys if len({repr(values.get(key)) for values in flat}) > 1 and key != "seed"]
 
 
 def _check_overrides(study: Study, overrides: Sequence[str], complete: bool) -> None:
-    """A wrong word of the command line is called one, before it is laid over any arm."""
+    """Report an invalid override as one of the command line, before it is applied to an arm."""
     for word in overrides:
         key = word.partition("=")[0]
         if key in RESERVED_KEYS:
@@ -186,7 +193,7 @@ def _check_overrides(study: Study, overrides: Sequence[str], complete: bool) -> 
 
 
 def arm_configs(study: Study, overrides: Sequence[str], complete: bool = True) -> dict[str, Config]:
-    """The configuration of each arm, what it gives as `match` solved."""
+    """Return the configuration of each arm, with its `match` values solved."""
     model = study.file.match or study.file.baseline
     base = _arm_config(study, model, overrides, complete) if model else None
     return {arm: _arm_config(study, arm, overrides, complete, base) for arm in study.arms}
@@ -197,7 +204,7 @@ def _arm_config(study: Study, arm: str, overrides: Sequence[str], complete: bool
     values = {**study.overrides, **study.arms[arm]}
     for key in values:
         if key in RESERVED_KEYS:
-            raise ConfigError(f"{source}: '{key}' is not an arm's to set; seeds stand under 'seeds'")
+            raise ConfigError(f"{source}: '{key}' can't be set by an arm; list seeds under 'seeds'")
     words = [f"scale={study.scale}", *(word for key, value in values.items() for word in as_override(key, value))]
     matched = matched_keys(values)
     words = [word for word in [*words, *overrides] if word.partition("=")[0] not in matched]
@@ -225,12 +232,12 @@ def _check_primary(study: Study, configs: Mapping[str, Config]) -> None:
     for arm, config in configs.items():
         if primary == "class_accuracy" and config.evaluation.prompts is not None:
             raise ConfigError(
-                f"{study.source}: 'metrics.primary' is '{primary}', which arm '{arm}' won't have: the prompts of the "
-                "file 'evaluation.prompts' have no classes"
+                f"{study.source}: 'metrics.primary' is '{primary}', which arm '{arm}' does not have: the prompts of "
+                "the file 'evaluation.prompts' have no classes"
             )
         if primary not in (*config.evaluation.metrics, FINAL_VAL_LOSS):
             hint = nearest(primary, (*config.evaluation.metrics, FINAL_VAL_LOSS))
-            raise ConfigError(f"{study.source}: 'metrics.primary' is '{primary}', which arm '{arm}' won't have; {hint}")
+            raise ConfigError(f"{study.source}: 'metrics.primary' is '{primary}', which arm '{arm}' lacks; {hint}")
 
 
 def _reject_identical_arms(study: Study, configs: Mapping[str, Config]) -> None:

@@ -1,6 +1,6 @@
-"""Detects that a sqlite file was removed or replaced while connections to it are open.
+"""Detect that a sqlite file was removed or replaced while connections to it are open.
 
-sqlite goes on writing to a removed file without an error, and opens a missing one as a new, empty database.
+sqlite keeps writing to a removed file without an error, and opens a missing one as a new, empty database.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy.exc import DisconnectionError
 
-FILE = "microdit.file"  # in a pooled connection's notes: device and inode that it was opened on
+FILE = "microdit.file"  # key of a pooled connection's info: device and inode of its file
 
 
 class StoreGone(Exception):
-    """The file of a store is missing; it may come back, as from a network file system that was away."""
+    """The file of a store is missing; it may come back, for example after a network file system was unmounted."""
 
 
 def watch(engine: Any, path: Path) -> None:
@@ -41,4 +41,4 @@ def watch(engine: Any, path: Path) -> None:
         if record.info.get(FILE) != identity():
             raise DisconnectionError(f"{path} was replaced")
 
-    engine.dispose()  # connections from before have no note
+    engine.dispose()  # earlier connections have no such key

@@ -1,4 +1,4 @@
-"""A run's reports into MLflow: metrics in batches, pictures as image steps, settings as parameters and config.yaml."""
+"""Log a run to MLflow: metrics in batches, samples as image steps, settings as params and config.yaml."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from microdit.pipeline.run_logger import RunFact
 from sweeps.tracking.provenance import provenance, user
 from sweeps.tracking.retry import RetryingClient
 
-FLUSH_SECONDS = 5.0  # one by one, sqlite takes 25 ms a metric; in batches, a hundredth of that
-BATCH = 1000  # metrics that MLflow takes at once
-SYSTEM_SECONDS = 10.0  # between two readings of the machine's load
+FLUSH_SECONDS = 5.0  # between batches; single metrics take 25 ms each on sqlite, batched ones a hundredth
+MAX_BATCH_METRICS = 1000  # MLflow's limit
+SYSTEM_SECONDS = 10.0  # between two system metrics
 FACT_TAGS = ("data_fingerprint", "feature_net", "device", "versions")
-PLANNED = ("data_fingerprint", "feature_net")  # facts that are known before a run starts
+PLANNED = ("data_fingerprint", "feature_net")  # facts known before a run starts
 ERROR_TAGS = (Tag.ERROR, Tag.TRACEBACK)
-CURVES = (TRAIN_LOSS, VAL_LOSS_CURVE)  # one of each report that a run may make twice
+CURVES = (TRAIN_LOSS, VAL_LOSS_CURVE)  # metrics that a resumed run may log twice
 BUDGET_SETTINGS = {Tag.TRAINING_STEPS: "steps", Tag.TRAINING_BATCH_SIZE: "batch_size"}
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a new run is called and where it goes; `params` are the settings worth a column, the seed included."""
+    """Name and place of a new run; `params` are the settings that vary, and the seed."""
 
     experiment_id: str
     name: str
@@ -58,11 +58,12 @@ class RunSpec:
 
 
 class MlflowLogger:
-    """Implements `microdit`'s Recorder over one MLflow run, new or resumed.
+    """Implements `microdit`'s logger interface with one MLflow run, new or resumed.
 
     Args:
-        uri: the store. run_id: a run to go on with, or None for a new one.
-        on_metrics: also told of every metric, for a progress display.
+        uri: the store.
+        run_id: a run to resume, or None for a new one.
+        on_metrics: called with every metric, for a progress display.
     """
 
     def __init__(
@@ -82,19 +83,19 @@ class MlflowLogger:
         self._buffer: list[Any] = []
         self._flushed = time.monotonic()
         self._monitor: Any = None
-        self._seen: dict[str, int] = {}  # last step of each curve that is there from before an interruption
+        self._seen: dict[str, int] = {}  # last step of each curve logged before an interruption
         self._open = False
         self.run_id = run_id or ""
 
     def open(self) -> str:
-        """Makes the run, or wakes the one to go on with; returns its id."""
+        """Create the run, or reopen the one to resume; return its id."""
         tags = dict(self._spec.tags) | self._provenance.tags | {Tag.ALGORITHM: str(ALGORITHM)}
         if self.run_id:
             self._seen = {name: max((p.step for p in self._history(name)), default=0) for name in CURVES}
             self._client.update_run(self.run_id, status=Status.RUNNING)
             self._log_batch(tags=tags)
             present = self._client.get_run(self.run_id).data.tags
-            for name in set(ERROR_TAGS) & set(present):  # of the attempt before
+            for name in set(ERROR_TAGS) & set(present):  # of the previous attempt
                 self._client.delete_tag(self.run_id, name)
         else:
             source = {MlflowTag.SOURCE_NAME: SOURCE, MlflowTag.SOURCE_TYPE: "LOCAL", MlflowTag.USER: user()}
@@ -113,7 +114,7 @@ class MlflowLogger:
         self._check_planned(facts)
         tags = {Tag.PREFIX + name: str(facts[name]) for name in FACT_TAGS}
         tags[Tag.SAMPLES] = str(config.evaluation.samples)
-        # The budget is in config.yaml too, but a reader of many runs would have to fetch that file from each.
+        # The budget is also in config.yaml, but reading many runs would need that file of each.
         tags |= {tag: str(getattr(config.training, name)) for tag, name in BUDGET_SETTINGS.items()}
         tags[Tag.OUTPUT_DIR] = str(Path(config.output_dir).resolve())
         self._log_batch(tags=tags, params=self._spec.params)
@@ -130,19 +131,19 @@ class MlflowLogger:
         self._start_monitor()
 
     def _check_planned(self, facts: Mapping[str, RunFact]) -> None:
-        """Raises DataError if data, prompts or scoring networks have changed since the run was planned."""
+        """Raise DataError if data, prompts or scoring networks have changed since the run was planned."""
         for name in PLANNED:
             planned = self._spec.tags.get(Tag.PREFIX + name)
             if planned and planned != str(facts[name]):
                 what = "the data" if name == "data_fingerprint" else "a scoring network or the prompts"
                 raise DataError(
                     f"{what} of {self._spec.name} changed after this run was planned ({planned} then, {facts[name]} "
-                    "now); give the same command again to start a run on what is there now"
+                    "now); repeat the command to start a run with the present ones"
                 )
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record values; raises DivergenceError, and records none, if one is no finite number."""
-        # The steps between the last checkpoint and the interruption are done again, with the same result.
+        """Record values; raise DivergenceError, and record none, if one is not finite."""
+        # Steps between the last checkpoint and the interruption are repeated with the same result.
         again = any(0 < step <= self._seen.get(name, 0) for name in CURVES if name in values)
         if not again:
             self._keep(step, values)
@@ -152,12 +153,12 @@ class MlflowLogger:
     def _keep(self, step: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
-        require_sound(values, f"at step {step}")  # sqlite would return another number for infinity, and none for NaN
+        require_sound(values, f"at step {step}")  # sqlite changes infinity and drops NaN
         now = int(time.time() * 1000)
         for name, value in values.items():
             at = 0 if name.startswith(SINGLE_VALUE_PREFIXES) else step  # MLflow draws bars for metrics at step 0 only
             self._buffer.append(Metric(name, float(value), now, at))
-        if len(self._buffer) >= BATCH or time.monotonic() - self._flushed > FLUSH_SECONDS:
+        if len(self._buffer) >= MAX_BATCH_METRICS or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
@@ -177,23 +178,23 @@ class MlflowLogger:
         self._client.set_terminated(self.run_id, status)
 
     def outcome(self, words: str) -> None:
-        """A tag for ends that MLflow has no status for, such as 'pruned' (its status is KILLED)."""
+        """Tag an end for which MLflow has no status, such as 'pruned' (its status is KILLED)."""
         self._log_batch(tags={Tag.OUTCOME: words})
 
     def fail(self, words: str, trace: str) -> None:
-        """Records why a run failed, on the run itself."""
+        """Record on the run why it failed."""
         if not self.run_id:
             self.open()
         self._log_batch(tags=dict(zip(ERROR_TAGS, (masked(words)[:4000], masked(trace)[-4000:]), strict=True)))
-        self._open = True  # where the run had told its end already
+        self._open = True  # also if the run had been ended already
         self.finish(Status.FAILED)
 
     def flush(self) -> None:
-        """Writes what is buffered."""
+        """Write the buffered metrics."""
         batch, self._buffer = self._buffer, []
         self._flushed = time.monotonic()
-        for start in range(0, len(batch), BATCH):
-            self._client.log_batch(self.run_id, metrics=batch[start : start + BATCH])
+        for start in range(0, len(batch), MAX_BATCH_METRICS):
+            self._client.log_batch(self.run_id, metrics=batch[start : start + MAX_BATCH_METRICS])
 
     def _log_batch(self, tags: Mapping[str, str] | None = None, params: Mapping[str, Any] | None = None) -> None:
         from mlflow.entities import Param, RunTag
@@ -217,12 +218,12 @@ class MlflowLogger:
                 tracking_uri=self._uri,
             )
             self._monitor.start()
-        except Exception as error:  # a machine without the probes still trains
+        except Exception as error:  # training works without the probes
             log.info("no system metrics: %s", error)
 
 
 def near_square(image: np.ndarray) -> np.ndarray:
-    """A strip (H, N H, 3) of square tiles, as rows of about as many columns: MLflow's image grid has square cells."""
+    """Return a strip (H, N H, 3) of square tiles as a nearly square image, for MLflow's grid of square cells."""
     side, width = image.shape[:2]
     if width % side or width < 4 * side:
         return image

@@ -1,4 +1,4 @@
-"""The MLflow store: opened once before any worker, asked for finished trials, told about launches.
+"""The MLflow store of a sweep: finds finished trials and records launches.
 
 Experiments, tags, parents and children are part of the contract with `analysis`; `sweeps.tracking.mlflow_logger` writes
 the rest.
@@ -49,12 +49,12 @@ from sweeps.tracking.retry import RetryingClient
 from sweeps.tracking.uris import own_file, sqlite_creation_lock
 
 _advised: set[str] = set()
-KIND = {MlflowTag.EXPERIMENT_KIND: "custom_model_development"}  # training, not a language model's traces
+KIND = {MlflowTag.EXPERIMENT_KIND: "custom_model_development"}  # selects the pages for training
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of a study: the parent run, and where its children go."""
+    """One launch of a study: the parent run and its experiment."""
 
     uri: str
     experiment_id: str
@@ -62,7 +62,7 @@ class Launch:
 
 
 class Store:
-    """A thin view of one tracking server for one sweep."""
+    """One tracking server, as a sweep uses it."""
 
     def __init__(self, uri: str, root: Path, artifacts: str = "") -> None:
         """`artifacts`: a folder or URI under which new experiments keep their files; '' for the default."""
@@ -83,7 +83,7 @@ class Store:
         self._advise()
 
     def experiment(self, name: str, tags: Mapping[str, str] | None = None) -> str:
-        """Id of the experiment called `name`, made if it isn't there."""
+        """Return the id of the experiment `name`; create it if it is missing."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
             where = location_of(self.uri, self.root, self.artifacts, name)
@@ -105,10 +105,10 @@ class Store:
             print(words, file=sys.stderr, flush=True)
 
     def start_launch(self, study: Study, trials: Sequence[Trial], command: str, fresh: bool, queue: str = "") -> Launch:
-        """The parent run of these trials: the study's newest one at this scale if it has the same plan, else a new one.
+        """Return the study's newest parent run at this scale if its plan is the same, else a new one.
 
-        An older one of the same plan is left alone: who reads the store takes the newest launch for the present one.
-        The name of its `queue` is a tag, by which an abandoned launch is found and ended.
+        An older run of the same plan is not reused, because readers of the store use the newest launch. The name of its
+        `queue` is a tag, by which an abandoned launch is found and ended.
         """
         about = {
             MlflowTag.NOTE: study.file.question,
@@ -145,14 +145,14 @@ class Store:
         return Launch(self.uri, experiment, run_id)
 
     def newest_launch(self, experiment: str, scale: str = "") -> Any | None:
-        """The parent run of an experiment's newest launch, at `scale` or at any; None where there is none."""
+        """Return the parent run of an experiment's newest launch, at `scale` or at any; None if there is none."""
         tags = {Tag.ROLE: Role.LAUNCH} | ({Tag.SCALE: scale} if scale else {})
         return next(iter(search_runs(self.client, [experiment], tags, most=1)), None)
 
     def finished(self, identity: Mapping[str, str]) -> Any | None:
         """Return the newest finished run with these tags in any study, an original before a copy, or None.
 
-        A run with a score that is no finite number counts as failed.
+        A run with a score that is not finite counts as failed.
         """
         ours = [e.experiment_id for e in experiments(self.client, OUR_EXPERIMENTS)]
         found = search_runs(self.client, ours, identity, Status.FINISHED, "attributes.end_time DESC", most=50)
@@ -161,12 +161,12 @@ class Store:
         return next(iter([*originals, *found]), None)
 
     def finished_trial(self, trial: Trial) -> Any | None:
-        """The newest finished run of `trial`, by this algorithm or by an older one that computed the same."""
+        """Return the newest finished run of `trial`, by this algorithm or by an older, equivalent one."""
         found = self.finished(trial.identity)
         return self.finished(trial.former) if found is None and trial.former else found
 
     def outdated(self, experiment: str, scale: str, names: Collection[tuple[str, int]]) -> str:
-        """One line about runs of older algorithms with these arms and seeds, which aren't reused; '' if none."""
+        """Return one line about runs of older algorithms with these arms and seeds that are not reused, or ""."""
         words = f"tags.`{Tag.ROLE}` = '{Role.TRIAL}' and tags.`{Tag.SCALE}` = '{scale}'"
         counts: dict[int, Counter[str]] = {}
         for run in self.client.search_runs([experiment], words, max_results=5000):
@@ -183,7 +183,7 @@ class Store:
         return "; ".join(parts) + " (they stay in the store)" if parts else ""
 
     def child(self, launch: Launch, key: str) -> Any | None:
-        """The newest run of trial `key` under this launch; half a copy of a reused run is swept away."""
+        """Return the newest run of trial `key` under this launch; incomplete copies of reused runs are deleted."""
         tags = {Tag.TRIAL_KEY: key, MlflowTag.PARENT: launch.parent_id}
         for run in search_runs(self.client, [launch.experiment_id], tags, most=9):
             if Tag.REUSED_FROM not in run.data.tags or run.info.status == Status.FINISHED:
@@ -192,11 +192,11 @@ class Store:
         return None
 
     def reuse(self, launch: Launch, trial: Trial, origin: Any) -> None:
-        """A child that shows a finished run of another launch: its metrics, its pictures, and where it came from."""
+        """Copy a finished run of another launch as a child: metrics, samples and a tag with its origin."""
         from mlflow.entities import Metric, Param
 
         carried = {k: v for k, v in origin.data.tags.items() if k.startswith(Tag.PREFIX)}
-        tags = {Tag.REUSED_FROM: origin.info.run_id} | carried  # of a copy, the original
+        tags = {Tag.REUSED_FROM: origin.info.run_id} | carried  # the original, if `origin` is a copy
         tags |= {
             MlflowTag.PARENT: launch.parent_id,
             MlflowTag.SOURCE_NAME: SOURCE,
@@ -225,7 +225,7 @@ class Store:
         self.client.set_terminated(run.info.run_id, Status.FINISHED)
 
     def mark_dead(self, launch: Launch, key: str, words: str) -> None:
-        """Notes on the run of a trial why its worker could not end it; it stays open for the one that goes on."""
+        """Record on a trial's run why its worker could not end it; the run stays open for a resuming worker."""
         run = self.child(launch, key)
         if run is not None and run.info.status == Status.RUNNING:
             self.client.set_tag(run.info.run_id, Tag.ERROR, words)
@@ -252,7 +252,7 @@ class Store:
         return search_runs(self.client, [found.experiment_id], {}, Status.RUNNING)
 
     def finish_launch(self, launch: Launch, status: str) -> None:
-        """Ends the parent run, and what children no worker is left to end."""
+        """End the parent run, and children whose workers have died."""
         self.client.set_terminated(launch.parent_id, status)
         for run in search_runs(
             self.client, [launch.experiment_id], {MlflowTag.PARENT: launch.parent_id}, Status.RUNNING
@@ -260,7 +260,7 @@ class Store:
             self.client.set_terminated(run.info.run_id, Status.KILLED)
 
     def final_metrics(self, launch: Launch) -> list[tuple[str, int, Mapping[str, float]]]:
-        """Return (arm, seed, metrics) of every finished child with sound scores, the newest of each trial."""
+        """Return (arm, seed, metrics) of the newest finished child of each trial, if its scores are finite."""
         tags, order = {MlflowTag.PARENT: launch.parent_id}, "attributes.start_time ASC"
         rows: dict[tuple[str, int], Mapping[str, float]] = {}
         for run in search_runs(self.client, [launch.experiment_id], tags, Status.FINISHED, order):
@@ -270,7 +270,7 @@ class Store:
 
 
 def description(study: Study, trials: Sequence[Trial], command: str) -> str:
-    """What a launch's page says while it runs, in Markdown; the report writes verdicts and table over it."""
+    """Return the Markdown description of a running launch; the report replaces it with verdicts and a table."""
     file = study.file
     section = f" (section {file.paper.section})" if file.paper.section else ""
     what = f"a search over {', '.join(file.search)}" if file.search else f"{len(study.arms)} arms"
@@ -282,8 +282,8 @@ def description(study: Study, trials: Sequence[Trial], command: str) -> str:
         f"Judged by `{final_metric(file.metrics.primary)}` ({file.metrics.direction}).",
     ]
     commands = {
-        masked(command): "again: goes on with what isn't finished",
-        f"microdit-sweep status study={study.name} scale={study.scale}": "how far it is",
+        masked(command): "repeat: resumes what is not finished",
+        f"microdit-sweep status study={study.name} scale={study.scale}": "prints the progress",
         f"microdit-report {study.name} scale={study.scale}": "writes verdicts, table and figures here",
     }
     width = max(len(words) for words in commands)

@@ -1,4 +1,4 @@
-"""MLflow's pages on a store, with links that open on the runs themselves."""
+"""Serve MLflow's web pages of a store, and print links to the studies' runs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from microdit.common.stores.secrets import masked
 from sweeps.tracking.mlflow_views import ARMS_VIEW, TRIALS
 
 HOST = "127.0.0.1"
-# MLflow opens on its pages for language-model traces, and folds the trials of a launch away while runs are sorted by
-# date: so each link names the training pages and the view of the study's arms, or sorts by the study's own metric.
+# MLflow opens its pages for language-model traces, and hides the trials of a launch while runs are sorted by date. So
+# each link names the training pages and the view of the study's arms, or sorts by the study's own metric.
 WORKFLOW = "workflowType=machine_learning"
 
 
 def serve(uri: str, root: Path, port: int) -> int:
-    """Prints the links, then becomes MLflow's server; returns only for a store that has one already."""
+    """Print the links, then replace this process by MLflow's server, unless the store has a server already."""
     from sweeps.tracking.mlflow_store import Store
 
     if uri.startswith(("http://", "https://")):
@@ -35,21 +35,23 @@ def serve(uri: str, root: Path, port: int) -> int:
     print(f"shows {masked(uri)} until Ctrl-C", flush=True)
     server = [sys.executable, "-W", "ignore", "-m", "mlflow", "ui", "--host", HOST, "--port", str(port)]
     server += ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
-    quieter = {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}  # or the links scroll away
-    store = {"MLFLOW_BACKEND_STORE_URI": uri}  # not on its command line, which every user of the machine can read
+    quieter = {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}  # otherwise the links scroll away
+    store = {"MLFLOW_BACKEND_STORE_URI": uri}  # not on the command line, which all users of the machine can read
     os.execve(sys.executable, server, os.environ | quieter | store)
 
 
 def links(store: Any, address: str) -> list[str]:
-    """One link for all experiments, then for each of ours one to its runs and one to its newest launch, which tells
-    what is asked and what came out."""
+    """Return a link to all experiments, and per study links to its runs and to its newest launch.
+
+    The launch's page has the question, the command and the results.
+    """
     found = experiments(store.client, OUR_EXPERIMENTS)
     width = max([len(experiment.name) for experiment in found], default=0)
     lines = [f"{'all'.ljust(width)}  {address}/#/experiments?{WORKFLOW}"]
     for experiment in found:
         runs = f"{address}/#/experiments/{experiment.experiment_id}/runs"
-        if f"{MlflowTag.SHARED_VIEW_PREFIX}{ARMS_VIEW}" in experiment.tags:  # MLflow balks at views that aren't there
-            how = f"compareRunsMode=CHART&viewStateShareKey={ARMS_VIEW}"  # and drops a view beside a filter or an order
+        if f"{MlflowTag.SHARED_VIEW_PREFIX}{ARMS_VIEW}" in experiment.tags:  # MLflow fails on missing views
+            how = f"compareRunsMode=CHART&viewStateShareKey={ARMS_VIEW}"  # no filter or order beside a view
         else:
             metric = experiment.tags.get(Tag.PRIMARY, "fd")
             rising = str(experiment.tags.get(Tag.DIRECTION, "minimize") == "minimize").lower()

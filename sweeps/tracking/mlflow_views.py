@@ -1,8 +1,7 @@
-"""What MLflow's pages show of a study at first sight: saved views, which an experiment's tags hold.
+"""Saved views of a study for MLflow's pages, stored in an experiment's tags.
 
-By itself MLflow's table of runs has no score in it, and its charts begin with what every run has alike. A view is its
-page's own state (`mlflow.sharedViewState.*`), in the form in which the page of MLflow 3.17 writes it for "Save as new
-view".
+By default MLflow's table of runs shows no scores, and its charts begin with values that all runs share. A view is the
+page's state (`mlflow.sharedViewState.*`), in the format that MLflow 3.17 writes for "Save as new view".
 """
 
 from __future__ import annotations
@@ -35,12 +34,14 @@ LOSSES = (TRAIN_LOSS, VAL_LOSS_CURVE)
 
 
 def views(metric: str, minimize: bool, params: Sequence[str], steps: int, grouped: bool = True) -> dict[str, str]:
-    """Experiment tags with three views of a study: its arms as charts, its runs as a table, its pictures.
+    """Return experiment tags with three views of a study: its arms as charts, its runs as a table, its samples.
 
     Args:
-        metric: the study's own, which comes first and sorts the runs. params: settings that differ within it.
-        steps: the training step whose pictures are shown. grouped: an arm is drawn as the mean of its runs; else each
-            run is, as those of a search.
+        metric: the primary metric, which comes first and sorts the runs.
+        minimize: whether lower values of it are better.
+        params: settings that differ within the study.
+        steps: the training step whose samples are shown.
+        grouped: whether an arm is drawn as the mean of its runs; the runs of a search are drawn one by one.
     """
     scores = list(dict.fromkeys([metric, *SCORES]))
     listed = [SEED, *params]
@@ -86,6 +87,6 @@ def _line(key: str) -> dict[str, Any]:
 
 
 def _packed(name: str, state: Mapping[str, Any], rank: int) -> str:
-    """The tag's value; times as ranks, so that the same study has the same tags."""
+    """Return the tag's value; timestamps are ranks, so that the same study gets the same tags."""
     packed = base64.b64encode(zlib.compress(json.dumps(state, separators=(",", ":")).encode(), 9)).decode("ascii")
     return json.dumps({"name": name, "createdAt": rank, "updatedAt": rank, "state": f"deflate;{packed}"})

@@ -1,4 +1,4 @@
-"""Opens the MLflow store, and says where the artifacts of its experiments go."""
+"""Open the MLflow store and determine the artifact location of its experiments."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sweeps.tracking.sqlite_files import prepare, upgrade
 from sweeps.tracking.store_kinds import MLFLOW
 from sweeps.tracking.uris import own_file
 
-ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"  # what MLflow's servers tell their stores
+ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"  # set by MLflow's servers for their stores
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # whose clients write artifacts themselves
 
 
 def quiet() -> None:
-    """MLflow and its database layer log their every migration; a user's terminal is for the sweep."""
+    """Silence the logs of MLflow and of its database migrations."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow  # sets its loggers up, so ours must come after
+    import mlflow  # configures its loggers, so this must come first
 
     for name in (mlflow.__name__, "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -34,7 +34,7 @@ def quiet() -> None:
 def default_artifacts(location: str | None) -> Iterator[None]:
     """Let MLflow's Default experiment keep its files at `location`.
 
-    MLflow takes ./mlruns otherwise, and writes its path into a statement without quoting it.
+    Otherwise MLflow uses ./mlruns, and inserts its path into a statement without quoting it.
     """
     before = os.environ.get(ARTIFACT_ROOT)
     if location is not None and before is None:
@@ -47,7 +47,7 @@ def default_artifacts(location: str | None) -> Iterator[None]:
 
 
 def opened(uri: str) -> Any:
-    """MLflow's client of a store whose tables are complete; a sqlite file is created, checked or upgraded first."""
+    """Return MLflow's client of a store; a sqlite file is created, checked or upgraded first."""
     import mlflow
 
     path = own_file(uri)

@@ -1,7 +1,7 @@
-"""`microdit-sweep relocate`: after runs/ was moved or copied, its stores and files name their new place.
+"""`microdit-sweep relocate`: update the paths in stores and files after their folder was moved or copied.
 
-MLflow keeps absolute URIs of artifacts: it resolves a relative one when an experiment is created. The place that a
-store was created at is read from those URIs, so that older stores can be relocated too.
+MLflow stores absolute URIs of artifacts: it resolves a relative one when an experiment is created. The original folder
+is derived from those URIs, so that older stores can be relocated too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def relocate(root: Path, uri: str, queue_uri: str) -> int:
 
 
 def former_roots(file: Path) -> list[Path]:
-    """The roots under which the experiments of an MLflow store keep their artifacts."""
+    """Return the root folders of the artifacts of an MLflow store's experiments."""
     with closing(sqlite3.connect(file, timeout=60)) as database:
         rows = database.execute(
             "SELECT name, artifact_location FROM experiments WHERE name LIKE ? ORDER BY experiment_id",
@@ -66,7 +66,7 @@ def former_roots(file: Path) -> list[Path]:
 
 
 def advice(file: Path, root: Path) -> str:
-    """One line if the folder of this store was moved or copied since it was created; '' otherwise."""
+    """Return one line of advice if the folder of this store was moved or copied; "" otherwise."""
     new = root.resolve()
     if file.resolve().parent != new:
         return ""
@@ -77,7 +77,7 @@ def advice(file: Path, root: Path) -> str:
 
 
 def mover(old: Path, new: Path) -> Move:
-    """A function that replaces `old` by `new` in paths and URIs, at any depth of mappings and lists."""
+    """Return a function that replaces `old` by `new` in paths and URIs, at any depth of mappings and lists."""
     before, after = str(old), str(new)
     paths = re.compile(rf"(?<![\w./-]){re.escape(before)}(?=/|$)")
 
@@ -135,7 +135,7 @@ def _rewrite_optuna(database: sqlite3.Connection, old: Path, new: Path) -> int:
 
 
 def _rewrite_files(root: Path, old: Path) -> int:
-    """The notes of trained twins and each run's config.yaml."""
+    """Rewrite the index of trained checkpoints and each run's config.yaml."""
     move, changed = mover(old, root), 0
     for note in sorted((root / ".trained").glob("*")):
         if note.is_file() and note.suffix != ".lock":

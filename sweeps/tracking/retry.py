@@ -1,4 +1,4 @@
-"""Retries while a store is locked or away: a restart of a server must not cost a GPU-hour."""
+"""Retry while a store is locked or unreachable, so that a server's restart does not fail a trial."""
 
 from __future__ import annotations
 
@@ -16,15 +16,23 @@ from sweeps.tracking.file_watch import StoreGone
 T = TypeVar("T")
 P = ParamSpec("P")
 
-TRIES = 10  # 0.25 s, doubled up to 30 s: a minute and a half together, and more if each try waits for a lock
+MAX_TRIES = 10  # pauses of 0.25 s, doubled up to 30 s: 90 s in total, more if a try waits for a lock
 LONGEST = 30.0
 NON_RETRYABLE_MLFLOW = (
     "INVALID_PARAMETER_VALUE",
     "RESOURCE_DOES_NOT_EXIST",
     "BAD_REQUEST",
-)  # MLflow's codes for wrong requests
+)  # MLflow's codes for invalid requests
 NON_RETRYABLE_OPTUNA = ("UpdateFinishedTrialError", "DuplicatedStudyError")  # Optuna errors that must not be retried
-STORES = ("sqlalchemy", "sqlite3", "psycopg", "optuna", "mlflow", "requests", "urllib3")  # whose errors mean a store
+STORES = (
+    "sqlalchemy",
+    "sqlite3",
+    "psycopg",
+    "optuna",
+    "mlflow",
+    "requests",
+    "urllib3",
+)  # packages of stores
 FULL = ("disk is full", "No space left on device", "Disk quota exceeded")
 DAMAGED = ("malformed", "file is not a database", "file is encrypted", "disk I/O error")
 EMPTIED = ("no such table", "no such column", "UndefinedTable", "UndefinedColumn")
@@ -32,7 +40,13 @@ DENIED = ("readonly database", "ermission denied", "authentication failed", "Rea
 BROKEN = (*DAMAGED, *EMPTIED, *DENIED)
 LASTING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
-LASTING_KINDS = (ValueError, TypeError, KeyError, AssertionError, MicroditError)  # mistakes, which no retry mends
+LASTING_KINDS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AssertionError,
+    MicroditError,
+)  # programming errors
 
 
 class StoreError(MicroditError):
@@ -40,29 +54,30 @@ class StoreError(MicroditError):
 
 
 def with_retries(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return `call(...)`, retried with growing pauses while it raises what may pass; reports what it waits for.
+    """Return `call(...)`, retried with growing pauses after temporary errors; report the wait.
 
-    Raises StoreError when the tries are used up, and early if the disk is full or the store is damaged, emptied or not
-    permitted; any other error as it is.
+    Raises:
+        StoreError: if all tries fail, or at once if the disk is full or the store is damaged, emptied or not permitted.
+            Other errors are raised as they are.
     """
     store = _store_of(call)
     with waiting(store) as wait:
-        for attempt in range(TRIES):
+        for attempt in range(MAX_TRIES):
             try:
                 return call(*args, **kwargs)
-            except Exception as error:  # sqlite under another worker's lock, a server that restarts
+            except Exception as error:  # such as sqlite locked by another worker, or a restarting server
                 if not _may_pass(error):
                     raise
-                # One more try if it looks broken: a file that was just removed reads as broken once, then as missing.
-                if attempt == TRIES - 1 or is_full(error) or (attempt and is_broken(error)):
+                # Try once more if it looks broken: a just removed file reads as broken once, then as missing.
+                if attempt == MAX_TRIES - 1 or is_full(error) or (attempt and is_broken(error)):
                     raise StoreError(store_trouble(error)) from error
                 wait.what = f"{store} ({masked(_words(error))[:200]})"
                 time.sleep(min(0.25 * 2**attempt, LONGEST))
-    raise AssertionError("TRIES must be at least 1")
+    raise AssertionError("MAX_TRIES must be at least 1")
 
 
 class RetryingClient:
-    """`client` with every method called patiently."""
+    """`client` whose methods are called with retries."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -72,7 +87,7 @@ class RetryingClient:
 
 
 def _store_of(call: Any) -> str:
-    """Which store a method of MLflow's client, of Optuna's storage, study or trial asks."""
+    """Return the store behind a method of MLflow's client or of Optuna's storage, study or trial."""
     owner = getattr(call, "__self__", None)
     for _ in range(2):
         owner = getattr(owner, "study", getattr(owner, "_storage", owner))
@@ -88,26 +103,26 @@ def _may_pass(error: Exception) -> bool:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether the disk under a store is full, which waiting doesn't mend."""
+    """Return whether the disk of a store is full, which a retry cannot fix."""
     root = _root(error)
     return getattr(root, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in str(root) for words in FULL)
 
 
 def is_broken(error: BaseException) -> bool:
-    """Whether a store is damaged, has lost its tables, or denies access: no retry mends that."""
+    """Return whether a store is damaged, has lost its tables, or denies access, which a retry cannot fix."""
     root = _root(error)
     return any(words in f"{type(root).__name__}: {root}" for words in BROKEN)
 
 
 def is_store_error(error: BaseException) -> bool:
-    """Whether `error` comes from a full disk, a database or a server rather than from a file or a mistake here."""
+    """Return whether `error` comes from a full disk, a database or a server, not from a file or a programming error."""
     if isinstance(error, OSError) and type(error).__module__ == "builtins":
         return is_full(error) or error.filename is None
     return type(error).__module__.partition(".")[0] in (*STORES, "sweeps") and not isinstance(error, AssertionError)
 
 
 def store_trouble(error: BaseException) -> str:
-    """One sentence for the user."""
+    """Return one sentence about a store error, with advice."""
     words = _words(error)
     if is_full(error):
         advice = "make room"
@@ -130,7 +145,7 @@ def _words(error: BaseException) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What the database's driver or the system said first."""
+    """Return the original error of the database's driver or the system."""
     while error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     return error

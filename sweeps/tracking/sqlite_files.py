@@ -1,8 +1,8 @@
-"""Creates, checks and upgrades the sqlite files of both stores, so that a kill at any moment leaves a usable one.
+"""Create, check and upgrade the sqlite files of both stores, so that a kill at any moment leaves a usable one.
 
 A new file is built under a temporary name in the same folder and renamed when it is complete and closed; an upgrade is
 done on a copy. Callers hold the file's lock (`sweeps.tracking.uris`). Servers such as PostgreSQL can't be renamed;
-there each migration is one transaction, so that a kill leaves the schema of the migration before.
+there each migration is one transaction, so that a kill leaves the previous schema.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pathlib import Path
 from microdit.common.errors import ConfigError
 
 MAGIC = b"SQLite format 3\0"
-BESIDE = ("-journal", "-wal", "-shm")  # files that sqlite keeps next to an open database
+SIDE_FILES = ("-journal", "-wal", "-shm")  # endings of files that sqlite keeps next to an open database
 BOOKKEEPING = "alembic_version"
 LOCK_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a store of one kind consists of.
+    """The definition of one kind of store.
 
     `seeded`: tables to which building the store adds rows. `build` makes a complete store at a path that doesn't exist;
     `upgrade` brings an older one to the present schema, None if that is left to the user.
@@ -42,7 +42,7 @@ class Kind:
 
 
 def prepare(path: Path, kind: Kind) -> None:
-    """Leave a complete store at `path`, if need be a new one; raises ConfigError if what is there can't be used."""
+    """Make sure that `path` is a complete store, creating it if needed; raise ConfigError if the file can't be used."""
     _sweep(path)
     if not path.exists():
         _create(path, kind)
@@ -57,7 +57,7 @@ def prepare(path: Path, kind: Kind) -> None:
             f"not {_article(kind.name)}; name another file"
         )
     kept = {name: rows for name, rows in tables.items() if rows and name not in (*kind.seeded, BOOKKEEPING)}
-    if not kept:  # the launch that began to create it was killed
+    if not kept:  # the launch that created it was killed
         aside = _free_name(path, "incomplete")
         _move(path, aside)
         _create(path, kind)
@@ -69,7 +69,7 @@ def prepare(path: Path, kind: Kind) -> None:
 
 
 def upgrade(path: Path, kind: Kind) -> None:
-    """Replace an older store by an upgraded copy and keep the old file; raises ConfigError if that fails."""
+    """Replace an older store by an upgraded copy and keep the old file; raise ConfigError if that fails."""
     assert kind.upgrade is not None
     copy = _temporary(path)
     try:
@@ -99,12 +99,12 @@ def upgrade(path: Path, kind: Kind) -> None:
 
 @contextmanager
 def rewritten(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection to a copy of `path` that takes its place when the block ends without an error."""
+    """Yield a connection to a copy of `path`, which replaces it when the block ends without an error."""
     _sweep(path)
     copy = _temporary(path)
     try:
         with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as lock:
-            lock.execute("BEGIN IMMEDIATE")  # no other process writes meanwhile; this one reads over another connection
+            lock.execute("BEGIN IMMEDIATE")  # other processes must not write; this one reads through another connection
             with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(copy)) as new:
                 old.backup(new)
                 with new:
@@ -117,7 +117,7 @@ def rewritten(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def tables_of(path: Path, kind: Kind) -> dict[str, bool]:
-    """Tables of a sqlite file, each with whether it holds rows; raises ConfigError if it isn't a readable database."""
+    """Return whether each table of a sqlite file has rows; raise ConfigError if it is not a readable database."""
     with open(path, "rb") as stream:
         head = stream.read(len(MAGIC))
     if not head:
@@ -126,7 +126,7 @@ def tables_of(path: Path, kind: Kind) -> dict[str, bool]:
             "restore it from a backup"
         )
     if head != MAGIC:
-        raise ConfigError(f"{path} is not {_article(kind.name)}: it is no sqlite database; name another file")
+        raise ConfigError(f"{path} is not {_article(kind.name)}: it is not a sqlite database; name another file")
     try:
         with closing(sqlite3.connect(path, timeout=LOCK_SECONDS)) as database:
             names = [row[0] for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -156,8 +156,8 @@ def _create(path: Path, kind: Kind) -> None:
 
 
 def _finish(path: Path) -> None:
-    """Write a closed database through to the disk; raises RuntimeError if part of it is still beside it."""
-    left = [f"{path}{ending}" for ending in BESIDE if os.path.exists(f"{path}{ending}")]
+    """Sync a closed database to the disk; raise RuntimeError if side files are left."""
+    left = [f"{path}{ending}" for ending in SIDE_FILES if os.path.exists(f"{path}{ending}")]
     if left:
         raise RuntimeError(f"{left[0]} was left by a database that should be closed")
     with open(path, "rb+") as stream:
@@ -169,7 +169,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a killed process left; no other process can be at work on one, as the caller holds the lock."""
+    """Remove files that a killed process left; the caller holds the lock, so no other process uses them."""
     prefix = f".{path.name}.new-"
     for name in os.listdir(path.parent):
         if name.startswith(prefix):
@@ -177,14 +177,14 @@ def _sweep(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    for ending in ("", *BESIDE):
+    for ending in ("", *SIDE_FILES):
         with suppress(OSError):
             os.unlink(f"{path}{ending}")
 
 
 def _move(path: Path, aside: Path) -> None:
     os.replace(path, aside)
-    for ending in BESIDE:
+    for ending in SIDE_FILES:
         with suppress(FileNotFoundError):
             os.replace(f"{path}{ending}", f"{aside}{ending}")
 

@@ -1,4 +1,4 @@
-"""The two kinds of stores as MLflow and Optuna build them."""
+"""The two kinds of stores, built by MLflow and Optuna."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sweeps.tracking.sqlite_files import Kind
 
 
 def _fast_engine(path: Path) -> Any:
-    """An engine for a file that nobody else has open and that is written to disk when it is complete."""
+    """Return an engine for a file that no other process has open and that is synced when complete."""
     engine = sqlalchemy.create_engine(sqlite_uri(path), poolclass=sqlalchemy.NullPool)
 
     @sqlalchemy.event.listens_for(engine, "connect")

@@ -1,4 +1,4 @@
-"""Storage URIs: made absolute, opened by one process at a time, and stored and shown without their passwords."""
+"""Storage URIs: absolute, opened by one process at a time, stored and printed without passwords."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from microdit.common.process.waiting import waiting
 from microdit.common.stores.secrets import HIDDEN, masked, remember
 from microdit.common.stores.sqlite_uri import check_utf8, sqlite_path, sqlite_uri
 
-TRACKING, QUEUE = "MLFLOW_TRACKING_URI", "OPTUNA_STORAGE"  # variables that name the two stores
+TRACKING, QUEUE = "MLFLOW_TRACKING_URI", "OPTUNA_STORAGE"  # environment variables
 REMOTE = ("http://", "https://")
 
 
 def default_uri(root: Path) -> str:
-    """MLFLOW_TRACKING_URI, or a sqlite file under `root`; absolute either way."""
+    """Return MLFLOW_TRACKING_URI, or the URI of a sqlite file under `root`; absolute."""
     return _default(TRACKING, root / "mlflow.db")
 
 
 def default_queue_uri(root: Path) -> str:
-    """OPTUNA_STORAGE, or a sqlite file under `root`."""
+    """Return OPTUNA_STORAGE, or the URI of a sqlite file under `root`."""
     return _default(QUEUE, root / "optuna.db")
 
 
@@ -40,9 +40,10 @@ def _default(variable: str, file: Path) -> str:
 
 
 def absolute_uri(uri: str, source: str = "tracking_uri") -> str:
-    """`uri`, a sqlite file's with its absolute path, so that a worker in another folder opens the same file.
+    """Return `uri` with the absolute path of a sqlite file, so that workers in other folders open the same file.
 
-    Raises ConfigError naming `source` if no store can have this URI.
+    Raises:
+        ConfigError: if it is not a valid URI of a store; the message has `source`.
     """
     remember(uri)
     try:
@@ -57,12 +58,12 @@ def absolute_uri(uri: str, source: str = "tracking_uri") -> str:
 
 
 def shown_path(path: Path | str) -> str:
-    """A path for a message; bytes that aren't UTF-8 as \\xNN."""
+    """Return a path for a message; bytes that aren't UTF-8 become \\xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def database_file(uri: str) -> Path | None:
-    """The sqlite file of a store's URI; None for a server and for a database in memory."""
+    """Return the sqlite file of a store's URI; None for a server or a database in memory."""
     try:
         return sqlite_path(uri)
     except ValueError as error:
@@ -70,19 +71,19 @@ def database_file(uri: str) -> Path | None:
 
 
 def own_file(uri: str) -> Path | None:
-    """The sqlite file of a store that may be created and upgraded; None also for sqlite's file: URIs (?mode=ro)."""
+    """Return the sqlite file that may be created and upgraded; None also for sqlite's file: URIs (?mode=ro)."""
     return None if "file:" in uri else database_file(uri)
 
 
 def is_there(uri: str) -> bool:
-    """Whether there may be a store at `uri`: opening a missing sqlite file would create it."""
+    """Return whether a store may exist at `uri`; opening a missing sqlite file would create it."""
     path = database_file(uri)
     return path is None or path.is_file()
 
 
 @contextmanager
 def sqlite_creation_lock(uri: str) -> Iterator[None]:
-    """Let one process at a time open a sqlite file: several that create its tables together break each other."""
+    """Let one process at a time open a sqlite file, because concurrent creation of its tables fails."""
     path = own_file(uri)
     if path is None:
         yield
@@ -98,9 +99,9 @@ def sqlite_creation_lock(uri: str) -> Iterator[None]:
 
 
 def unmask_from_env(uri: str, variable: str) -> str:
-    """The URI that `masked` has made `uri` of, if environment `variable` holds it.
+    """Return the URI whose masked form is `uri`, if environment `variable` has it.
 
-    Otherwise one without a password, for which the driver asks its own places (PGPASSWORD, ~/.pgpass, and over HTTP
+    Otherwise return it without a password, which the driver then reads elsewhere (PGPASSWORD, ~/.pgpass, and over HTTP
     MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, which a user name in the URI would override).
     """
     if HIDDEN not in uri:
@@ -117,7 +118,7 @@ def unmask_from_env(uri: str, variable: str) -> str:
 
 @contextmanager
 def exported_to_children(queue_uri: str, tracking_uri: str) -> Iterator[None]:
-    """Processes that are started meanwhile inherit the URIs that hold a secret: all else that they get is masked."""
+    """Export URIs with a secret to processes started within the block; all else that they get is masked."""
     secret = {name: uri for name, uri in ((QUEUE, queue_uri), (TRACKING, tracking_uri)) if masked(uri) != uri}
     before = {name: os.environ.get(name) for name in secret}
     os.environ.update(secret)

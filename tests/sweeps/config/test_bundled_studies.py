@@ -21,7 +21,7 @@ from sweeps.cli import main
 from sweeps.config.hydra_compose import EXPERIMENTS, compose_mapping, group_options
 from sweeps.config.study import Study, load_study, study_names
 from sweeps.planning.match_budget import HELD
-from sweeps.planning.trials import TOLERANCE, Trial, arm_configs, plan_trials
+from sweeps.planning.trials import BUDGET_TOLERANCE, Trial, arm_configs, plan_trials
 
 SCALES = group_options("scale")
 PAGE = EXPERIMENTS / "study" / "README.md"
@@ -50,7 +50,7 @@ def test_every_study_composes_builds_and_holds_what_it_says(name: str, scale: st
         return
     measure, _ = HELD[study.file.holds]
     figures = [measure(trial.config) for trial in trials]
-    assert max(figures) - min(figures) <= TOLERANCE * max(figures)
+    assert max(figures) - min(figures) <= BUDGET_TOLERANCE * max(figures)
 
 
 @pytest.mark.parametrize("name", study_names())

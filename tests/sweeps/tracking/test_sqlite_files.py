@@ -18,7 +18,7 @@ import sqlalchemy
 from microdit.common.errors import ConfigError
 from sweeps.execution.queue.optuna_storage import open_storage
 from sweeps.tracking.mlflow_store import Store
-from sweeps.tracking.sqlite_files import BESIDE, Kind, prepare, rewritten
+from sweeps.tracking.sqlite_files import SIDE_FILES, Kind, prepare, rewritten
 from sweeps.tracking.store_kinds import MLFLOW, OPTUNA
 from sweeps.tracking.uris import sqlite_creation_lock
 
@@ -157,7 +157,7 @@ def test_an_older_store_is_upgraded_on_a_copy_and_kept(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (b"", r"is empty \(0 bytes\).*delete it to begin a new store"),
-        (b"not a database at all", "no sqlite database"),
+        (b"not a database at all", "not a sqlite database"),
         (b"SQLite format 3\0" + b"x" * 5000, "damaged"),
     ],
 )
@@ -214,7 +214,7 @@ def test_no_journal_is_left_beside_a_new_queue(tmp_path: Path) -> None:
     path = tmp_path / "optuna.db"
     with sqlite_creation_lock(f"sqlite:///{path}"):
         prepare(path, OPTUNA)
-    assert not [ending for ending in BESIDE if Path(f"{path}{ending}").exists()]
+    assert not [ending for ending in SIDE_FILES if Path(f"{path}{ending}").exists()]
 
 
 def test_a_file_is_rewritten_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
