@@ -1,1 +1,1 @@
-"""MLflow runs to tidy frames, statistics, tables and figures. Reads MLflow alone and imports no other room."""
+"""Turns MLflow runs into data frames, statistics, tables and figures. Uses neither torch nor the model."""

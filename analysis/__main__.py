@@ -1,4 +1,4 @@
-"""`python -m analysis` is `microdit-report`."""
+"""Run `microdit-report` as `python -m analysis`."""
 
 import sys
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.errors import ReportError, nearest
+from analysis.errors import ReportError
 from microdit.common.command_line import (
     SWITCH,
     USER_ERROR,
@@ -19,6 +19,7 @@ from microdit.common.command_line import (
     run_command,
     split_words,
 )
+from microdit.common.errors import nearest
 from microdit.common.stores.secrets import masked
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ Reads the newest launch of STUDY (at that scale, else at any) from MLflow and wr
   figure.png .pdf                scores over the study's axis, with the paper's FID
   curves.png .pdf                training and validation loss
   cost.png .pdf                  the primary metric against training FLOPs and time
-  noise.png .pdf                 validation loss by diffusion noise level, relative to the baseline
+  loss_by_noise_level.png .pdf   validation loss by diffusion noise level, relative to the baseline
   search_*.png .pdf              of a search: history, parallel coordinates, importances, Pareto front
   samples.png .pdf               the same prompts sampled by every arm
   report.html                    all of it on one self-contained page
@@ -203,6 +204,6 @@ def _report_all(words: Words) -> int:
     made = report_all(store, words.out, words.scale, words.choice, words.publish, print)
     page = words.out / PAGE
     print(f"\n{page} ({page.stat().st_size / 1e6:.1f} MB): {len(made.sections)} shown, {len(made.missing)} missing")
-    if made.refusal:
-        print(f"the store would not take the reports ({made.refusal})")
+    if made.rejection:
+        print(f"the store would not take the reports ({made.rejection})")
     return 0 if made.whole else 1

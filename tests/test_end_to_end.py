@@ -122,7 +122,7 @@ def test_the_report_has_the_stores_numbers(road: Road) -> None:
         row = rows[run.data.tags["microdit.arm"]]
         assert float(row["final/clip_fd"]) == pytest.approx(run.data.metrics["final/clip_fd"])
     table = (folder / "table.md").read_text(encoding="utf-8")
-    for word in (*ARMS, "(n=1)", "which no interval can tell from noise", "Fewer samples"):
+    for word in (*ARMS, "(n=1)", "without an interval it can't be told from seed noise", "Fewer samples"):
         assert word in table
     for name in ("figure.png", "curves.png", "samples.png"):
         with Image.open(folder / name) as picture:

@@ -1,1 +1,1 @@
-"""Claims of the paper, the paper's values, and verdicts on them."""
+"""Claims of the paper, values that it reports, and verdicts on the claims."""

@@ -1,4 +1,4 @@
-"""What the paper reports, beside an arm of ours where one corresponds: always with how far the value can be trusted."""
+"""Values that the paper reports, matched to arms, each with the trust level of its source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from analysis.io.run_config import loosely_equal
 
 @dataclass(frozen=True)
 class PaperValue:
-    """An FID of the paper's; `trust` is a word of paper_facts.yaml's legend."""
+    """An FID that the paper reports; `trust` is a level of the legend in paper_facts.yaml."""
 
     arm: str
     fid: float
@@ -28,18 +28,18 @@ class PaperValue:
 
 @cache
 def facts() -> Mapping[str, Any]:
-    """paper_facts.yaml."""
+    """Return the content of paper_facts.yaml."""
     return yaml.safe_load((files("analysis.claims") / "paper_facts.yaml").read_text(encoding="utf-8"))
 
 
 def paper_values(study: str) -> list[PaperValue]:
-    """All values of the paper for `study`, none for a study that it doesn't have."""
+    """Return all values that the paper reports for a study; none for a study that it doesn't have."""
     found = (facts()["studies"].get(study) or {}).get("values") or []
     return [PaperValue(v["arm"], float(v["fid"]), v["trust"], v.get("match") or {}) for v in found]
 
 
 def paper_value(study: str, settings: Mapping[str, Any]) -> PaperValue | None:
-    """The value whose `match` agrees with an arm's `settings` (config keys to values), None where none does."""
+    """Return the value whose `match` agrees with an arm's settings by dotted key, None if there is none."""
     for value in paper_values(study):
         if value.match and all(loosely_equal(settings.get(key), wanted) for key, wanted in value.match.items()):
             return value
@@ -47,10 +47,10 @@ def paper_value(study: str, settings: Mapping[str, Any]) -> PaperValue | None:
 
 
 def trust_meaning(word: str) -> str:
-    """The legend of a trust word."""
+    """Return what a trust level means."""
     return facts()["trust"][word]
 
 
 def citation() -> str:
-    """The paper as a line of text names it."""
+    """Return a short citation of the paper."""
     return f"arXiv {facts()['paper']['arxiv']}, {facts()['paper']['venue']}"

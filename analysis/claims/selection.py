@@ -1,4 +1,4 @@
-"""What is claimed of each study (`claims.yaml`), and which arms of a store a claim speaks of."""
+"""Reads the claims about each study (`claims.yaml`), and selects the arms that a claim compares."""
 
 from __future__ import annotations
 
@@ -9,26 +9,35 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from analysis.errors import ReportError, nearest, shortened
-from analysis.io.reading import load_yaml_mapping
+from analysis.claims.paper_values import facts
+from analysis.errors import ReportError
 from analysis.io.results import Results
 from analysis.io.run_config import loosely_equal, setting
+from microdit.common.contract import COST_PREFIX
+from microdit.common.errors import named, nearest, shown
+from microdit.common.files.stored_yaml import load_stored_mapping
 
 Selector = Mapping[str, Any]
+SOURCE = "claims.yaml"
 KINDS = ("better", "not_worse", "trend", "gap_grows")
-NEEDS = {"trend": ("axis", "better"), "gap_grows": ("axis", "arm", "against"), "not_worse": ("margin",), "better": ()}
-SHAPES: Mapping[str, type] = {
+NEEDED_KEYS = {
+    "trend": ("axis", "better"),
+    "gap_grows": ("axis", "arm", "against"),
+    "not_worse": ("margin",),
+    "better": (),
+}
+TYPES: Mapping[str, type] = {
     **dict.fromkeys(("text", "trust", "kind", "section", "source", "pairs", "axis", "better"), str),
     **dict.fromkeys(("arm", "against", "where", "margin"), dict),
     **dict.fromkeys(("metrics", "same"), list),
 }
-WORDS: Mapping[type, str] = {str: "text", dict: "a mapping", list: "a list"}
+TYPE_NAMES: Mapping[type, str] = {str: "text", dict: "a mapping", list: "a list"}
 BOUNDS = ("above", "below", "least", "most", "not")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim; claims.yaml explains the fields."""
+    """One claim. The comment at the top of claims.yaml explains the fields."""
 
     text: str
     trust: str
@@ -48,66 +57,78 @@ class Claim:
 
 @cache
 def all_claims() -> Mapping[str, tuple[Claim, ...]]:
-    """claims.yaml, checked."""
-    text = (files("analysis.claims") / "claims.yaml").read_text(encoding="utf-8")
+    """Return the validated claims of claims.yaml, by study."""
+    text = (files("analysis.claims") / SOURCE).read_text(encoding="utf-8")
     return load_claims(text)
 
 
 def load_claims(text: str) -> Mapping[str, tuple[Claim, ...]]:
-    """Return the claims in the text of a claims.yaml by study; raises ReportError naming what is wrong."""
-    found = load_yaml_mapping(text, "claims.yaml")
+    """Return the claims in the text of a claims.yaml, by study.
+
+    Raises:
+        ReportError: if a claim is invalid; names the study, the claim and the key.
+    """
+    found = load_stored_mapping(text, SOURCE, ReportError)
     for study, listed in found.items():
         if not isinstance(listed, list) or not all(isinstance(claim, dict) for claim in listed):
-            raise ReportError(f"claims.yaml, {study}: must be a list of claims")
+            raise ReportError(f"{SOURCE}, {study}: must be a list of claims")
     return {study: tuple(parse(study, claim) for claim in listed) for study, listed in found.items()}
 
 
 def claims_of(study: str) -> tuple[Claim, ...]:
-    """The claims on `study`, none for a study that nobody claims anything of."""
+    """Return the claims about a study; empty if there are none."""
     return all_claims().get(study, ())
 
 
 def parse(study: str, values: Mapping[str, Any]) -> Claim:
-    """A claim from YAML; raises ReportError naming what is wrong with it."""
-    place = f"claims.yaml, {study}, '{shortened(str(values.get('text', '?')))}'"
+    """Return the claim that a mapping describes.
+
+    Raises:
+        ReportError: if a key is unknown or missing, or a value is not allowed.
+    """
+    place = f"{SOURCE}, {study}, '{named(str(values.get('text', '?')))}'"
     known = [f.name for f in fields(Claim)]
     for key in values:
         if key not in known:
-            raise ReportError(f"{place}: there is no '{key}'; {nearest(key, known)}")
+            raise ReportError(f"{place}: unknown key '{named(key)}'; {nearest(key, known)}")
     missing = [key for key in ("text", "trust", "kind", "metrics") if not values.get(key)]
     if missing:
         raise ReportError(f"{place}: '{missing[0]}' is missing")
-    for name, kind in SHAPES.items():
+    for name, kind in TYPES.items():
         if not isinstance(values.get(name, kind()), kind):
-            raise ReportError(f"{place}: '{name}' must be {WORDS[kind]}, not {shortened(repr(values[name]))}")
+            raise ReportError(f"{place}: '{name}' must be {TYPE_NAMES[kind]}, not {shown(values[name])}")
     claim = Claim(**{**values, "metrics": tuple(values["metrics"]), "same": tuple(values.get("same", ()))})
     if claim.kind not in KINDS:
-        raise ReportError(f"{place}: kind '{claim.kind}'; {nearest(claim.kind, KINDS)}")
-    needed = NEEDS[claim.kind]
+        raise ReportError(f"{place}: 'kind' is '{named(claim.kind)}'; {nearest(claim.kind, KINDS)}")
+    if claim.trust not in facts()["trust"]:
+        raise ReportError(f"{place}: 'trust' is '{named(claim.trust)}'; {nearest(claim.trust, facts()['trust'])}")
+    needed = NEEDED_KEYS[claim.kind]
     if claim.kind in ("better", "not_worse") and not claim.pairs:
         needed = (*needed, "arm", "against")
     for key in needed:
         if not getattr(claim, key):
             raise ReportError(f"{place}: a claim of kind {claim.kind} needs '{key}'")
     if claim.better not in ("", "larger", "smaller"):
-        raise ReportError(f"{place}: better '{claim.better}'; {nearest(claim.better, ('larger', 'smaller'))}")
+        raise ReportError(
+            f"{place}: 'better' is '{named(claim.better)}'; {nearest(claim.better, ('larger', 'smaller'))}"
+        )
     if claim.pairs not in ("", "successive"):
-        raise ReportError(f"{place}: pairs '{claim.pairs}'; {nearest(claim.pairs, ('successive',))}")
+        raise ReportError(f"{place}: 'pairs' is '{named(claim.pairs)}'; {nearest(claim.pairs, ('successive',))}")
     for selector in (claim.arm, claim.against, claim.where):
         for wanted in selector.values():
             wrong = [word for word in wanted if word not in BOUNDS] if isinstance(wanted, Mapping) else []
             if wrong:
-                raise ReportError(f"{place}: there is no '{wrong[0]}'; {nearest(wrong[0], BOUNDS)}")
+                raise ReportError(f"{place}: unknown condition '{named(wrong[0])}'; {nearest(wrong[0], BOUNDS)}")
     return claim
 
 
 def select(results: Results, selector: Selector) -> list[str]:
-    """Arms with a finished run whose settings are as `selector` wants them, in the study's order."""
+    """Return the arms with a finished run whose settings match `selector`, in the study's order."""
     return [arm for arm in results.arms if all(_fits(value_of(results, arm, k), v) for k, v in selector.items())]
 
 
 def pairs(results: Results, claim: Claim) -> list[tuple[str, str]]:
-    """(arm, against) that the claim compares, those that agree in `loosely_equal`."""
+    """Return the pairs (arm, against) that a claim compares: they agree in the settings of `same`."""
     if claim.pairs == "successive":
         arms = select(results, claim.where)
         return [(after, before) for before, after in zip(arms, arms[1:], strict=False)]
@@ -121,17 +142,17 @@ def pairs(results: Results, claim: Claim) -> list[tuple[str, str]]:
 
 
 def value_of(results: Results, arm: str, key: str) -> Any:
-    """An arm's name, mean cost or setting; None where it has none."""
+    """Return an arm's name, mean cost or setting; None if it has none."""
     if key == "arm":
         return arm
-    if key.startswith("cost/"):
+    if key.startswith(COST_PREFIX):
         runs = results.frame[results.frame["arm"] == arm]
         return float(runs[key].mean()) if key in runs else None
     return setting(results.settings(arm), key)
 
 
 def words(selector: Selector) -> str:
-    """A selector in print: `model.masking.method=maskdit`."""
+    """Return a selector in print: `model.masking.method=maskdit`."""
     parts = []
     for key, wanted in selector.items():
         if isinstance(wanted, Mapping):

@@ -1,4 +1,4 @@
-"""Does a store bear a claim out? Reproduced, contradicted, inconclusive or not tested here, with the numbers."""
+"""Verdicts on claims: reproduced, contradicted, inconclusive or not tested here, with the numbers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import pandas as pd
 
 from analysis import labels
 from analysis.claims.selection import Claim, claims_of, pairs, select, value_of, words
+from analysis.io.columns import mean_or_none
 from analysis.io.results import Results
-from analysis.stats.intervals import Estimate, number, signed
 from analysis.stats.paired import differences, holm, p_value, paired_test
 from analysis.stats.power import ALPHA, format_seeds_needed, seeds_needed
 from analysis.stats.trend import Trend, trend_of
+from microdit.common.contract import final_metric
+from microdit.common.numbers import Estimate, format_number, signed
 
-GAP_PREFIX = "gap"  # what the name of a gap's check begins with
+GAP_PREFIX = "gap"  # of the name of a check on a gap
 REPRODUCED, CONTRADICTED, INCONCLUSIVE, NOT_TESTED = "reproduced", "contradicted", "inconclusive", "not tested here"
 
 
@@ -25,9 +27,12 @@ REPRODUCED, CONTRADICTED, INCONCLUSIVE, NOT_TESTED = "reproduced", "contradicted
 class Check:
     """One comparison or trend of a claim.
 
-    value: in the metric's own units and direction; of a gap, what `arm` is ahead. gain: `value` turned so that
-    positive bears the claim out and, for not_worse, moved by the margin. p: two-sided, of gain being 0. needed: seeds
-    in all that would tell; None over power.MOST or where one seed can't say.
+    Attributes:
+        what: the arms or the axis.
+        value: in the metric's units and direction; for a gap, the lead of `arm` over `against`.
+        gain: `value` with the sign that supports the claim positive; for not_worse shifted by the margin.
+        p: two-sided, for the hypothesis that gain is 0.
+        needed: total number of seeds for a significant result; None above power.MAX_SEEDS or if n = 1.
     """
 
     what: str
@@ -46,42 +51,42 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a claim comes to: reproduced if every check holds, contradicted if any is significantly the other way.
+    """A claim is reproduced if every check holds, and contradicted if one is significant in the other direction.
 
-    Requiring all checks to hold needs no correction for their number (an intersection-union test, Berger 1982); finding
-    one that goes the other way does, and has Holm's.
+    Requiring all checks to hold needs no correction for their number (intersection-union test, Berger 1982). Finding
+    one in the other direction does; Holm's correction is used.
     """
 
     claim: Claim
     word: str
     checks: tuple[Check, ...]
-    why: str = ""  # of what isn't tested, or what it would take
+    why: str = ""  # why it isn't tested, or how many seeds it needs
 
 
 def verdicts(results: Results) -> list[Verdict]:
-    """A verdict on each claim on the study."""
+    """Return a verdict on each claim about the study."""
     return [judge(results, claim) for claim in claims_of(results.study.name)]
 
 
 def judge(results: Results, claim: Claim) -> Verdict:
-    """Checks one claim on the arms that a store has."""
-    metrics = [m for m in claim.metrics if f"final/{m}" in results.frame and results.frame[f"final/{m}"].notna().any()]
+    """Return the verdict on one claim, from the arms that have finished runs."""
+    metrics = [m for m in claim.metrics if mean_or_none(results.frame, final_metric(m)) is not None]
     if not metrics:
         return Verdict(claim, NOT_TESTED, (), why=f"no run has {', '.join(claim.metrics)}")
     found, why = {"trend": _trends, "gap_grows": _gaps}.get(claim.kind, _pairs)(results, claim, metrics)
     checks = tuple(check for check in found if check.value.n)
     if not checks:
-        return Verdict(claim, NOT_TESTED, (), why=why or "no seed in common")
+        return Verdict(claim, NOT_TESTED, (), why=why or "the arms share no seed")
     if all(check.holds for check in checks):
         return Verdict(claim, REPRODUCED, checks)
     opposite = holm([check.p for check in checks])
     if any(check.gain < 0 and p < ALPHA for check, p in zip(checks, opposite, strict=True)):
         return Verdict(claim, CONTRADICTED, checks)
-    return Verdict(claim, INCONCLUSIVE, checks, why=_short_of(checks))
+    return Verdict(claim, INCONCLUSIVE, checks, why=_seeds_text(checks))
 
 
 def line(results: Results, verdict: Verdict) -> str:
-    """A verdict with the numbers that say so, in a line of text."""
+    """Return a verdict and its numbers in one line of Markdown."""
     head = f"{verdict.claim.text} ({origin(verdict.claim)}): **{verdict.word}**"
     if verdict.word == NOT_TESTED:
         return f"{head}: {verdict.why}."
@@ -91,12 +96,12 @@ def line(results: Results, verdict: Verdict) -> str:
 
 
 def origin(claim: Claim) -> str:
-    """Who makes a claim, where that isn't the paper, and how far that can be trusted."""
+    """Return who makes a claim, if it isn't the paper, and the claim's trust level."""
     return ", ".join(part for part in (claim.source, f"trust: {claim.trust}") if part)
 
 
 def numbers(results: Results, verdict: Verdict) -> str:
-    """How many checks hold, the one that decides, and what could not be checked; of a verdict that has checks."""
+    """Return how many checks hold, the decisive one, and the missing metrics. The verdict must have checks."""
     claim, checks = verdict.claim, verdict.checks
     missing = [metric for metric in claim.metrics if metric not in {check.metric for check in checks}]
     untested = f" Not tested: {', '.join(missing)}." if missing else ""
@@ -106,7 +111,7 @@ def numbers(results: Results, verdict: Verdict) -> str:
 
 
 def table(found: Sequence[Verdict]) -> pd.DataFrame:
-    """A row per check, or per claim without one."""
+    """Return one row per check, or per claim without checks."""
     rows: list[dict[str, object]] = []
     for verdict in found:
         of = verdict.claim
@@ -123,36 +128,27 @@ def table(found: Sequence[Verdict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _short_of(checks: Sequence[Check]) -> str:
-    """How many seeds the open checks would take, as a plan from their present spread."""
+def _seeds_text(checks: Sequence[Check]) -> str:
+    """Return how many seeds the open checks need, at their observed effect and standard deviation."""
     needed = [check.needed for check in checks if not check.holds and check.value.n > 1]
     if not needed:
-        return "n=1 can't tell"
+        return "n=1 is not enough"
     return format_seeds_needed(None if None in needed else max(n for n in needed if n is not None))
 
 
 def _deciding_check(verdict: Verdict) -> Check:
-    """The check that decides: the clearest one against a claim that fails, the weakest of one that doesn't."""
+    """Return the decisive check: the clearest one against a contradicted claim, otherwise the weakest one."""
     if verdict.word == CONTRADICTED:
         return min((check for check in verdict.checks if check.gain < 0), key=lambda check: check.p)
     return max(verdict.checks, key=lambda c: (not c.holds, c.gain <= 0, math.inf if math.isnan(c.p) else c.p))
 
 
 def _numbers(results: Results, check: Check) -> str:
-    study = results.study
-    title = labels.metric_label(check.metric, results.tag("feature_net"))
-    arrow = (
-        ""
-        if check.what.startswith(GAP_PREFIX)
-        else f" {labels.direction_arrow(check.metric, study.primary, study.direction)}".rstrip()
-    )
+    title = results.label(check.metric)
+    arrow = "" if check.what.startswith(GAP_PREFIX) else f" {results.arrow(check.metric)}".rstrip()
     detail = f", {check.detail}" if check.detail else ""
     value = signed(check.value).removesuffix(" (n=1)")
     return f"{check.what}: {value} {title}{arrow}{check.unit}, {p_value(check.p)}, n={check.value.n}{detail}"
-
-
-def _lower(results: Results, metric: str) -> bool:
-    return labels.lower_is_better(metric, results.study.primary, results.study.direction)
 
 
 def _pairs(results: Results, claim: Claim, metrics: Sequence[str]) -> tuple[list[Check], str]:
@@ -162,8 +158,8 @@ def _pairs(results: Results, claim: Claim, metrics: Sequence[str]) -> tuple[list
     checks = []
     for arm, against in found:
         for metric in metrics:
-            sign = -1.0 if _lower(results, metric) else 1.0
-            values = differences(results.frame, f"final/{metric}", arm, against)
+            sign = -1.0 if results.lower_is_better(metric) else 1.0
+            values = differences(results.frame, final_metric(metric), arm, against)
             checks.append(_pair_check(results, claim, f"{arm} against {against}", metric, values, sign, against))
     return checks, ""
 
@@ -171,38 +167,40 @@ def _pairs(results: Results, claim: Claim, metrics: Sequence[str]) -> tuple[list
 def _pair_check(
     results: Results, claim: Claim, what: str, metric: str, values: np.ndarray, sign: float, against: str
 ) -> Check:
-    """Student's paired t test of the gain; of not_worse, of the gain and the margin together (a share of a mean that is
-    taken as known)."""
+    """Return Student's paired t test of the gain, plus the margin for not_worse.
+
+    The margin is a share of the mean of `against`, which is taken as known.
+    """
     share, detail = claim.margin.get(metric, 0.0), ""
-    margin = share * abs(float(results.frame.loc[results.frame["arm"] == against, f"final/{metric}"].mean()))
+    margin = share * abs(float(results.frame.loc[results.frame["arm"] == against, final_metric(metric)].mean()))
     if claim.kind == "not_worse":
-        detail = f"margin {number(margin, digits=2)}"
+        detail = f"margin {format_number(margin, digits=2)}"
     tested = paired_test(sign * values + margin)
-    needed = _more(seeds_needed(tested.difference.mean, tested.deviation), tested.n)
+    needed = _at_least_one_more(seeds_needed(tested.difference.mean, tested.deviation), tested.n)
     shown = paired_test(values).difference
     return Check(what, metric, shown, "", tested.difference.mean, tested.p, needed, detail)
 
 
 def _trends(results: Results, claim: Claim, metrics: Sequence[str]) -> tuple[list[Check], str]:
     checks = []
-    for group, arms in _alike(results, claim).items():
+    for group, arms in _groups(results, claim).items():
         places = {arm: place for arm in arms if _number(place := value_of(results, arm, claim.axis))}
         part = results.frame[results.frame["arm"].isin(places)]
         part = part.assign(place=part["arm"].map(places))
         for metric in metrics:
-            table = part.pivot_table(index="seed", columns="place", values=f"final/{metric}", aggfunc="mean")
+            table = part.pivot_table(index="seed", columns="place", values=final_metric(metric), aggfunc="mean")
             found = trend_of(table)
             if found:
                 towards = 1.0 if claim.better == "larger" else -1.0
-                sign = -towards if _lower(results, metric) else towards
+                sign = -towards if results.lower_is_better(metric) else towards
                 what = f"trend over {labels.setting_label(claim.axis)}{group}"
                 checks.append(_trend_check(what, metric, found, sign))
-    narrowed = f" where {words(claim.where)}" if claim.where else ""
+    narrowed = f" among arms with {words(claim.where)}" if claim.where else ""
     return checks, f"fewer than two values of {claim.axis} at a seed{narrowed}"
 
 
-def _alike(results: Results, claim: Claim) -> dict[str, list[str]]:
-    """Arms of a trend by what they must agree in; its words where there are several such groups."""
+def _groups(results: Results, claim: Claim) -> dict[str, list[str]]:
+    """Return the arms of a trend by the settings they share; the key is "" if there is only one group."""
     groups: dict[str, list[str]] = {}
     for arm in select(results, claim.where):
         agree = ", ".join(f"{labels.setting_label(key)} {value_of(results, arm, key)}" for key in claim.same)
@@ -211,7 +209,7 @@ def _alike(results: Results, claim: Claim) -> dict[str, list[str]]:
 
 
 def _gaps(results: Results, claim: Claim, metrics: Sequence[str]) -> tuple[list[Check], str]:
-    """What `arm` is ahead of `against` at each place of the axis that both have, and its trend."""
+    """Check the trend of the lead of `arm` over `against`, at the axis values that both have."""
     at = {}
     for arm in select(results, claim.arm):
         for against in select(results, claim.against):
@@ -222,8 +220,8 @@ def _gaps(results: Results, claim: Claim, metrics: Sequence[str]) -> tuple[list[
         return [], f"fewer than two values of {claim.axis} that both have"
     checks = []
     for metric in metrics:
-        sign = -1.0 if _lower(results, metric) else 1.0
-        table = results.frame.pivot_table(index="seed", columns="arm", values=f"final/{metric}", aggfunc="mean")
+        sign = -1.0 if results.lower_is_better(metric) else 1.0
+        table = results.frame.pivot_table(index="seed", columns="arm", values=final_metric(metric), aggfunc="mean")
         gaps = {
             place: sign * (table[arm] - table[against])
             for place, (arm, against) in at.items()
@@ -236,15 +234,15 @@ def _gaps(results: Results, claim: Claim, metrics: Sequence[str]) -> tuple[list[
 
 
 def _trend_check(what: str, metric: str, found: Trend, sign: float) -> Check:
-    needed = _more(seeds_needed(found.slope.mean, found.deviation), found.n)
+    needed = _at_least_one_more(seeds_needed(found.slope.mean, found.deviation), found.n)
     right, every = found.steps
-    detail = f"{found.test}, rho {found.rho:.2f}, {right} of {every} steps that way"
+    detail = f"{found.test}, rho {found.rho:.2f}, {right} of {every} steps in that direction"
     unit = f" per {found.unit}"
     return Check(what, metric, found.slope, unit, sign * found.slope.mean, found.p, needed, detail)
 
 
-def _more(needed: int | None, have: int) -> int | None:
-    """An inconclusive check needs more seeds than it has: a rough plan, from the spread of few, may say otherwise."""
+def _at_least_one_more(needed: int | None, have: int) -> int | None:
+    """Return at least one seed more than an inconclusive check has; the estimate from few seeds may be lower."""
     return None if needed is None else max(needed, have + 1)
 
 

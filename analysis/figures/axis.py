@@ -1,4 +1,4 @@
-"""The horizontal axis of a study's figure: numbers, numbers over decades, or names in a row."""
+"""The horizontal axis of a study's figure: linear or logarithmic numbers, or names in a row."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ import pandas as pd
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DECADES = 20  # a range of this factor or more is drawn on a logarithmic axis
-LOG_GAP_RATIO = 2.0  # times the least gap that a linear axis has, from which a logarithmic one is taken below that
-TICKS = 9  # values that get a tick each
-CHARACTERS = 105  # that fit side by side below the panels of a page
-MIN_TICK_GAP = 0.06  # of the axis between two values: less leaves no room for their numbers, even slanted
-LONGEST = 18  # characters of a slanted name
+MIN_LOG_RANGE = 20  # use a log axis from this ratio of the largest to the smallest value
+LOG_GAP_RATIO = 2.0  # use a log axis if its smallest tick gap is at least this many times the linear axis's
+MAX_TICKS = 9  # with more values, matplotlib chooses the ticks
+CHARACTERS_PER_PAGE = 105  # of tick labels in one row below the panels
+MIN_TICK_GAP = 0.06  # fraction of the axis; a smaller gap has no room for labels, even slanted ones
+MAX_NAME_CHARACTERS = 18  # of a slanted label
 
 
 @dataclass(frozen=True)
 class StudyAxis:
-    """Where the values of x stand. `names`: values that aren't numbers, in order; empty where all are numbers."""
+    """Positions of the values of x.
+
+    `names`: the values if not all are numbers, in order; else empty. `panels`: number of panels beside each other.
+    """
 
     values: tuple[float, ...]
     names: tuple[str, ...]
     log: bool
-    panels: int = 3  # of the page that this axis shares
+    panels: int = 3
 
     @classmethod
     def of(cls, x: pd.Series, panels: int = 3) -> StudyAxis:
-        """The axis for a column of numbers or names."""
+        """Return the axis for a column of numbers or names."""
         found = list(dict.fromkeys(x))
         if not found or not all(isinstance(value, float) for value in found):
             return cls(tuple(float(i) for i in range(len(found))), tuple(str(value) for value in found), False, panels)
@@ -40,7 +43,7 @@ class StudyAxis:
         return cls(values, (), _logarithmic(values), panels)
 
     def place(self, value: Any, shift: float = 0.0) -> float:
-        """Where `value` is drawn, moved to the right by `shift`, a fraction of the axis."""
+        """Return the position of `value`, moved to the right by `shift`, a fraction of the axis."""
         if self.names:
             return self.values[self.names.index(str(value))] + shift * max(1, len(self.names) - 1)
         if self.log:
@@ -48,17 +51,17 @@ class StudyAxis:
         return value + shift * ((self.values[-1] - self.values[0]) or 1.0)
 
     def mark(self, axis: Axes) -> None:
-        """Ticks at the values, with their names or numbers, slanted and shortened where they would touch."""
+        """Set a tick at each value, with labels slanted and shortened if they would overlap."""
         if self.log:
             axis.set_xscale("log")
         if self.names:
             axis.set_xlim(-0.5, len(self.names) - 0.5)
         else:
             axis.margins(x=0.14)
-        if not self.names and (len(self.values) > TICKS or self.gap() < MIN_TICK_GAP):
+        if not self.names and (len(self.values) > MAX_TICKS or self.gap() < MIN_TICK_GAP):
             return
         axis.minorticks_off()
-        room = self.gap() * CHARACTERS / max(self.panels, 1.5) * 0.75
+        room = self.gap() * CHARACTERS_PER_PAGE / max(self.panels, 1.5) * 0.75
         labels = [wrap(name, int(room)) for name in self.names] or self._numbers()
         if max(len(line) for label in labels for line in label.split("\n")) <= room:
             axis.set_xticks(self.values, labels)
@@ -68,7 +71,7 @@ class StudyAxis:
             text.set(rotation=40, horizontalalignment="right", rotation_mode="anchor")
 
     def _numbers(self) -> list[str]:
-        """The values in as few digits as tell them apart, three at least."""
+        """Return the values with as few digits as distinguish them, at least three."""
         for digits in (3, 4, 5):
             short = [f"{value:g}" if value >= 1000 else f"{value:.{digits}g}" for value in self.values]
             if len(set(short)) == len(short):
@@ -76,7 +79,7 @@ class StudyAxis:
         return [f"{value:g}" for value in self.values]
 
     def gap(self) -> float:
-        """Least distance between neighbours, as a fraction of the axis."""
+        """Return the smallest distance between neighbors, as a fraction of the axis."""
         if self.names:
             return 1 / len(self.names)
         at = [math.log(value) for value in self.values] if self.log else list(self.values)
@@ -84,15 +87,15 @@ class StudyAxis:
 
 
 def _logarithmic(values: tuple[float, ...]) -> bool:
-    """Whether positive values reach over decades, or stand so much more evenly there, as 1, 2, 4, 8 do."""
-    if values[0] <= 0 or values[-1] / values[0] >= DECADES:
+    """Return whether positive values span a large range, or are more evenly spaced on a log axis (1, 2, 4, 8)."""
+    if values[0] <= 0 or values[-1] / values[0] >= MIN_LOG_RANGE:
         return values[0] > 0
     gaps = [StudyAxis(values, (), log).gap() for log in (False, True)]
     return gaps[1] >= LOG_GAP_RATIO * gaps[0]
 
 
 def wrap(name: str, width: int) -> str:
-    """Broken into lines after its underscores."""
+    """Return a name broken into lines of at most `width` characters after underscores."""
     lines = [""]
     for part in re.findall(r"[^_]+_?|_", name):
         if lines[-1] and len(lines[-1]) + len(part) > width:
@@ -102,4 +105,8 @@ def wrap(name: str, width: int) -> str:
 
 
 def _shorten(name: str) -> str:
-    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 + 1 :]}"
+    return (
+        name
+        if len(name) <= MAX_NAME_CHARACTERS
+        else f"{name[: MAX_NAME_CHARACTERS // 2]}…{name[-MAX_NAME_CHARACTERS // 2 + 1 :]}"
+    )

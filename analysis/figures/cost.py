@@ -1,4 +1,4 @@
-"""Quality against cost: whether what an arm saves, in FLOPs and in time, is worth what it loses."""
+"""The figure of quality against cost: the primary score over training FLOPs and training time."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis import labels as names
+from analysis import labels
 from analysis.figures import layout
 from analysis.figures.styles import NEUTRAL, Palette, arm_styles
 from analysis.io.results import Results
-from analysis.stats.intervals import Estimate, estimate, number
+from microdit.common.contract import SECONDS, TRAIN_FLOPS, Tag, final_metric
+from microdit.common.numbers import Estimate, estimate, format_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PREFIXES = {1e18: "E", 1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M"}
-SHARED = 0.01  # of a cost, within which arms count as equal; what `holds` allows, too
-SHOWN = {"cost/train_flops": "training compute", "cost/seconds": "training time"}
-LABEL_OFFSETS = (
+EQUAL_COST_TOLERANCE = 0.01  # relative; also the tolerance of a study that holds a cost
+PANELS = {TRAIN_FLOPS: "training compute", SECONDS: "training time"}
+LABEL_OFFSETS = (  # points in x and y, horizontal alignment; in the order in which they are tried
     (5, 4, "left"),
     (5, -9, "left"),
     (-5, 4, "right"),
@@ -35,7 +36,7 @@ LABEL_OFFSETS = (
 
 @dataclass(frozen=True)
 class Point:
-    """An arm: what it costs and how well it does."""
+    """Cost and score of an arm."""
 
     arm: str
     cost: Estimate
@@ -44,65 +45,71 @@ class Point:
 
 @layout.with_print_style
 def cost_figure(results: Results) -> Figure | None:
-    """The primary metric over training FLOPs and over time, with the Pareto front of the means.
+    """Return the primary metric over training FLOPs and over time, with the Pareto front of the means.
 
-    A cost that the arms share is said, not drawn. None where no run has either cost, for one arm, and for a search,
-    whose trials differ in settings more than in cost.
+    A cost that all arms share is stated in the title instead. None without costs, for a single arm, and for a search,
+    whose trials differ mostly in settings.
     """
     study = results.study
-    every = {column: points for column in SHOWN if len(points := _points(results, column)) > 1}
+    every = {column: points for column in PANELS if len(points := _points(results, column)) > 1}
     found = {column: points for column, points in every.items() if not _shared(points)}
     if not found or study.search:
         return None
     figure, axes = layout.panels(len(found))
     looks = arm_styles(results)
-    lower = names.lower_is_better(study.primary, study.primary, study.direction)
+    lower = results.lower_is_better(study.primary)
     for axis, (column, points) in zip(axes, found.items(), strict=True):
-        _panel(axis, f"{SHOWN[column]} ({unit(results.frame, column)[1]})", points, looks, lower)
-    metric = names.metric_label(study.primary, results.tag("feature_net"))
-    axes[0].set_ylabel(f"{metric} {names.direction_arrow(study.primary, study.primary, study.direction)}")
+        _panel(axis, f"{PANELS[column]} ({unit(results.frame, column)[1]})", points, looks, lower)
+    metric = results.label(study.primary)
+    axes[0].set_ylabel(f"{metric} {results.arrow(study.primary)}")
     layout.legend(figure, _handles(axes[0], results, looks))
     named, short = looks.grouped and len(results.arms) <= layout.MAX_ARMS_DRAWN, _short_names(results, looks)
     for axis, points in zip(axes, found.values(), strict=True):
         if named:
-            _name(figure, axis, points, short)
-    bars = " Bars: 95% intervals over seeds, cut where they leave the panel." if layout.has_intervals(results) else ""
-    told = "arm" if set(short) == set(short.values()) else names.setting_label(study.x)
-    labels = f" Beside a point: its {told}." if named else ""
+            _label_points(figure, axis, points, short)
+    bars = " Bars: 95% intervals over seeds, clipped at the panel's edge." if layout.has_intervals(results) else ""
+    text = "arm" if set(short) == set(short.values()) else labels.setting_label(study.x)
+    beside = f" Text beside a point: its {text}." if named else ""
     equal = "".join(
-        f" All arms have the same {SHOWN[column]}: {number(points[0].cost.mean)} {unit(results.frame, column)[1]}."
+        f" All arms have the same {PANELS[column]}: {format_number(points[0].cost.mean)} "
+        f"{unit(results.frame, column)[1]}."
         for column, points in every.items()
         if column not in found
     )
     head = f"{metric} against the cost of training: {study.name}, scale {study.scale}, {layout.seeds(results)}"
-    front = "Pareto front: no other arm's mean is as good at as little cost; it does not weigh the intervals."
-    layout.title(figure, head, f"{front}{bars}{labels}{equal} Device: {results.tag('device')}.")
+    front = "Pareto front of the means: no other arm has a better mean at the same or lower cost (intervals ignored)."
+    layout.title(figure, head, f"{front}{bars}{beside}{equal} Device: {results.tag(Tag.DEVICE)}.")
     return figure
 
 
 def pareto(costs: Sequence[float], scores: Sequence[float], lower: bool) -> list[int]:
-    """Places of the points that no other is at least as good as in both and better in one, by ascending cost."""
+    """Return the indices of the points on the Pareto front, by ascending cost.
+
+    No other point is at least as good in both cost and score and better in one. `lower`: lower scores are better.
+    """
     sign = 1.0 if lower else -1.0
     front: list[int] = []
     best = math.inf
     cheapest = -math.inf
     for place in sorted(range(len(costs)), key=lambda i: (costs[i], sign * scores[i])):
         score = sign * scores[place]
-        if score < best or (score == best and costs[place] == cheapest):  # twins are both on it
+        if score < best or (score == best and costs[place] == cheapest):  # equal points are both on the front
             front.append(place)
             best, cheapest = score, costs[place]
     return front
 
 
 def _points(results: Results, column: str) -> list[Point]:
-    """Arms with both numbers, in the study's order."""
+    """Return the arms with cost and score, in the study's order."""
     frame = results.frame
     if column not in frame:
         return []
     found = []
     for arm, runs in frame.groupby("arm", sort=False):
         point = Point(
-            str(arm), estimate(runs[column] / unit(frame, column)[0]), estimate(runs[f"final/{results.study.primary}"])
+            str(arm),
+            estimate(runs[column] / unit(frame, column)[0]),
+            estimate(runs[final_metric(results.study.primary)]),
         )
         if point.cost.n and point.score.n:
             found.append(point)
@@ -111,11 +118,11 @@ def _points(results: Results, column: str) -> list[Point]:
 
 def _shared(points: Sequence[Point]) -> bool:
     costs = [point.cost.mean for point in points]
-    return max(costs) - min(costs) <= SHARED * max(costs)
+    return max(costs) - min(costs) <= EQUAL_COST_TOLERANCE * max(costs)
 
 
 def unit(frame: pd.DataFrame, column: str) -> tuple[float, str]:
-    """What a cost is divided by for the axis, and what its numbers then are."""
+    """Return the divisor of a cost on the axis, and the resulting unit."""
     if not column.endswith("flops"):
         return 1.0, "s"
     size = next((size for size in PREFIXES if frame[column].max() >= size), 1e6)
@@ -128,7 +135,7 @@ def _panel(axis: Axes, label: str, points: list[Point], looks: Palette, lower: b
         look = looks.arms[point.arm]
         axis.errorbar(
             [point.cost.mean], [point.score.mean], yerr=[point.score.half], xerr=[_spread(point.cost)],
-            color=look.colour, marker=look.marker, markersize=6, markeredgecolor="white", markeredgewidth=0.6,
+            color=look.color, marker=look.marker, markersize=6, markeredgecolor="white", markeredgewidth=0.6,
             linestyle="none", elinewidth=1.0, capsize=2.5, zorder=3,
         )  # fmt: skip
     axis.set_xlabel(label)
@@ -143,12 +150,12 @@ def _panel(axis: Axes, label: str, points: list[Point], looks: Palette, lower: b
 
 
 def _spread(cost: Estimate) -> float:
-    """Half an interval, NaN where seeds cost alike, as FLOPs do."""
+    """Return the half-width of an interval, NaN if all seeds have the same cost, as with FLOPs."""
     return cost.half if cost.half > 1e-9 * abs(cost.mean) else math.nan
 
 
 def _limits(axis: Axes, costs: Sequence[float]) -> None:
-    """Room beside the points, as for y: seconds of two seeds have wide intervals."""
+    """Set x limits from the points; intervals of seconds at two seeds would be too wide."""
     low, high = min(costs), max(costs)
     if axis.get_xscale() == "log":
         room = (high / low) ** 0.18
@@ -159,7 +166,7 @@ def _limits(axis: Axes, costs: Sequence[float]) -> None:
 
 
 def _handles(axis: Axes, results: Results, looks: Palette) -> dict[str, Any]:
-    """An entry per arm, or per hue where each point is labelled; then the front."""
+    """Return legend entries: one per arm, or per hue if points are labeled; then the front."""
     from matplotlib.lines import Line2D
 
     named = {looks.hue[arm]: looks.hues[looks.hue[arm]] for arm in results.arms}
@@ -167,22 +174,22 @@ def _handles(axis: Axes, results: Results, looks: Palette) -> dict[str, Any]:
     style: dict[str, Any] = {"linestyle": "none", "markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.6}
     found: dict[str, Any] = {}
     for name, look in entries.items():
-        label = names.hue_label(results.study.hue, name) if looks.grouped else name
-        found[label] = Line2D([], [], color=look.colour, marker=look.marker, **style)
-    lines, labels = axis.get_legend_handles_labels()
-    return found | dict(zip(labels, lines, strict=True))
+        label = labels.hue_label(results.study.hue, name) if looks.grouped else name
+        found[label] = Line2D([], [], color=look.color, marker=look.marker, **style)
+    lines, texts = axis.get_legend_handles_labels()
+    return found | dict(zip(texts, lines, strict=True))
 
 
 def _short_names(results: Results, looks: Palette) -> dict[str, str]:
-    """What tells an arm from the others of its hue: its x where that does, else its name."""
+    """Return short labels of arms: x if it identifies the arm within its hue, else the name."""
     frame = results.frame.drop_duplicates("arm")
     apart = not frame.duplicated(["hue", "x"]).any() and results.study.x not in ("", "arm")
     xs = dict(zip(frame["arm"], frame["x"], strict=True))
     return {arm: f"{xs[arm]:g}" if apart and isinstance(xs[arm], float) else arm for arm in results.arms}
 
 
-def _name(figure: Figure, axis: Axes, points: list[Point], words: Mapping[str, str]) -> None:
-    """Writes an arm's name beside its point, where it covers neither a point nor another name."""
+def _label_points(figure: Figure, axis: Axes, points: list[Point], words: Mapping[str, str]) -> None:
+    """Write an arm's label beside its point so that it covers neither a point nor another label."""
     figure.draw_without_rendering()
     at = {p.arm: axis.transData.transform((p.cost.mean, p.score.mean)) for p in points}
     dots = np.array(list(at.values()))

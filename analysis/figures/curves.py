@@ -1,5 +1,4 @@
-"""Training and validation loss by step: a line for an arm's mean over seeds, a band from its lowest seed to its
-highest."""
+"""The figure of training and validation loss by step: mean over seeds, band from lowest to highest seed."""
 
 from __future__ import annotations
 
@@ -11,28 +10,27 @@ import pandas as pd
 from analysis.figures import layout
 from analysis.figures.styles import Style, arm_styles
 from analysis.io.results import Results
+from microdit.common.contract import TRAIN_LOSS, VAL_LOSS_CURVE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SMOOTHING_FRACTION = (
-    25  # a training loss is noisy: each point is drawn as the mean of a 25th of all points, those around it
-)
-SHOWN = {"train/loss": "training loss", "val/loss": "validation loss"}
-TRIALS = 100  # of a search, whose lines look alike
-INFINITE = 1e300  # MLflow keeps an infinite loss as the largest number, which no axis holds beside another
-MARKS = 8  # markers along a line
+SMOOTHING_FRACTION = 25  # a training loss is drawn as the running mean over this fraction (1/25) of its points
+PANELS = {TRAIN_LOSS: "training loss", VAL_LOSS_CURVE: "validation loss"}
+MAX_TRIALS_DRAWN = 100  # of a search, whose lines look the same
+MAX_LOSS = 1e300  # MLflow stores infinity as the largest float, which no axis can show
+MARKERS_PER_LINE = 8
 
 
 @layout.with_print_style
 def curve_figure(results: Results) -> Figure | None:
-    """A panel each for training and validation loss; None where no run has logged either.
+    """Return one panel for training and one for validation loss; None if no run has logged either.
 
-    Of many arms only the best are drawn, and read.
+    With many arms, only the best are read and drawn.
     """
-    arms, which = layout.select_arms(results, TRIALS if results.study.search else layout.MAX_ARMS_DRAWN)
-    found = {metric: _histories(results, metric, arms) for metric in SHOWN}
+    arms, which = layout.select_arms(results, MAX_TRIALS_DRAWN if results.study.search else layout.MAX_ARMS_DRAWN)
+    found = {metric: _histories(results, metric, arms) for metric in PANELS}
     found = {metric: curves for metric, curves in found.items() if curves}
     if not found:
         return None
@@ -48,9 +46,9 @@ def curve_figure(results: Results) -> Figure | None:
             drawn.append(table)
             handles.setdefault(arm, _draw(axis, table, styles[arm], place / len(curves)))
         tables.append(drawn)
-        _finish(axis, SHOWN[metric], drawn)
+        _finish(axis, PANELS[metric], drawn)
     if results.study.search:
-        handles = {"a trial each": next(iter(handles.values()))}
+        handles = {"one line per trial": next(iter(handles.values()))}
     last = max(float(table.index[-1]) for axis_tables in tables for table in axis_tables)
     for axis in axes:
         axis.set_xlim(0, 1.03 * last)
@@ -61,7 +59,7 @@ def curve_figure(results: Results) -> Figure | None:
 
 
 def _histories(results: Results, metric: str, arms: list[str]) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """Curves by arm, of its seeds that have one."""
+    """Return the curves of each arm, one per seed that has one."""
     every = results.histories(metric, arms)
     runs = results.frame.groupby("arm", sort=False)["run_id"].agg(list)
     found = {}
@@ -73,14 +71,14 @@ def _histories(results: Results, metric: str, arms: list[str]) -> dict[str, list
 
 
 def _table(curves: list[tuple[np.ndarray, np.ndarray]], metric: str) -> tuple[pd.DataFrame, int]:
-    """Losses by step, a column per seed, and over how many points they are running means."""
+    """Return losses by step with one column per seed, and the number of points of their running mean."""
     steps = curves[0][0]
-    if all(np.array_equal(own, steps) for own, _ in curves):  # as nearly always, and much faster for many seeds
+    if all(np.array_equal(own, steps) for own, _ in curves):  # the usual case, and much faster with many seeds
         table = pd.DataFrame(np.stack([values for _, values in curves], axis=1), index=steps)
     else:
         table = pd.concat([pd.Series(values, index=own) for own, values in curves], axis=1).sort_index()
-    table = table.where(table.abs() < INFINITE)
-    window = max(1, len(table) // SMOOTHING_FRACTION) if metric == "train/loss" else 1
+    table = table.where(table.abs() < MAX_LOSS)
+    window = max(1, len(table) // SMOOTHING_FRACTION) if metric == TRAIN_LOSS else 1
     return table.rolling(window, center=True, min_periods=1).mean(), window
 
 
@@ -88,11 +86,11 @@ def _draw(axis: Axes, table: pd.DataFrame, style: Style, offset: float) -> Any:
     mean = table.mean(axis=1)
     if len(table.columns) > 1:
         low, high = table.min(axis=1), table.max(axis=1)
-        axis.fill_between(table.index, low, high, color=style.colour, alpha=0.18, linewidth=0)
-    every = max(1, len(table) // MARKS)
-    marks = slice(int(offset * every), None, every)  # not all lines at the same steps
+        axis.fill_between(table.index, low, high, color=style.color, alpha=0.18, linewidth=0)
+    every = max(1, len(table) // MARKERS_PER_LINE)
+    marks = slice(int(offset * every), None, every)  # lines have their markers at different steps
     (line,) = axis.plot(
-        table.index, mean, color=style.colour, linestyle=style.line, linewidth=1.3, marker=style.marker,
+        table.index, mean, color=style.color, linestyle=style.line, linewidth=1.3, marker=style.marker,
         markevery=marks, markersize=4, markeredgecolor="white", markeredgewidth=0.4,
     )  # fmt: skip
     return line
@@ -115,9 +113,9 @@ def _head(results: Results) -> str:
 def _note(results: Results, width: int) -> str:
     parts = []
     if layout.has_intervals(results):
-        parts.append("Line: mean over seeds; band: from the lowest seed to the highest.")
+        parts.append("Line: mean over seeds; band: lowest to highest seed.")
     if width > 1:
         parts.append(f"Training loss: running mean over {width} logged points.")
     if any("masking" in key for arm in results.study.arms.values() for key in arm):
-        parts.append("A masked arm's training loss is over the patches it keeps: compare arms on validation loss.")
+        parts.append("A masked arm's training loss covers only the patches it keeps; compare arms on validation loss.")
     return " ".join(parts)

@@ -1,4 +1,4 @@
-"""What the figures share: sizes for print, panels, legends, titles, ticks and limits."""
+"""Shared layout of figures: sizes for print, panels, legends, titles, ticks and limits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from analysis import labels
 from analysis.io.results import Results
+from microdit.common.contract import final_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 7.0  # inches: a page's text, so that the sizes below are those in print
+WIDTH = 7.0  # inches of a page's text, so that font sizes are those in print
 DPI = 250
 PRINT: dict[Any, Any] = {
     "font.size": 8,
@@ -37,18 +37,20 @@ PRINT: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "pdf.fonttype": 42,
 }
-LOG_TICK_MULTIPLES = (
+LOG_TICK_MULTIPLES = (  # of a power of ten, from sparse to dense
     (1.0,),
     (1.0, 3.0),
     (1.0, 2.0, 5.0),
     (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
-)  # of a decade, ever denser
-MAX_ARMS_DRAWN = 24  # arms that a figure tells apart by a line or row each
+)
+MIN_LOG_TICKS = 4
+MIN_LOG_RANGE = 1.6  # ratio of the largest to the smallest value from which an axis becomes logarithmic
+MAX_ARMS_DRAWN = 24  # one line or row each
 Drawn = TypeVar("Drawn")
 
 
 def with_print_style(draw: Callable[[Results], Drawn]) -> Callable[[Results], Drawn]:
-    """Draws under PRINT's settings, which matplotlib reads as each element is made."""
+    """Decorate a figure function to draw with the settings of PRINT."""
 
     @wraps(draw)
     def drawn(results: Results) -> Drawn:
@@ -61,7 +63,7 @@ def with_print_style(draw: Callable[[Results], Drawn]) -> Callable[[Results], Dr
 
 
 def panels(count: int, height: float = 3.1) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` axes side by side, narrower than a page where there is one."""
+    """Return a figure with `count` axes side by side; a single one is narrower than a page."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -71,10 +73,10 @@ def panels(count: int, height: float = 3.1) -> tuple[Figure, list[Axes]]:
 
 
 def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
-    """Below the panels, in rows of about equal length; the figure grows where they are many."""
+    """Add a legend below the panels, in rows of about equal length; many entries make the figure higher."""
     if not handles:
         return
-    wide = 0.65 + 0.066 * max(len(label) for label in handles)  # inches of an entry
+    wide = 0.65 + 0.066 * max(len(label) for label in handles)  # inches per entry
     fit = max(1, min(6, math.floor(figure.get_figwidth() / wide)))
     rows = math.ceil(len(handles) / fit)
     figure.set_figheight(figure.get_figheight() + 0.17 * (rows - 1))
@@ -85,7 +87,7 @@ def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
 
 
 def title(figure: Figure, text: str, below: str) -> None:
-    """Two paragraphs at the top left, broken to the figure's width."""
+    """Add two paragraphs at the top left, wrapped to the figure's width."""
     wide = int(figure.get_figwidth() * 17.5)
     lines = [textwrap.fill(text, int(wide * 0.9)), textwrap.fill(below, wide, break_on_hyphens=False)]
     words = "\n".join(line for line in lines if line)
@@ -94,33 +96,36 @@ def title(figure: Figure, text: str, below: str) -> None:
 
 
 def seeds(results: Results) -> str:
-    """`n=3 seeds`, or the range where arms have different numbers."""
+    """Return `n=3 seeds`, or the range if arms have different numbers."""
     counts = results.frame.groupby("arm").size()
     low, high = counts.min(), counts.max()
     return f"n={low} seed{'s' if low > 1 else ''}" if low == high else f"n={low} to {high} seeds"
 
 
 def select_arms(results: Results, most: int = MAX_ARMS_DRAWN) -> tuple[list[str], str]:
-    """The arms to draw, in the study's order, and which they are where not all: the baseline and the best by mean."""
+    """Return the arms to draw, in the study's order, and a note if they are not all.
+
+    With more than `most` arms, these are the best by mean and the baseline.
+    """
     study, arms = results.study, results.arms
     if len(arms) <= most:
         return arms, ""
-    means = results.frame.groupby("arm", sort=False)[f"final/{study.primary}"].mean()
+    means = results.frame.groupby("arm", sort=False)[final_metric(study.primary)].mean()
     best = set(means.sort_values(ascending=study.direction == "minimize").index[:most])
     who = f" and {study.baseline}" if study.baseline in arms and study.baseline not in best else ""
-    name = labels.metric_label(study.primary, results.tag("feature_net"))
+    name = results.label(study.primary)
     return [
         arm for arm in arms if arm in best or arm == study.baseline
-    ], f"Of {len(arms)} the {most} best in {name}{who}."
+    ], f"The {most} best of {len(arms)} in {name}{who}."
 
 
 def has_intervals(results: Results) -> bool:
-    """Whether some arm has more than one seed, hence an interval."""
+    """Return whether some arm has more than one seed, hence an interval."""
     return bool(results.frame.groupby("arm").size().max() > 1)
 
 
 def set_y_limits(axis: Axes, values: pd.Series | Sequence[float]) -> None:
-    """Limits of y from the values, so that an interval of two seeds (t = 12.7) can't flatten the panel."""
+    """Set y limits from the values, so that an interval over two seeds (t = 12.7) can't flatten the panel."""
     data = np.asarray(values, dtype=float)
     data = data[np.isfinite(data)]
     if not len(data):
@@ -128,20 +133,21 @@ def set_y_limits(axis: Axes, values: pd.Series | Sequence[float]) -> None:
     low, high = float(data.min()), float(data.max())
     room = 0.5 * (high - low) or 0.1 * abs(high) or 1.0
     bottom, top = axis.get_ylim()
-    margin = 0.2 * room  # of a marker at the edge
+    margin = 0.2 * room  # for a marker at the edge
     axis.set_ylim(min(max(bottom, low - room), low - margin), max(min(top, high + room), high + margin))
 
 
 def scale_ticks(axes: Axes, which: str, values: Sequence[float] | np.ndarray) -> bool:
-    """Makes x or y (`which`) logarithmic, with a few plain numbers, where positive `values` span enough for that.
+    """Make axis `which` ("x" or "y") logarithmic with a few plain numbers if positive `values` span enough.
 
-    Returns whether it is logarithmic.
+    Returns:
+        Whether the axis is logarithmic.
     """
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     data = np.asarray(values, dtype=float)
     data = data[np.isfinite(data)]
-    if not len(data) or data.min() <= 0 or data.max() / data.min() < 1.6:
+    if not len(data) or data.min() <= 0 or data.max() / data.min() < MIN_LOG_RANGE:
         return False
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -154,9 +160,9 @@ def scale_ticks(axes: Axes, which: str, values: Sequence[float] | np.ndarray) ->
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """The sparsest of LEVELS, halves and tenths with at least four ticks within the bounds.
+    """Return the sparsest ticks, of LOG_TICK_MULTIPLES, halves and tenths, with at least four in the bounds.
 
-    None is closer to the next than a ninth of the range, where their numbers would touch.
+    Ticks closer than a ninth of the range are dropped, because their labels would overlap.
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     halves, tenths = (tuple(1 + i / parts for i in range(9 * parts)) for parts in (2, 10))
@@ -164,7 +170,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     for level in (*LOG_TICK_MULTIPLES, halves, tenths):
         ticks = [float(f"{part * 10.0**decade:.3g}") for decade in decades for part in level]
         inside = [tick for tick in ticks if low * 0.95 <= tick <= high * 1.05]
-        if len(inside) >= 4:
+        if len(inside) >= MIN_LOG_TICKS:
             break
     kept = inside[:1]
     for tick in inside[1:]:

@@ -1,4 +1,4 @@
-"""What the arms draw: a row of final pictures per arm, the same prompts and noise in every column."""
+"""The figure of samples: one row of final images per arm, one prompt and initial noise per column."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from PIL import Image
 from analysis.figures import layout
 from analysis.figures.axis import wrap
 from analysis.io.results import Results
+from microdit.common.contract import final_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 8
-SIDE = 256  # pixels that a tile is enlarged to at least, so that a viewer doesn't blur it
-MOST = 8  # rows of a search: its best trials
-LEFT = 1.05  # inches of the rows' names
-INCH = (layout.WIDTH - LEFT) / COLUMNS  # of a tile
+MIN_TILE_PIXELS = 256  # smaller images are enlarged, so that a viewer doesn't blur them
+MAX_TRIALS_DRAWN = 8  # of a search: its best
+LABEL_INCHES = 1.05  # width of the row labels
+TILE_INCHES = (layout.WIDTH - LABEL_INCHES) / COLUMNS
 
 
 def sample_figure(results: Results) -> Figure | None:
-    """Final pictures of each arm at its first seed, captions below the columns; None where no run has any.
+    """Return the final images of each arm at its first seed, with prompts below; None if no run has any.
 
-    Of a search the best trials alone.
+    For a search, only the best trials are drawn.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -42,26 +43,33 @@ def sample_figure(results: Results) -> Figure | None:
     prompts = next(iter(rows.values()))[1][:COLUMNS]
     columns = len(prompts)
     captions = [textwrap.wrap(prompt, 15) for prompt in prompts]
-    left, below = LEFT, 0.12 * max(len(lines) for lines in captions) + 0.1
-    width = left + INCH * columns
+    left, below = LABEL_INCHES, 0.12 * max(len(lines) for lines in captions) + 0.1
+    width = left + TILE_INCHES * columns
     title = textwrap.wrap(_title(results), int(16.5 * width))
     above = 0.13 + 0.13 * len(title)
-    height = above + INCH * len(rows) + below
+    height = above + TILE_INCHES * len(rows) + below
     with mpl.rc_context({"pdf.fonttype": 42}):
         figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    for number, (label, (pictures, own)) in enumerate(rows.items()):
-        bottom = below + INCH * (len(rows) - 1 - number)
-        figure.text((left - 0.1) / width, (bottom + INCH / 2) / height, label, ha="right", va="center", fontsize=7)
-        for column, picture in enumerate(pictures[:columns]):
+    for number, (label, (images, own)) in enumerate(rows.items()):
+        bottom = below + TILE_INCHES * (len(rows) - 1 - number)
+        figure.text(
+            (left - 0.1) / width, (bottom + TILE_INCHES / 2) / height, label, ha="right", va="center", fontsize=7
+        )
+        for column, image in enumerate(images[:columns]):
             if own[column] != prompts[column]:
-                continue  # another prompt than the column's: an empty place is better than a wrong caption
-            place = (left + INCH * column) / width, bottom / height, 0.96 * INCH / width, 0.96 * INCH / height
+                continue  # leave the tile empty if its prompt differs from the column's
+            place = (
+                (left + TILE_INCHES * column) / width,
+                bottom / height,
+                0.96 * TILE_INCHES / width,
+                0.96 * TILE_INCHES / height,
+            )
             axis = figure.add_axes(place)
-            axis.imshow(enlarge(picture), interpolation="lanczos")
+            axis.imshow(enlarge(image), interpolation="lanczos")
             axis.set_axis_off()
     for column, lines in enumerate(captions):
-        x = (left + INCH * (column + 0.48)) / width
+        x = (left + TILE_INCHES * (column + 0.48)) / width
         figure.text(x, (below - 0.06) / height, "\n".join(lines), ha="center", va="top", fontsize=6)
     figure.text(0.1 / width, 1 - 0.08 / height, "\n".join(title), ha="left", va="top", fontsize=7.5)
     return figure
@@ -72,20 +80,20 @@ def _title(results: Results) -> str:
     who = f"the best trials of {study.name}" if study.search else study.name
     each = "trial" if study.search else "arm"
     which = "" if study.search else layout.select_arms(results)[1]
-    return f"{who}, scale {study.scale}: same prompts and noise for every {each}. {which}".removesuffix(". ")
+    return f"{who}, scale {study.scale}: same prompts and initial noise for every {each}. {which}".removesuffix(". ")
 
 
 def _first(results: Results) -> pd.DataFrame:
-    """The run of each row: an arm's first seed, of many arms the best; of a search the best trials, best first."""
+    """Return the run of each row: the first seed of each arm, or the best trials of a search, best first."""
     first = results.frame.drop_duplicates("arm")
     if not results.study.search:
         return first[first["arm"].isin(layout.select_arms(results)[0])]
     rising = results.study.direction == "minimize"
-    return first.sort_values(f"final/{results.study.primary}", ascending=rising).head(MOST)
+    return first.sort_values(final_metric(results.study.primary), ascending=rising).head(MAX_TRIALS_DRAWN)
 
 
-def enlarge(picture: np.ndarray) -> np.ndarray:
-    """(h, h, 3) uint8 by a whole factor to at least SIDE pixels, every pixel a square."""
-    factor = max(1, -(-SIDE // picture.shape[0]))
-    size = (picture.shape[1] * factor, picture.shape[0] * factor)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.NEAREST))
+def enlarge(image: np.ndarray) -> np.ndarray:
+    """Return an image (h, h, 3) uint8 enlarged by a whole factor to at least MIN_TILE_PIXELS."""
+    factor = max(1, -(-MIN_TILE_PIXELS // image.shape[0]))
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.NEAREST))

@@ -1,4 +1,4 @@
-"""The study's figure: its scores over its axis, with the paper's own points where they are known."""
+"""The study's main figure: scores over its axis, with the values that the paper reports."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from analysis.claims.paper_values import paper_value
 from analysis.figures import layout
 from analysis.figures.axis import StudyAxis
 from analysis.figures.styles import NEUTRAL, Palette, arm_styles
+from analysis.io.columns import mean_or_none
 from analysis.io.results import Results
-from analysis.stats.intervals import estimate, number
+from microdit.common.contract import FLOOR_SUFFIX, REAL_SUFFIX, REFERENCE_IMAGES, Tag, final_metric
+from microdit.common.numbers import estimate, format_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_RANGE_GROWTH = 3.0  # times the height of the arms' own range that a panel may grow to show real images
-PANELS = ("fd", "clip_fd", "clip_score")  # the paper's, in its order
-DODGE = 0.08  # of the axis, between hues at one place
-PAPER = "paper's FID (hollow, right axis)"
+MAX_RANGE_GROWTH = 3.0  # factor by which a panel's range may grow to show the score of real images
+PANELS = ("fd", "clip_fd", "clip_score")  # in the paper's order
+MAX_DODGE = 0.08  # fraction of the axis between hues at the same x
+PAPER_LABEL = "paper's FID (hollow, right axis)"
 OTHER_NETWORKS = "The paper's FID is on Inception features at its own scale: compare its order, not its values."
 
 
 @layout.with_print_style
 def score_figure(results: Results) -> Figure:
-    """A panel each for FD, CLIP-FD and CLIP score, and the primary metric where it is none of them, over the study's x.
+    """Return one panel per score over the study's x: FD, CLIP-FD, CLIP score, and the primary metric if it is another.
 
-    A line per hue where x is a number. Runs that diverged are crosses at the top edge.
+    There is one line per hue if x is a number. Diverged runs are crosses at the top edge.
     """
     study, looks = results.study, arm_styles(results)
     found = set(labels.scores(results.frame.columns, study.primary))
@@ -51,12 +53,12 @@ def score_figure(results: Results) -> Figure:
     pairs = [pair for axis in figure.axes for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
     handles = {label: handle for handle, label in pairs}
     layout.legend(figure, hue_handles(results, looks, set(across.names)) | handles)
-    layout.title(figure, study.question, f"{_facts(results)}.{' ' + OTHER_NETWORKS if PAPER in handles else ''}")
+    layout.title(figure, study.question, f"{_facts(results)}.{' ' + OTHER_NETWORKS if PAPER_LABEL in handles else ''}")
     return figure
 
 
 def hue_handles(results: Results, looks: Palette, on_axis: set[str]) -> dict[str, Any]:
-    """An entry per hue that has a run, or per arm where x is what it costs; none where x tells all."""
+    """Return legend entries: one per hue with a run, or per arm if x is a cost; none if x identifies the arms."""
     from matplotlib.lines import Line2D
 
     if results.study.search:
@@ -70,14 +72,14 @@ def hue_handles(results: Results, looks: Palette, on_axis: set[str]) -> dict[str
     for hue, look in entries.items():
         if hue in present and hue not in on_axis:
             found[labels.hue_label(results.study.hue, hue)] = Line2D(
-                [], [], color=look.colour, marker=look.marker, linestyle="none" if bare else look.line,
+                [], [], color=look.color, marker=look.marker, linestyle="none" if bare else look.line,
                 markeredgecolor="white", markeredgewidth=0.6, linewidth=1.3,
             )  # fmt: skip
     return found
 
 
 def _places(results: Results) -> pd.Series:
-    """The x of every run that is drawn, those that diverged too, in the study's order."""
+    """Return x of every finished or diverged run, in the study's order."""
     order = {arm: rank for rank, arm in enumerate([*results.study.arms, *results.arms])}
     both = [frame[["arm", "x"]] for frame in (results.frame, results.diverged) if len(frame)]
     every = pd.concat(both)
@@ -86,7 +88,7 @@ def _places(results: Results) -> pd.Series:
 
 
 def _panel(axis: Axes, results: Results, metric: str, across: StudyAxis, looks: Palette) -> None:
-    study, column = results.study, f"final/{metric}"
+    study, column = results.study, final_metric(metric)
     frame = results.frame[results.frame["x"].notna()]
     beside = _Dodge.of(results, across, looks)
     for hue, runs in frame.groupby("hue", sort=False):
@@ -94,33 +96,36 @@ def _panel(axis: Axes, results: Results, metric: str, across: StudyAxis, looks: 
         means = {arm: estimate(part[column]) for arm, part in runs.groupby("arm", sort=False)}
         at = dict(zip(runs["arm"], runs["x"], strict=True))
         order = sorted(means, key=lambda arm: across.place(at[arm]))
-        if not across.names and not study.search:  # names have no order to follow
+        if not across.names and not study.search:  # names have no order, so no line
             where = [across.place(at[arm], beside.shift(at[arm], str(hue))) for arm in order]
-            axis.plot(where, [means[arm].mean for arm in order], color=look.colour, linestyle=look.line, linewidth=1.3)
+            axis.plot(where, [means[arm].mean for arm in order], color=look.color, linestyle=look.line, linewidth=1.3)
         for arm in order:
             own, part = looks.arms[str(arm)], runs[runs["arm"] == arm]
             shift = beside.shift(at[arm], str(hue))
             if len(part) > 1:  # the seeds, to the right of their mean
                 dots = [across.place(at[arm], shift + 0.45 * beside.step)] * len(part)
-                axis.scatter(dots, part[column], s=7, marker=own.marker, color=own.colour, alpha=0.6, linewidths=0)
+                axis.scatter(dots, part[column], s=7, marker=own.marker, color=own.color, alpha=0.6, linewidths=0)
             axis.errorbar(
-                [across.place(at[arm], shift)], [means[arm].mean], yerr=[means[arm].half], color=own.colour,
+                [across.place(at[arm], shift)], [means[arm].mean], yerr=[means[arm].half], color=own.color,
                 marker=own.marker, linestyle="none", markersize=5.5, markeredgecolor="white", markeredgewidth=0.6,
                 elinewidth=1.2, capsize=2.5,
             )  # fmt: skip
     layout.set_y_limits(axis, frame[column])
     _zero_lines(axis, results, column, looks)
     _real_lines(axis, frame, column)
-    arrow = labels.direction_arrow(metric, study.primary, study.direction)
-    axis.set_title(f"{labels.metric_label(metric, results.tag('feature_net'))} {arrow}", loc="left")
+    arrow = results.arrow(metric)
+    axis.set_title(f"{results.label(metric)} {arrow}", loc="left")
 
 
 @dataclass(frozen=True)
 class _Dodge:
-    """How far hues stand beside a place of x that several have, so that they don't hide each other."""
+    """Offsets of hues with the same x, so that they don't cover each other.
 
-    step: float  # between two, a fraction of the axis
-    at: Mapping[Any, list[str]]  # hues by place
+    `step`: between two hues, as a fraction of the axis. `at`: hues by x.
+    """
+
+    step: float
+    at: Mapping[Any, list[str]]
 
     @classmethod
     def of(cls, results: Results, across: StudyAxis, looks: Palette) -> _Dodge:
@@ -131,21 +136,21 @@ class _Dodge:
                     if hue not in at.setdefault(x, []):
                         at[x].append(hue)
         most = max((len(hues) for hues in at.values()), default=1)
-        # Without bars nothing hides behind another's, and a point stands where its number is.
+        # Without error bars nothing is covered, so points need no offset.
         bare = not across.names and not layout.has_intervals(results)
-        return cls(0.0 if bare else min(DODGE, 0.8 * across.gap() / most), at)
+        return cls(0.0 if bare else min(MAX_DODGE, 0.8 * across.gap() / most), at)
 
     def shift(self, x: Any, hue: str) -> float:
         hues = self.at[x]
         return self.step * (hues.index(hue) - (len(hues) - 1) / 2)
 
     def left(self, x: Any) -> float:
-        """Beside all hues at x."""
+        """Return the offset to the left of all hues at x."""
         return -self.step * (len(self.at[x]) + 1) / 2
 
 
 def _crosses(axis: Axes, results: Results, across: StudyAxis, looks: Palette) -> None:
-    """Runs that diverged have no score: a cross at their x, at the top edge."""
+    """Draw diverged runs, which have no score, as crosses at the top edge."""
     lost = results.diverged
     beside = _Dodge.of(results, across, looks)
     for arm, hue, x in dict.fromkeys(zip(lost["arm"], lost["hue"], lost["x"], strict=True)):
@@ -153,7 +158,7 @@ def _crosses(axis: Axes, results: Results, across: StudyAxis, looks: Palette) ->
             continue
         where = [across.place(x, beside.shift(x, str(hue)))]
         axis.plot(
-            where, [0.97], transform=axis.get_xaxis_transform(), color=looks.arms[str(arm)].colour, marker="x",
+            where, [0.97], transform=axis.get_xaxis_transform(), color=looks.arms[str(arm)].color, marker="x",
             markersize=7, markeredgewidth=1.8, linestyle="none", clip_on=False,
         )  # fmt: skip
     if len(lost):
@@ -162,7 +167,7 @@ def _crosses(axis: Axes, results: Results, across: StudyAxis, looks: Palette) ->
 
 
 def _paper(axis: Axes, results: Results, across: StudyAxis, looks: Palette) -> None:
-    """The paper's FID beside our FD: hollow markers on an axis of their own."""
+    """Draw the paper's FID beside our FD, as hollow markers on a right axis."""
     found = {arm: paper_value(results.study.name, results.settings(arm)) for arm in results.arms}
     known = {arm: value.fid for arm, value in found.items() if value}
     if not known:
@@ -183,32 +188,32 @@ def _paper(axis: Axes, results: Results, across: StudyAxis, looks: Palette) -> N
         where = across.place(xs[arm], beside.left(xs[arm]))
         own = looks.arms[arm]
         right.plot(
-            [where], [fid], marker=own.marker, markersize=5.5, markerfacecolor="white", markeredgecolor=own.colour,
+            [where], [fid], marker=own.marker, markersize=5.5, markerfacecolor="white", markeredgecolor=own.color,
             markeredgewidth=1.2, linestyle="none",
         )  # fmt: skip
-    grey: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": NEUTRAL, "linestyle": "none"}
-    right.plot([], [], marker="o", markersize=5.5, markeredgewidth=1.2, label=PAPER, **grey)
+    gray: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": NEUTRAL, "linestyle": "none"}
+    right.plot([], [], marker="o", markersize=5.5, markeredgewidth=1.2, label=PAPER_LABEL, **gray)
 
 
 def _zero_lines(axis: Axes, results: Results, column: str, looks: Palette) -> None:
-    """Horizontal lines at the means of arms at x = 0."""
+    """Draw horizontal lines at the means of arms with x = 0."""
     frame = results.frame
     if results.study.search or frame["x"].nunique() < 2:
         return
     zero = frame[frame["x"].map(lambda value: value == 0)]
     if any(isinstance(value, float) and value < 0 for value in frame["x"]):
-        return  # 0 is a value like any other
+        return  # 0 is then an ordinary value
     for arm, runs in zero.groupby("arm", sort=False):
-        colour = looks.arms[str(arm)].colour
+        color = looks.arms[str(arm)].color
         axis.axhline(
-            runs[column].mean(), label=f"{arm} (at 0)", color=colour, linewidth=0.8, linestyle=(0, (6, 3)), zorder=1
+            runs[column].mean(), label=f"{arm} (at 0)", color=color, linewidth=0.8, linestyle=(0, (6, 3)), zorder=1
         )
 
 
 def _real_lines(axis: Axes, frame: pd.DataFrame, column: str) -> None:
-    """What real images score: a line, or an arrow with the value where a line would flatten what the arms differ by."""
-    for suffix in ("_floor", "_real"):
-        value = _constant(frame, column + suffix)
+    """Draw the score of real images as a line, or print it with an arrow if it is far outside the arms' range."""
+    for suffix in (FLOOR_SUFFIX, REAL_SUFFIX):
+        value = mean_or_none(frame, column + suffix)
         if value is None:
             continue
         bottom, top = axis.get_ylim()
@@ -218,24 +223,22 @@ def _real_lines(axis: Axes, frame: pd.DataFrame, column: str) -> None:
             axis.axhline(value, color="black", linewidth=1.1, linestyle=":", label="real images", zorder=1)
             axis.set_ylim(min(bottom, value - margin), max(top, value + margin))
         else:
-            words = f"real: {number(value)} {'↑' if value > top else '↓'}"
-            axis.set_title(words, loc="right", fontsize=6.5, color=NEUTRAL)  # beside the title, where no point can be
-
-
-def _constant(frame: pd.DataFrame, column: str) -> float | None:
-    return float(frame[column].mean()) if column in frame and frame[column].notna().any() else None
+            words = f"real: {format_number(value)} {'↑' if value > top else '↓'}"
+            axis.set_title(
+                words, loc="right", fontsize=6.5, color=NEUTRAL
+            )  # beside the title, so that it covers no point
 
 
 def _facts(results: Results) -> str:
-    """What the numbers were measured with, for the lines under the title."""
+    """Return how the scores were measured, for the title."""
     frame = results.frame
-    reference = _constant(frame, "final/reference_images")
+    reference = mean_or_none(frame, final_metric(REFERENCE_IMAGES))
     against = f" against {reference:.0f} real" if reference is not None else ""
-    networks = labels.networks(results.tag("feature_net"))
+    networks = labels.networks(results.tag(Tag.FEATURE_NET))
     bars = "no interval at n=1"
     if layout.has_intervals(results):
-        bars = "bars: 95% interval over seeds, cut where it leaves the panel; small: seeds"
+        bars = "bars: 95% interval over seeds, clipped at the panel's edge; small markers: seeds"
     return (
-        f"{results.study.name}, scale {results.study.scale}; {layout.seeds(results)}; {results.tag('samples')} samples "
-        f"a run{against}; features: {', '.join(networks)}; {bars}"
+        f"{results.study.name}, scale {results.study.scale}; {layout.seeds(results)}; {results.tag(Tag.SAMPLES)} "
+        f"samples per run{against}; features: {', '.join(networks)}; {bars}"
     )

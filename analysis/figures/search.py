@@ -1,33 +1,32 @@
-"""What a search found: Optuna's own pictures of a study rebuilt from the runs in MLflow."""
+"""Figures of a search: Optuna's own plots of a study rebuilt from the runs in MLflow."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from analysis import labels
 from analysis.figures import layout
 from analysis.figures.styles import COLORS, NEUTRAL
 from analysis.io.results import Results
+from analysis.io.search import multi_objective_study, rebuild_optuna_study
+from microdit.common.contract import MINIMIZE
 
 if TYPE_CHECKING:
     import optuna
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TREES_SEED = 0  # of the forest that importances are read from: same runs, same picture
-LEAST = 4  # finished trials, without which importances are nothing but noise
+FOREST_SEED = 0  # of the importances' random forest: same runs, same figure
+MIN_TRIALS_FOR_IMPORTANCE = 4
 
 
 def search_figures(results: Results) -> dict[str, Figure]:
-    """History, parallel coordinates and importances by file name, of several objectives the front, too.
+    """Return history, parallel coordinates, importances and, with two objectives, the Pareto front, by file name.
 
-    None for a study that is no search.
+    Empty for a study that is no search, or that has fewer than two finished trials.
     """
     if not results.study.search:
         return {}
@@ -36,107 +35,33 @@ def search_figures(results: Results) -> dict[str, Figure]:
     if done < 2:
         return {}
     found = {"search_history": _history(results, study), "search_parallel": _parallel(results, study)}
-    if len(results.study.search) > 1 and done >= LEAST and len({trial.value for trial in study.trials}) > 1:
+    if (
+        len(results.study.search) > 1
+        and done >= MIN_TRIALS_FOR_IMPORTANCE
+        and len({trial.value for trial in study.trials}) > 1
+    ):
         found["search_importances"] = _importances(results, study)
-    if (pareto := multi_objective_study(results)) is not None and len(
-        pareto.directions
-    ) == 2:  # of more a picture shows little
-        found["search_front"] = _front(results, pareto)
+    objectives = multi_objective_study(results)
+    if objectives is not None and len(objectives.directions) == 2:
+        found["search_front"] = _front(results, objectives)
     return found
-
-
-def pareto_front(results: Results) -> list[str]:
-    """Of a search for several objectives the trials that none beats in all of them, best in the first one first."""
-    if (study := multi_objective_study(results)) is None:
-        return []
-    first = 1 if study.directions[0].name == "MINIMIZE" else -1
-    best = sorted(study.best_trials, key=lambda trial: (first * trial.values[0], trial.number))
-    return [str(trial.user_attrs["arm"]) for trial in best]
-
-
-def multi_objective_study(results: Results) -> optuna.Study | None:
-    """The finished trials of a search for several objectives as an Optuna study; None for any other study."""
-    columns = {name: name if "/" in name else f"final/{name}" for name in results.study.objectives}
-    if len(columns) < 2 or not set(columns.values()) <= set(results.frame):
-        return None
-    import optuna
-    from optuna.study import StudyDirection
-    from optuna.trial import create_trial
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directions = [StudyDirection[way.upper()] for way in results.study.objectives.values()]
-    study = optuna.create_study(directions=directions)
-    for row in results.frame.sort_values("arm").to_dict("records"):
-        values = [float(row[column]) for column in columns.values()]
-        if all(map(math.isfinite, values)):
-            study.add_trial(create_trial(values=values, user_attrs={"arm": row["arm"]}))
-    return study if study.trials else None
-
-
-def rebuild_optuna_study(results: Results) -> optuna.Study:
-    """The search as an Optuna study in memory: the runs' parameters and final metric, in the order of their numbers.
-
-    A pruned run is PRUNED, one that diverged or failed is FAIL, and one that is still to end is left out.
-    """
-    import optuna
-    from optuna.trial import TrialState, create_trial
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {key: distribution(value) for key, value in results.study.search.items()}
-    study = optuna.create_study(direction="minimize" if results.study.direction == "minimize" else "maximize")
-    states = {"pruned": TrialState.PRUNED, "diverged": TrialState.FAIL, "failed": TrialState.FAIL}
-    rows = pd.concat([results.frame.assign(outcome="done"), results.others]) if len(results.others) else results.frame
-    for row in sorted(rows.to_dict("records"), key=lambda row: str(row["arm"])):
-        state = states.get(row.get("outcome", "done"), TrialState.COMPLETE)
-        params = {
-            key: value for key, kind in space.items() if (value := _value(row.get(f"param.{key}"), kind)) is not None
-        }
-        if len(params) < len(space) or row.get("outcome") not in (None, "done", *states):
-            continue
-        value = float(row[f"final/{results.study.primary}"]) if state == TrialState.COMPLETE else None
-        study.add_trial(create_trial(state=state, value=value, params=params, distributions=space))
-    return study
-
-
-def distribution(value: Any) -> optuna.distributions.BaseDistribution:
-    """The distribution that a study.yaml's `search` names: a list is a choice, whole bounds make whole numbers."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if not isinstance(value, Mapping):
-        return CategoricalDistribution([str(choice) for choice in value])
-    low, high, log, step = value["low"], value["high"], bool(value.get("log", False)), value.get("step")
-    if all(isinstance(bound, int) for bound in (low, high)) and isinstance(step, int | None):
-        return IntDistribution(low, high, log=log, step=step or 1)
-    return FloatDistribution(float(low), float(high), log=log, step=step)
-
-
-def _value(text: Any, kind: optuna.distributions.BaseDistribution) -> Any:
-    """A run's parameter, which MLflow keeps as words; None where it has none or one that isn't of the space."""
-    from optuna.distributions import CategoricalDistribution, IntDistribution
-
-    if text is None or (isinstance(text, float) and pd.isna(text)):
-        return None
-    if isinstance(kind, CategoricalDistribution):
-        return str(text) if str(text) in kind.choices else None
-    number = float(text)
-    return int(number) if isinstance(kind, IntDistribution) else number
 
 
 @contextmanager
 def _optuna_draws() -> Iterator[None]:
-    """Optuna draws through pyplot in a style of its own: pyplot is left as it was."""
+    """Let Optuna draw through pyplot in our style, and restore pyplot's settings afterwards."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
-    plt.switch_backend("agg")  # a report opens no window
+    plt.switch_backend("agg")  # open no window
     with mpl.rc_context(layout.PRINT | {"figure.constrained_layout.use": True}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that these pictures are experimental
+        warnings.simplefilter("ignore")  # Optuna calls these plots experimental
         yield
     plt.close("all")
 
 
 def _history(results: Results, study: optuna.Study) -> Figure:
-    """Value by trial, the best so far as steps, pruned and failed trials at the edges."""
+    """Return values by trial, the best so far as steps, and pruned and failed trials at the edges."""
     from matplotlib.ticker import MaxNLocator
     from optuna.visualization.matplotlib import plot_optimization_history
 
@@ -147,54 +72,54 @@ def _history(results: Results, study: optuna.Study) -> Figure:
         best.set(drawstyle="steps-post", color=COLORS[1], alpha=1.0, linewidth=1.4)
         axis.collections[0].set(color=COLORS[0], sizes=[22])
         edges = {"PRUNED": ("|", 0.03, "pruned"), "FAIL": ("x", 0.97, "diverged or failed")}
-        handles: dict[str, Any] = {"a trial's final value": axis.collections[0], "best so far": best}
-        for state, (marker, height, word) in edges.items():
+        handles: dict[str, Any] = {"final value of a trial": axis.collections[0], "best so far": best}
+        for state, (marker, height, label) in edges.items():
             at = [trial.number for trial in study.trials if trial.state.name == state]
             if at:
                 where = axis.get_xaxis_transform()
                 style: dict[str, Any] = {"marker": marker, "linestyle": "none", "color": NEUTRAL, "transform": where}
-                (handles[f"{word} ({len(at)})"],) = axis.plot(at, [height] * len(at), markersize=7, **style)
+                (handles[f"{label} ({len(at)})"],) = axis.plot(at, [height] * len(at), markersize=7, **style)
         axis.set_xlabel("trial")
         axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         layout.legend(figure, handles)
-        layout.title(figure, results.study.question, f"History of the search, {_counts(results, study)}")
+        layout.title(figure, results.study.question, f"Search history. {_counts(results, study)}")
     return figure
 
 
 def _parallel(results: Results, study: optuna.Study) -> Figure:
-    """A line per finished trial through its settings, dark where it did well."""
+    """Return one line per finished trial through its settings; dark lines are better."""
     from optuna.visualization.matplotlib import plot_parallel_coordinate
 
     with _optuna_draws():
         axis = plot_parallel_coordinate(study, params=list(results.study.search), target_name=_metric(results))
         figure = _sheet(axis, 3.4)
-        lower = results.study.direction == "minimize"
+        lower = results.study.direction == MINIMIZE
         lines = axis.collections[0]
         lines.set(cmap="cividis" if lower else "cividis_r", linewidth=1.1, alpha=0.9, clip_on=False)
         for other in figure.axes:
             other.grid(False)
             other.spines["left" if other is axis else "right"].set_visible(True)
             other.spines["bottom"].set_visible(False)
-            for text in other.get_yticklabels():  # its numbers stand among the lines
+            for text in other.get_yticklabels():  # lines cross its numbers
                 text.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6})
         words = [_metric(results), *(labels.setting_label(key) for key in _order(axis, results.study.search))]
         axis.set_xticks(range(len(words)), [word.replace(" ", "\n", 1) for word in words], rotation=0)
-        best = f"The best: {_settings(study.best_trial.params)}."
-        layout.title(figure, results.study.question, f"Settings of the trials, {_counts(results, study)} {best}")
+        best = f"Best: {_settings(study.best_trial.params)}."
+        layout.title(figure, results.study.question, f"Settings of the trials. {_counts(results, study)} {best}")
     return figure
 
 
 def _importances(results: Results, study: optuna.Study) -> Figure:
-    """How much of the metric's variance each setting explains.
+    """Return the share of the metric's variance that each setting explains, by fANOVA.
 
-    PED-ANOVA, Optuna's default, compares the best tenth of the trials with all: one or two of a search of ours.
+    Optuna's default, PED-ANOVA, compares the best tenth of the trials with all, which are too few in our searches.
     """
     from optuna.importance import FanovaImportanceEvaluator
     from optuna.visualization.matplotlib import plot_param_importances
 
     with _optuna_draws():
         axis = plot_param_importances(
-            study, evaluator=FanovaImportanceEvaluator(seed=TREES_SEED), target_name=_metric(results)
+            study, evaluator=FanovaImportanceEvaluator(seed=FOREST_SEED), target_name=_metric(results)
         )
         figure = _sheet(axis, 1.5 + 0.3 * len(results.study.search))
         for bar in axis.patches:
@@ -206,13 +131,13 @@ def _importances(results: Results, study: optuna.Study) -> Figure:
         axis.set_ylabel("")
         axis.margins(x=0.12)
         axis.grid(False, axis="y")
-        note = "fANOVA: share of the variance over the space that a setting explains; rough where trials are few."
-        layout.title(figure, results.study.question, f"Importance of the settings, {_counts(results, study)} {note}")
+        note = "fANOVA: share of the variance over the space that a setting explains; rough with few trials."
+        layout.title(figure, results.study.question, f"Importance of the settings. {_counts(results, study)} {note}")
     return figure
 
 
 def _front(results: Results, study: optuna.Study) -> Figure:
-    """Every finished trial by its objectives, those on the front named."""
+    """Return finished trials by their two objectives, with the trials on the Pareto front labeled."""
     from optuna.visualization.matplotlib import plot_pareto_front
 
     wanted = results.study.objectives
@@ -225,22 +150,24 @@ def _front(results: Results, study: optuna.Study) -> Figure:
         for trial in study.best_trials:
             name = str(trial.user_attrs["arm"]).removeprefix("trial_")
             axis.annotate(name, trial.values, (4, 4), textcoords="offset points", fontsize=7)
-        which = f"{results.study.name}, scale {results.study.scale}: {len(study.trials)} finished trials, a seed each."
-        layout.legend(
-            figure, {"on the front (with its number)": best} | ({"others": others} if others is not best else {})
+        which = (
+            f"{results.study.name}, scale {results.study.scale}: {len(study.trials)} finished trials, one seed each."
         )
-        layout.title(figure, results.study.question, f"What no trial beats in all objectives, {which}")
+        layout.legend(
+            figure, {"on the Pareto front (with its number)": best} | ({"others": others} if others is not best else {})
+        )
+        layout.title(figure, results.study.question, f"Pareto front of the objectives. {which}")
     return figure
 
 
 def _objective(results: Results, name: str) -> str:
-    arrow = "↓" if results.study.objectives[name] == "minimize" else "↑"
-    label = labels.setting_label(name) if "/" in name else labels.metric_label(name, results.tag("feature_net"))
+    arrow = "↓" if results.study.objectives[name] == MINIMIZE else "↑"
+    label = labels.setting_label(name) if "/" in name else results.label(name)
     return f"{label} {arrow}"
 
 
 def _sheet(axis: Axes, height: float) -> Figure:
-    """Optuna's figure in our size, on white, in our print, its own title and legend taken off."""
+    """Return Optuna's figure in our size and style, without its own title and legend."""
     from matplotlib.figure import Figure
 
     figure = axis.figure
@@ -265,7 +192,7 @@ def _sheet(axis: Axes, height: float) -> Figure:
 
 
 def _order(axis: Axes, keys: Iterable[str]) -> Iterator[str]:
-    """The settings as Optuna put them side by side; it cuts long names short, so they are told by their beginnings."""
+    """Yield the settings in Optuna's order. It truncates long names, so they are matched by their beginnings."""
     heads = [text.get_text().removesuffix("...") for text in axis.get_xticklabels()][1:]
     left = sorted(keys)
     for head in heads:
@@ -275,14 +202,13 @@ def _order(axis: Axes, keys: Iterable[str]) -> Iterator[str]:
 
 def _metric(results: Results) -> str:
     study = results.study
-    arrow = labels.direction_arrow(study.primary, study.primary, study.direction)
-    return f"{labels.metric_label(study.primary, results.tag('feature_net'))} {arrow}"
+    return f"{results.label(study.primary)} {results.arrow(study.primary)}"
 
 
 def _counts(results: Results, study: optuna.Study) -> str:
     done = sum(trial.state.name == "COMPLETE" for trial in study.trials)
     which = f"{results.study.name}, scale {results.study.scale}"
-    return f"{which}: {done} finished trials of {len(study.trials)}, a seed each."
+    return f"{which}: {done} of {len(study.trials)} trials finished, one seed each."
 
 
 def _settings(params: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""One look per arm, the same in all figures of a study, told apart in colour, in grey and by colour-blind readers."""
+"""Styles of arms: the same in all figures of a study, distinguishable in color, in gray and when color-blind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from analysis.io.results import Results
 from analysis.io.study import hue_of
 
-# Okabe & Ito's colours that are dark enough on white, then two of Tol's; neighbours differ in lightness too.
+# Okabe & Ito's colors that are dark enough on white, then two of Tol's; neighbors also differ in lightness.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
@@ -18,39 +18,41 @@ NEUTRAL = "#777777"
 
 @dataclass(frozen=True)
 class Style:
-    """How an arm or hue is drawn; `line` is a matplotlib line style."""
+    """Color, marker and matplotlib line style of an arm or hue."""
 
-    colour: str
+    color: str
     marker: str
     line: Any
 
 
 @dataclass(frozen=True)
 class Palette:
-    """Looks by arm and by hue, in the study's order.
+    """Styles by arm and by hue, in the study's order.
 
-    grouped: the arms fall into hues of several. An arm then has its hue's colour and marker, and its place in the hue
-    gives the line; else each arm has its own of all three.
+    Attributes:
+        hue: of each arm.
+        grouped: hues have several arms each. An arm then has its hue's color and marker, and its rank within the hue
+            gives the line style. Otherwise each arm has its own color, marker and line style.
     """
 
     arms: Mapping[str, Style]
     hues: Mapping[str, Style]
-    hue: Mapping[str, str]  # by arm
+    hue: Mapping[str, str]
     grouped: bool
 
 
 def style(rank: int) -> Style:
-    """The look of place `rank`; the first 198 differ."""
+    """Return the style of rank `rank`; the first 198 differ."""
     return Style(COLORS[rank % len(COLORS)], MARKERS[rank % len(MARKERS)], LINES[rank % len(LINES)])
 
 
 def arm_styles(results: Results) -> Palette:
-    """Looks of the study's arms, those without a result too, so that none depends on what has finished."""
+    """Return the styles of all arms, also those without a result, so that a style doesn't change as runs finish."""
     known = {arm: hue for frame in (results.frame, results.others) for arm, hue in _pairs(frame)}
     arms = dict.fromkeys([*results.study.arms, *known])
     hue = {arm: known[arm] if arm in known else hue_of(results.study, arm) for arm in arms}
     hues = list(dict.fromkeys(hue.values()))
-    if results.study.search:  # the trials of a search are points of one cloud
+    if results.study.search:  # all trials of a search look the same
         return Palette(dict.fromkeys(arms, style(0)), dict.fromkeys(hues, style(0)), hue, True)
     grouped = 1 < len(hues) < len(arms)
     looks = {name: style(rank) for rank, name in enumerate(hues)}
@@ -61,7 +63,7 @@ def arm_styles(results: Results) -> Palette:
     places = dict.fromkeys(hues, 0)
     found = {}
     for arm, name in hue.items():
-        found[arm] = Style(looks[name].colour, looks[name].marker, LINES[places[name] % len(LINES)])
+        found[arm] = Style(looks[name].color, looks[name].marker, LINES[places[name] % len(LINES)])
         places[name] += 1
     return Palette(found, looks, hue, True)
 

@@ -1,4 +1,4 @@
-"""Runs that may stand in one table: same data, measurement, budget and code. Others are refused or shown apart."""
+"""Sets of runs that may share a table: same data, measurement, budget and code. A report shows one set."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import MixtureError, ReportError
+from analysis.io.columns import NOT_RECORDED, code_versions, config_column, tag_column
+from microdit.common.contract import PARAMS, REFERENCE_IMAGES, TRAIN_FLOPS, Tag, final_metric
 
-NOT_RECORDED = "not recorded"
-TOLERANCE = 0.01  # of FLOPs or parameters that a study holds: as far apart as a sweep lets its arms be
+BUDGET_TOLERANCE = 0.01  # relative; the difference in FLOPs or parameters that a sweep allows between arms
 CODE = "code"
-BUDGETS = {"flops": ("training FLOPs", "cost/train_flops"), "params": ("parameters", "cost/params")}
+BUDGETS = {"flops": ("training FLOPs", TRAIN_FLOPS), "params": ("parameters", PARAMS)}  # by what a study holds
+MAX_ARMS_NAMED = 4
+DIGEST_CHARACTERS = 10  # of a digest or commit in print
+MIN_DIGEST_CHARACTERS = 16  # from which a hexadecimal word is shortened
 
 
 @dataclass(frozen=True)
 class SetSelection:
-    """Which set a report shows: `which` counts from the newest, 1; None refuses a mixture. `pool_code` looks over
-    differences in code version."""
+    """The set that a report shows.
+
+    which: number of the set, counted from the newest, 1; None rejects a mixture. pool_code: ignore differences in code
+    version.
+    """
 
     which: int | None = 1
     pool_code: bool = False
@@ -27,21 +34,27 @@ class SetSelection:
 
 @dataclass(frozen=True)
 class ComparableRuns:
-    """Comparable runs: the newest of each arm and seed. `facts` are what they share, by name."""
+    """The newest run of each arm and seed in one set; `facts` are what the runs share, by name."""
 
     frame: pd.DataFrame
     facts: Mapping[str, str]
 
     @property
     def title(self) -> str:
-        """`5 runs (none, naive_75)`."""
+        """Return `5 runs (none, naive_75)`."""
         arms = list(dict.fromkeys(self.frame["arm"]))
-        named = ", ".join(arms[:4]) + (f" and {len(arms) - 4} more" if len(arms) > 4 else "")
-        return f"{len(self.frame)} run{'s' if len(self.frame) > 1 else ''} ({named})"
+        more = f" and {len(arms) - MAX_ARMS_NAMED} more" if len(arms) > MAX_ARMS_NAMED else ""
+        return f"{len(self.frame)} run{'s' if len(self.frame) > 1 else ''} ({', '.join(arms[:MAX_ARMS_NAMED])}{more})"
 
 
 def comparable(frame: pd.DataFrame, holds: str, pool_code: bool = False) -> list[ComparableRuns]:
-    """The sets of `frame`'s finished runs, the one with the newest run first; `holds` is what the study holds."""
+    """Return the sets of comparable runs, the one with the newest run first.
+
+    Args:
+        frame: one row per finished run.
+        holds: what the study's arms hold fixed.
+        pool_code: ignore differences in code version.
+    """
     facts = identity(frame, holds)
     if pool_code:
         facts = facts.drop(columns=CODE)
@@ -54,9 +67,11 @@ def comparable(frame: pd.DataFrame, holds: str, pool_code: bool = False) -> list
 
 
 def choose(frame: pd.DataFrame, holds: str, choice: SetSelection) -> tuple[ComparableRuns, tuple[str, ...]]:
-    """The set to show, and a line for each that is left out.
+    """Return the set to show, and one line for each set that is left out.
 
-    Raises MixtureError naming the values where a mixture is refused, and ReportError for a set that isn't there.
+    Raises:
+        MixtureError: if there are several sets and `choice` rejects a mixture.
+        ReportError: if there is no set of the chosen number.
     """
     sets = comparable(frame, holds, choice.pool_code)
     if choice.which is None:
@@ -69,17 +84,21 @@ def choose(frame: pd.DataFrame, holds: str, choice: SetSelection) -> tuple[Compa
     for place, other in enumerate(sets, 1):
         if other is chosen:
             continue
-        apart = [name for name in chosen.facts if other.facts[name] != chosen.facts[name]]
+        different = [name for name in chosen.facts if other.facts[name] != chosen.facts[name]]
         words = "; ".join(
-            f"{name} {_short(other.facts[name])} instead of {_short(chosen.facts[name])}" for name in apart
+            f"{name} {_short(other.facts[name])} instead of {_short(chosen.facts[name])}" for name in different
         )
-        pool = ", code=any pools them" if apart == [CODE] else ""
+        pool = ", code=any pools them" if different == [CODE] else ""
         lines.append(f"Left out as not comparable: {other.title}: {words} (set={place} shows them{pool}).")
     return chosen, tuple(lines)
 
 
 def require_single_set(sets: Sequence[ComparableRuns]) -> None:
-    """Raises MixtureError where there is more than one set, with the values that differ and whose they are."""
+    """Check that there is only one set.
+
+    Raises:
+        MixtureError: if there are several; lists the values that differ and the runs that have them.
+    """
     if len(sets) < 2:
         return
     words = []
@@ -89,56 +108,56 @@ def require_single_set(sets: Sequence[ComparableRuns]) -> None:
             values.setdefault(found.facts[name], []).append(found.title)
         if len(values) > 1:
             words.append(
-                f"{name}: " + ", ".join(f"{_short(value)} for {' and '.join(who)}" for value, who in values.items())
+                f"{name}: " + ", ".join(f"{_short(value)} for {' and '.join(runs)}" for value, runs in values.items())
             )
     raise MixtureError(
-        f"runs that differ can't be compared: {'; '.join(words)}. set=1 shows the newest set, set=2 the next; or "
-        "launch the study again with the same settings, so that every arm has them"
+        f"the selected runs are not comparable: {'; '.join(words)}. Use set=1 for the newest set, set=2 for the next, "
+        "or launch the study again with the same settings for every arm"
     )
 
 
 def identity(frame: pd.DataFrame, holds: str) -> pd.DataFrame:
-    """A column of words per fact that comparable runs share, a row per run."""
+    """Return one row per run and one column of text per fact that comparable runs share."""
+    algorithm = tag_column(Tag.ALGORITHM)
     facts = {
-        "algorithm": frame["tag.algorithm"] if "tag.algorithm" in frame else pd.Series("1", index=frame.index),
-        "data": frame["tag.data_fingerprint"],
-        "networks": frame["tag.feature_net"],
-        "samples": frame["tag.samples"],
-        "real images": _numbers(frame, "final/reference_images", 0.0),
+        "algorithm": frame[algorithm] if algorithm in frame else pd.Series("1", index=frame.index),
+        "data": frame[tag_column(Tag.DATA_FINGERPRINT)],
+        "networks": frame[tag_column(Tag.FEATURE_NET)],
+        "samples": frame[tag_column(Tag.SAMPLES)],
+        "real images": _grouped_numbers(frame, final_metric(REFERENCE_IMAGES), 0.0),
     }
     if holds == "steps":
-        facts["steps x batch"] = _numbers(frame.assign(seen=_images_seen(frame)), "seen", 0.0)
+        facts["steps x batch"] = _grouped_numbers(frame.assign(seen=_images_seen(frame)), "seen", 0.0)
     elif holds in BUDGETS:
         name, column = BUDGETS[holds]
-        facts[name] = _numbers(frame, column, TOLERANCE)
-    dirty = frame["tag.git_dirty"].map(lambda value: " with uncommitted changes" if value == "true" else "")
-    facts[CODE] = frame["tag.git_commit"] + dirty
+        facts[name] = _grouped_numbers(frame, column, BUDGET_TOLERANCE)
+    facts[CODE] = code_versions(frame)
     return pd.DataFrame(facts).astype(str)
 
 
 def _images_seen(frame: pd.DataFrame) -> pd.Series:
-    columns = [f"config.training.{name}" for name in ("steps", "batch_size")]
+    columns = [config_column(f"training.{name}") for name in ("steps", "batch_size")]
     if any(column not in frame for column in columns):
         return pd.Series(np.nan, index=frame.index)
     steps, batch = (pd.to_numeric(frame[column], errors="coerce") for column in columns)
     return steps * batch
 
 
-def _numbers(frame: pd.DataFrame, column: str, tolerance: float) -> pd.Series:
-    """Numbers as words; those within `tolerance` of the least of their kind get its word."""
+def _grouped_numbers(frame: pd.DataFrame, column: str, tolerance: float) -> pd.Series:
+    """Return numbers as text; numbers within a relative `tolerance` of the smallest of their group get its text."""
     if column not in frame:
         return pd.Series(NOT_RECORDED, index=frame.index)
     words: dict[float, str] = {}
     least = np.nan
     for value in sorted(frame[column].dropna().unique()):
-        if not value - least <= tolerance * value:  # also where `least` is NaN
+        if not value - least <= tolerance * value:  # also true while `least` is NaN
             least = value
         words[value] = f"{least:,.0f}"
     return frame[column].map(lambda value: words.get(value, NOT_RECORDED))
 
 
 def _short(value: str) -> str:
-    """A digest or commit in as many characters as tell it apart."""
+    """Return a text with a digest or commit at its beginning shortened."""
     head, space, rest = value.partition(" ")
-    long = len(head) > 16 and all(c in "0123456789abcdef" for c in head)
-    return f"{head[:10]}{space}{rest}" if long else value
+    is_digest = len(head) > MIN_DIGEST_CHARACTERS and all(c in "0123456789abcdef" for c in head)
+    return f"{head[:DIGEST_CHARACTERS]}{space}{rest}" if is_digest else value

@@ -1,5 +1,7 @@
-"""A metric's history for many runs at once: one query of a sqlite store, or a request for every hundred runs of a
-server; of any other store, run by run."""
+"""Reads a metric's history for many runs at once.
+
+A sqlite store takes one query per 500 runs, a server one request per 100 runs, any other store one call per run.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.io.reading import LARGEST
 from analysis.io.store import sqlite_connection
+from microdit.common.finite import LARGEST
 
 History = tuple[np.ndarray, np.ndarray]  # steps in order, values
 Point = tuple[str, int, int, float, bool]  # run, step, timestamp, value, whether it is NaN
-RUNS = 500  # asked of sqlite at a time, which takes 999 names in a query
-REQUEST_RUNS, REQUEST_POINTS = 100, 25_000  # what MLflow's server takes and gives in one request
-ROUTE = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"  # what its own pages draw their charts from
-# By its own choice sqlite walks through the metric's points of all runs, whichever are asked for.
+MAX_QUERY_RUNS = 500  # per sqlite query, which takes at most 999 variables
+MAX_REQUEST_RUNS, MAX_REQUEST_POINTS = 100, 25_000  # limits of MLflow's server
+ROUTE = "/ajax-api/2.0/mlflow/metrics/get-history-bulk"  # used by the charts of MLflow's own pages
+# Without INDEXED BY, sqlite scans the metric's points of all runs.
 QUERY = (
     "SELECT run_uuid, step, timestamp, value, is_nan FROM metrics INDEXED BY index_metrics_run_uuid_key_step "
     "WHERE key = ? AND run_uuid IN ({})"
@@ -26,14 +28,14 @@ QUERY = (
 
 
 class _NoAnswer(Exception):
-    """A server has no such route, or no way to give all it has by it."""
+    """The server lacks the route, or can't return all points through it."""
 
 
 def read_histories(client: Any, runs: Sequence[str], metric: str) -> dict[str, History]:
     """Return the history of `metric` by run, the last value of each step; runs without a finite value are left out.
 
-    MLflow's client knows single runs only. Both ways around that are checked against it by a test, and are left for it
-    where a store of another version won't answer them.
+    MLflow's client reads one run at a time. It is used if a store of another version rejects the faster ways, which a
+    test compares with it.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -41,16 +43,16 @@ def read_histories(client: Any, runs: Sequence[str], metric: str) -> dict[str, H
     try:
         with sqlite_connection(client) as database:
             if database is not None:
-                return _by_run(_of_tables(database, runs, metric))
+                return _by_run(_from_tables(database, runs, metric))
         if str(getattr(client, "tracking_uri", "")).startswith(("http://", "https://")):
-            return _by_run(_of_server(client.tracking_uri, runs, metric))
+            return _by_run(_from_server(client.tracking_uri, runs, metric))
     except (sqlite3.Error, MlflowException, RequestException, _NoAnswer):
         pass
     return _by_run(_one_by_one(client, runs, metric))
 
 
 def _by_run(batches: Iterable[Sequence[Point]]) -> dict[str, History]:
-    """Points of whole runs by run; of a step the newest value, of equally new ones the greatest."""
+    """Return the points of each run: per step the newest value, of equally new ones the largest."""
     found: dict[str, History] = {}
     for batch in batches:
         points = pd.DataFrame(batch, columns=["run", "step", "time", "value", "nan"])
@@ -64,37 +66,37 @@ def _by_run(batches: Iterable[Sequence[Point]]) -> dict[str, History]:
         runs, steps, values = runs[last], steps[last], values[last]
         ends = np.searchsorted(runs, np.arange(len(names) + 1))
         for name, start, stop in zip(names, ends, ends[1:], strict=False):
-            sound = np.isfinite(values[start:stop])  # NaN and infinity are no points of a curve
+            sound = np.isfinite(values[start:stop])  # NaN and infinity are left out of a curve
             if sound.any():
                 found[str(name)] = steps[start:stop][sound], values[start:stop][sound]
     return found
 
 
-def _of_tables(database: sqlite3.Connection, runs: Sequence[str], metric: str) -> Iterator[list[Point]]:
-    for start in range(0, len(runs), RUNS):
-        asked = runs[start : start + RUNS]
+def _from_tables(database: sqlite3.Connection, runs: Sequence[str], metric: str) -> Iterator[list[Point]]:
+    for start in range(0, len(runs), MAX_QUERY_RUNS):
+        asked = runs[start : start + MAX_QUERY_RUNS]
         yield database.execute(QUERY.format(", ".join("?" * len(asked))), (metric, *asked)).fetchall()
 
 
-def _of_server(address: str, runs: Sequence[str], metric: str) -> Iterator[list[Point]]:
+def _from_server(address: str, runs: Sequence[str], metric: str) -> Iterator[list[Point]]:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request, verify_rest_response
 
     credentials = get_default_host_creds(address)
-    waiting = [list(runs[start : start + REQUEST_RUNS]) for start in range(0, len(runs), REQUEST_RUNS)]
+    waiting = [list(runs[start : start + MAX_REQUEST_RUNS]) for start in range(0, len(runs), MAX_REQUEST_RUNS)]
     while waiting:
         asked = waiting.pop()
-        params = [*(("run_id", run) for run in asked), ("metric_key", metric), ("max_results", str(REQUEST_POINTS))]
+        params = [*(("run_id", run) for run in asked), ("metric_key", metric), ("max_results", str(MAX_REQUEST_POINTS))]
         answer = http_request(credentials, ROUTE, "GET", params=params)
         found: list[Mapping[str, Any]] | None = verify_rest_response(answer, ROUTE).json().get("metrics")
         if found is None:
             raise _NoAnswer
-        if len(found) < REQUEST_POINTS:
+        if len(found) < MAX_REQUEST_POINTS:
             yield [(p["run_id"], int(p["step"]), int(p["timestamp"]), _number(p.get("value")), False) for p in found]
-        elif len(asked) > 1:  # it was cut short
+        elif len(asked) > 1:  # truncated
             middle = len(asked) // 2
             waiting += [asked[:middle], asked[middle:]]
-        else:  # a run of more points than one answer holds: MLflow's client turns pages
+        else:  # more points than one answer holds: MLflow's client reads them page by page
             raise _NoAnswer
 
 

@@ -1,4 +1,4 @@
-"""An arm's settings as its run recorded them: config.yaml, flattened to dotted keys."""
+"""Reads the settings of a run from its config.yaml, flattened to dotted keys."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from analysis.io.reading import load_yaml, read_text
+from analysis.errors import ReportError
+from microdit.common.contract import CONFIG_FILE
+from microdit.common.files.stored_yaml import MAX_STORED_BYTES, load_stored_mapping
+from microdit.common.files.text import read_text
+from microdit.common.parsing import flatten
 
-NAME = "config.yaml"
+TOLERANCE = 1e-9  # within which two numbers are equal
+MAX_INDEX_DIGITS = 9  # of a list's element in a key
 
 
 class Configs(Mapping[str, Mapping[str, Any]]):
-    """The config.yaml of runs with dotted keys, each read when it is asked for; empty where a run left none.
+    """Maps run ids to settings by dotted key, each read on first use; empty if a run has no config.yaml.
 
     Args:
-        places: run ids to the URIs of their artifacts.
+        places: URI of the artifacts of each run.
     """
 
     def __init__(self, client: Any, places: Mapping[str, str]) -> None:
@@ -40,40 +45,35 @@ class Configs(Mapping[str, Mapping[str, Any]]):
 
 
 def read_config(client: Any, run_id: str, place: str = "") -> dict[str, Any]:
-    """A run's config.yaml with dotted keys; empty where the run left none. `place`: URI of its artifacts."""
+    """Return a run's settings by dotted key, empty if it has no readable config.yaml.
+
+    `place` is the URI of the run's artifacts.
+    """
     try:
         with tempfile.TemporaryDirectory() as folder:
             local = local_folder(place)
-            path = local / NAME if local else Path(client.download_artifacts(run_id, NAME, folder))
-            values = load_yaml(read_text(path), NAME)
-            return flatten(values) if isinstance(values, Mapping) else {}
-    except Exception:  # no such artifact: each artifact store has its own exception for it
+            path = local / CONFIG_FILE if local else Path(client.download_artifacts(run_id, CONFIG_FILE, folder))
+            text = read_text(path, ReportError, limit=MAX_STORED_BYTES)
+            return flatten(load_stored_mapping(text, CONFIG_FILE, ReportError))
+    except Exception:  # no such artifact: the exception depends on the artifact store
         return {}
 
 
 def local_folder(place: str) -> Path | None:
-    """The folder of a file: URI; None of any other. MLflow takes 20 ms to find a local file, opening it none."""
+    """Return the folder of a file: URI, None for any other URI. MLflow's client takes 20 ms per local file."""
     parts = urlparse(place)
     return Path(url2pathname(parts.path)) if parts.scheme == "file" and not parts.netloc else None
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to dotted keys; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
 def setting(settings: Mapping[str, Any], key: str) -> Any:
-    """The value of `key`, a number where it reads as one, None where it isn't there.
+    """Return the value of `key`, converted to a float if possible; None if it is missing.
 
-    `optimizer.betas.1` is the second element of a list, which MLflow's parameters hold as words.
+    `optimizer.betas.1` is the second element of a list. MLflow's params store lists as text.
     """
     if key in settings:
-        return _plain(settings[key])
-    parent, _, place = key.rpartition(".")
-    if not (place.isascii() and place.isdigit() and len(place) < 10) or parent not in settings:
+        return _as_number(settings[key])
+    parent, _, index = key.rpartition(".")
+    if not (index.isascii() and index.isdigit() and len(index) <= MAX_INDEX_DIGITS) or parent not in settings:
         return None
     values = settings[parent]
     if isinstance(values, str):
@@ -81,18 +81,18 @@ def setting(settings: Mapping[str, Any], key: str) -> Any:
             values = ast.literal_eval(values)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return None
-    return _plain(values[int(place)]) if isinstance(values, list | tuple) and int(place) < len(values) else None
+    return _as_number(values[int(index)]) if isinstance(values, list | tuple) and int(index) < len(values) else None
 
 
 def loosely_equal(have: Any, wanted: Any) -> bool:
-    """Equal as numbers, or as words whatever their case."""
+    """Return whether two values are equal as numbers, or else as text in any case."""
     try:
-        return abs(float(have) - float(wanted)) < 1e-9
+        return abs(float(have) - float(wanted)) < TOLERANCE
     except (TypeError, ValueError, OverflowError):
         return str(have).lower() == str(wanted).lower()
 
 
-def _plain(value: Any) -> Any:
+def _as_number(value: Any) -> Any:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

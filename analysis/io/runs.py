@@ -1,4 +1,4 @@
-"""Runs of a launch, all at once: by MLflow's client, or for a sqlite store the same from plain rows of its tables."""
+"""Reads all runs of a launch at once: from the tables of a sqlite store, or else with MLflow's client."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.io.store import sqlite_connection
+from microdit.common.contract import MlflowTag
 from microdit.common.stores.run_search import search_runs
-
-PARENT = "mlflow.parentRunId"
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Info:
 
 @dataclass(frozen=True)
 class Data:
-    """The same of MLflow's RunData."""
+    """The part of MLflow's RunData that a report reads."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
@@ -35,39 +34,44 @@ class Data:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as MLflow's client shows it."""
+    """A run with the attributes of MLflow's own class."""
 
     info: Info
     data: Data
 
 
 def children(client: Any, experiment: str, parent: str, metrics: Sequence[str]) -> Sequence[Any]:
-    """The runs of a launch, oldest first, with at least the metrics whose names begin with one of `metrics`."""
+    """Return the runs of a launch, oldest first.
+
+    Args:
+        parent: run id of the launch.
+        metrics: beginnings of the names of the metrics that are needed; a run may have others too.
+    """
     try:
         with sqlite_connection(client) as database:
             if database is not None:
-                return _of_tables(database, experiment, parent, metrics)
+                return _from_tables(database, experiment, parent, metrics)
     except sqlite3.Error:
         pass
-    return search_runs(client, [experiment], {PARENT: parent}, order="attributes.start_time ASC")
+    return search_runs(client, [experiment], {MlflowTag.PARENT: parent}, order="attributes.start_time ASC")
 
 
-def _of_tables(database: sqlite3.Connection, experiment: str, parent: str, metrics: Sequence[str]) -> list[Run]:
+def _from_tables(database: sqlite3.Connection, experiment: str, parent: str, metrics: Sequence[str]) -> list[Run]:
     ours = (
         "FROM tags AS place JOIN runs USING (run_uuid){} WHERE place.key = ? AND place.value = ? "
         "AND runs.experiment_id = ? AND runs.lifecycle_stage = 'active'"
     )
-    which = (PARENT, parent, int(experiment))
+    which = (MlflowTag.PARENT, parent, int(experiment))
     about = f"SELECT run_uuid, status, start_time, artifact_uri {ours.format('')} ORDER BY start_time, run_uuid"
     runs = {row[0]: Run(Info(*row), Data()) for row in database.execute(about, which)}
     for table, values in (("tags", "tags"), ("params", "params")):
-        words = f"SELECT run_uuid, own.key, own.value {ours.format(f' JOIN {table} AS own USING (run_uuid)')}"
-        for run_id, key, value in database.execute(words, which):
+        query = f"SELECT run_uuid, own.key, own.value {ours.format(f' JOIN {table} AS own USING (run_uuid)')}"
+        for run_id, key, value in database.execute(query, which):
             getattr(runs[run_id].data, values)[key] = value
     numbers = ours.format(" JOIN latest_metrics AS own USING (run_uuid)")
     wanted = " OR ".join("substr(own.key, 1, ?) = ?" for _ in metrics)
     prefixes = [part for name in metrics for part in (len(name), name)]
-    words = f"SELECT run_uuid, own.key, own.value, own.is_nan {numbers} AND ({wanted})"
-    for run_id, key, number, is_nan in database.execute(words, (*which, *prefixes)):
+    query = f"SELECT run_uuid, own.key, own.value, own.is_nan {numbers} AND ({wanted})"
+    for run_id, key, number, is_nan in database.execute(query, (*which, *prefixes)):
         runs[run_id].data.metrics[key] = math.nan if is_nan or number is None else number
     return list(runs.values())

@@ -1,4 +1,4 @@
-"""Opens an MLflow store to read, without ever making one."""
+"""Opens an MLflow store for reading, and never creates one."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import ReportError
+from microdit.common.stores.quiet import quiet_mlflow
 from microdit.common.stores.secrets import masked, remember
 from microdit.common.stores.sqlite_uri import sqlite_path, sqlite_uri
 
-MAKE_ONE = "microdit-sweep study=masking_ratio scale=demo makes one"
+HOW_TO_CREATE = "create one with microdit-sweep study=masking_ratio scale=demo, or give another with tracking_uri=URI"
+MAX_ERROR_CHARACTERS = 200
+SQLITE_TIMEOUT_SECONDS = 60
+HTTP_RETRIES = "3"  # MLflow's own 7 wait 4 minutes for a dead server
 
 
 def short_error(error: Exception) -> str:
-    """What an error of a store says, in a line without passwords, SQL and what a statement was to write."""
+    """Return a store's error in one line, without passwords and SQL."""
     words = masked(" ".join(str(error).split()).partition(" [SQL:")[0])
-    return words[:200] or type(error).__name__
+    return words[:MAX_ERROR_CHARACTERS] or type(error).__name__
 
 
 def quiet() -> None:
-    """MLflow and its database layer log every migration they look at, and with a traceback what they then raise; a
-    user's terminal is for the report."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 make a dead server a wait of 4 minutes
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    """Silence MLflow and its database layer, which log each migration and print tracebacks of errors they raise."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", HTTP_RETRIES)
+    quiet_mlflow(logging.CRITICAL)
 
 
 def default_uri() -> str:
-    """MLFLOW_TRACKING_URI, or the sqlite file that `microdit-sweep` writes below the working folder."""
+    """Return MLFLOW_TRACKING_URI, or else the sqlite file that `microdit-sweep` writes in the working folder."""
     return os.environ.get("MLFLOW_TRACKING_URI") or _uri(Path("runs/mlflow.db"))
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a sqlite URI, None for other URIs and for a database in memory."""
+    """Return the file of a sqlite URI, None for other URIs and for a database in memory."""
     try:
         return sqlite_path(uri)
     except ValueError as error:
@@ -56,42 +56,45 @@ def _uri(path: Path) -> str:
 
 @contextlib.contextmanager
 def sqlite_connection(client: Any) -> Iterator[sqlite3.Connection | None]:
-    """The sqlite file behind `client`, opened to read; None for a store of another kind.
+    """Open the sqlite file behind `client` for reading; yield None for a store of another kind.
 
-    MLflow's client makes an object of every run and point, which for thousands of runs takes minutes. Whoever reads
-    the tables instead falls back to the client on sqlite3.Error: MLflow may arrange them in another way one day.
+    MLflow's client creates an object per run and point, which takes minutes for thousands of runs. Callers must fall
+    back to the client on sqlite3.Error, because another version of MLflow may have other tables.
     """
     file = sqlite_file(str(getattr(client, "tracking_uri", "")))
     if file is None or not file.is_file():
         yield None
         return
-    with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", timeout=60, uri=True)) as database:
+    address = f"{file.resolve().as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(address, timeout=SQLITE_TIMEOUT_SECONDS, uri=True)) as database:
         yield database
 
 
 def open_store(uri: str) -> Any:
-    """An `MlflowClient` of `uri`; a path ending in .db is taken for a sqlite file.
+    """Return an `MlflowClient` of `uri`. A path ending in .db is a sqlite file.
 
-    Raises ReportError where there is no store: opening a missing sqlite file would create an empty one.
+    Raises:
+        ReportError: if there is no store at `uri` (opening a missing sqlite file would create one), or if it can't be
+            opened.
     """
     remember(uri)
     if "://" not in uri and uri.endswith(".db"):
         uri = _uri(Path(uri))
     file = sqlite_file(uri)
     if file is not None and not file.is_file():
-        raise ReportError(f"there is no MLflow store at {file}; {MAKE_ONE}, tracking_uri=URI names another")
+        raise ReportError(f"there is no MLflow store at {file}; {HOW_TO_CREATE}")
     if "://" not in uri and not Path(uri).is_dir():
         raise ReportError(f"tracking_uri={uri} is neither a URI nor a folder; e.g. sqlite:////data/mlflow.db")
     quiet()
     import mlflow
 
-    quiet()  # importing mlflow sets its own level
+    quiet()  # importing mlflow sets its own log level
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             client = mlflow.MlflowClient(uri)
             client.search_experiments(max_results=1)
     except Exception as error:
-        # Of sqlite's journals one, WAL, needs a file beside the store even to read.
-        hint = "; a copy of it in a folder that can be written will do" if file and "readonly" in str(error) else ""
+        # sqlite's WAL journal needs to write a file next to the store even for reading.
+        hint = "; copy the store to a writable folder" if file and "readonly" in str(error) else ""
         raise ReportError(f"tracking_uri={masked(uri)} can't be opened: {short_error(error)}{hint}") from None
     return client

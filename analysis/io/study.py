@@ -1,4 +1,4 @@
-"""What a launch of a study says of itself: its question, its arms, and where an arm stands in its figure."""
+"""Finds a study's launch and reads its question, arms and metrics from its study.yaml."""
 
 from __future__ import annotations
 
@@ -9,18 +9,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.errors import ReportError, nearest
-from analysis.io.reading import as_mapping, is_sound, load_yaml_mapping, read_text
-from microdit.common.stores.run_search import experiments, search_runs
+from analysis.errors import ReportError
+from microdit.common.contract import (
+    DEFAULT_PRIMARY,
+    EXPERIMENT_PREFIX,
+    MINIMIZE,
+    STUDY_FILE,
+    Role,
+    Tag,
+    experiment_name,
+)
+from microdit.common.errors import nearest, shown
+from microdit.common.files.stored_yaml import MAX_STORED_BYTES, load_stored_mapping
+from microdit.common.files.text import read_text
+from microdit.common.finite import is_sound
+from microdit.common.stores.run_search import our_experiments, search_runs
 
-PREFIX = "microdit/"
-MOVED = " (if runs/ was moved: microdit-sweep relocate root=FOLDER updates its paths)"
-TRIAL = "trial"  # x of a search over several settings: their numbers, as it tried them
+RELOCATE_HINT = " (if runs/ was moved: microdit-sweep relocate root=FOLDER updates its paths)"
+MAX_ERROR_CHARACTERS = 200
+TRIAL_NUMBER = "trial"  # x of a search over several settings
 
 
 @dataclass(frozen=True)
 class Study:
-    """What the newest launch says of itself; `arms` maps a name to its overrides, in the study's order."""
+    """A launch as its study.yaml describes it.
+
+    arms: overrides by arm name, in the study's order. direction: of `primary`, minimize or maximize. x, hue: settings
+    on the figure's axis and in its legend. objectives: of a search with several, direction by metric.
+    """
 
     name: str
     scale: str
@@ -37,52 +53,89 @@ class Study:
     x: str
     hue: str
     search: Mapping[str, Any] = field(default_factory=dict)
-    objectives: Mapping[str, str] = field(default_factory=dict)  # of a search for several: metric -> direction
+    objectives: Mapping[str, str] = field(default_factory=dict)
+
+
+def study_names(client: Any) -> list[str]:
+    """Return the studies in a store, by name."""
+    return [experiment.name.removeprefix(EXPERIMENT_PREFIX) for experiment in our_experiments(client)]
 
 
 def find_experiment(client: Any, study: str) -> str:
-    """The id of the study's experiment; raises ReportError naming the nearest study where there is none."""
-    name = PREFIX + study
-    found = client.get_experiment_by_name(name)
+    """Return the id of a study's experiment.
+
+    Raises:
+        ReportError: if the store has no such study; names the nearest one.
+    """
+    found = client.get_experiment_by_name(experiment_name(study))
     if found is not None:
-        return found.experiment_id
-    present = [e.name.removeprefix(PREFIX) for e in experiments(client) if e.name.startswith(PREFIX)]
+        return str(found.experiment_id)
+    present = study_names(client)
     hint = nearest(study, present) if present else "the store has no study at all"
     raise ReportError(f"the store has no study '{study}'; {hint}")
 
 
+def launches(client: Any, experiment: str) -> list[Any]:
+    """Return the parent runs of an experiment's launches, newest first."""
+    return search_runs(client, [experiment], {Tag.ROLE: Role.LAUNCH})
+
+
+def scale_of(launch: Any) -> str:
+    """Return the scale of a launch, `?` if it is missing."""
+    return str(launch.data.tags.get(Tag.SCALE, "?"))
+
+
 def find_launch(client: Any, experiment: str, study: str, scale: str | None) -> Any:
-    """The newest launch, at `scale` where one is given, as MLflow's run; raises ReportError where there is none."""
-    launches = search_runs(client, [experiment], {"microdit.role": "study"})
-    if not launches:
-        raise ReportError(f"'{study}' has runs but no launch; microdit-sweep study={study} makes one")
+    """Return the parent run of the newest launch, at `scale` if given.
+
+    Raises:
+        ReportError: if there is no launch, or none at `scale`.
+    """
+    found = launches(client, experiment)
+    if not found:
+        raise ReportError(f"'{study}' has runs but no launch; microdit-sweep study={study} creates one")
     if scale is None:
-        return launches[0]
-    for run in launches:
-        if run.data.tags.get("microdit.scale") == scale:
+        return found[0]
+    for run in found:
+        if scale_of(run) == scale:
             return run
-    scales = dict.fromkeys(run.data.tags.get("microdit.scale", "?") for run in launches)
-    raise ReportError(f"'{study}' was never launched at scale '{scale}'; {nearest(scale, scales)}")
+    raise ReportError(
+        f"'{study}' was never launched at scale '{scale}'; {nearest(scale, dict.fromkeys(map(scale_of, found)))}"
+    )
 
 
 def read_study(client: Any, parent: Any) -> Study:
-    """What launch `parent` says of itself; raises ReportError where its study.yaml can't be read."""
+    """Return the study of a launch.
+
+    Args:
+        parent: the launch's parent run.
+
+    Raises:
+        ReportError: if its study.yaml can't be read.
+    """
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = Path(client.download_artifacts(parent.info.run_id, "study.yaml", folder))
-            return study_of(load_yaml_mapping(read_text(path), "study.yaml"), parent)
-        except Exception as error:  # no such artifact: each artifact store has its own exception for it
-            words = " ".join(str(error).split())[:200]
-            raise ReportError(f"launch {parent.info.run_id}: its study.yaml can't be read: {words}{MOVED}") from None
+            path = Path(client.download_artifacts(parent.info.run_id, STUDY_FILE, folder))
+            text = read_text(path, ReportError, limit=MAX_STORED_BYTES)
+            return study_of(load_stored_mapping(text, STUDY_FILE, ReportError), parent)
+        except Exception as error:  # no such artifact: the exception depends on the artifact store
+            words = " ".join(str(error).split())[:MAX_ERROR_CHARACTERS]
+            raise ReportError(
+                f"launch {parent.info.run_id}: its {STUDY_FILE} can't be read: {words}{RELOCATE_HINT}"
+            ) from None
 
 
 def study_of(values: Mapping[str, Any], parent: Any) -> Study:
-    """Return a launch's study from its study.yaml; raises ReportError or ValueError for what can't be one."""
+    """Return the study described by the content of a study.yaml.
+
+    Raises:
+        ReportError, ValueError, TypeError: if a value has the wrong type.
+    """
     paper, metrics, figure, space = (as_mapping(values.get(key)) for key in ("paper", "metrics", "figure", "search"))
-    searched = (next(iter(space)) if len(space) == 1 else TRIAL) if space else ""
+    searched = (next(iter(space)) if len(space) == 1 else TRIAL_NUMBER) if space else ""
     return Study(
-        name=parent.data.tags["microdit.study"],
-        scale=parent.data.tags["microdit.scale"],
+        name=parent.data.tags[Tag.STUDY],
+        scale=parent.data.tags[Tag.SCALE],
         parent=parent.info.run_id,
         question=str(values.get("question", "")).strip(),
         section=str(paper.get("section", "")),
@@ -91,8 +144,8 @@ def study_of(values: Mapping[str, Any], parent: Any) -> Study:
         holds=str(values.get("holds") or ""),
         arms={str(arm): dict(as_mapping(overrides)) for arm, overrides in as_mapping(values.get("arms")).items()},
         seeds=tuple(int(seed) for seed in values.get("seeds") or ()),
-        primary=str(metrics.get("primary", "clip_fd")),
-        direction=str(metrics.get("direction", "minimize")),
+        primary=str(metrics.get("primary", DEFAULT_PRIMARY)),
+        direction=str(metrics.get("direction", MINIMIZE)),
         x=str(figure.get("x") or searched),
         hue=str(figure.get("hue") or ""),
         search=dict(space),
@@ -100,10 +153,23 @@ def study_of(values: Mapping[str, Any], parent: Any) -> Study:
     )
 
 
-def hue_of(study: Study, arm: str, params: Mapping[str, str] | None = None) -> str:
-    """Which line of the figure an arm belongs to, '' where there is one.
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """Return a mapping as it is, and an empty one for None.
 
-    Where it is the arm itself, the part of its name that tells x is left out: `wide_lr=0.1` is on the line `wide`.
+    Raises:
+        ReportError: if `value` is anything else.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ReportError(f"a mapping is needed, not {shown(value)}")
+    return value
+
+
+def hue_of(study: Study, arm: str, params: Mapping[str, str] | None = None) -> str:
+    """Return the line of the figure that an arm belongs to, "" if there is only one line.
+
+    If the hue is the arm itself, the part of its name that repeats x is removed: `wide_lr=0.1` is on line `wide`.
     """
     value = setting_of(study.hue, arm, params or {}, study) if study.hue else ""
     if study.hue == "arm" and study.x:
@@ -112,7 +178,7 @@ def hue_of(study: Study, arm: str, params: Mapping[str, str] | None = None) -> s
 
 
 def setting_of(key: str, arm: str, params: Mapping[str, str], study: Study) -> Any:
-    """Return a run's value of a config key, a finite number if it is one; the arm's name if it has none."""
+    """Return a run's value of a config key as a finite float or text, and the arm's name if it has no value."""
     value = params.get(key, study.arms.get(arm, {}).get(key, arm))
     try:
         return float(value) if is_sound(float(value)) else str(value)

@@ -1,36 +1,40 @@
-"""Reports every study of a store: a folder each, and one page of them all."""
+"""Reports every study of a store: one folder per study, and one page for all."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from analysis.claims.paper_values import facts
-from analysis.errors import ReportError, nearest
+from analysis.errors import ReportError
 from analysis.io.comparable_runs import SetSelection
 from analysis.io.results import Results, load
-from analysis.io.study import PREFIX
+from analysis.io.study import launches, scale_of, study_names
 from analysis.report.html import Missing, render
 from analysis.report.html_sections import PAGE, Section, section
-from analysis.report.scratch import scratch_folder, sweep
 from analysis.report.study import Store, publish, study_folder, write
-from microdit.common.stores.run_search import experiments, search_runs
+from microdit.common.errors import nearest
+from microdit.common.files.atomic import sweep, write_text
+from microdit.common.stores.run_search import our_experiments
 from microdit.common.stores.secrets import masked
 
 
 @dataclass
 class ReportOutcome:
-    """What became of a store's studies. `broken`: a study's report failed in a way that no state of its runs explains.
-    `refusal`: why the store took no report, once it has said so."""
+    """Sections of reported studies, and studies without a report.
+
+    Attributes:
+        broken: a study's report failed with an unexpected error.
+        rejection: reason the store rejected the upload, or "".
+    """
 
     sections: list[Section] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
     broken: bool = False
-    refusal: str = ""
+    rejection: str = ""
 
     @property
     def whole(self) -> bool:
@@ -39,18 +43,25 @@ class ReportOutcome:
 
 
 def studies(client: Any) -> list[str]:
-    """Names of the studies in a store: the paper's in its order, then others by name."""
-    found = [e.name.removeprefix(PREFIX) for e in experiments(client) if e.name.startswith(PREFIX)]
+    """Return the studies in a store: the paper's in its order, then others by name."""
     known = list(facts()["studies"])
-    return sorted(found, key=lambda name: (known.index(name) if name in known else len(known), name))
+    return sorted(study_names(client), key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
 def report_all(
-    store: Store, out: Path, scale: str | None, choice: SetSelection, published: bool, tell: Callable[[str], None]
+    store: Store, out: Path, scale: str | None, choice: SetSelection, published: bool, progress: Callable[[str], None]
 ) -> ReportOutcome:
-    """Writes each study's folder and `out`/report.html, telling of each as it is done.
+    """Write each study's folder and `out`/report.html.
 
-    Raises ReportError where the store has no study, none at `scale`, or `out` can't be written.
+    Args:
+        out: folder of the results.
+        scale: report launches of this scale; any if None.
+        choice: the set of comparable runs to show.
+        published: upload the reports to the store.
+        progress: called with one line per finished study.
+
+    Raises:
+        ReportError: if the store has no study or none at `scale`, or if `out` can't be written.
     """
     listed = studies(store.client)
     if not listed:
@@ -63,7 +74,7 @@ def report_all(
         raise ReportError(f"{out} can't be written: {error.strerror or error}") from None
     made = ReportOutcome()
     for name in listed:
-        _report_study(store, name, out, scale, choice, published and not made.refusal, made, tell)
+        _report_study(store, name, out, scale, choice, published and not made.rejection, made, progress)
     scales = list(dict.fromkeys(found.results.study.scale for found in made.sections))
     title = f"{len(made.sections)} stud{'y' if len(made.sections) == 1 else 'ies'}"
     page = render(title, store.uri, ", ".join(scales) or scale or "any", made.sections, made.missing)
@@ -79,29 +90,29 @@ def _report_study(
     choice: SetSelection,
     published: bool,
     made: ReportOutcome,
-    tell: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> None:
-    """Reports one study into `made`; whatever goes wrong with it is told there and stops no other."""
+    """Report one study into `made`. Errors are recorded there, so that the other studies are still reported."""
     try:
         results = load(store.client, name, scale, choice)
         paths = write(results, study_folder(out, results.study), store.uri)
         number = len(made.sections) + 1
         made.sections.append(section(results, paths, store.uri, _base(results), number))
-        tell(f"{name}, scale {results.study.scale}: {_line(made.sections[-1])}")
+        progress(f"{name}, scale {results.study.scale}: {_line(made.sections[-1])}")
         if published:
-            made.refusal = publish(results, paths)
+            made.rejection = publish(results, paths)
     except ReportError as error:
         made.missing.append(Missing(name, masked(str(error))))
-        tell(f"{name}: missing: {masked(str(error))}")
-    except Exception as error:  # of any kind: the other studies' reports are worth having
+        progress(f"{name}: missing: {masked(str(error))}")
+    except Exception as error:  # any error: the other studies are still reported
         words = f"its report failed ({type(error).__name__}: {masked(' '.join(str(error).split()))[:200]})"
         made.missing.append(Missing(name, words))
         made.broken = True
-        tell(f"{name}: missing: {words}")
+        progress(f"{name}: missing: {words}")
 
 
 def _base(results: Results) -> str:
-    """The study's folder as a page in `out` links to it."""
+    """Return the link from a page in `out` to the study's folder."""
     return f"./{quote(results.study.name, safe='')}/{quote(results.study.scale, safe='')}/"
 
 
@@ -110,23 +121,18 @@ def _line(found: Section) -> str:
 
 
 def _check_scale(client: Any, scale: str) -> None:
-    """Raises ReportError where no study was ever launched at `scale`: a misspelt one would make an empty page."""
-    ours = [e.experiment_id for e in experiments(client) if e.name.startswith(PREFIX)]
-    launches: Sequence[Any] = [
-        run for experiment in ours for run in search_runs(client, [experiment], {"microdit.role": "study"})
-    ]
-    scales = dict.fromkeys(run.data.tags.get("microdit.scale", "?") for run in launches)
+    """Raise ReportError if no study was launched at `scale`, because a misspelled scale would give an empty page."""
+    found = [launch for experiment in our_experiments(client) for launch in launches(client, experiment.experiment_id)]
+    scales = dict.fromkeys(map(scale_of, found))
     if scale not in scales:
         hint = nearest(scale, scales) if scales else "the store has no launch"
         raise ReportError(f"no study was ever launched at scale '{scale}'; {hint}")
 
 
 def _put(path: Path, text: str) -> None:
-    """By a rename, so that a reader never meets half a page."""
+    """Write the page atomically."""
     sweep(path.parent)
     try:
-        with scratch_folder(path.parent, path.name) as scratch:
-            (scratch / path.name).write_text(text, encoding="utf-8")
-            os.replace(scratch / path.name, path)
+        write_text(path, text)
     except OSError as error:
         raise ReportError(f"{path} can't be written: {error.strerror or error}") from None

@@ -1,116 +1,114 @@
-"""What a reader must know to judge a study's table: how it was measured, what it leaves out, how to read it."""
+"""Footnotes of a study's table: how to read it, how it was measured, what it leaves out."""
 
 from __future__ import annotations
-
-import pandas as pd
 
 from analysis import labels
 from analysis.claims.paper_values import citation, paper_values, trust_meaning
 from analysis.claims.selection import claims_of
+from analysis.io.columns import mean_or_none, tag_column
 from analysis.io.comparable_runs import NOT_RECORDED
 from analysis.io.results import Results
-from analysis.report.sentences import noise
-from analysis.stats.intervals import number
+from analysis.report.sentences import evaluation_noise
+from microdit.common.contract import FINAL_VAL_LOSS, FLOOR_SUFFIX, REAL_SUFFIX, REFERENCE_IMAGES, Tag, final_metric
+from microdit.common.numbers import format_number
 
 
 def table_footnotes(results: Results) -> list[str]:
-    """What a reader must know to judge the table."""
+    """Return all footnotes of a study's table."""
     study, frame = results.study, results.frame
     found = [
-        "Mean ± half-width of Student's 95% interval over n seeds. A difference is the mean over seeds of arm minus "
-        "baseline at the same seed, with its own 95% interval, not corrected; p is of Student's paired t test, with "
-        "Holm's correction over the arms of the study. g_z: the mean difference in standard deviations of the "
-        "differences, with Hedges' correction (there is none at two seeds). Bold: better than every other arm at "
+        "Mean ± half-width of Student's 95% interval over n seeds. A difference is arm minus baseline at the same "
+        "seed, averaged over seeds; its 95% interval is not corrected for the number of arms. p: Student's paired t "
+        "test with Holm's correction over the arms of the study. g_z: the mean difference in standard deviations of "
+        "the differences, with Hedges' correction (undefined at two seeds). Bold: better than every other arm at "
         "corrected p < 0.05.",
         *_of_claims(results),
-        *noise(results),
+        *evaluation_noise(results),
         *results.left_out,
         *measurement(results),
         *of_paper(results),
     ]
     holds = f" The arms hold {study.holds} fixed." if study.holds else ""
-    software = [words for words in results.tags("versions") if words != NOT_RECORDED]
-    hardware = "; ".join([results.tag("device"), *software])
-    found.append(f"Hardware: {hardware}; seconds are wall-clock for training, on a machine that may be shared.{holds}")
-    dirty = " with uncommitted changes" if "true" in set(frame["tag.git_dirty"]) else ""
-    commits = ", ".join(dict.fromkeys(str(commit)[:10] for commit in frame["tag.git_commit"]))
-    algorithm = f", algorithm {results.tag('algorithm')}" if results.tags("algorithm") != ["1"] else ""
-    data = results.tag("data_fingerprint")[:16]
+    software = [words for words in results.tags(Tag.VERSIONS) if words != NOT_RECORDED]
+    hardware = "; ".join([results.tag(Tag.DEVICE), *software])
+    found.append(f"Hardware: {hardware}; seconds are wall-clock training time, possibly on a shared machine.{holds}")
+    dirty = " with uncommitted changes" if "true" in set(frame[tag_column(Tag.GIT_DIRTY)]) else ""
+    commits = ", ".join(dict.fromkeys(str(commit)[:10] for commit in frame[tag_column(Tag.GIT_COMMIT)]))
+    algorithm = f", algorithm {results.tag(Tag.ALGORITHM)}" if results.tags(Tag.ALGORITHM) != ["1"] else ""
+    data = results.tag(Tag.DATA_FINGERPRINT)[:16]
     found.append(f"Scale {study.scale}; code {commits}{dirty}{algorithm}; data {data}.")
-    reused = int((frame["tag.reused_from"] != "").sum())
+    reused = int((frame[tag_column(Tag.REUSED_FROM)] != "").sum())
     if reused:
-        found.append(f"{reused} of {len(frame)} runs were trained in an earlier launch and reused.")
+        found.append(f"{reused} of {len(frame)} runs are reused from an earlier launch.")
     if results.absent:
         found.append(f"Without a result: {'; '.join(results.absent)}.")
     return found
 
 
 def _of_claims(results: Results) -> list[str]:
-    """How to read the verdicts."""
+    """Return how to read the verdicts."""
     found = claims_of(results.study.name)
     if not found:
         return []
     trust = "; ".join(f"{word}: {trust_meaning(word)}" for word in dict.fromkeys(claim.trust for claim in found))
     return [
-        "A claim is reproduced where each of its checks is significant at 0.05 in its direction, contradicted where "
-        "one is the other way (Holm-corrected); of several checks the one that decides is shown. Seeds needed: for 80% "
-        "power of a paired t test at the effect and spread seen, which few seeds tell only roughly. Trust of a claim: "
-        f"{trust}."
+        "A claim is reproduced if each of its checks is significant at 0.05 in its direction, and contradicted if one "
+        "is significant in the other direction (Holm-corrected). If there are several checks, the decisive one is "
+        "shown. 'Seeds needed' assumes 80% power of a paired t test and the observed effect and variance; with few "
+        f"seeds it is a rough estimate. Trust levels of claims: {trust}."
     ]
 
 
 def of_paper(results: Results) -> list[str]:
-    """The paper's own values, with how far each can be trusted."""
+    """Return the values that the paper reports, with their trust levels."""
     paper = paper_values(results.study.name)
     if not paper:
         return []
     listed = "; ".join(f"{value.arm} {value}" for value in paper)
     words = ", ".join(f"{word}: {trust_meaning(word)}" for word in dict.fromkeys(v.trust for v in paper))
     return [
-        f"The paper ({citation()}) reports FID on Inception features at its own scale, which compares with ours in "
-        f"order only: {listed}. Trust: {words}."
+        f"The paper ({citation()}) reports FID on Inception features at its own scale; compare only the order of the "
+        f"arms with ours: {listed}. Trust levels: {words}."
     ]
 
 
 def measurement(results: Results) -> list[str]:
-    """Counts, networks and floors, and the warning that too few samples call for."""
-    frame, net = results.frame, results.tag("feature_net")
-    samples = results.tag("samples")
-    reference = _mean(frame, "final/reference_images")
+    """Return how the scores were measured: sample counts, networks, floors, and a warning about few samples."""
+    frame, net = results.frame, results.tag(Tag.FEATURE_NET)
+    samples = results.tag(Tag.SAMPLES)
+    reference = mean_or_none(frame, final_metric(REFERENCE_IMAGES))
     against = "" if reference is None else f" against {reference:.0f} real images"
     networks = labels.networks(net)
-    text = f"{samples} generated samples a run{against}; feature networks: {', '.join(networks)}."
+    text = f"{samples} generated samples per run{against}; feature networks: {', '.join(networks)}."
     if samples == "0":
-        text = "No pictures were drawn and scored."
+        text = "No samples were drawn and scored."
     elif not networks[0].lower().startswith("inception"):
-        text += " FD (Fréchet) and KD (kernel distance) are on the first one's features and are not FID and KID."
+        text += (
+            " FD (Fréchet distance) and KD (kernel distance) use features of the first one; they are not FID and KID."
+        )
     if "+prompts@" in net:
-        text += " Prompts come from a file, not from the dataset's held-out captions."
+        text += " The prompts come from a file, not from the dataset's held-out captions."
     found = [text]
     floors = []
     for metric in labels.scores(frame.columns, results.study.primary):
-        floor = _mean(frame, f"final/{metric}_floor")
+        floor = mean_or_none(frame, final_metric(metric + FLOOR_SUFFIX))
         if floor is not None:
-            floors.append(f"{labels.metric_label(metric, net)} {number(floor)}")
-        real = _mean(frame, f"final/{metric}_real")
+            floors.append(f"{results.label(metric)} {format_number(floor)}")
+        real = mean_or_none(frame, final_metric(metric + REAL_SUFFIX))
         if real is not None:
-            found.append(f"Real images have {labels.metric_label(metric, net)} {number(real)}.")
-    if "val_loss" in labels.scores(frame.columns, results.study.primary):
+            found.append(f"Real images have {results.label(metric)} {format_number(real)}.")
+    if FINAL_VAL_LOSS in labels.scores(frame.columns, results.study.primary):
         found.append(
-            "Validation loss: of the averaged weights, unmasked, on held-out images, with the same images, noise and "
-            "noise levels in every run; it compares arms of the same latents and diffusion settings."
+            "Validation loss: of the averaged weights, unmasked, on held-out images, with the same images, diffusion "
+            "noise and noise levels in every run. Compare only arms with the same latents and diffusion settings."
         )
     if floors:
-        found.insert(1, f"Floor, between two sets of real images of these sizes: {', '.join(floors)}.")
+        found.insert(1, f"Floor (two sets of real images of these sizes): {', '.join(floors)}.")
     width = labels.feature_width(networks[0])
     if width and samples.isdigit() and int(samples) < width:
         found.append(
             f"Fewer samples ({samples}) than features ({width}): the covariance of {networks[0]}'s features is "
-            f"singular, so {labels.metric_label('fd', net)} is biased upwards; compare it between arms and with its "
+            f"singular, so {results.label('fd')} is biased upwards; compare it between arms and with its "
             "floor, not with other reports."
         )
     return found
-
-
-def _mean(frame: pd.DataFrame, column: str) -> float | None:
-    return float(frame[column].mean()) if column in frame and frame[column].notna().any() else None

@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing beside it: no other host, no script, pictures inlined."""
+"""Renders a report as one self-contained HTML file: no network, no script, images inlined."""
 
 from __future__ import annotations
 
@@ -16,32 +16,42 @@ from analysis.claims.paper_values import citation, facts
 from analysis.errors import ReportError
 from analysis.io.results import Results
 from analysis.report.html_sections import PAGE, Section, section
+from microdit.common.contract import Tag
 from microdit.common.stores.secrets import masked
 
-LIMIT = 9_500_000  # bytes of a page
-WIDTHS = (1500, 1100, 800, 560, 0)  # pixels of its pictures, the first that fits; 0 leaves them out
+MAX_PAGE_BYTES = 9_500_000
+IMAGE_WIDTHS = (1500, 1100, 800, 560, 0)  # pixels; the first that fits is used; 0 leaves images out
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A study that the page can't show, and why."""
+    """A study without a section, and the reason."""
 
     name: str
     why: str
 
 
 def study_page(results: Results, paths: Sequence[Path], store: str) -> str:
-    """The page of one study, to lie in the folder of `paths`."""
+    """Return the page of one study, for the folder of `paths`."""
     title = f"{results.study.name}, scale {results.study.scale}"
     return render(title, store, results.study.scale, [section(results, paths, store)], [])
 
 
 def render(
-    title: str, store: str, scale: str, sections: Sequence[Section], missing: Sequence[Missing], limit: int = LIMIT
+    title: str,
+    store: str,
+    scale: str,
+    sections: Sequence[Section],
+    missing: Sequence[Missing],
+    limit: int = MAX_PAGE_BYTES,
 ) -> str:
-    """The page, its pictures as large as `limit` bytes allow."""
+    """Return the page as HTML, with images as large as `limit` bytes allow.
+
+    Raises:
+        ReportError: if the page exceeds `limit` even without images.
+    """
     code = list(dict.fromkeys(version for found in sections for version in found.code))
-    nets = list(dict.fromkeys(found.results.tag("feature_net") for found in sections))
+    nets = list(dict.fromkeys(found.results.tag(Tag.FEATURE_NET) for found in sections))
     context = {
         "title": title,
         "store": masked(store),
@@ -57,11 +67,11 @@ def render(
         "page": PAGE,
         "style": Markup((files("analysis.report") / "templates" / "page.css").read_text(encoding="utf-8")),
     }
-    for width in WIDTHS:
+    for width in IMAGE_WIDTHS:
         page = _template().render(context, width=width)
         if len(page.encode()) <= limit:
             return page
-    raise ReportError(f"the page is over {limit / 1e6:.0f} MB without its pictures: report fewer studies or arms")
+    raise ReportError(f"the page exceeds {limit / 1e6:.0f} MB even without images; report fewer studies or arms")
 
 
 @cache

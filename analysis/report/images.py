@@ -1,4 +1,4 @@
-"""A report's pictures for its web page: in a sensible order, captioned, described in words, small enough to inline."""
+"""Prepares a report's images for its web page: order, captions, alternative texts, and compressed data."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from PIL import Image
 
 from analysis import labels
 from analysis.io.results import Results
-from analysis.stats.intervals import estimate
+from microdit.common.contract import final_metric
+from microdit.common.numbers import estimate
 
-PALETTE_SIZE = 96  # of a drawing: its own few, and their blends into the ground
-QUALITY = 82  # of photographs as WebP
+PALETTE_SIZE = 96  # colors of a figure: its own and their blends with the background
+WEBP_QUALITY = 82  # of samples
+MAX_ARMS_LISTED, MAX_ARMS_WITH_SCORES = 8, 12  # in an alternative text
 SAMPLES = "samples"
-CAPTIONS = {  # by the file's name, or by how it begins; in the order of the page
-    "figure": "Scores over {x}. Large marks are means over the seeds, small ones the seeds; bars are 95% intervals, "
-    "cut where they leave the panel.",
-    "cost": "What the scores cost.",
-    "curves": "Training and validation loss by step, an arm a line: thick for the mean over its seeds.",
-    "noise": "Noise of the scores: between seeds, and between evaluations of the same weights.",
-    "search": "The search: {rest}.",
-    SAMPLES: "What the arms draw: the same prompts and noise for every arm, of its first seed.",
+LAST, UNKNOWN = 99, 98  # ranks on the page
+CAPTIONS = {  # by file name, or by its beginning; in the order of the page
+    "figure": "Scores over {x}. Large markers are means over seeds, small ones single seeds. Bars are 95% intervals, "
+    "clipped at the panel's edge.",
+    "cost": "Primary score against the cost of training.",
+    "curves": "Training and validation loss by step, one line per arm: mean over its seeds.",
+    "loss_by_noise_level": "Final validation loss by diffusion noise level, as a ratio to the baseline's loss.",
+    "search": "Search: {rest}.",
+    SAMPLES: "Samples of each arm at its first seed, with the same prompts and the same initial noise.",
 }
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file with what a page says of it; `href` leads to it from the page, `pdf` to the same for print."""
+    """An image file with its caption and alternative text; `href` and `pdf` are links from the page."""
 
     path: Path
     caption: str
@@ -44,17 +47,17 @@ class Picture:
         return self.path.stem
 
     def size(self, width: int) -> tuple[int, int]:
-        """Width and height of the inlined picture."""
+        """Return width and height of the inlined image in pixels."""
         with Image.open(self.path, formats=["PNG"]) as picture:
             return _fit(picture.size, width)
 
     def data(self, width: int) -> str:
-        """The picture as a data: URI, at most `width` pixels wide."""
+        """Return the image as a data: URI, at most `width` pixels wide."""
         return inline(self.path, width)
 
 
 def pictures(results: Results, paths: Sequence[Path], base: str = "") -> list[Picture]:
-    """The PNG files of a report in the page's order, unknown ones after the known; samples last."""
+    """Return the PNG files of a report in the page's order: known figures, others, then samples."""
     found = sorted((path for path in paths if path.suffix == ".png"), key=lambda path: _place(path.stem))
     beside = {path.name for path in paths}
     made = []
@@ -69,7 +72,7 @@ def pictures(results: Results, paths: Sequence[Path], base: str = "") -> list[Pi
 
 
 def caption(results: Results, name: str) -> str:
-    """What is drawn in the picture `name`."""
+    """Return the caption of the image `name`."""
     key = _key(name)
     rest = name.removeprefix(key).strip("_").replace("_", " ")
     axis = results.study.x
@@ -78,23 +81,23 @@ def caption(results: Results, name: str) -> str:
 
 
 def inline(path: Path, width: int) -> str:
-    """A PNG file as a data: URI: drawings as PNG of few colours, samples as WebP."""
+    """Return a PNG file as a data: URI: figures as PNG with few colors, samples as WebP."""
     return _encoded(path.read_bytes(), width, path.stem == SAMPLES)
 
 
 @lru_cache(maxsize=64)
-def _encoded(data: bytes, width: int, photograph: bool) -> str:
-    """By contents: a study's own page and the page of all studies show the same pictures from different places."""
+def _encoded(data: bytes, width: int, is_sample: bool) -> str:
+    """Encode an image; cached by content, because two pages show the same images from different folders."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
         picture = opened.convert("RGB").resize(_fit(opened.size, width), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    if photograph:
-        picture.save(stream, "WEBP", quality=QUALITY, method=5)
+    if is_sample:
+        picture.save(stream, "WEBP", quality=WEBP_QUALITY, method=5)
     else:
-        # Median cut gives a page of white most of the colours, and thin lines whatever is left: another colour.
+        # Median cut would spend most colors on the white background and change the color of thin lines.
         few = picture.quantize(PALETTE_SIZE, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
         few.save(stream, "PNG", optimize=True)
-    kind = "webp" if photograph else "png"
+    kind = "webp" if is_sample else "png"
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
 
 
@@ -109,21 +112,23 @@ def _key(name: str) -> str:
 
 def _place(name: str) -> tuple[int, str]:
     if name == SAMPLES:
-        return 99, name
+        return LAST, name
     known = list(CAPTIONS)
-    return (known.index(_key(name)) if _key(name) in known else 98), name
+    return (known.index(_key(name)) if _key(name) in known else UNKNOWN), name
 
 
 def _alt(results: Results, name: str, words: str) -> str:
-    """The picture in words, for who can't see it: the figure's numbers, the arms of the others."""
+    """Return the alternative text: the main figure's numbers, or the caption and arms of others."""
     study, arms = results.study, results.arms
-    shown = ", ".join(arms[:8]) + (f" and {len(arms) - 8} more" if len(arms) > 8 else "")
+    more = f" and {len(arms) - MAX_ARMS_LISTED} more" if len(arms) > MAX_ARMS_LISTED else ""
+    shown = ", ".join(arms[:MAX_ARMS_LISTED]) + more
     if name != "figure":
         return f"{words} Arms: {shown}."
-    title = labels.metric_label(study.primary, results.tag("feature_net"))
-    column = results.frame[f"final/{study.primary}"]
-    values = [f"{arm} {estimate(column[results.frame['arm'] == arm])}" for arm in arms[:12]]
-    more = f" and {len(arms) - 12} more, in the table" if len(arms) > 12 else ""
+    title = results.label(study.primary)
+    column = results.frame[final_metric(study.primary)]
+    values = [f"{arm} {estimate(column[results.frame['arm'] == arm])}" for arm in arms[:MAX_ARMS_WITH_SCORES]]
+    left = len(arms) - MAX_ARMS_WITH_SCORES
+    more = f" and {left} more, in the table" if left > 0 else ""
     return (
         f"Scores over {labels.setting_label(study.x) if study.x else 'the arms'}. {title}: {'; '.join(values)}{more}."
     )

@@ -1,4 +1,4 @@
-"""Writes a study's report to a folder, and onto the launch in MLflow so that its page shows it."""
+"""Writes a study's report to a folder and uploads it to the launch in MLflow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from analysis.errors import ReportError
 from analysis.figures import layout
 from analysis.figures.cost import cost_figure
 from analysis.figures.curves import curve_figure
-from analysis.figures.loss_by_noise_level import noise_figure
+from analysis.figures.loss_by_noise_level import noise_level_figure
 from analysis.figures.samples import sample_figure
 from analysis.figures.scores import score_figure
 from analysis.figures.search import search_figures
@@ -24,34 +24,46 @@ from analysis.io.study import Study
 from analysis.report.footnotes import table_footnotes
 from analysis.report.html import study_page
 from analysis.report.html_sections import PAGE, answer, commands
-from analysis.report.scratch import scratch_folder, sweep
 from analysis.report.sentences import comparison_sentences
 from analysis.report.tables import bullets, columns, grid, latex, markdown, runs_csv, summary, tested
 from analysis.stats.paired import against_baseline
+from microdit.common.contract import MlflowTag
+from microdit.common.files.atomic import scratch_folder, sweep
 
-FIGURES = {"figure": score_figure, "curves": curve_figure, "cost": cost_figure, "noise": noise_figure}
-KINDS: Mapping[str, Mapping[str, None]] = {"png": {}, "pdf": {"CreationDate": None}}  # same runs, same bytes
+FIGURES = {
+    "figure": score_figure,
+    "curves": curve_figure,
+    "cost": cost_figure,
+    "loss_by_noise_level": noise_level_figure,
+}
+FORMATS: Mapping[str, Mapping[str, None]] = {"png": {}, "pdf": {"CreationDate": None}}  # same runs, same bytes
 SEARCHES = ("search_history", "search_parallel", "search_importances", "search_front")
-OPTIONAL = (
-    *(f"{name}.{kind}" for name in (*FIGURES, *SEARCHES) for kind in KINDS),
+OPTIONAL_FILES = (  # removed if the new report has none
+    *(f"{name}.{kind}" for name in (*FIGURES, *SEARCHES) for kind in FORMATS),
     "samples.png",
     "samples.pdf",
     "verdicts.csv",
+    "noise.png",  # name of loss_by_noise_level in older versions
+    "noise.pdf",
 )
-LARGE = 3_000_000  # bytes: above that the pictures are left out of a PDF
-NOTE_LIMIT = 8000  # characters of a tag that every MLflow store takes
+MAX_SAMPLES_PDF_BYTES = 3_000_000  # a larger PDF of samples is removed
+MAX_NOTE_CHARACTERS = 8000  # of a tag in every kind of MLflow store
 
 
 @dataclass(frozen=True)
 class Store:
-    """An open MLflow store and what it is called."""
+    """An open MLflow store and its URI."""
 
     client: Any
     uri: str
 
 
 def study_folder(out: Path, study: Study) -> Path:
-    """`out`/STUDY/SCALE; raises ReportError for names that would lead elsewhere, which a store may hold."""
+    """Return the folder `out`/STUDY/SCALE.
+
+    Raises:
+        ReportError: if a name from the store can't name a folder or would lead out of `out`.
+    """
     for name in (study.name, study.scale):
         if name in ("", ".", "..") or set(name) & set("/\\\0"):
             raise ReportError(f"'{name}' can't name a folder")
@@ -59,11 +71,15 @@ def study_folder(out: Path, study: Study) -> Path:
 
 
 def write(results: Results, folder: Path, store: str = "") -> list[Path]:
-    """Writes table.md, .csv, .tex, runs, comparisons and verdicts (.csv), the figures (.png, .pdf) and report.html,
-    which names `store` as its source.
+    """Write all files of a study's report and return their paths.
 
-    All are made before the first is put in place, and each is put there by a rename; a file of the user's own that lies
-    in `folder` stays. A figure is left out, and an older one removed, where no run has what it shows.
+    The files: table.md, .csv, .tex; runs.csv, comparisons.csv, verdicts.csv; figures as .png and .pdf; report.html. All
+    are made before the first is renamed into place. Other files in `folder` stay. A figure without data is left out,
+    and an older one is removed.
+
+    Args:
+        folder: created if missing.
+        store: URI of the store, named in report.html.
     """
     sweep(folder)
     with scratch_folder(folder, "report") as own:
@@ -75,7 +91,7 @@ def write(results: Results, folder: Path, store: str = "") -> list[Path]:
         made = sorted(path.name for path in scratch.iterdir())
         for name in made:
             os.replace(scratch / name, folder / name)
-        for name in OPTIONAL:
+        for name in OPTIONAL_FILES:
             if name not in made:
                 (folder / name).unlink(missing_ok=True)
     return [folder / name for name in made]
@@ -95,25 +111,27 @@ def _make(results: Results, folder: Path) -> None:
     figures = {name: draw(results) for name, draw in FIGURES.items()}
     for name, figure in (figures | search_figures(results)).items():
         if figure is not None:
-            for kind, metadata in KINDS.items():
+            for kind, metadata in FORMATS.items():
                 figure.savefig(folder / f"{name}.{kind}", dpi=layout.DPI, metadata=dict(metadata))
     samples = sample_figure(results)
     if samples is not None:
         samples.savefig(folder / "samples.png", dpi=layout.DPI)
-        samples.savefig(folder / "samples.pdf", dpi=layout.DPI, metadata=dict(KINDS["pdf"]))
-        if (folder / "samples.pdf").stat().st_size > LARGE:
+        samples.savefig(folder / "samples.pdf", dpi=layout.DPI, metadata=dict(FORMATS["pdf"]))
+        if (folder / "samples.pdf").stat().st_size > MAX_SAMPLES_PDF_BYTES:
             (folder / "samples.pdf").unlink()
 
 
 def page(results: Results) -> str:
-    """The question, what the paper claims, and the table with all that belongs under it."""
+    """Return the question, the paper's claim, and the table with everything below it, as Markdown."""
     parts = [f"**{results.study.question}**", _claim(results), markdown(results)]
     return "\n\n".join(part for part in parts if part)
 
 
 def description(results: Results) -> str:
-    """The same for the launch's page in MLflow: verdicts first, as the page shows only the beginning until it is asked
-    for more, and tables that are narrow enough for it."""
+    """Return the description of the launch for its page in MLflow, as Markdown.
+
+    Verdicts come first, because the page shows only the beginning at first. Tables are split to fit its width.
+    """
     study, found = results.study, columns(results)
     tables = {
         kind: grid([column for column in found if column.kind in ("arm", kind)])
@@ -122,7 +140,7 @@ def description(results: Results) -> str:
     }
     parts = [
         f"**{study.question}**",
-        f"Here: {answer(results)}.",
+        f"Verdicts: {answer(results)}.",
         _claim(results),
         tested(results),
         tables.get("score", ""),
@@ -130,14 +148,14 @@ def description(results: Results) -> str:
         bullets(comparison_sentences(results)),
         f"Held fixed over the arms: {study.holds}." if study.holds else "",
         tables.get("cost", ""),
-        "Figures and the whole report, `report.html`, are under Artifacts, in `report`. Again:",
+        "Figures and the whole report (`report.html`) are under Artifacts in `report`. To repeat:",
         "\n".join(f"    {command}" for command in commands(results, "")),
         bullets(table_footnotes(results)),
     ]
     text = "\n\n".join(part for part in parts if part)
-    if len(text) <= NOTE_LIMIT:
+    if len(text) <= MAX_NOTE_CHARACTERS:
         return text
-    return text[: NOTE_LIMIT - 40].rsplit("\n", 1)[0] + "\n\nThe rest is in report/table.md."
+    return text[: MAX_NOTE_CHARACTERS - 40].rsplit("\n", 1)[0] + "\n\nThe rest is in report/table.md."
 
 
 def _claim(results: Results) -> str:
@@ -147,14 +165,14 @@ def _claim(results: Results) -> str:
 
 
 def publish(results: Results, paths: list[Path]) -> str:
-    """Describes the launch and logs the files under its `report/`; returns '' or why the store refused.
+    """Upload the description and the files of a report to its launch; return "" or why the store rejected them.
 
-    The description goes first: a store that takes no tag gets no files either.
+    The description is uploaded first: a store that rejects a tag gets no files.
     """
     try:
-        results.client.set_tag(results.study.parent, "mlflow.note.content", description(results))
+        results.client.set_tag(results.study.parent, MlflowTag.NOTE, description(results))
         for path in paths:
             results.client.log_artifact(results.study.parent, str(path), "report")
-    except Exception as error:  # a read-only file, a server that refuses: the report itself is written
+    except Exception as error:  # e.g. a read-only store; the report's files are written
         return short_error(error)
     return ""

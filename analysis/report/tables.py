@@ -1,4 +1,4 @@
-"""The study's table as Markdown, CSV and LaTeX, with what it says below it, and the runs behind it."""
+"""Writes a study's table as Markdown, CSV and LaTeX, with sentences, verdicts and footnotes below it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,32 @@ from analysis.claims.paper_values import PaperValue, paper_value
 from analysis.io.results import Results
 from analysis.report.footnotes import table_footnotes
 from analysis.report.sentences import claims, comparison_sentences, difference
-from analysis.stats.intervals import Estimate, estimate, number, signed
 from analysis.stats.paired import against_baseline, p_number, winner
+from microdit.common.contract import (
+    ACTIVE_PARAMS,
+    COST_PREFIX,
+    GFLOPS_PER_IMAGE,
+    PARAMS,
+    SECONDS,
+    TRAIN_FLOPS,
+    USD,
+    final_metric,
+)
+from microdit.common.numbers import Estimate, estimate, format_number, signed
 from microdit.common.tables import text_table
 
-COSTS = {"cost/params": "params", "cost/active_params": "active", "cost/gflops_per_image": "GFLOPs/image"}
+COST_HEADS = {PARAMS: "params", ACTIVE_PARAMS: "active", GFLOPS_PER_IMAGE: "GFLOPs/image"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column in print: `kind` is arm, score, test or cost; one cell an arm. `bold`: the cell of an arm that beats all
-    others beyond noise."""
+    """A column in print.
+
+    Attributes:
+        kind: arm, score, test or cost.
+        cells: one per arm.
+        bold: index of the arm that beats all others significantly.
+    """
 
     head: str
     kind: str
@@ -34,7 +49,7 @@ class Column:
 
 
 def summary(results: Results) -> pd.DataFrame:
-    """A row per arm with plain numbers: each score's mean, low, high and n, the difference from the baseline, costs."""
+    """Return one row per arm: mean, low, high and n of each score, the difference from the baseline, costs."""
     rows = []
     primary, against = results.study.primary, _against(results)
     for arm in results.listed:
@@ -42,13 +57,13 @@ def summary(results: Results) -> pd.DataFrame:
         if len(results.diverged):
             row["diverged"] = int((results.diverged["arm"] == arm).sum())
         for metric in _scores(results):
-            row |= _spread(metric, estimate(runs[f"final/{metric}"]))
+            row |= _spread(metric, estimate(runs[final_metric(metric)]))
         row |= _spread(f"{primary}_minus_baseline", _difference(against, arm))
         for column in ("p", "p_holm", "d_z", "g_z"):
             row[f"{primary}_{column}"] = against[arm][column] if arm in against else None
-        for column in ("params", "active_params", "gflops_per_image", "train_flops", "seconds", "usd"):
-            if f"cost/{column}" in runs:
-                row[column] = runs[f"cost/{column}"].mean()
+        for column in (PARAMS, ACTIVE_PARAMS, GFLOPS_PER_IMAGE, TRAIN_FLOPS, SECONDS, USD):
+            if column in runs:
+                row[column.removeprefix(COST_PREFIX)] = runs[column].mean()
         value = _paper(results, arm)
         row |= {"paper_fid": value.fid if value else None, "paper_trust": value.trust if value else ""}
         rows.append(row)
@@ -56,25 +71,24 @@ def summary(results: Results) -> pd.DataFrame:
 
 
 def columns(results: Results) -> list[Column]:
-    """The table in print."""
+    """Return the columns of the printed table."""
     study, arms = results.study, results.listed
     runs = {arm: _runs(results, arm) for arm in arms}
     found = [Column("arm", "arm", tuple(arms))]
     if study.x and study.x != "arm":
-        form = _ratio if "/" in study.x else _plain
+        form = _cost_position if "/" in study.x else _plain
         cells = tuple(form(_place(results, arm)) for arm in arms)
         found.append(Column(labels.setting_label(study.x), "arm", cells))
-    net = results.tag("feature_net")
     for metric in _scores(results):
-        arrow = labels.direction_arrow(metric, study.primary, study.direction)
-        head = f"{labels.metric_label(metric, net)} {arrow}".strip()
-        best = winner(results.frame, metric, labels.lower_is_better(metric, study.primary, study.direction))
-        cells = tuple(str(estimate(runs[arm][f"final/{metric}"])) for arm in arms)
+        arrow = results.arrow(metric)
+        head = f"{results.label(metric)} {arrow}".strip()
+        best = winner(results.frame, metric, results.lower_is_better(metric))
+        cells = tuple(str(estimate(runs[arm][final_metric(metric)])) for arm in arms)
         if metric == study.primary:
             cells = tuple(_with_lost(cell, results.lost(arm)) for cell, arm in zip(cells, arms, strict=True))
         found.append(Column(head, "score", cells, None if best is None else arms.index(best)))
     if study.baseline in arms:
-        found += _baseline_columns(results, f"{labels.metric_label(study.primary, net)} − baseline")
+        found += _baseline_columns(results, f"{results.label(study.primary)} − baseline")
     values = {arm: _paper(results, arm) for arm in arms}
     if any(values.values()):
         found.append(Column("paper's FID (trust)", "score", tuple(str(values[arm] or "-") for arm in arms)))
@@ -83,7 +97,7 @@ def columns(results: Results) -> list[Column]:
 
 
 def _baseline_columns(results: Results, head: str) -> list[Column]:
-    """Difference from the baseline, Holm's p over the arms, and the effect size."""
+    """Return the difference from the baseline, Holm's p over the arms, and the effect size."""
     against = _against(results)
     columns: dict[str, list[str]] = {head: [], "p (Holm)": [], "g_z": []}
     for arm in results.listed:
@@ -91,25 +105,25 @@ def _baseline_columns(results: Results, head: str) -> list[Column]:
         same = "baseline" if arm == results.study.baseline else "-"
         columns[head].append(signed(_difference(against, arm)) if arm in against else same)
         columns["p (Holm)"].append(p_number(p))
-        columns["g_z"].append(number(effect, sign=True, digits=2))
+        columns["g_z"].append(format_number(effect, sign=True, digits=2))
     return [Column(name, "test", tuple(cells)) for name, cells in columns.items()]
 
 
 def _cost_columns(results: Results, runs: dict[str, pd.DataFrame]) -> list[Column]:
     def mean(column: str, scale: float = 1.0) -> tuple[str, ...]:
-        return tuple(_amount(runs[arm][column].mean() / scale) for arm in results.listed)
+        return tuple(_format_amount(runs[arm][column].mean() / scale) for arm in results.listed)
 
     have = results.frame.columns
-    found = [Column(head, "cost", mean(column)) for column, head in COSTS.items() if column in have]
-    if "cost/train_flops" in have:
-        found.append(Column("training PFLOPs", "cost", mean("cost/train_flops", 1e15)))
-    if "cost/seconds" in have:
-        found.append(Column("seconds", "cost", mean("cost/seconds")))
+    found = [Column(head, "cost", mean(column)) for column, head in COST_HEADS.items() if column in have]
+    if TRAIN_FLOPS in have:
+        found.append(Column("training PFLOPs", "cost", mean(TRAIN_FLOPS, 1e15)))
+    if SECONDS in have:
+        found.append(Column("seconds", "cost", mean(SECONDS)))
     return found
 
 
 def markdown(results: Results) -> str:
-    """The table with what it says in sentences and its notes."""
+    """Return the table with sentences, verdicts and footnotes, as Markdown."""
     parts = [
         grid(columns(results)),
         bullets(comparison_sentences(results)),
@@ -120,13 +134,13 @@ def markdown(results: Results) -> str:
 
 
 def tested(results: Results) -> str:
-    """The claims on the study with their verdicts, as a Markdown list; '' where there is none."""
+    """Return the claims about the study and their verdicts as a Markdown list, "" if there are none."""
     verdicts = claims(results)
-    return f"Claims, tested here:\n\n{bullets(verdicts)}" if verdicts else ""
+    return f"Claims tested in this study:\n\n{bullets(verdicts)}" if verdicts else ""
 
 
 def grid(found: Sequence[Column]) -> str:
-    """Columns as a Markdown table, the first to the left, others to the right."""
+    """Return columns as a Markdown table, the first aligned left, others right."""
     shown = [_emphasised(column, "**{}**") for column in found]
     rows = [[column.head for column in found], *(list(cells) for cells in zip(*shown, strict=True))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(found))]
@@ -149,7 +163,7 @@ def terminal(results: Results, wide: bool = False) -> str:
 
 
 def latex(results: Results) -> str:
-    """The table for a paper: booktabs, scores above tests and costs, verdicts and notes below in small print."""
+    """Return the table as LaTeX (booktabs): scores, tests and costs, then verdicts and footnotes in small print."""
     found, study = columns(results), results.study
     scores = [column for column in found if column.kind in ("arm", "score")]
     others = [found[0], *(column for column in found if column.kind in ("test", "cost"))]
@@ -173,7 +187,7 @@ def latex(results: Results) -> str:
 
 
 def _tabular(found: Sequence[Column]) -> list[str]:
-    """Columns as lines of LaTeX, made smaller where they are wider than the text."""
+    """Return columns as lines of LaTeX, scaled down if they are wider than the text."""
     shown = [_emphasised(column, "\x02{}\x03") for column in found]
     rows = [[column.head for column in found], *zip(*shown, strict=True)]
     head, *lines = [f"    {' & '.join(_tex(cell) for cell in row)} \\\\" for row in rows]
@@ -183,7 +197,7 @@ def _tabular(found: Sequence[Column]) -> list[str]:
 
 
 def runs_csv(results: Results) -> pd.DataFrame:
-    """A row per run, as loaded."""
+    """Return one row per run, as loaded."""
     return results.frame
 
 
@@ -196,23 +210,23 @@ def _runs(results: Results, arm: str) -> pd.DataFrame:
 
 
 def _place(results: Results, arm: str) -> Any:
-    """An arm's x, of a run that diverged where none has finished."""
+    """Return an arm's x, from a diverged run if none has finished."""
     runs = _runs(results, arm)
     return (runs if len(runs) else results.diverged[results.diverged["arm"] == arm])["x"].iloc[0]
 
 
 def _paper(results: Results, arm: str) -> PaperValue | None:
-    """The paper's value beside an arm that has a run to stand beside it."""
+    """Return the paper's value for an arm that has a finished run."""
     return paper_value(results.study.name, results.settings(arm)) if arm in results.arms else None
 
 
 def _with_lost(cell: str, lost: str) -> str:
-    """A score with how many runs have none: `12.3 ± 0.4, diverged (1 of 3)`."""
+    """Return a score with the number of diverged runs: `12.3 ± 0.4, diverged (1 of 3)`."""
     return cell if not lost else lost if cell == "-" else f"{cell}, {lost}"
 
 
 def _against(results: Results) -> dict[str, dict[Any, Any]]:
-    """The primary metric's comparisons with the baseline, by arm."""
+    """Return the primary metric's comparison with the baseline by arm."""
     found = against_baseline(results.frame, results.study.baseline, [results.study.primary], medians=False)
     return {row["arm"]: row for row in found.to_dict("records")}
 
@@ -233,13 +247,13 @@ def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _ratio(cost: float) -> str:
-    """A cost as the place of an arm on the axis."""
+def _cost_position(cost: float) -> str:
+    """Return a cost as an arm's position on the axis."""
     return f"{cost:,.0f}" if cost >= 1000 else f"{cost:.3g}"
 
 
-def _amount(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else number(value)
+def _format_amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else format_number(value)
 
 
 def _pad(text: str, width: int, left: bool) -> str:
@@ -247,15 +261,15 @@ def _pad(text: str, width: int, left: bool) -> str:
 
 
 def bullets(lines: Sequence[str]) -> str:
-    """Lines as a Markdown list."""
+    """Return lines as a Markdown list."""
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _tex(text: str) -> str:
-    """Escaped for LaTeX, symbols in their commands."""
+    """Return `text` escaped for LaTeX, with commands for symbols."""
     special = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$"}
     special |= {"{": r"\{", "}": r"\}", "±": r"$\pm$", "−": "$-$", "↓": r"$\downarrow$", "↑": r"$\uparrow$"}
     special |= {"é": r"\'e", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
-    special |= {"\x02": r"\textbf{", "\x03": "}"}  # what `latex` marks a bold cell with
-    text = re.sub(r"(?<![\w.)])-(?=\d)", "−", text.replace("**", ""))  # a minus before a number, no hyphen
+    special |= {"\x02": r"\textbf{", "\x03": "}"}  # marks of a bold cell
+    text = re.sub(r"(?<![\w.)])-(?=\d)", "−", text.replace("**", ""))  # a minus sign before a number
     return "".join(special.get(character, character) for character in text)

@@ -1,1 +1,1 @@
-"""Intervals, paired comparisons, trends, power and variance components."""
+"""Paired comparisons, trends, power and variance components. Intervals are in `microdit.common.numbers`."""

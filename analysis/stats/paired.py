@@ -1,4 +1,4 @@
-"""Comparisons paired by seed: interval, p-value, effect size, Holm's correction, and a bootstrap for the median."""
+"""Compares arms paired by seed: interval, p-value, effect size, Holm's correction, bootstrap of the median."""
 
 from __future__ import annotations
 
@@ -11,19 +11,29 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
-from analysis.stats.intervals import LEVEL, Estimate, estimate, number, signed
 from analysis.stats.power import ALPHA
+from microdit.common.contract import final_metric
+from microdit.common.numbers import LEVEL, Estimate, estimate, format_number, signed
 
 RESAMPLES = 4000
 BOOTSTRAP_SEED = 0
+ROUNDING = 1e-12  # relative; a smaller standard deviation is rounding error
+MIN_P_PRINTED = 1e-4
+UNTESTED = "without an interval it can't be told from seed noise"
+COLUMNS = ["metric", "arm", "against", "n", "difference", "low", "high", "deviation", "d_z", "g_z", "p", "p_holm"]
+COLUMNS += ["median", "median_low", "median_high"]
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences over the seeds that two arms share; with n < 2 there is no interval and no p.
+    """A paired comparison over the seeds that two arms share. Interval and p are NaN if n < 2.
 
-    p: two-sided, of Student's t test. d_z: mean over standard deviation of the differences. g_z: d_z with Hedges'
-    correction for few seeds (Hedges 1981), which does not exist at n = 2.
+    Attributes:
+        difference: mean difference with its interval.
+        deviation: standard deviation of the differences.
+        p: two-sided, of Student's t test.
+        d_z: mean divided by standard deviation of the differences.
+        g_z: d_z with Hedges' correction for few seeds (Hedges 1981); NaN at n = 2.
     """
 
     difference: Estimate
@@ -38,31 +48,31 @@ class Paired:
 
 
 def differences(frame: pd.DataFrame, column: str, arm: str, against: str) -> np.ndarray:
-    """`arm` minus `against` at each seed that both have finite values for, by seed."""
-    return _apart(by_seed(frame[frame["arm"].isin((arm, against))], column), arm, against)
+    """Return `arm` minus `against` at each seed for which both have finite values, in the order of seeds."""
+    return _differences(by_seed(frame[frame["arm"].isin((arm, against))], column), arm, against)
 
 
 def by_seed(frame: pd.DataFrame, column: str) -> dict[str, dict[int, float]]:
-    """The scores of each arm by seed."""
+    """Return the scores of each arm by seed."""
     found: dict[str, dict[int, float]] = {}
     for arm, seed, score in zip(*(frame[name].tolist() for name in ("arm", "seed", column)), strict=True):
         found.setdefault(arm, {})[seed] = score
     return found
 
 
-def _apart(scores: Mapping[str, Mapping[int, float]], arm: str, against: str) -> np.ndarray:
+def _differences(scores: Mapping[str, Mapping[int, float]], arm: str, against: str) -> np.ndarray:
     first, second = scores.get(arm, {}), scores.get(against, {})
     values = np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())], dtype=float)
     return values[np.isfinite(values)]
 
 
 def paired_test(values: Sequence[float] | np.ndarray) -> Paired:
-    """The test of differences by seed. Equal differences have no spread: p is 0, or 1 where all are 0."""
+    """Return Student's paired t test of differences by seed. If all are equal, p is 0, or 1 if all are 0."""
     found, n = estimate(list(values)), len(values)
     if n < 2:
         return Paired(found, math.nan, math.nan, math.nan, math.nan)
     deviation = float(np.std(values, ddof=1))
-    if deviation <= 1e-12 * max(abs(float(v)) for v in values):
+    if deviation <= ROUNDING * max(abs(float(v)) for v in values):
         same = found.mean == 0
         effect = 0.0 if same else math.copysign(math.inf, found.mean)
         return Paired(Estimate(found.mean, 0.0, n), 0.0, 1.0 if same else 0.0, effect, effect if n > 2 else math.nan)
@@ -72,14 +82,14 @@ def paired_test(values: Sequence[float] | np.ndarray) -> Paired:
 
 
 def hedges(df: int) -> float:
-    """Hedges' factor for d at `df` degrees of freedom, NaN below 2."""
+    """Return Hedges' correction factor at `df` degrees of freedom, NaN below 2."""
     if df < 2:
         return math.nan
     return math.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) / math.sqrt(df / 2)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values (Holm 1979); a NaN is no test: it stays NaN and isn't counted."""
+    """Return Holm's step-down adjusted p-values (Holm 1979). NaN is not counted as a test and stays NaN."""
     values = np.asarray(p, dtype=float)
     tested = np.flatnonzero(np.isfinite(values))
     adjusted = np.full(len(values), math.nan)
@@ -91,10 +101,10 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def median_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
-    """Median with a seeded percentile bootstrap's 95% bounds, NaN bounds below two values.
+    """Return the median and the 95% bounds of a seeded percentile bootstrap; NaN bounds below two values.
 
-    It can't reach beyond the seeds' own range, so with few seeds it covers less than 95%: n values hold the median
-    between them with a chance of 1 - 2^(1-n). A description, not a test.
+    The bounds can't exceed the range of the seeds, so with few seeds they cover less than 95%: n values enclose the
+    median with probability 1 - 2^(1-n). Use them as a description, not as a test.
     """
     data = np.asarray(values, dtype=float)
     data = data[np.isfinite(data)]
@@ -107,25 +117,24 @@ def median_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float,
     return float(np.median(data)), float(low), float(high)
 
 
-@lru_cache(maxsize=1)  # the arms of a study mostly have as many seeds
+@lru_cache(maxsize=1)  # most arms of a study have the same number of seeds
 def _resamples(n: int) -> np.ndarray:
-    """(RESAMPLES, n) places of the values that each resample draws."""
+    """Return the indices (RESAMPLES, n) that each resample draws."""
     return np.random.default_rng(BOOTSTRAP_SEED).integers(n, size=(RESAMPLES, n))
 
 
 def comparisons(
     frame: pd.DataFrame, pairs: Sequence[tuple[str, str]], metrics: Sequence[str], medians: bool = True
 ) -> pd.DataFrame:
-    """A row per metric and (arm, against); `p_holm` is corrected over the pairs of a metric. Without `medians` those
-    are NaN: their bootstrap takes most of the time.
+    """Return one row per metric and (arm, against), with the columns COLUMNS.
 
-    Columns: metric, arm, against, n, difference, low, high, deviation, d_z, g_z, p, p_holm, median, median_low,
-    median_high.
+    `p_holm` is corrected over the pairs of a metric. Without `medians` the columns of the median are NaN, because the
+    bootstrap takes most of the time.
     """
     rows: list[dict[str, object]] = []
     for metric in metrics:
-        scores = by_seed(frame, f"final/{metric}")
-        found = [_apart(scores, arm, against) for arm, against in pairs]
+        scores = by_seed(frame, final_metric(metric))
+        found = [_differences(scores, arm, against) for arm, against in pairs]
         tests = [paired_test(values) for values in found]
         corrected = holm([test.p for test in tests])
         for (arm, against), values, test, p_holm in zip(pairs, found, tests, corrected, strict=True):
@@ -140,51 +149,47 @@ def comparisons(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-COLUMNS = ["metric", "arm", "against", "n", "difference", "low", "high", "deviation", "d_z", "g_z", "p", "p_holm"]
-COLUMNS += ["median", "median_low", "median_high"]
-
-
 def against_baseline(frame: pd.DataFrame, baseline: str, metrics: Sequence[str], medians: bool = True) -> pd.DataFrame:
-    """`comparisons` of every other arm with the baseline: the study's family of tests, per metric."""
+    """Return `comparisons` of every other arm with the baseline, the study's family of tests per metric."""
     present = list(frame["arm"].unique())
     arms, known = [arm for arm in present if arm != baseline], baseline in present
     return comparisons(frame, [(arm, baseline) for arm in arms] if known else [], metrics, medians)
 
 
 def winner(frame: pd.DataFrame, metric: str, lower_is_better: bool) -> str | None:
-    """The arm with the best mean, where it beats every other arm at Holm-corrected p < 0.05; else None."""
-    column = f"final/{metric}"
+    """Return the arm with the best mean if it beats every other arm at Holm-corrected p < 0.05, else None."""
+    column = final_metric(metric)
     groups = frame.groupby("arm", sort=False)[column].mean().dropna()
     means = {str(arm): float(mean) for arm, mean in groups.items()}
     if len(means) < 2:
         return None
     best = min(means, key=lambda arm: means[arm] if lower_is_better else -means[arm])
     scores = by_seed(frame, column)
-    tests = [paired_test(_apart(scores, best, arm)) for arm in means if arm != best]
+    tests = [paired_test(_differences(scores, best, arm)) for arm in means if arm != best]
     right = all((test.difference.mean < 0) == lower_is_better and test.n > 1 for test in tests)
     return best if right and max(holm([test.p for test in tests])) < ALPHA else None
 
 
 def sentence(arm: str, against: str, difference: Estimate, p_holm: float, metric: str, lower_is_better: bool) -> str:
-    """What a difference says, in words: whether it is beyond the noise of the seeds, and which way."""
+    """Return a difference in words: whether it exceeds seed noise, and its direction."""
     value, n = signed(difference), difference.n
     if n == 0:
-        return f"{arm}: no seed in common with {against}, so no comparison."
+        return f"{arm}: not compared with {against}, because they share no seed."
     if n == 1:
-        return f"{arm}: {value} {metric} against {against} at n=1, which no interval can tell from noise."
+        return f"{arm}: {value.removesuffix(' (n=1)')} {metric} against {against} at n=1; {UNTESTED}."
     if p_holm >= ALPHA:
-        return f"{arm}: within noise of {against} at n={n}: {value} {metric}, {p_value(p_holm, 'Holm p')}."
+        return f"{arm}: within seed noise of {against} at n={n}: {value} {metric}, {p_value(p_holm, 'Holm p')}."
     word = "better" if (difference.mean < 0) == lower_is_better else "worse"
     return f"{arm}: differs from {against}: {value} {metric} over n={n} seeds, {p_value(p_holm, 'Holm p')} ({word})."
 
 
 def p_value(p: float, name: str = "p") -> str:
-    """`p = 0.012`, `p < 0.0001`, or `no p`."""
+    """Return `p = 0.012`, `p < 0.0001` or `no p`."""
     if not math.isfinite(p):
         return f"no {name}"
-    return f"{name} {'' if p < 1e-4 else '= '}{p_number(p)}"
+    return f"{name} {'' if p < MIN_P_PRINTED else '= '}{p_number(p)}"
 
 
 def p_number(p: float) -> str:
-    """`0.012`, `< 0.0001`, or `-` where there is none."""
-    return "< 0.0001" if p < 1e-4 else number(p, digits=2)
+    """Return `0.012`, `< 0.0001`, or `-` for NaN."""
+    return "< 0.0001" if p < MIN_P_PRINTED else format_number(p, digits=2)

@@ -1,8 +1,7 @@
-"""Noise of the evaluation apart from noise of the training, where runs were scored with several evaluation noises.
+"""Separates evaluation noise from seed variance, for runs that were scored on several noise sets.
 
-A run's `final/<metric>` is of evaluation noise 0; scores of the same weights under further noises, which
-`evaluation.noises` asks for, are `final/noise<k>/<metric>`, k = 1, 2, ... (MLflow takes no '@' in a name, and draws
-what stands before the last slash as a section of its own.)
+`final/<metric>` of a run is its score on noise set 0. With `evaluation.noises` above 1 the same weights are scored on
+further sets of samples, each drawn from other noise: `final/noise<k>/<metric>`, k = 1, 2, ...
 """
 
 from __future__ import annotations
@@ -15,12 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-NOISE = re.compile(r"final/noise(\d+)/(.+)")
+from microdit.common.contract import FINAL_PREFIX, NOISE_SET_PREFIX, final_metric, noise_set_metric
+
+NOISE_SET_METRIC = re.compile(rf"{FINAL_PREFIX}{NOISE_SET_PREFIX}(\d+)/(.+)")
 
 
 @dataclass(frozen=True)
 class Components:
-    """Standard deviations: `training` between seeds of an arm, `evaluation` between noises of a run."""
+    """Standard deviations: `training` between the seeds of an arm, `evaluation` between the noise sets of a run."""
 
     training: float
     evaluation: float
@@ -28,37 +29,46 @@ class Components:
     scores: int
 
 
-def noises(frame: pd.DataFrame, metric: str) -> list[str]:
-    """Columns of `metric` under evaluation noises 0, 1, ...; empty where there is only one."""
-    found = [(int(m[1]), column) for column in frame.columns if (m := NOISE.fullmatch(column)) and m[2] == metric]
+def noise_set_columns(frame: pd.DataFrame, metric: str) -> list[str]:
+    """Return the columns of `metric` on noise sets 0, 1, ...; empty if there is only one set."""
+    found = [
+        (int(m[1]), column) for column in frame.columns if (m := NOISE_SET_METRIC.fullmatch(column)) and m[2] == metric
+    ]
     return [column for _, column in sorted(found)] if len(found) > 1 else []
 
 
-def average_noises(frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` with each `final/<metric>` the run's mean over noises, and what it was as `final/noise0/<metric>`.
+def average_noise_sets(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `frame` with each `final/<metric>` averaged over noise sets, its old value in `final/noise0/<metric>`.
 
-    Only noises that every run has are averaged: the rest would not be the same for both arms of a pair.
+    Only noise sets that every run has are averaged, so that paired arms share them.
     """
-    metrics = dict.fromkeys(m[2] for column in frame.columns if (m := NOISE.fullmatch(column)))
+    metrics = dict.fromkeys(m[2] for column in frame.columns if (m := NOISE_SET_METRIC.fullmatch(column)))
     out = frame.copy()
     for metric in metrics:
-        if f"final/{metric}" not in out:
+        column = final_metric(metric)
+        if column not in out:
             continue
-        out[f"final/noise0/{metric}"] = out[f"final/{metric}"]
-        shared = [column for column in noises(out, metric) if out[column].notna().all()]
+        out[noise_set_metric(0, metric)] = out[column]
+        shared = [name for name in noise_set_columns(out, metric) if out[name].notna().all()]
         if len(shared) > 1:
-            out[f"final/{metric}"] = out[shared].mean(axis=1)
+            out[column] = out[shared].mean(axis=1)
     return out
 
 
 def components(groups: Sequence[Sequence[Sequence[float]]]) -> Components | None:
-    """One-way random effects, pooled over arms: `groups` holds arms of runs of scores under each noise.
+    """Estimate both components by one-way random effects, pooled over arms.
 
     Analysis of variance (Searle, Casella & McCulloch 1992, ch. 3): within runs E[MS] = e, between runs of an arm
-    E[MS] = e + n0 t; an estimate of t below 0 is 0. None without two runs in an arm and two scores in a run. As runs
-    share their noises, what a noise does to all runs alike counts as evaluation's and can make t come out low.
+    E[MS] = e + n0 t. An estimate of t below 0 is set to 0. Runs share their noise sets, so an effect of a noise set
+    that is common to all runs counts as evaluation noise and can lower t.
+
+    Args:
+        groups: arms of runs of scores, one per noise set.
+
+    Returns:
+        The components; None without two runs in an arm and two scores in a run.
     """
-    between = within = spread_df = noise_df = weight = 0.0
+    between = within = between_df = within_df = weight = 0.0
     count = scores = 0
     for arm in groups:
         runs = [np.asarray(run, dtype=float) for run in arm]
@@ -70,20 +80,20 @@ def components(groups: Sequence[Sequence[Sequence[float]]]) -> Components | None
         grand = (sizes * means).sum() / sizes.sum()
         between += float((sizes * (means - grand) ** 2).sum())
         within += float(sum(((run - mean) ** 2).sum() for run, mean in zip(runs, means, strict=True)))
-        spread_df += len(runs) - 1
-        noise_df += float(sizes.sum()) - len(runs)
+        between_df += len(runs) - 1
+        within_df += float(sizes.sum()) - len(runs)
         weight += float(sizes.sum() - (sizes**2).sum() / sizes.sum())
         count, scores = count + len(runs), scores + int(sizes.sum())
-    if not spread_df or not noise_df:
+    if not between_df or not within_df:
         return None
-    evaluation = within / noise_df
-    training = max(0.0, (between / spread_df - evaluation) / (weight / spread_df))
+    evaluation = within / within_df
+    training = max(0.0, (between / between_df - evaluation) / (weight / between_df))
     return Components(math.sqrt(training), math.sqrt(evaluation), count, scores)
 
 
 def components_of(frame: pd.DataFrame, metric: str) -> Components | None:
-    """`components` of a metric over the arms of `frame`; None where runs have one noise."""
-    columns = noises(frame, metric)
+    """Return the components of a metric over the arms of `frame`; None if runs have only one noise set."""
+    columns = noise_set_columns(frame, metric)
     if not columns:
         return None
     return components([part[columns].to_numpy().tolist() for _, part in frame.groupby("arm", sort=False)])

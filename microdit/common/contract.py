@@ -1,11 +1,13 @@
 """Names in the MLflow store: `microdit` and `sweeps` write them, `analysis` reads them.
 
-Stored runs depend on every value here, so a value never changes. The module imports nothing.
+Stored runs depend on every value here, so a value never changes. The module needs neither torch nor a tracking library.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 EXPERIMENT_PREFIX = "microdit/"  # of the name of each study's experiment
 SINGLE_RUN_STUDY = "train"  # study of runs that belong to none
@@ -185,3 +187,36 @@ def noise_set_metric(number: int, score: str) -> str:
 def objective_metric(objective: str) -> str:
     """Return the metric that a search's objective means: a score, or with a slash any metric's full name."""
     return objective if "/" in objective else final_metric(objective)
+
+
+@dataclass(frozen=True)
+class SearchRange:
+    """The range of a searched setting, as a study's `search` gives it: `{low: 1.0e-3, high: 0.3, log: true}`.
+
+    `whole`: all bounds are whole numbers, so only whole numbers are drawn.
+    """
+
+    low: float
+    high: float
+    log: bool
+    step: float | None
+    whole: bool
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> SearchRange:
+        """Return the range that a mapping of `low`, `high` and optional `log` and `step` describes."""
+        low, high, step = values["low"], values["high"], values.get("step")
+        log = bool(values.get("log", False))
+        if isinstance(low, int) and isinstance(high, int) and isinstance(step, int | None):
+            return cls(low, high, log, step or 1, whole=True)
+        return cls(float(low), float(high), log, step, whole=False)
+
+    @property
+    def distribution(self) -> str:
+        """Name of Optuna's class for this range."""
+        return "IntDistribution" if self.whole else "FloatDistribution"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of that class."""
+        return {"low": self.low, "high": self.high, "log": self.log, "step": self.step}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from microdit.common.errors import DivergenceError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LARGEST = sys.float_info.max  # what MLflow's sqlite store returns for infinity
 
@@ -45,7 +46,7 @@ def require_finite(x: Tensor, what: str) -> Tensor:
     Raises:
         DivergenceError: if it has NaN or infinity.
     """
-    bad = ~torch.isfinite(x).flatten(1).all(1)
+    bad = ~x.isfinite().flatten(1).all(1)
     if bad.any():
         first = int(bad.nonzero()[0])
         raise DivergenceError(

@@ -18,10 +18,9 @@ import optuna
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
 )
 
+from microdit.common.contract import DIRECTIONS, SearchRange
 from microdit.common.errors import ConfigError, named, nearest, shown
 from microdit.common.rng import derive_seed
 
@@ -39,7 +38,6 @@ PRUNERS: dict[str, type[optuna.pruners.BasePruner]] = {
     "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
     "hyperband": optuna.pruners.HyperbandPruner,
 }
-DIRECTIONS = ("minimize", "maximize")
 LARGEST_BOUND = 1e15  # of a range; integers up to it are exact as floats
 RANGE = ("low", "high", "log", "step")
 SEQUENTIAL_SAMPLER = "qmc"  # draws from one sequence, so all trials must use the same seed
@@ -62,7 +60,7 @@ def distribution(key: str, value: Any, source: str) -> BaseDistribution:
     for name in value:
         if name not in RANGE:
             raise ConfigError(f"{where}: unknown key '{named(name)}'; {nearest(name, RANGE)}")
-    low, high, log, step = value["low"], value["high"], bool(value.get("log", False)), value.get("step")
+    low, high, step = value["low"], value["high"], value.get("step")
     bounds = (low, high) if step is None else (low, high, step)
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in bounds):
         words = ", ".join(shown(bound) for bound in bounds)
@@ -70,9 +68,8 @@ def distribution(key: str, value: Any, source: str) -> BaseDistribution:
     if not all(math.isfinite(bound) and abs(bound) < LARGEST_BOUND for bound in bounds):
         raise ConfigError(f"{where}: 'low', 'high' and 'step' must be finite numbers below {LARGEST_BOUND:g}")
     try:
-        if isinstance(low, int) and isinstance(high, int) and isinstance(step, (int, type(None))):
-            return IntDistribution(low, high, log=log, step=step or 1)
-        return FloatDistribution(float(low), float(high), log=log, step=step)
+        found = SearchRange.of(value)
+        return getattr(optuna.distributions, found.distribution)(**found.arguments)
     except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(f"{where}: {' '.join(str(error).split())}") from None
 
@@ -133,7 +130,7 @@ def check_search(file: Any, source: str) -> None:
     if file.n_trials < 1:
         raise ConfigError(f"{source}: 'n_trials' is {file.n_trials}; a search needs at least 1")
     for name, direction in file.objectives.items():
-        if direction not in ("minimize", "maximize"):
+        if direction not in DIRECTIONS:
             raise ConfigError(f"{source}: 'objectives.{name}' is {direction!r}; {nearest(direction, DIRECTIONS)}")
     build_sampler(file.sampler, 0, 0, source)
     build_pruner(file.pruner, source)

@@ -12,12 +12,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from microdit.common.contract import IMAGES_PER_SECOND, SCORES, SECONDS, TRAIN_LOSS, final_metric
 from microdit.common.finite import is_sound
+from microdit.common.numbers import format_significant
 from microdit.common.process.identity import readable
 from microdit.common.process.waiting import FIRST_SECONDS
 from microdit.common.tables import text_table
 from microdit.training.progress_bar import format_seconds
 from sweeps.execution.queue.trial_queue import ENDED, LIVE, OUTCOME, STATES, WORKER
-from sweeps.planning.tables import format_significant
 
 LOG_SECONDS = 10.0  # between two lines of a log file
 MIN_SHARE_FOR_ESTIMATE = 0.02  # share of the work after which the remaining time is estimated

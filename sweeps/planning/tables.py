@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from scipy.special import stdtrit
-
 from microdit.common.contract import SCORES, SECONDS, final_metric
+from microdit.common.numbers import estimate, format_significant
 from microdit.common.tables import text_table
 from microdit.config.schema import Config
 from microdit.model.cost import network as cost
@@ -123,7 +121,7 @@ def result_table(
         if arm in values:
             found = values[arm]
             count = max((len(v) for v in found.values()), default=0)
-            rows.append([arm, *(interval(found[name]) for name in names), str(count)])
+            rows.append([arm, *(str(estimate(found[name])) for name in names), str(count)])
     return text_table(rows, wide, keep=[0, len(names) + 1, *(1 + i for i, name in enumerate(names) if name == primary)])
 
 
@@ -135,27 +133,3 @@ def time_note(results: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
             seconds[arm].append(metrics[SECONDS])
     listed = ", ".join(f"{arm} {sum(values) / len(values):.0f} s" for arm, values in seconds.items())
     return f"The study holds time; the arms trained for {listed}."
-
-
-def interval(values: Sequence[float]) -> str:
-    """Return the mean and the half-width of the 95% Student interval; a single value is marked (n=1)."""
-    if not values:
-        return "-"
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{format_significant(mean)} (n=1)"
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    half = float(stdtrit(len(values) - 1, 0.975)) * deviation / math.sqrt(len(values))
-    if not math.isfinite(half) or half == 0:
-        return f"{format_significant(mean)} ± {half:.2g}"
-    places = max(0, 1 - math.floor(math.log10(half)))
-    return f"{round(mean, places) + 0.0:.{places}f} ± {half:.{places}f}"  # + 0.0: never -0
-
-
-def format_significant(value: float, count: int = 4) -> str:
-    """Return `value` with `count` significant digits, without an exponent."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    if abs(value) >= 1e5:
-        return f"{value:,.0f}"
-    return f"{value:,.{max(0, count - 1 - math.floor(math.log10(abs(value))))}f}"

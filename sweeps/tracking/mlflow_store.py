@@ -19,7 +19,6 @@ from typing import Any
 import yaml
 
 from microdit.common.contract import (
-    OUR_EXPERIMENTS,
     SEED,
     SOURCE,
     STUDY_FILE,
@@ -35,7 +34,7 @@ from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import write_text
 from microdit.common.finite import is_sound
 from microdit.common.process.identity import is_gone
-from microdit.common.stores.run_search import experiments, search_runs
+from microdit.common.stores.run_search import our_experiments, search_runs
 from microdit.common.stores.secrets import masked, remember
 from microdit.config.identity import ALGORITHM, changes_since
 from sweeps.config.study import Study
@@ -154,7 +153,7 @@ class Store:
 
         A run with a score that is not finite counts as failed.
         """
-        ours = [e.experiment_id for e in experiments(self.client, OUR_EXPERIMENTS)]
+        ours = [e.experiment_id for e in our_experiments(self.client)]
         found = search_runs(self.client, ours, identity, Status.FINISHED, "attributes.end_time DESC", most=50)
         found = [run for run in found if not unsound_scores(run.data.metrics)]
         originals = [run for run in found if Tag.REUSED_FROM not in run.data.tags]

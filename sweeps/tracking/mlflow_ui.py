@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from microdit.common.contract import OUR_EXPERIMENTS, MlflowTag, Tag, final_metric
+from microdit.common.contract import MlflowTag, Tag, final_metric
 from microdit.common.errors import ConfigError
-from microdit.common.stores.run_search import experiments
+from microdit.common.stores.run_search import our_experiments
 from microdit.common.stores.secrets import masked
 from sweeps.tracking.mlflow_views import ARMS_VIEW, TRIALS
 
@@ -45,7 +45,7 @@ def links(store: Any, address: str) -> list[str]:
 
     The launch's page has the question, the command and the results.
     """
-    found = experiments(store.client, OUR_EXPERIMENTS)
+    found = our_experiments(store.client)
     width = max([len(experiment.name) for experiment in found], default=0)
     lines = [f"{'all'.ljust(width)}  {address}/#/experiments?{WORKFLOW}"]
     for experiment in found:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from microdit.common.stores.quiet import quiet_mlflow
 from sweeps.tracking.file_watch import watch
 from sweeps.tracking.sqlite_files import prepare, upgrade
 from sweeps.tracking.store_kinds import MLFLOW
@@ -22,12 +23,9 @@ DATABASES = ("sqlite", "postgresql", "mysql", "mssql")  # whose clients write ar
 
 def quiet() -> None:
     """Silence the logs of MLflow and of its database migrations."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    import mlflow  # configures its loggers, so this must come first
+    import mlflow  # noqa: F401  # configures its loggers, so this must come first
 
-    for name in (mlflow.__name__, "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_mlflow(logging.ERROR)
 
 
 @contextlib.contextmanager

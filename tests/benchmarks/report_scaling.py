@@ -25,8 +25,9 @@ from typing import Any
 
 import yaml
 
-from analysis.errors import ReportError, nearest
+from analysis.errors import ReportError
 from analysis.io.store import quiet
+from microdit.common.errors import nearest
 
 MEASURE = "measure"  # first word of the process that makes one report
 DEFAULTS = {"runs": 10_000, "points": 100, "arms": 100}

@@ -41,7 +41,7 @@ def _is_name(text: str) -> bool:
     return SPELLED_OUT.fullmatch(text) is not None and text not in NOT_A_NAME
 
 
-@pytest.mark.parametrize("package", ["sweeps"])
+@pytest.mark.parametrize("package", ["sweeps", "analysis"])
 def test_no_name_of_the_store_is_spelled_out(package):
     files = sorted((ROOT / package).rglob("*.py"))
     assert files

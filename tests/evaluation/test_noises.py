@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 
-from analysis.stats.variance_components import NOISE
+from analysis.stats.variance_components import NOISE_SET_METRIC
 from microdit.config.schema import Config
 from microdit.diffusion import EDM, Objective
 from microdit.evaluation.config import DEFAULT_METRICS
@@ -42,7 +42,7 @@ def test_the_first_noise_is_that_of_a_single_evaluation(parts: Parts) -> None:
     assert {name: value for name, value in three.items() if "noise" not in name} == one
     further = {name for name in three if "noise" in name}
     assert further == {f"final/noise{k}/{metric}" for k in (1, 2) for metric in DEFAULT_METRICS}
-    assert all(NOISE.fullmatch(name) for name in further), "the names that a report looks for"
+    assert all(NOISE_SET_METRIC.fullmatch(name) for name in further), "the names that a report looks for"
     distances = [three[f"final/{noise}clip_fd"] for noise in ("", "noise1/", "noise2/")]
     assert len(set(distances)) == 3, "each noise its own pictures"
     assert evaluated(parts, 2, seed=1)["final/noise1/clip_fd"] not in distances, "the seed has its say in all of them"

@@ -22,12 +22,13 @@ from PIL import Image
 from safetensors.torch import save
 
 from analysis.claims.selection import load_claims
-from analysis.io.reading import load_json, load_yaml_mapping, read_text
+from analysis.errors import ReportError
 from analysis.io.results import tiles
-from analysis.io.run_config import flatten
 from analysis.io.study import study_of
+from microdit.common.files.stored_yaml import load_stored_mapping
 from microdit.common.files.tensors import read_facts, read_tensors
-from microdit.common.parsing import to_mapping
+from microdit.common.files.text import read_json, read_text
+from microdit.common.parsing import flatten, to_mapping
 from microdit.config.schema import load_config
 from microdit.data.cifar_captions.class_words import WORDS_FILE, load_words
 from microdit.data.cifar_captions.data_card import Card
@@ -137,13 +138,13 @@ def _report(path: Path) -> Any:
     tags = {"microdit.study": "s", "microdit.scale": "demo"}
     parent = SimpleNamespace(data=SimpleNamespace(tags=tags), info=SimpleNamespace(run_id="r"))
     try:
-        return study_of(load_yaml_mapping(read_text(path / "study.yaml"), "study.yaml"), parent)
+        return study_of(load_stored_mapping(read_text(path / "study.yaml"), "study.yaml", ReportError), parent)
     except (TypeError, ValueError, AttributeError, OverflowError):  # read_study makes its own error of these
         return None
 
 
 def _listing(path: Path) -> Any:
-    values = load_json(read_text(path / "prompts.json"), "prompts.json")
+    values = read_json(path / "prompts.json", ReportError)
     try:
         return tiles(np.zeros((16, 64, 3), np.uint8), values)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError):  # a report leaves the pictures out
@@ -203,7 +204,7 @@ def readers() -> list[Reader]:
         Reader("claims.yaml", "c.yaml", some_claims, lambda p: load_claims(read_text(p / "c.yaml")), "yaml"),
         Reader("study.yaml of a launch", "study.yaml", yaml.safe_dump(STUDY).encode(), _report, "yaml"),
         Reader("config.yaml in a report", "c.yaml", config,
-               lambda p: flatten(load_yaml_mapping(read_text(p / "c.yaml"), "c.yaml")), "yaml", slow=True),
+               lambda p: flatten(load_stored_mapping(read_text(p / "c.yaml"), "c", ReportError)), "yaml", slow=True),
         Reader("prompts.json in a report", "prompts.json", _json({"tile": 16, "prompts": ["a"]}), _listing, "json"),
     ]  # fmt: skip
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):

@@ -1,5 +1,4 @@
-"""Searches of MLflow runs by exact tags, whatever characters the values have. `sweeps` and `analysis` hold the same
-module.
+"""Searches of MLflow runs by exact tags, whatever characters the values have.
 
 MLflow's filter language has no escapes: a value stands between quotes of one kind and may not hold that kind. What
 can't be written in it is compared here.
@@ -10,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
+
+from microdit.common.contract import OUR_EXPERIMENTS
 
 PAGE = 1000
 NEWEST = "attributes.start_time DESC"
@@ -54,12 +55,12 @@ def _quoted(value: str) -> str:
     return f"{free[0]}{value}{free[0]}" if free else ""
 
 
-def experiments(client: Any, words: str | None = None) -> list[Any]:
-    """All active experiments by name, or those that match MLflow's filter `words`, over as many pages as it takes."""
+def our_experiments(client: Any) -> list[Any]:
+    """Return the active experiments of this project, by name."""
     found: list[Any] = []
     token = None
     while True:
-        page = client.search_experiments(filter_string=words, order_by=["name ASC"], page_token=token)
+        page = client.search_experiments(filter_string=OUR_EXPERIMENTS, order_by=["name ASC"], page_token=token)
         found += page
         token = page.token
         if not token:

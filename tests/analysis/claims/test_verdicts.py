@@ -16,7 +16,7 @@ from analysis.claims.selection import all_claims, claims_of, parse
 from analysis.claims.verdicts import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED, line, verdicts
 from analysis.errors import ReportError
 from analysis.io.results import Results
-from analysis.io.run_config import flatten
+from microdit.common.parsing import flatten
 
 METHOD, RATIO = "model.masking.method", "model.masking.ratio"
 MASKED = {
@@ -174,7 +174,7 @@ def test_one_seed_says_so_and_has_no_p() -> None:
     first = verdicts(found)[0]
     assert first.word == INCONCLUSIVE
     text = line(found, first)
-    assert "**inconclusive** (n=1 can't tell)" in text
+    assert "**inconclusive** (n=1 is not enough)" in text
     assert "no p, n=1" in text
 
 
@@ -256,15 +256,15 @@ def test_claims_name_keys_that_exist_and_words_of_trust() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kidn": "better"}, "there is no 'kidn'; did you mean 'kind'?"),
+        ({"kidn": "better"}, "unknown key 'kidn'; did you mean 'kind'?"),
         ({"kind": "beter"}, "did you mean 'better'?"),
         ({"kind": "trend"}, "a claim of kind trend needs 'axis'"),
         ({"trust": ""}, "'trust' is missing"),
-        ({"arm": {"model.depth": {"abov": 1}}}, "there is no 'abov'; did you mean 'above'?"),
+        ({"arm": {"model.depth": {"abov": 1}}}, "unknown condition 'abov'; did you mean 'above'?"),
     ],
 )
 def test_a_wrong_claim_is_named(changes: dict[str, Any], message: str) -> None:
-    good = {"text": "t", "trust": "seed", "kind": "better", "metrics": ["fd"], "arm": {"a": 1}, "against": {"a": 2}}
+    good = {"text": "t", "trust": "summary", "kind": "better", "metrics": ["fd"], "arm": {"a": 1}, "against": {"a": 2}}
     assert parse("s", good).text == "t"
     with pytest.raises(ReportError, match=r"claims\.yaml, s, 't'") as caught:
         parse("s", good | changes)
@@ -280,7 +280,7 @@ def test_the_line_of_one_comparison_on_one_metric() -> None:
     """No noise: every seed has the difference itself, so the interval has no width and p is 0."""
     text = the_first_line("ffn_activation", PLANTED[3][1], PLANTED[3][2], metrics=["clip_fd"])
     assert text == (
-        "SwiGLU beats GELU (trust: seed): **reproduced**: arm1 against arm0: -9.000 [-9.000, -9.000] CLIP-FD ↓, "
+        "SwiGLU beats GELU (trust: summary): **reproduced**: arm1 against arm0: -9.000 [-9.000, -9.000] CLIP-FD ↓, "
         "p < 0.0001, n=4. Not tested: fd, clip_score."
     )
 
@@ -289,9 +289,9 @@ def test_the_line_of_a_trend_tells_its_test_and_steps() -> None:
     blocks = axis("model.masking.block_size", [1, 2, 4, 8], **DEFERRED)
     text = the_first_line("mask_granularity", blocks, PLANTED[2][2])  # 8, 16, 32, 64: 18.4 per doubling
     assert text == (
-        "larger contiguous masked blocks are worse (trust: seed): **reproduced**: holds in 3 of 3 checks; "
+        "larger contiguous masked blocks are worse (trust: summary): **reproduced**: holds in 3 of 3 checks; "
         "trend over masking block size: +18.400 [18.400, 18.400] FD ↓ per doubling, p < 0.0001, n=4, "
-        "Page's L, rho 1.00, 3 of 3 steps that way."
+        "Page's L, rho 1.00, 3 of 3 steps in that direction."
     )
 
 
@@ -323,7 +323,7 @@ def test_every_column_of_the_table_of_verdicts() -> None:
     [check] = one.checks
     assert row == {
         "claim": "SwiGLU beats GELU",
-        "trust": "seed",
+        "trust": "summary",
         "source": "",
         "section": one.claim.section,
         "kind": "better",
@@ -364,7 +364,7 @@ def test_every_column_of_the_table_of_verdicts() -> None:
         (
             "mask_granularity",
             axis("model.masking.block_size", [2], **DEFERRED),
-            "fewer than two values of model.masking.block_size at a seed where model.masking.ratio above 0",
+            "fewer than two values of model.masking.block_size at a seed among arms with model.masking.ratio above 0",
         ),
     ],
 )

@@ -21,8 +21,8 @@ from analysis.figures import layout, loss_by_noise_level
 from analysis.figures.axis import StudyAxis
 from analysis.figures.cost import cost_figure, pareto
 from analysis.figures.curves import curve_figure
-from analysis.figures.loss_by_noise_level import band_edges, noise_figure, ratio
-from analysis.figures.scores import PAPER, score_figure
+from analysis.figures.loss_by_noise_level import noise_level_figure, quarter_edges, ratio
+from analysis.figures.scores import PAPER_LABEL, score_figure
 from analysis.figures.styles import COLORS, arm_styles, style
 from analysis.io.results import Results
 
@@ -106,7 +106,7 @@ def test_an_arm_looks_the_same_in_every_figure() -> None:
     assert cost is not None
     for axis in (*score.axes[:3], *cost.axes):
         assert set(drawn(axis)) == wanted
-    noise, curves = noise_figure(found), curve_figure(found)
+    noise, curves = noise_level_figure(found), curve_figure(found)
     assert noise is not None
     assert curves is not None
     for axis in (*noise.axes, *curves.axes):
@@ -196,13 +196,13 @@ def test_noise_ratio_is_the_paired_geometric_mean() -> None:
     assert value.n == 3
 
 
-def test_noise_figure_has_a_line_per_other_arm_and_the_levels() -> None:
+def test_noise_level_figure_has_a_line_per_other_arm_and_the_levels() -> None:
     settings = {f"id{i}": {"evaluation.p_mean": -0.6, "diffusion.p_mean": 0.0, "diffusion.p_std": 1.2} for i in (0, 1)}
     found = plain(["base", "arm"], **{f"val/loss_q{band}": [1.0, 1.0 + 0.1 * band] for band in (1, 2, 3, 4)})
     found.frame["run_id"] = list(settings)
     found = dataclasses.replace(found, configs=settings)
-    assert band_edges(found, 4) == pytest.approx(stats.lognorm(1.2, scale=math.exp(-0.6)).ppf([0.25, 0.5, 0.75]))
-    figure = noise_figure(found)
+    assert quarter_edges(found, 4) == pytest.approx(stats.lognorm(1.2, scale=math.exp(-0.6)).ppf([0.25, 0.5, 0.75]))
+    figure = noise_level_figure(found)
     assert figure is not None
     (axis,) = figure.axes
     assert labels(figure) == ["arm", "base (baseline)"]
@@ -214,9 +214,11 @@ def test_noise_figure_has_a_line_per_other_arm_and_the_levels() -> None:
     low, high = axis.get_ylim()
     assert low < 1.0 < 1.4 < high
     other = settings | {"id1": {"diffusion.p_mean": 0.0, "diffusion.p_std": 0.6}}
-    assert noise_figure(dataclasses.replace(found, configs=other)) is None, "other levels, so no ratio"
-    assert noise_figure(dataclasses.replace(found, frame=found.frame.drop(columns="val/loss_q1").iloc[:1])) is None
-    assert not loss_by_noise_level.band_edges(plain(["a"]), 4)
+    assert noise_level_figure(dataclasses.replace(found, configs=other)) is None, "other levels, so no ratio"
+    assert (
+        noise_level_figure(dataclasses.replace(found, frame=found.frame.drop(columns="val/loss_q1").iloc[:1])) is None
+    )
+    assert not loss_by_noise_level.quarter_edges(plain(["a"]), 4)
 
 
 def test_curves_have_a_mean_and_a_band_over_seeds() -> None:
@@ -245,7 +247,7 @@ def test_the_papers_points_stand_hollow_on_an_axis_of_their_own() -> None:
     values = sorted(float(line.get_ydata()[0]) for line in right.lines if len(line.get_xdata()))
     assert values == [3.79, 5.03, 15.0, 16.5]
     assert {line.get_markerfacecolor() for line in right.lines} == {"white"}
-    assert PAPER in labels(figure)
+    assert PAPER_LABEL in labels(figure)
     assert "compare its order, not its values" in figure.get_suptitle().replace("\n", " ")
     figure = score_figure(plain(["a", "b"]))
     assert len(figure.axes) == 3
@@ -335,12 +337,12 @@ def test_an_axis_is_logarithmic_where_its_values_stand_evenly_so(values: list[fl
         ([1, 2], "n=1 to 2 pairs; bars: 95% interval of the pairs, cut where it leaves the panel. Below 1: better."),
     ],
 )
-def test_a_noise_figure_says_how_many_pairs_it_has(pairs: list[int], words: str) -> None:
+def test_a_noise_level_figure_says_how_many_pairs_it_has(pairs: list[int], words: str) -> None:
     rows = [("base", seed, 1.0) for seed in (0, 1)]
     rows += [(arm, seed, 1.2) for arm, count in zip(("one", "two"), pairs, strict=True) for seed in range(count)]
     frame = pd.DataFrame(rows, columns=["arm", "seed", "val/loss_q1"]).assign(run_id="id", hue="", x="")
     found = results("another", {"base": {}, "one": {}, "two": {}}, lambda s: 0.0, baseline="base")
-    figure = noise_figure(dataclasses.replace(found, frame=frame))
+    figure = noise_level_figure(dataclasses.replace(found, frame=frame))
     assert figure is not None
     texts = " ".join(text.get_text() for text in [*figure.texts, *(t for axis in figure.axes for t in axis.texts)])
     assert words in " ".join(f"{texts} {figure.get_suptitle()}".split())

@@ -14,8 +14,9 @@ from optuna.trial import TrialState
 from planted import results
 
 from analysis.figures.cost import cost_figure
-from analysis.figures.search import distribution, pareto_front, rebuild_optuna_study, search_figures
+from analysis.figures.search import search_figures
 from analysis.io.results import Results
+from analysis.io.search import distribution, pareto_front, rebuild_optuna_study
 from analysis.report.sentences import comparison_sentences
 
 SPACE = {

@@ -140,7 +140,7 @@ def test_of_many_arms_the_best_are_drawn(store: str, monkeypatch: pytest.MonkeyP
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     best = found.frame.groupby("arm")["final/clip_fd"].mean().sort_values().index[:24]
     assert set(names) == asked == {*best, "none"}
-    assert f"Of {len(found.arms)} the 24 best in CLIP-FD" in figure.get_suptitle().replace("\n", " ")
+    assert f"The 24 best of {len(found.arms)} in CLIP-FD" in figure.get_suptitle().replace("\n", " ")
 
 
 @pytest.mark.parametrize(

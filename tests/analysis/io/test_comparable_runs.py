@@ -105,7 +105,7 @@ def test_code_versions_are_apart_unless_pooled(fresh: Fresh) -> None:
     writer.run("naive_75", 0, final(20.0), git_commit=new)
     found = read(fresh)
     assert shown(found) == {"naive_75": 20.0}
-    assert found.absent == ("none, seed 0: in a set that is left out",)
+    assert found.absent == ("none, seed 0: not comparable with the runs shown",)
     assert "code aaaaaaaaaa instead of bbbbbbbbbb (set=2 shows them, code=any pools them)" in found.left_out[0]
     pooled = read(fresh, None, pool_code=True)
     assert shown(pooled) == {"none": 10.0, "naive_75": 20.0}
@@ -128,7 +128,7 @@ def test_the_command_chooses_the_set(fresh: Fresh, tmp_path: Path, capsys: pytes
     assert cli.main([*words, "set=only"]) == 2
     assert "code: bbbb for 1 run (naive_75), aaaa for 1 run (none)" in capsys.readouterr().err
     assert cli.main([*words, "set=only", "code=any"]) == 0
-    assert "naive_75: +10.00 (n=1) CLIP-FD against none at n=1" in capsys.readouterr().out
+    assert "naive_75: +10.00 CLIP-FD against none at n=1" in capsys.readouterr().out
     assert cli.main([*words, "set=0"]) == 2
     assert "it must be a number from 1, or only" in capsys.readouterr().err
 
@@ -142,7 +142,7 @@ def test_scores_under_several_noises_are_one_score_a_run(fresh: Fresh) -> None:
     found = read(fresh)
     assert found.frame["final/clip_fd"].tolist() == [11.0, 12.0, 21.0, 22.0]
     text = "\n".join(table_footnotes(found))
-    assert "Noise of CLIP-FD: training seed 0.408, evaluation noise 1.00" in text
+    assert "Variance of CLIP-FD: standard deviation 0.408 between training seeds, 1.00 from evaluation noise" in text
     assert "over 4 runs, 12 scores" in text
 
 

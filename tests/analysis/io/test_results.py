@@ -71,7 +71,7 @@ def test_what_is_missing_is_named(fresh: Fresh) -> None:
         "none, seed 2: still running",
         "naive_75, seed 0: finished with final/clip_fd = nan",
         "naive_75, seed 1: finished without final/clip_fd",
-        "naive_75, seed 2: not begun",
+        "naive_75, seed 2: not started",
     )
     assert "loss is NaN at step 7" in table_footnotes(results)[-1]
 
@@ -133,7 +133,7 @@ def test_a_reused_trial_counts_and_is_told(fresh: Fresh) -> None:
     writer = launch(fresh, [0])
     writer.run("none", 0, final(10.0), reused_from="abcdef")
     writer.run("naive_75", 0, final(20.0))
-    assert "1 of 2 runs were trained in an earlier launch and reused." in table_footnotes(read(fresh))
+    assert "1 of 2 runs are reused from an earlier launch." in table_footnotes(read(fresh))
 
 
 def test_nothing_finished(fresh: Fresh) -> None:

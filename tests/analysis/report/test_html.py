@@ -155,8 +155,8 @@ def test_a_study_has_all_that_a_reader_needs(page: Page) -> None:
         "Does deferring the mask",
         "The paper (section 4) claims: deferred masking beats naive masking",
         "deferred_75: differs from none: +2.92 [1.97, 3.87] CLIP-FD over n=3 seeds, Holm p = 0.0057 (worse).",
-        "5.03 (seed)",
-        "512 generated samples a run against 2048 real images",
+        "5.03 (summary)",
+        "512 generated samples per run against 2048 real images",
         "none, seed 3: failed (DivergenceError: loss is NaN at step 7)",
         "seeds 0, 1, 2 of 4 planned; 9 finished runs of 3 arms",
         "training FLOPs of a run 2.5e+15",
@@ -174,7 +174,7 @@ def test_a_study_has_all_that_a_reader_needs(page: Page) -> None:
 
 def test_only_a_significant_best_is_bold(page: Page) -> None:
     bold = [word for word in page.words_in("strong") if word != "Bold"]
-    assert "11.2\u00a0±\u00a03.1" in bold, "none in CLIP-FD, beyond noise"
+    assert "11.2\u00a0±\u00a03.1" in bold, "none in CLIP-FD, beyond seed noise"
     hostile = page.text[page.text.index(f"{NAME} scale demo") :]
     assert "10.00 (n=1)" in hostile
     assert "10.00 (n=1)" not in bold, "the best of one seed"

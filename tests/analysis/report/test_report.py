@@ -59,11 +59,11 @@ def test_table_has_the_means_and_intervals_of_the_runs(written: Path) -> None:
 def test_table_in_print_says_what_a_reader_needs(written: Path) -> None:
     text = (written / "table.md").read_text(encoding="utf-8")
     assert "deferred_75: differs from none: +2.92 [1.97, 3.87] CLIP-FD over n=3 seeds, Holm p = 0.011 (worse)." in text
-    assert "deferred_50: within noise of none at n=3" in text
+    assert "deferred_50: within seed noise of none at n=3" in text
     assert "deferred_75: differs from naive_75: -12.08 [-12.44, -11.72] CLIP-FD" in text
-    assert "5.03 (seed)" in text
-    assert "16.5 (seed)" in text
-    assert "512 generated samples a run against 2048 real images" in text
+    assert "5.03 (summary)" in text
+    assert "16.5 (summary)" in text
+    assert "512 generated samples per run against 2048 real images" in text
     assert "EfficientNet-Lite0 (ImageNet), score-clip" in text
     assert "CLIP-FD 1.250, FD 42.50" in text
     assert "Fewer samples (512) than features (1280)" in text
@@ -100,7 +100,7 @@ def test_latex_takes_the_table(masking_store: str, tmp_path: Path) -> None:
     assert "Overfull" not in done.stdout
 
 
-@pytest.mark.parametrize("name", ["figure.png", "curves.png", "cost.png", "noise.png", "samples.png"])
+@pytest.mark.parametrize("name", ["figure.png", "curves.png", "cost.png", "loss_by_noise_level.png", "samples.png"])
 def test_pictures_are_large_and_not_blank(written: Path, name: str) -> None:
     picture = np.asarray(Image.open(written / name).convert("RGB"))
     assert min(picture.shape[:2]) > 500

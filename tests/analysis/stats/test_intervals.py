@@ -12,8 +12,8 @@ from planted import results
 from scipy import stats
 
 from analysis.report.sentences import comparison_sentences
-from analysis.stats.intervals import Estimate, estimate, number, signed
 from analysis.stats.paired import differences, paired_test, sentence
+from microdit.common.numbers import Estimate, estimate, format_number, signed
 
 VALUES = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=8)
 
@@ -78,10 +78,10 @@ def test_only_shared_seeds_are_compared() -> None:
         (Estimate(5.0, 1.0, 3), 0.0123, True, "none: +5.0 [4.0, 6.0] FD over n=3 seeds, Holm p = 0.012 (worse)"),
         (Estimate(5.0, 1.0, 3), 0.01, False, "(better)"),
         (Estimate(-5.0, 1.0, 3), 1e-9, True, "-5.0 [-6.0, -4.0] FD over n=3 seeds, Holm p < 0.0001 (better)"),
-        (Estimate(5.0, 9.0, 2), 0.4, True, "within noise of none at n=2: +5.0 [-4.0, 14.0] FD, Holm p = 0.40"),
-        (Estimate(5.0, 4.0, 3), 0.06, True, "within noise of none"),
-        (Estimate(5.0, math.nan, 1), math.nan, True, "n=1, which no interval can tell from noise"),
-        (Estimate(math.nan, math.nan, 0), math.nan, True, "no seed in common"),
+        (Estimate(5.0, 9.0, 2), 0.4, True, "within seed noise of none at n=2: +5.0 [-4.0, 14.0] FD, Holm p = 0.40"),
+        (Estimate(5.0, 4.0, 3), 0.06, True, "within seed noise of none"),
+        (Estimate(5.0, math.nan, 1), math.nan, True, "n=1; without an interval it can't be told from seed noise"),
+        (Estimate(math.nan, math.nan, 0), math.nan, True, "because they share no seed"),
     ],
 )
 def test_sentences(difference: Estimate, p: float, lower: bool, words: str) -> None:
@@ -90,7 +90,7 @@ def test_sentences(difference: Estimate, p: float, lower: bool, words: str) -> N
 
 @given(st.floats(0.001, 1e5))
 def test_printed_numbers_keep_their_value(value: float) -> None:
-    assert float(number(value)) == pytest.approx(value, rel=1e-3)
+    assert float(format_number(value)) == pytest.approx(value, rel=1e-3)
 
 
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
@@ -104,7 +104,7 @@ def test_many_differences_of_one_seed_are_one_sentence() -> None:
     arms = {name: {"model.depth": depth} for name, depth in (("base", 1), ("a", 2), ("b", 3))}
     found = results("depths", arms, lambda settings: settings["model.depth"], seeds=1, noise=0.0)
     [said] = comparison_sentences(dataclasses.replace(found, study=dataclasses.replace(found.study, baseline="base")))
-    assert said.startswith("CLIP-FD against base at n=1, which no interval can tell from noise: a +")
+    assert said.startswith("CLIP-FD against base at n=1; without an interval it can't be told from seed noise: a +")
     assert ", b +" in said
 
 
@@ -123,7 +123,7 @@ def test_many_differences_of_one_seed_are_one_sentence() -> None:
     ],
 )
 def test_numbers_in_print(value: float, sign: bool, text: str) -> None:
-    assert number(value, sign=sign) == text
+    assert format_number(value, sign=sign) == text
 
 
 def test_nothing_has_neither_mean_nor_interval() -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from planted import results
 from scipy import stats
 
-from analysis.stats.intervals import Estimate
 from analysis.stats.paired import (
     against_baseline,
     differences,
@@ -24,6 +23,7 @@ from analysis.stats.paired import (
     winner,
 )
 from analysis.stats.power import format_seeds_needed, power, seeds_needed
+from microdit.common.numbers import Estimate
 
 P = st.lists(st.floats(0, 1), min_size=1, max_size=9)
 
@@ -224,6 +224,6 @@ def test_p_values_in_print(p: float, text: str) -> None:
     assert p_value(p) == text
 
 
-@pytest.mark.parametrize(("p", "word"), [(0.05, "within noise of"), (0.0499, "differs from")])
+@pytest.mark.parametrize(("p", "word"), [(0.05, "within seed noise of"), (0.0499, "differs from")])
 def test_a_difference_is_beyond_noise_below_five_percent(p: float, word: str) -> None:
     assert f"a: {word} b" in sentence("a", "b", Estimate(1.0, 0.5, 3), p, "FD", lower_is_better=True)

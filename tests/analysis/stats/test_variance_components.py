@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.stats.variance_components import average_noises, components, components_of
+from analysis.stats.variance_components import average_noise_sets, components, components_of
 
 
 def test_components_by_hand() -> None:
@@ -51,7 +51,7 @@ def test_a_run_counts_once_with_its_mean_over_shared_noises() -> None:
             "final/kid": [1.0, 1.0, 1.0, 1.0],
         }
     )
-    found = average_noises(frame)
+    found = average_noise_sets(frame)
     assert found["final/fd"].tolist() == [2.0, 3.0, 4.0, 5.0]
     assert found["final/noise0/fd"].tolist() == [1.0, 2.0, 3.0, 4.0]
     assert found["final/kid"].tolist() == [1.0] * 4

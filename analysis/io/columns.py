@@ -1,0 +1,36 @@
+"""Columns of the data frame of runs, and facts that several reports derive from them."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from microdit.common.contract import Tag
+
+NOT_RECORDED = "not recorded"
+PARAM_PREFIX = "param."
+
+
+def tag_column(tag: str) -> str:
+    """Return the column of a tag: `microdit.arm` is in column `tag.arm`."""
+    return f"tag.{tag.removeprefix(Tag.PREFIX)}"
+
+
+def param_column(param: str) -> str:
+    """Return the column of an MLflow param."""
+    return PARAM_PREFIX + param
+
+
+def config_column(key: str) -> str:
+    """Return the column of a setting in a run's config.yaml."""
+    return f"config.{key}"
+
+
+def code_versions(frame: pd.DataFrame, commit_characters: int | None = None) -> pd.Series:
+    """Return the commit of each run, shortened to `commit_characters`, with a note about uncommitted changes."""
+    dirty = frame[tag_column(Tag.GIT_DIRTY)].map(lambda value: " with uncommitted changes" if value == "true" else "")
+    return frame[tag_column(Tag.GIT_COMMIT)].str[:commit_characters] + dirty
+
+
+def mean_or_none(frame: pd.DataFrame, column: str) -> float | None:
+    """Return the mean of a column; None if it is missing or has no value."""
+    return float(frame[column].mean()) if column in frame and frame[column].notna().any() else None

@@ -1,0 +1,105 @@
+"""Means with Student's 95% intervals, and numbers in print. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import stdtrit
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+LEVEL = 0.95  # confidence level of all intervals
+MAX_DECIMALS = 6
+MIN_PLAIN, MAX_PLAIN = 1e-4, 1e6  # `format_number` writes exponents outside this range
+GROUPED_FROM = 1e5  # `format_significant` groups the digits of larger numbers and drops their decimals
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `n` seeds and the half-width of its 95% interval, which is NaN if n < 2."""
+
+    mean: float
+    half: float
+    n: int
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half
+
+    @property
+    def has_interval(self) -> bool:
+        return self.n >= 2
+
+    def __str__(self) -> str:
+        """Return `12.3 ± 1.2`, `12.3 (n=1)` or `-`, with as many digits as the interval justifies."""
+        if self.n == 0:
+            return "-"
+        if not self.has_interval:
+            return f"{format_number(self.mean)} (n=1)"
+        places = decimals(self.half)
+        return f"{_rounded(self.mean, places):.{places}f} ± {self.half:.{places}f}"
+
+
+def estimate(values: ArrayLike) -> Estimate:
+    """Return mean and Student's 95% interval of independent `values`, of which non-finite ones are dropped."""
+    data = np.asarray(values, dtype=float)
+    data = data[np.isfinite(data)]
+    n = len(data)
+    if n == 0:
+        return Estimate(math.nan, math.nan, 0)
+    if n == 1:
+        return Estimate(float(data[0]), math.nan, 1)
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * float(data.std(ddof=1)) / math.sqrt(n)
+    return Estimate(float(data.mean()), half, n)
+
+
+def signed(difference: Estimate) -> str:
+    """Return `+1.2 [0.4, 2.0]`, `+1.2 (n=1)` or `-`."""
+    if difference.n == 0:
+        return "-"
+    if not difference.has_interval:
+        return f"{format_number(difference.mean, sign=True)} (n=1)"
+    places = decimals(difference.half)
+    mean, low, high = (_rounded(value, places) for value in (difference.mean, difference.low, difference.high))
+    return f"{mean:+.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+
+
+def decimals(half: float) -> int:
+    """Return the number of decimal places that shows two significant digits of an interval's half-width."""
+    return 3 if half == 0 or not math.isfinite(half) else min(MAX_DECIMALS, max(0, 1 - math.floor(math.log10(half))))
+
+
+def format_number(value: float, sign: bool = False, digits: int = 4) -> str:
+    """Return `digits` significant digits; no exponent between 1e-4 and 1e6; `-` for NaN and infinity."""
+    if not math.isfinite(value):
+        return "-"
+    if value == 0:
+        return "0"
+    plus = "+" if sign else ""
+    if not MIN_PLAIN <= abs(value) < MAX_PLAIN:
+        return f"{value:{plus}.{digits}g}"
+    return f"{value:{plus}.{_places(value, digits)}f}"
+
+
+def format_significant(value: float, digits: int = 4) -> str:
+    """Return `digits` significant digits with grouped thousands and never an exponent."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    return f"{value:,.0f}" if abs(value) >= GROUPED_FROM else f"{value:,.{_places(value, digits)}f}"
+
+
+def _places(value: float, digits: int) -> int:
+    return max(0, digits - 1 - math.floor(math.log10(abs(value))))
+
+
+def _rounded(value: float, places: int) -> float:
+    """Return `value` rounded, with 0 in place of -0."""
+    return round(value, places) + 0.0
