@@ -196,7 +196,7 @@ def _trends(results: Results, claim: Claim, metrics: Sequence[str]) -> tuple[lis
                 what = f"trend over {labels.setting_label(claim.axis)}{group}"
                 checks.append(_trend_check(what, metric, found, sign))
     narrowed = f" among arms with {words(claim.where)}" if claim.where else ""
-    return checks, f"fewer than two values of {claim.axis} at a seed{narrowed}"
+    return checks, f"fewer than two values of {claim.axis} per seed{narrowed}"
 
 
 def _groups(results: Results, claim: Claim) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from analysis.io.columns import code_versions, config_column, tag_column
 from analysis.io.comparable_runs import NOT_RECORDED, identity
 from analysis.io.results import Results
 from analysis.report.footnotes import measurement, of_paper
-from analysis.report.images import SAMPLES, Picture, pictures
+from analysis.report.images import SAMPLES, ReportImage, report_images
 from analysis.report.sentences import comparison_sentences, evaluation_noise
 from analysis.report.tables import Column, columns
 from analysis.stats.paired import against_baseline, p_number
@@ -64,8 +64,8 @@ class Section:
     scores: list[Column]
     tests: list[Column]
     costs: list[Column]
-    figures: list[Picture]
-    samples: list[Picture]
+    figures: list[ReportImage]
+    samples: list[ReportImage]
     held: list[tuple[str, str]]
     budget: list[tuple[str, str]]
     notes: list[str]
@@ -94,7 +94,7 @@ def section(results: Results, paths: Sequence[Path], store: str, base: str = "./
     """
     found = columns(results)
     judged = [_judged(results, verdict) for verdict in verdicts(results)]
-    drawn = pictures(results, paths, base)
+    images = report_images(results, paths, base)
     return Section(
         anchor=f"study-{number}",
         results=results,
@@ -104,8 +104,8 @@ def section(results: Results, paths: Sequence[Path], store: str, base: str = "./
         scores=[column for column in found if column.kind in ("arm", "score")],
         tests=[column for column in found if column.kind in ("arm", "test")],
         costs=[column for column in found if column.kind in ("arm", "cost")],
-        figures=[picture for picture in drawn if picture.name != SAMPLES],
-        samples=[picture for picture in drawn if picture.name == SAMPLES],
+        figures=[image for image in images if image.name != SAMPLES],
+        samples=[image for image in images if image.name == SAMPLES],
         held=_held(results),
         budget=_budget(results),
         notes=[*measurement(results), *evaluation_noise(results), *of_paper(results)],

@@ -33,7 +33,7 @@ CAPTIONS = {  # by file name, or by its beginning; in the order of the page
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportImage:
     """An image file with its caption and alternative text; `href` and `pdf` are links from the page."""
 
     path: Path
@@ -48,15 +48,15 @@ class Picture:
 
     def size(self, width: int) -> tuple[int, int]:
         """Return width and height of the inlined image in pixels."""
-        with Image.open(self.path, formats=["PNG"]) as picture:
-            return _fit(picture.size, width)
+        with Image.open(self.path, formats=["PNG"]) as image:
+            return _fit(image.size, width)
 
     def data(self, width: int) -> str:
         """Return the image as a data: URI, at most `width` pixels wide."""
         return inline(self.path, width)
 
 
-def pictures(results: Results, paths: Sequence[Path], base: str = "") -> list[Picture]:
+def report_images(results: Results, paths: Sequence[Path], base: str = "") -> list[ReportImage]:
     """Return the PNG files of a report in the page's order: known figures, others, then samples."""
     found = sorted((path for path in paths if path.suffix == ".png"), key=lambda path: _place(path.stem))
     beside = {path.name for path in paths}
@@ -66,7 +66,7 @@ def pictures(results: Results, paths: Sequence[Path], base: str = "") -> list[Pi
         words = caption(results, path.stem)
         href = f"{base}{path.name}"
         made.append(
-            Picture(path, words, _alt(results, path.stem, words), href, f"{base}{pdf}" if pdf in beside else "")
+            ReportImage(path, words, _alt(results, path.stem, words), href, f"{base}{pdf}" if pdf in beside else "")
         )
     return made
 
@@ -89,13 +89,13 @@ def inline(path: Path, width: int) -> str:
 def _encoded(data: bytes, width: int, is_sample: bool) -> str:
     """Encode an image; cached by content, because two pages show the same images from different folders."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
-        picture = opened.convert("RGB").resize(_fit(opened.size, width), Image.Resampling.LANCZOS)
+        image = opened.convert("RGB").resize(_fit(opened.size, width), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     if is_sample:
-        picture.save(stream, "WEBP", quality=WEBP_QUALITY, method=5)
+        image.save(stream, "WEBP", quality=WEBP_QUALITY, method=5)
     else:
         # Median cut would spend most colors on the white background and change the color of thin lines.
-        few = picture.quantize(PALETTE_SIZE, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+        few = image.quantize(PALETTE_SIZE, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
         few.save(stream, "PNG", optimize=True)
     kind = "webp" if is_sample else "png"
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

@@ -34,8 +34,8 @@ def comparison_sentences(results: Results) -> list[str]:
         return trends(results)
     if study.baseline not in results.arms:
         return [f"The baseline {study.baseline} has no finished run, so nothing is compared with it.", *trends(results)]
-    neighbours = comparisons(frame, _same_x(results), [study.primary], medians=False)
-    found = [against_baseline(frame, study.baseline, [study.primary], medians=False), neighbours]
+    neighbors = comparisons(frame, _same_x(results), [study.primary], medians=False)
+    found = [against_baseline(frame, study.baseline, [study.primary], medians=False), neighbors]
     name, lower = results.label(study.primary), results.lower_is_better(study.primary)
     lines = []
     for family in found:

@@ -364,7 +364,7 @@ def test_every_column_of_the_table_of_verdicts() -> None:
         (
             "mask_granularity",
             axis("model.masking.block_size", [2], **DEFERRED),
-            "fewer than two values of model.masking.block_size at a seed among arms with model.masking.ratio above 0",
+            "fewer than two values of model.masking.block_size per seed among arms with model.masking.ratio above 0",
         ),
     ],
 )

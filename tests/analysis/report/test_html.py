@@ -21,7 +21,7 @@ from analysis.io.store import open_store
 from analysis.report import all_studies
 from analysis.report.html import Missing, render
 from analysis.report.html_sections import section
-from analysis.report.images import inline, pictures
+from analysis.report.images import inline, report_images
 
 EVIL = "\"><script>alert(1)</script><img src=//evil.example/x onerror=alert('2')>&amp;"
 NAME = "<b onclick=alert(3)>'\"&amp;"
@@ -249,7 +249,7 @@ def test_inlined_drawings_keep_thin_lines_colours(tmp_path: Path) -> None:
 def test_figures_of_any_kind_stand_in_order(masking: Results, tmp_path: Path) -> None:
     order = ["figure", "cost", "curves", "noise", "search_history", "zebra", "samples"]
     found = [*(tmp_path / f"{name}.png" for name in reversed(order)), tmp_path / "cost.pdf", tmp_path / "runs.csv"]
-    drawn = pictures(masking, found)
+    drawn = report_images(masking, found)
     assert [picture.name for picture in drawn] == order
     assert [picture.pdf for picture in drawn] == ["", "cost.pdf", "", "", "", "", ""]
     assert "history" in drawn[4].caption
