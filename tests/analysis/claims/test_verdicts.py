@@ -359,7 +359,7 @@ def test_every_column_of_the_table_of_verdicts() -> None:
         (
             "weight_decay",
             axis("optimizer.weight_decay", [0.1]),
-            "fewer than two values of optimizer.weight_decay at a seed",
+            "fewer than two values of optimizer.weight_decay per seed",
         ),
         (
             "mask_granularity",

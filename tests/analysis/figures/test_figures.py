@@ -76,7 +76,7 @@ def drawn(axis: Axes) -> Iterator[tuple[str, str]]:
 
 
 def test_hundred_and_more_looks_differ() -> None:
-    found = {(s.colour, s.marker) for s in map(style, range(99))}
+    found = {(s.color, s.marker) for s in map(style, range(99))}
     assert len(found) == 99
 
 
@@ -100,8 +100,8 @@ def test_an_arm_looks_the_same_in_every_figure() -> None:
     found = masking()
     looks = arm_styles(found)
     assert looks.grouped
-    assert {looks.arms[arm].colour for arm in MASKED if "naive" in arm} == {looks.hues["naive"].colour}
-    wanted = {(look.colour, look.marker) for look in looks.arms.values()}
+    assert {looks.arms[arm].color for arm in MASKED if "naive" in arm} == {looks.hues["naive"].color}
+    wanted = {(look.color, look.marker) for look in looks.arms.values()}
     score, cost = score_figure(found), cost_figure(found)
     assert cost is not None
     for axis in (*score.axes[:3], *cost.axes):
@@ -114,7 +114,7 @@ def test_an_arm_looks_the_same_in_every_figure() -> None:
             line for line in axis.lines if len(line.get_xdata()) > 2 and line.get_marker() not in ("None", "", "_")
         ]
         seen = {(line.get_color(), line.get_marker()) for line in lines}
-        assert seen == (wanted - {(looks.arms["none"].colour, "o")} if axis in noise.axes else wanted)
+        assert seen == (wanted - {(looks.arms["none"].color, "o")} if axis in noise.axes else wanted)
 
 
 def test_looks_do_not_depend_on_what_has_finished() -> None:
@@ -264,7 +264,7 @@ def test_diverged_runs_are_crosses_at_the_top_edge() -> None:
         assert cross.get_xdata()[0] == pytest.approx(0.9, abs=0.05)
         pixel = cross.get_transform().transform((0.9, cross.get_ydata()[0]))
         assert axis.transAxes.inverted().transform(pixel)[1] == pytest.approx(0.97)
-        assert cross.get_color() == arm_styles(found).hues["naive"].colour
+        assert cross.get_color() == arm_styles(found).hues["naive"].color
         assert axis.get_xlim()[1] > 0.9
     failed = score_figure(dataclasses.replace(found, others=lost.assign(outcome="failed")))
     assert not any("diverged" in label for label in labels(failed))
@@ -332,9 +332,9 @@ def test_an_axis_is_logarithmic_where_its_values_stand_evenly_so(values: list[fl
 @pytest.mark.parametrize(
     ("pairs", "words"),
     [
-        ([2, 2], "n=2 pairs; bars: 95% interval of the pairs, cut where it leaves the panel. Below 1: better."),
-        ([1, 1], "n=1 pair; no interval at n=1. Below 1: better."),
-        ([1, 2], "n=1 to 2 pairs; bars: 95% interval of the pairs, cut where it leaves the panel. Below 1: better."),
+        ([2, 2], "n=2 pairs; bars: 95% interval over pairs, clipped at the panel's edge. Below 1 is better."),
+        ([1, 1], "n=1 pair; no interval at n=1. Below 1 is better."),
+        ([1, 2], "n=1 to 2 pairs; bars: 95% interval over pairs, clipped at the panel's edge. Below 1 is better."),
     ],
 )
 def test_a_noise_level_figure_says_how_many_pairs_it_has(pairs: list[int], words: str) -> None:

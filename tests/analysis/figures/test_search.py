@@ -77,8 +77,8 @@ def test_the_three_pictures_show_values_settings_and_importances() -> None:
     assert list(dict.fromkeys(best.get_ydata())) == pytest.approx(list(dict.fromkeys(falling)))
     assert best.get_ydata()[-1] == found.frame["final/clip_fd"].min()
     words = [text.get_text() for text in figures["search_history"].legends[0].get_texts()]
-    assert words == ["a trial's final value", "best so far", "pruned (1)", "diverged or failed (1)"]
-    assert "9 finished trials of 11" in figures["search_history"].get_suptitle()
+    assert words == ["final value of a trial", "best so far", "pruned (1)", "diverged or failed (1)"]
+    assert "9 of 11 trials finished" in figures["search_history"].get_suptitle()
     parallel = figures["search_parallel"].axes[0]
     ticks = [text.get_text().replace("\n", " ") for text in parallel.get_xticklabels()]
     assert ticks == ["CLIP-FD ↓", "depth", "ffn type", "optimizer weight decay"]

@@ -139,7 +139,7 @@ def test_answers_verdicts_and_missing_studies(page: Page) -> None:
     answers = text[text.index("Answers") : text.index("How to read this")]
     assert "reproduced deferred masking beats naive masking at each ratio" in answers
     assert "contradicted SwiGLU beats GELU" in answers
-    assert "no claim of 1 arm against gelu in CLIP-FD: 1 with one seed or none" in answers
+    assert "no claim of 1 arm against gelu in CLIP-FD: 1 with fewer than two seeds" in answers
     assert "moe no run of moe at demo has finished (none, seed 0: still running)" in answers
     assert "can't name a folder" in answers
     assert answers.index("masking_ratio") < answers.index("ffn_activation"), "the paper's order"
@@ -159,7 +159,7 @@ def test_a_study_has_all_that_a_reader_needs(page: Page) -> None:
         "512 generated samples per run against 2048 real images",
         "none, seed 3: failed (DivergenceError: loss is NaN at step 7)",
         "seeds 0, 1, 2 of 4 planned; 9 finished runs of 3 arms",
-        "training FLOPs of a run 2.5e+15",
+        "training FLOPs per run 2.5e+15",
         "the study holds steps",
         "microdit-report masking_ratio scale=demo",
         "MaskDiT is worse above 50% than at 50%",
@@ -229,8 +229,8 @@ def test_pictures_shrink_until_the_page_fits(masking: Results, store: str, out: 
     small = page(len(render("t", store, "demo", [made], [], 9_000_000)) - 20_000)
     assert 0 < max(int(image["width"]) for image in small.of("img")) < max(widths)
     assert not none.of("img")
-    assert "Left out to keep this page small" in none.text
-    with pytest.raises(ReportError, match="over 0 MB without its pictures"):
+    assert "Image left out to limit the size of this page" in none.text
+    with pytest.raises(ReportError, match="exceeds 0 MB even without images"):
         render("t", store, "demo", [made], [], 1000)
 
 
@@ -247,11 +247,12 @@ def test_inlined_drawings_keep_thin_lines_colours(tmp_path: Path) -> None:
 
 
 def test_figures_of_any_kind_stand_in_order(masking: Results, tmp_path: Path) -> None:
-    order = ["figure", "cost", "curves", "noise", "search_history", "zebra", "samples"]
+    order = ["figure", "cost", "curves", "loss_by_noise_level", "search_history", "zebra", "samples"]
     found = [*(tmp_path / f"{name}.png" for name in reversed(order)), tmp_path / "cost.pdf", tmp_path / "runs.csv"]
     drawn = report_images(masking, found)
     assert [picture.name for picture in drawn] == order
     assert [picture.pdf for picture in drawn] == ["", "cost.pdf", "", "", "", "", ""]
+    assert drawn[3].caption.startswith("Final validation loss by diffusion noise level")
     assert "history" in drawn[4].caption
     assert all(picture.caption and "Arms: none, naive_75, deferred_75." in picture.alt for picture in drawn[1:])
 

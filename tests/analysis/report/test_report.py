@@ -20,7 +20,11 @@ from analysis.report import study as report
 from analysis.report.tables import latex, markdown
 
 FILES = {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv", "verdicts.csv", "report.html"}
-FIGURES = {f"{name}.{kind}" for name in ("figure", "curves", "cost", "noise", "samples") for kind in ("png", "pdf")}
+FIGURES = {
+    f"{name}.{kind}"
+    for name in ("figure", "curves", "cost", "loss_by_noise_level", "samples")
+    for kind in ("png", "pdf")
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,7 @@ def test_table_in_print_says_what_a_reader_needs(written: Path) -> None:
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     assert "| validation loss ↓ | CLIP-FD − baseline | p (Holm) |   g_z |" in table[0]
-    assert "same images, noise and noise levels in every run" in text
+    assert "same images, diffusion noise and noise levels in every run" in text
     assert "paper's FID" in table[0]
     assert " FID " not in table[0].replace("paper's FID", ""), "a distance on other features is not FID"
 
@@ -124,7 +128,7 @@ def test_the_launch_shows_the_report(written: Path, masking_store: str) -> None:
     note = client.get_run(parent).data.tags["mlflow.note.content"]
     first, second, _ = note.split("\n\n", 2)
     assert first.startswith("**Does deferring the mask")
-    assert second.startswith("Here: **reproduced**: deferred masking beats naive masking at each ratio")
+    assert second.startswith("Verdicts: **reproduced**: deferred masking beats naive masking at each ratio")
     begin = note[: note.index("|")]
     assert "The paper (section 4) claims: deferred masking beats naive masking." in begin
     assert "at each ratio (trust: seed): **reproduced**" in begin, "before the table: MLflow shows the beginning"
@@ -190,7 +194,7 @@ def test_other_weights_in_inceptions_layout_and_prompts_from_a_file_are_said(fre
     assert " FID ↓ |" not in text
     assert "not FID and KID" in text
     assert "feature networks: unpublished-inception-v3, clip-vit-b-32. " in text
-    assert "Prompts come from a file" in text
+    assert "The prompts come from a file" in text
     assert " precision ↑ |" in text
     assert "Real images have precision 0.8750." in text
     assert "than features (2048)" in text
@@ -244,7 +248,10 @@ def test_no_store_says_how_to_make_one(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert cli.main(["masking_ratio"]) == 2
-    assert "microdit-sweep study=masking_ratio scale=demo makes one" in capsys.readouterr().err
+    assert (
+        "microdit-sweep study=masking_ratio scale=demo, or give another with tracking_uri=URI"
+        in capsys.readouterr().err
+    )
     assert not list(tmp_path.iterdir()), "looking for a store makes none"
 
 
@@ -271,6 +278,6 @@ def test_several_evaluation_noises_are_told_from_the_seeds(fresh: tuple[str, Pat
     for seed, (first, second) in enumerate([(10.0, 12.0), (14.0, 16.0)]):
         writer.run("none", seed, final(first, **{"noise1/clip_fd": second}))
     results = load(open_store(fresh[0]), "masking_ratio")
-    told = "Noise of CLIP-FD: training seed 2.65, evaluation noise 1.41 (standard deviations; "
+    told = "Variance of CLIP-FD: standard deviation 2.65 between training seeds, 1.41 from evaluation noise ("
     assert told in report.page(results)
     assert results.frame["final/clip_fd"].tolist() == [11.0, 15.0], "a run counts with its mean"
