@@ -112,3 +112,4 @@ def test_the_interval_decides_the_decimals(found: Estimate, text: str) -> None:
 def test_the_interval_is_for_the_95_percent_level() -> None:
     # 12.706 is t at 0.975 with one degree of freedom, from printed tables
     assert estimate([1.0, 3.0]).half == pytest.approx(12.706, rel=1e-4)
+    assert str(estimate([10.0, 12.0])) == "11 ± 13"

@@ -10,7 +10,6 @@ import yaml
 
 from microdit.config.schema import config_from_mapping
 from sweeps.cli import main
-from sweeps.planning.tables import format_significant, interval
 from sweeps.tracking.mlflow_store import Store
 from sweeps.tracking.mlflow_ui import links
 
@@ -99,15 +98,6 @@ def test_config_prints_a_complete_configuration(capsys: pytest.CaptureFixture[st
     assert main(["config", "scale=smoke", "optimizer.lr=0.5", "seed=7"]) == 0
     config = config_from_mapping(yaml.safe_load(capsys.readouterr().out))
     assert (config.optimizer.lr, config.seed) == (0.5, 7)
-
-
-def test_intervals_are_students() -> None:
-    assert interval([]) == "-"
-    assert interval([3.0]) == "3.000 (n=1)"
-    assert interval([10.0, 12.0]) == "11 ± 13"  # t(1) = 12.706, standard error 1
-    assert interval([1.0, 1.0]) == "1.000 ± 0"
-    assert format_significant(0.00012345) == "0.0001234"
-    assert format_significant(1234567.0) == "1,234,567"
 
 
 def test_links_open_on_the_trials_of_each_study(store: Store) -> None:
