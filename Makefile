@@ -1,9 +1,9 @@
-# Everything sets itself up: a fresh clone needs Python 3.11 or newer, pip and make.
+# Every target installs what it needs: a fresh clone needs Python 3.11 or newer, pip and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# One thread a process: two one-thread processes beside each other beat one process with two threads by far.
+# One thread per process: two processes with one thread each are much faster than one process with two threads.
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo test test-slow mutation lint format ui assets bench clean
@@ -18,7 +18,7 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu"
 
-# Mutants of a random sample (MARGIN=0 tries all of about 6900) of the model, the diffusion, training and the statistics.
+# Test mutants of the model, diffusion, training and statistics: a random sample, or all 6900 with MARGIN=0.
 MARGIN ?= 0.04
 mutation: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[mutation]"
@@ -36,7 +36,7 @@ format: $(READY)
 ui: $(READY)
 	$(BIN)/microdit-sweep ui
 
-# Trains the shipped autoencoder and the two CLIPs anew (about 80 minutes on one core); microdit/assets/README.md has the figures.
+# Train the bundled autoencoder and the two CLIPs again (about 80 minutes on one core); see microdit/assets/README.md.
 assets: $(READY)
 	$(BIN)/python -m microdit.assets.build.vae --minutes 38
 	$(BIN)/python -m microdit.assets.build.clip score --minutes 22
@@ -49,7 +49,7 @@ bench: $(READY)
 clean:
 	rm -rf $(VENV) build *.egg-info
 
-# Installed once; again only when the dependencies change.
+# Installed once, and again only if the dependencies change.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit('Python 3.11 or newer is needed (PYTHON=...)' if sys.version_info < (3, 11) else 0)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
