@@ -188,9 +188,9 @@ def _report(words: Words) -> int:
     for path in paths:
         print(path)
     if words.publish:
-        refusal = publish(results, paths)
+        rejection = publish(results, paths)
         place = f"report/ of run {study.parent}"
-        print(f"the store would not take the report ({refusal})" if refusal else f"{place} in the store has them too")
+        print(f"the store rejected the report: {rejection}" if rejection else f"uploaded to {place}")
     return 0
 
 
@@ -205,5 +205,5 @@ def _report_all(words: Words) -> int:
     page = words.out / PAGE
     print(f"\n{page} ({page.stat().st_size / 1e6:.1f} MB): {len(made.sections)} shown, {len(made.missing)} missing")
     if made.rejection:
-        print(f"the store would not take the reports ({made.rejection})")
+        print(f"the store rejected the reports: {made.rejection}")
     return 0 if made.whole else 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from microdit.common.contract import (
-    COST_LABELS,
+    COSTS,
     FINAL_PREFIX,
     FLOOR_SUFFIX,
     INCEPTION_LABELS,
@@ -74,8 +74,8 @@ def lower_is_better(metric: str, primary: str, direction: str) -> bool:
 
 def setting_label(key: str) -> str:
     """Return a config key or cost as axes and columns print it: `model.masking.ratio` is `masking ratio`."""
-    if key in COST_LABELS:
-        return COST_LABELS[key]
+    if key in COSTS:
+        return COSTS[key].label
     parts = [part for part in key.split(".") if part != "model"]
     return " ".join(parts[-2:]).replace("_", " ")
 

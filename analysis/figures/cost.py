@@ -14,7 +14,7 @@ from analysis import labels
 from analysis.figures import layout
 from analysis.figures.styles import NEUTRAL, Palette, arm_styles
 from analysis.io.results import Results
-from microdit.common.contract import SECONDS, TRAIN_FLOPS, Tag, final_metric
+from microdit.common.contract import COSTS, SECONDS, TRAIN_FLOPS, Tag, final_metric
 from microdit.common.numbers import Estimate, estimate, format_number
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PREFIXES = {1e18: "E", 1e15: "P", 1e12: "T", 1e9: "G", 1e6: "M"}
 EQUAL_COST_TOLERANCE = 0.01  # relative; also the tolerance of a study that holds a cost
-PANELS = {TRAIN_FLOPS: "training compute", SECONDS: "training time"}
+PANELS = {TRAIN_FLOPS: "training compute", SECONDS: COSTS[SECONDS].label}
 LABEL_OFFSETS = (  # points in x and y, horizontal alignment; in the order in which they are tried
     (5, 4, "left"),
     (5, -9, "left"),
@@ -123,10 +123,11 @@ def _shared(points: Sequence[Point]) -> bool:
 
 def unit(frame: pd.DataFrame, column: str) -> tuple[float, str]:
     """Return the divisor of a cost on the axis, and the resulting unit."""
-    if not column.endswith("flops"):
-        return 1.0, "s"
+    name = COSTS[column].unit
+    if column != TRAIN_FLOPS:
+        return 1.0, name
     size = next((size for size in PREFIXES if frame[column].max() >= size), 1e6)
-    return size, f"{PREFIXES[size]}FLOP"
+    return size, PREFIXES[size] + name
 
 
 def _panel(axis: Axes, label: str, points: list[Point], looks: Palette, lower: bool) -> None:

@@ -19,6 +19,7 @@ from analysis.stats.paired import against_baseline, p_number, winner
 from microdit.common.contract import (
     ACTIVE_PARAMS,
     COST_PREFIX,
+    COSTS,
     GFLOPS_PER_IMAGE,
     PARAMS,
     SECONDS,
@@ -29,7 +30,7 @@ from microdit.common.contract import (
 from microdit.common.numbers import Estimate, estimate, format_number, signed
 from microdit.common.tables import text_table
 
-COST_HEADS = {PARAMS: "params", ACTIVE_PARAMS: "active", GFLOPS_PER_IMAGE: "GFLOPs/image"}
+SIZE_COSTS = (PARAMS, ACTIVE_PARAMS, GFLOPS_PER_IMAGE)
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,11 @@ def _cost_columns(results: Results, runs: dict[str, pd.DataFrame]) -> list[Colum
         return tuple(_format_amount(runs[arm][column].mean() / scale) for arm in results.listed)
 
     have = results.frame.columns
-    found = [Column(head, "cost", mean(column)) for column, head in COST_HEADS.items() if column in have]
+    found = [Column(COSTS[column].heading, "cost", mean(column)) for column in SIZE_COSTS if column in have]
     if TRAIN_FLOPS in have:
         found.append(Column("training PFLOPs", "cost", mean(TRAIN_FLOPS, 1e15)))
     if SECONDS in have:
-        found.append(Column("seconds", "cost", mean(SECONDS)))
+        found.append(Column(COSTS[SECONDS].heading, "cost", mean(SECONDS)))
     return found
 
 

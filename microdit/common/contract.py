@@ -150,6 +150,15 @@ class ScoreInfo:
     higher_is_better: bool = False
 
 
+@dataclass(frozen=True)
+class CostInfo:
+    """How a cost is printed: on axes and in sentences, as a column's heading, and with which unit."""
+
+    label: str
+    heading: str = ""
+    unit: str = ""
+
+
 SCORES = {  # in the order of tables
     "clip_fd": ScoreInfo("CLIP-FD"),
     "fd": ScoreInfo("FD"),
@@ -163,12 +172,15 @@ SCORES = {  # in the order of tables
 INCEPTION_LABELS = {"fd": "FID", "kid": "KID"}  # only on Inception features
 DEFAULT_PRIMARY = "clip_fd"
 NOT_SCORES = ("samples", REFERENCE_IMAGES)  # final/*: the sample counts behind the scores
-COST_LABELS = {
-    PARAMS: "parameters",
-    ACTIVE_PARAMS: "active parameters",
-    TRAIN_FLOPS: "training FLOPs",
-    MIXER_PARAMS_RATIO: "mixer's parameters / backbone's",
-    MIXER_FLOPS_RATIO: "mixer's FLOPs / backbone's",
+COSTS = {
+    PARAMS: CostInfo("parameters", "params"),
+    ACTIVE_PARAMS: CostInfo("active parameters", "active"),
+    GFLOPS_PER_IMAGE: CostInfo("GFLOPs per image", "GFLOPs/image", "GFLOP"),
+    TRAIN_FLOPS: CostInfo("training FLOPs", "training FLOPs", "FLOP"),
+    SECONDS: CostInfo("training time", "seconds", "s"),
+    USD: CostInfo("cost in USD", "USD", "USD"),
+    MIXER_PARAMS_RATIO: CostInfo("mixer's parameters / backbone's"),
+    MIXER_FLOPS_RATIO: CostInfo("mixer's FLOPs / backbone's"),
 }
 MINIMIZE, MAXIMIZE = "minimize", "maximize"
 DIRECTIONS = (MINIMIZE, MAXIMIZE)  # of a study's primary metric and objectives

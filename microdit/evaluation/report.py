@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from microdit.common.contract import FLOOR_SUFFIX, INCEPTION_LABELS, REAL_SUFFIX
 from microdit.evaluation.config import BUILTIN_NET, FEATURE_NET_METRICS, EvalConfig
 from microdit.evaluation.feature_extractors import open_network
 from microdit.evaluation.feature_networks import FeatureNet, clip_net, feature_net
@@ -19,9 +20,8 @@ METRIC_DESCRIPTIONS = {
     "class_accuracy": "share whose class in {network} is its label; higher is better",
     "val_loss": "denoising loss on held-out images; lower is better",
 }
-COMPARISON_LABELS = {"_floor": "floor", "_real": "real images"}  # by the ending of a name
+COMPARISON_LABELS = {FLOOR_SUFFIX: "floor", REAL_SUFFIX: "real images"}  # by the ending of a name
 UNSCORED = "none"
-INCEPTION_NAMES = {"fd": "FID", "kid": "KID"}  # names that are valid only on the published Inception-v3
 
 
 def feature_net_name(config: EvalConfig) -> str:
@@ -69,7 +69,7 @@ def describe(values: Mapping[str, float], config: EvalConfig) -> str:
         lines.append(f"{values['samples']:.0f} samples, {values['reference_images']:.0f} real images")
     for name in (name for name in METRIC_DESCRIPTIONS if name in values):
         used = net if name in FEATURE_NET_METRICS else clip
-        title = INCEPTION_NAMES.get(name, name) if used.is_inception else name
+        title = INCEPTION_LABELS.get(name, name) if used.is_inception else name
         beside = [f"{w} {values[name + end]:.4g}" for end, w in COMPARISON_LABELS.items() if name + end in values]
         others = [
             f"{value:.4g}" for key, value in values.items() if key.startswith("noise") and key.endswith(f"/{name}")

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from microdit.alignment.config import AlignmentConfig
+from microdit.common.contract import FINAL_PREFIX, FINAL_VAL_LOSS, VAL_LOSS_CURVE, final_metric, noise_set_metric
 from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import sweep
 from microdit.config.schema import Config, load_config
@@ -118,8 +119,8 @@ def _evaluate_denoiser(
         components = build_components(untrained, next(denoiser.parameters()).device)
     check_counts(config, components)
     values = generate_and_score(config, components, denoiser, accelerator)
-    loss = validate(denoiser, components.val, config)["val/loss"]
-    return {name.removeprefix("final/"): value for name, value in values.items()} | {"val_loss": loss}
+    loss = validate(denoiser, components.val, config)[VAL_LOSS_CURVE]
+    return {name.removeprefix(FINAL_PREFIX): value for name, value in values.items()} | {FINAL_VAL_LOSS: loss}
 
 
 def generate_and_score(
@@ -160,8 +161,8 @@ def noise_stream(noise: int) -> str:
 def prefix_scores(scores: Mapping[str, float], noise: int) -> dict[str, float]:
     """Scores under the names that a run reports; of further noises only what depends on them."""
     if not noise:
-        return {f"final/{name}": value for name, value in scores.items()}
-    return {f"final/noise{noise}/{name}": value for name, value in scores.items() if name in METRICS}
+        return {final_metric(name): value for name, value in scores.items()}
+    return {noise_set_metric(noise, name): value for name, value in scores.items() if name in METRICS}
 
 
 def _draw(

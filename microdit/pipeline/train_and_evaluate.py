@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from microdit.alignment.patch_encoders import check_encoder
+from microdit.common.contract import COST_PREFIX, FINAL_VAL_LOSS, SECONDS, USD, VAL_LOSS_CURVE, final_metric
 from microdit.common.errors import StopTraining
 from microdit.common.files.atomic import sweep, write_text
 from microdit.common.finite import require_sound
@@ -180,11 +181,11 @@ def _train_and_score(
     losses = validate(denoiser, components.val, config)
     recorder.metrics(state.step, losses)
     facts = cost_facts(config)
-    metrics = {f"cost/{name}": float(facts[name]) for name in COSTS} | {
-        "cost/seconds": state.seconds,
-        "cost/usd": state.seconds / 3600 * config.cost.usd_per_hour,
+    metrics = {COST_PREFIX + name: float(facts[name]) for name in COSTS} | {
+        SECONDS: state.seconds,
+        USD: state.seconds / 3600 * config.cost.usd_per_hour,
     }
-    metrics["final/val_loss"] = losses["val/loss"]
+    metrics[final_metric(FINAL_VAL_LOSS)] = losses[VAL_LOSS_CURVE]
     pictures = draw_shown(state.step, denoiser.net)
     if accelerator.is_main_process:
         text = text_record(config.text, components.text_encoder.fingerprint)

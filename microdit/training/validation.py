@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from microdit.common.contract import VAL_LOSS_CURVE, VAL_LOSS_QUARTER_PREFIX
 from microdit.common.finite import require_sound
 from microdit.common.rng import generator
 from microdit.data.latents.training_data import EncodedDataset
@@ -52,10 +53,10 @@ def validate(denoiser: Objective, val: EncodedDataset, config: Recipe, batch_siz
         level, eps = sigma[rows].to(device), noise[rows].to(device)
         losses.append(denoiser.loss(x.to(device), y.to(device), level, eps).cpu())
     loss = torch.cat(losses)
-    values = {"val/loss": loss.mean().item()}
+    values = {VAL_LOSS_CURVE: loss.mean().item()}
     for band in range(BANDS):
         inside = loss[(ranks * BANDS) // count == band]
         if len(inside):
-            values[f"val/loss_q{band + 1}"] = inside.mean().item()
+            values[f"{VAL_LOSS_QUARTER_PREFIX}{band + 1}"] = inside.mean().item()
     require_sound(values, "in validation")
     return values

@@ -1,7 +1,7 @@
 """Masks passwords: those in URIs, as SQLAlchemy or an HTTP client reads them, and known ones anywhere in a text.
 
 A URI's password is what SQLAlchemy's grammar takes for one, up to the last '@' of the line: a hand-written password may
-contain '@', '/', '?', ':' or spaces. If in doubt, too much is masked. `sweeps` and `analysis` hold the same module.
+contain '@', '/', '?', ':' or spaces. If in doubt, too much is masked.
 """
 
 from __future__ import annotations

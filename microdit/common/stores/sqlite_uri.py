@@ -1,7 +1,7 @@
 """From the path of a sqlite file to its URI and back, whatever characters the path has.
 
 SQLAlchemy takes '?' in a URI as the start of options and decodes '%XX', so that a path can't simply be appended to
-`sqlite:///`. `sweeps` and `analysis` hold the same module.
+`sqlite:///`.
 """
 
 from __future__ import annotations

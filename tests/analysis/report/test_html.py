@@ -283,7 +283,7 @@ def test_a_store_that_refuses_is_asked_once(
     )
     assert cli.main(["all", f"tracking_uri={store}", f"out={tmp_path}"]) == 0
     assert asked == ["masking_ratio"]
-    assert capsys.readouterr().out.count("the store would not take the reports (it is read-only)") == 1
+    assert capsys.readouterr().out.count("the store rejected the reports: it is read-only") == 1
 
 
 def test_nothing_finished_is_a_page_and_status_1(fresh: tuple[str, Path], tmp_path: Path) -> None:

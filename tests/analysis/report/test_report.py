@@ -153,7 +153,7 @@ def test_a_store_that_takes_nothing_still_gives_the_files(
     (folder / "samples.png").write_text("of an older report")
     assert cli.main(["masking_ratio", f"tracking_uri={read_only}", f"out={tmp_path / 'out'}"]) == 0
     printed = capsys.readouterr().out
-    assert "the store would not take the report" in printed
+    assert "the store rejected the report" in printed
     assert "[SQL" not in printed
     assert "10.00 (n=1)" in printed
     assert (folder / "table.md").is_file()
