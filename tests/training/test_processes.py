@@ -177,7 +177,7 @@ def test_a_stop_asked_of_torchrun_keeps_a_checkpoint(smoke_config: Config, tmp_p
     _, said = process.communicate(timeout=60)
     (kept,) = (tmp_path / "run" / "checkpoints").glob("step_*")
     assert 20 <= int(kept.name.removeprefix("step_")) < 4000
-    assert said.count("microdit: interrupted; the same command goes on from the last checkpoint") == 1
+    assert said.count("microdit: interrupted; the same command resumes from the last checkpoint") == 1
 
 
 @pytest.mark.slow

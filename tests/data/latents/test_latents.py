@@ -242,7 +242,7 @@ def test_without_an_index_it_is_no_data(place: Path, tmp_path: Path):
     index = read_index(place / "done")
     index["shards"][0]["file"] = "../elsewhere.safetensors"
     (folder / "index.json").write_text(json.dumps(index))
-    assert "'../elsewhere.safetensors' leads out of the folder" in said(at(folder))
+    assert "'../elsewhere.safetensors' is outside the folder" in said(at(folder))
     (folder / "index.json").write_text("{")
     assert "index.json: not valid JSON" in said(at(folder))
 

@@ -118,7 +118,7 @@ def test_tars_are_read_in_order_and_go_on(tmp_path: Path):
         ({"008.txt": b"caf\xe9"}, "the caption after 007 is not UTF-8"),
         ({"008.png": b""}, "image 008 of"),
         ({"008.txt": b""}, "008 has no caption"),
-        ({"008.txt": b"a\0b"}, "the caption of 008: the text holds a NUL"),
+        ({"008.txt": b"a\0b"}, "the caption of 008: the text has a NUL"),
         ({"008.png": float_tiff()}, "floating-point"),
         ({"001.txt": b"caf\xe9"}, "one of the first captions is not UTF-8"),
     ],
@@ -285,7 +285,7 @@ def test_features_of_another_encoder_are_noticed(
     assert put(mds, tmp_path / "out", "--autoencoder", "builtin") == 2
     assert "has 4 channels and a factor of 4, but the latents are 4 x 32 x 32" in capsys.readouterr().err
     assert put(mds, tmp_path / "out", *more[:2], "--resolution", "512") == 2
-    assert "has latents_256, but --resolution 512 would need latents_512" in capsys.readouterr().err
+    assert "has latents_256, but --resolution 512 needs latents_512" in capsys.readouterr().err
 
 
 def test_features_of_an_unknown_encoder_are_of_a_known_layer(mds: tuple[Path, Path], tmp_path: Path):

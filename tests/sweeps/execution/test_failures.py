@@ -113,7 +113,7 @@ def test_killed_and_interrupted_sweeps_go_on_to_the_same_weights(
     told = capsys.readouterr().err
     assert "again   only/seed0: its worker died" in told
     assert "stopping: 1 workers save a checkpoint" in told
-    assert "the same command goes on" in told
+    assert "the same command resumes" in told
     assert {run.info.status for run in runs().values()} == {"KILLED"}
     assert not psutil.Process().children() or not any(
         "spawn_main" in " ".join(child.cmdline()) for child in psutil.Process().children()
