@@ -1,1 +1,4 @@
-"""Turns MLflow runs into data frames, statistics, tables and figures. Uses neither torch nor the model."""
+"""Turns MLflow runs into data frames, statistics, tables and figures.
+
+Uses neither torch nor the model.
+"""

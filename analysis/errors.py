@@ -1,4 +1,7 @@
-"""Errors of a report that the user can fix, printed as one sentence without a traceback."""
+"""Errors of a report that the user can fix.
+
+The command prints them as one sentence without a traceback.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ from microdit.common.errors import MicroditError
 
 
 class ReportError(MicroditError):
-    """The report can't be made; the message names the store, study or runs, and the fix."""
+    """The report can't be made.
+
+    The message names the store, study or runs, and the fix.
+    """
 
 
 class MixtureError(ReportError):

@@ -1,4 +1,7 @@
-"""Names of metrics and settings in print. A Fréchet distance is called FID only on Inception features."""
+"""Names of metrics and settings in print.
+
+A Fréchet distance is called FID only on Inception features.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,10 @@ FEATURE_WIDTHS = {  # by the beginning of a network's title
 
 
 def networks(feature_net: str) -> list[str]:
-    """Return the networks in tag `microdit.feature_net` (`title@digest+title@digest`), without digests.
+    """Return the networks in tag `microdit.feature_net`, without digests.
 
-    A part `prompts@digest` is no network: it records that the prompts came from a file.
+    The tag has the form `title@digest+title@digest`. A part `prompts@digest` is no network: it records that the prompts
+    came from a file.
     """
     return [part.partition("@")[0] for part in feature_net.split("+") if not part.startswith("prompts@")]
 
@@ -41,7 +45,10 @@ def feature_width(network: str) -> int | None:
 
 
 def scores(columns: Iterable[str], primary: str) -> list[str]:
-    """Return the scores among the `final/*` columns, the primary one first, without floors and counts."""
+    """Return the scores among the `final/*` columns, the primary one first.
+
+    Floors and counts are left out.
+    """
     names = [column.removeprefix(FINAL_PREFIX) for column in columns if column.startswith(FINAL_PREFIX)]
     names = [n for n in names if n not in NOT_SCORES and "/" not in n and not n.endswith((FLOOR_SUFFIX, REAL_SUFFIX))]
     rank = {name: place for place, name in enumerate((primary, *SCORES))} | {primary: -1}
@@ -49,7 +56,10 @@ def scores(columns: Iterable[str], primary: str) -> list[str]:
 
 
 def metric_label(metric: str, feature_net: str = "") -> str:
-    """Return a score's name in print: `FID` and `KID` only on Inception features, else the distance's plain name."""
+    """Return a score's name in print.
+
+    Distances are called `FID` and `KID` only on Inception features.
+    """
     inception = networks(feature_net)[0].lower().startswith("inception")
     if inception and metric in INCEPTION_LABELS:
         return INCEPTION_LABELS[metric]
@@ -57,7 +67,10 @@ def metric_label(metric: str, feature_net: str = "") -> str:
 
 
 def direction_arrow(metric: str, primary: str, direction: str) -> str:
-    """Return an arrow towards better values; "" for a metric that is neither the primary one nor in the contract."""
+    """Return an arrow towards better values.
+
+    "" for a metric that is neither the primary one nor in the contract.
+    """
     if metric == primary:
         return "↓" if direction == MINIMIZE else "↑"
     if metric not in SCORES:
@@ -66,14 +79,20 @@ def direction_arrow(metric: str, primary: str, direction: str) -> str:
 
 
 def lower_is_better(metric: str, primary: str, direction: str) -> bool:
-    """Return the study's direction for its primary metric, the contract's for others, and True for unknown ones."""
+    """Return whether lower values of a metric are better.
+
+    The study decides about its primary metric, the contract about others; True for unknown metrics.
+    """
     if metric == primary:
         return direction == MINIMIZE
     return metric not in SCORES or not SCORES[metric].higher_is_better
 
 
 def setting_label(key: str) -> str:
-    """Return a config key or cost as axes and columns print it: `model.masking.ratio` is `masking ratio`."""
+    """Return a config key or cost as axes and columns print it.
+
+    `model.masking.ratio` is `masking ratio`.
+    """
     if key in COSTS:
         return COSTS[key].label
     parts = [part for part in key.split(".") if part != "model"]

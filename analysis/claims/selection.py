@@ -1,4 +1,4 @@
-"""Reads the claims about each study (`claims.yaml`), and selects the arms that a claim compares."""
+"""Reads claims about studies and selects the arms that they compare."""
 
 from __future__ import annotations
 
@@ -123,12 +123,18 @@ def parse(study: str, values: Mapping[str, Any]) -> Claim:
 
 
 def select(results: Results, selector: Selector) -> list[str]:
-    """Return the arms with a finished run whose settings match `selector`, in the study's order."""
+    """Return the arms whose settings match `selector`, in the study's order.
+
+    Arms without a finished run are left out.
+    """
     return [arm for arm in results.arms if all(_fits(value_of(results, arm, k), v) for k, v in selector.items())]
 
 
 def pairs(results: Results, claim: Claim) -> list[tuple[str, str]]:
-    """Return the pairs (arm, against) that a claim compares: they agree in the settings of `same`."""
+    """Return the pairs (arm, against) that a claim compares.
+
+    Both arms of a pair agree in the settings of `same`.
+    """
     if claim.pairs == "successive":
         arms = select(results, claim.where)
         return [(after, before) for before, after in zip(arms, arms[1:], strict=False)]

@@ -1,4 +1,4 @@
-"""Verdicts on claims: reproduced, contradicted, inconclusive or not tested here, with the numbers."""
+"""Verdicts on claims: reproduced, contradicted, inconclusive or not tested."""
 
 from __future__ import annotations
 
@@ -51,10 +51,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim is reproduced if every check holds, and contradicted if one is significant in the other direction.
+    """The verdict on a claim.
 
-    Requiring all checks to hold needs no correction for their number (intersection-union test, Berger 1982). Finding
-    one in the other direction does; Holm's correction is used.
+    A claim is reproduced if every check holds, and contradicted if one is significant in the other direction. Requiring
+    all checks to hold needs no correction for their number (intersection-union test, Berger 1982). Finding one in the
+    other direction does; Holm's correction is used.
     """
 
     claim: Claim
@@ -101,7 +102,10 @@ def origin(claim: Claim) -> str:
 
 
 def numbers(results: Results, verdict: Verdict) -> str:
-    """Return how many checks hold, the decisive one, and the missing metrics. The verdict must have checks."""
+    """Return how many checks hold, the decisive one, and the missing metrics.
+
+    The verdict must have checks.
+    """
     claim, checks = verdict.claim, verdict.checks
     missing = [metric for metric in claim.metrics if metric not in {check.metric for check in checks}]
     untested = f" Not tested: {', '.join(missing)}." if missing else ""
@@ -129,7 +133,10 @@ def table(found: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def _seeds_text(checks: Sequence[Check]) -> str:
-    """Return how many seeds the open checks need, at their observed effect and standard deviation."""
+    """Return how many seeds the open checks need.
+
+    Their observed effects and standard deviations are assumed.
+    """
     needed = [check.needed for check in checks if not check.holds and check.value.n > 1]
     if not needed:
         return "n=1 is not enough"
@@ -137,7 +144,10 @@ def _seeds_text(checks: Sequence[Check]) -> str:
 
 
 def _deciding_check(verdict: Verdict) -> Check:
-    """Return the decisive check: the clearest one against a contradicted claim, otherwise the weakest one."""
+    """Return the check that decides a verdict.
+
+    It is the clearest one against a contradicted claim, and otherwise the weakest one.
+    """
     if verdict.word == CONTRADICTED:
         return min((check for check in verdict.checks if check.gain < 0), key=lambda check: check.p)
     return max(verdict.checks, key=lambda c: (not c.holds, c.gain <= 0, math.inf if math.isnan(c.p) else c.p))
@@ -200,7 +210,10 @@ def _trends(results: Results, claim: Claim, metrics: Sequence[str]) -> tuple[lis
 
 
 def _groups(results: Results, claim: Claim) -> dict[str, list[str]]:
-    """Return the arms of a trend by the settings they share; the key is "" if there is only one group."""
+    """Return the arms of a trend by the settings they share.
+
+    The key is "" if there is only one group.
+    """
     groups: dict[str, list[str]] = {}
     for arm in select(results, claim.where):
         agree = ", ".join(f"{labels.setting_label(key)} {value_of(results, arm, key)}" for key in claim.same)
@@ -209,7 +222,10 @@ def _groups(results: Results, claim: Claim) -> dict[str, list[str]]:
 
 
 def _gaps(results: Results, claim: Claim, metrics: Sequence[str]) -> tuple[list[Check], str]:
-    """Check the trend of the lead of `arm` over `against`, at the axis values that both have."""
+    """Check the trend of the lead of `arm` over `against`.
+
+    Axis values that only one of them has are left out.
+    """
     at = {}
     for arm in select(results, claim.arm):
         for against in select(results, claim.against):
@@ -242,7 +258,10 @@ def _trend_check(what: str, metric: str, found: Trend, sign: float) -> Check:
 
 
 def _at_least_one_more(needed: int | None, have: int) -> int | None:
-    """Return at least one seed more than an inconclusive check has; the estimate from few seeds may be lower."""
+    """Return at least one seed more than an inconclusive check has.
+
+    The estimate from few seeds may be lower.
+    """
     return None if needed is None else max(needed, have + 1)
 
 

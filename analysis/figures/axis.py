@@ -1,4 +1,4 @@
-"""The horizontal axis of a study's figure: linear or logarithmic numbers, or names in a row."""
+"""The x axis of a study's figure: linear or logarithmic numbers, or names."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ class StudyAxis:
         return cls(values, (), _logarithmic(values), panels)
 
     def place(self, value: Any, shift: float = 0.0) -> float:
-        """Return the position of `value`, moved to the right by `shift`, a fraction of the axis."""
+        """Return the position of `value` on the axis.
+
+        It is moved to the right by `shift`, a fraction of the axis.
+        """
         if self.names:
             return self.values[self.names.index(str(value))] + shift * max(1, len(self.names) - 1)
         if self.log:
@@ -51,7 +54,10 @@ class StudyAxis:
         return value + shift * ((self.values[-1] - self.values[0]) or 1.0)
 
     def mark(self, axis: Axes) -> None:
-        """Set a tick at each value, with labels slanted and shortened if they would overlap."""
+        """Set a labeled tick at each value.
+
+        Labels are slanted and shortened if they would overlap.
+        """
         if self.log:
             axis.set_xscale("log")
         if self.names:
@@ -87,7 +93,10 @@ class StudyAxis:
 
 
 def _logarithmic(values: tuple[float, ...]) -> bool:
-    """Return whether positive values span a large range, or are more evenly spaced on a log axis (1, 2, 4, 8)."""
+    """Return whether the axis should be logarithmic.
+
+    It is for positive values that span a large range, or that are more evenly spaced on a log axis (1, 2, 4, 8).
+    """
     if values[0] <= 0 or values[-1] / values[0] >= MIN_LOG_RANGE:
         return values[0] > 0
     gaps = [StudyAxis(values, (), log).gap() for log in (False, True)]

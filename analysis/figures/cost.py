@@ -1,4 +1,4 @@
-"""The figure of quality against cost: the primary score over training FLOPs and training time."""
+"""The figure of the primary score over training FLOPs and training time."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class Point:
 
 @layout.with_print_style
 def cost_figure(results: Results) -> Figure | None:
-    """Return the primary metric over training FLOPs and over time, with the Pareto front of the means.
+    """Return the primary metric over training FLOPs and over time.
 
-    A cost that all arms share is stated in the title instead. None without costs, for a single arm, and for a search,
-    whose trials differ mostly in settings.
+    The Pareto front of the means is drawn too. A cost that all arms share is stated in the title instead. None without
+    costs, for a single arm, and for a search, whose trials differ mostly in settings.
     """
     study = results.study
     every = {column: points for column in PANELS if len(points := _points(results, column)) > 1}
@@ -151,12 +151,18 @@ def _panel(axis: Axes, label: str, points: list[Point], looks: Palette, lower: b
 
 
 def _spread(cost: Estimate) -> float:
-    """Return the half-width of an interval, NaN if all seeds have the same cost, as with FLOPs."""
+    """Return the half-width of an interval.
+
+    NaN if all seeds have the same cost, as with FLOPs.
+    """
     return cost.half if cost.half > 1e-9 * abs(cost.mean) else math.nan
 
 
 def _limits(axis: Axes, costs: Sequence[float]) -> None:
-    """Set x limits from the points; intervals of seconds at two seeds would be too wide."""
+    """Set x limits from the points.
+
+    Intervals of seconds at two seeds would be too wide.
+    """
     low, high = min(costs), max(costs)
     if axis.get_xscale() == "log":
         room = (high / low) ** 0.18
@@ -167,7 +173,10 @@ def _limits(axis: Axes, costs: Sequence[float]) -> None:
 
 
 def _handles(axis: Axes, results: Results, looks: Palette) -> dict[str, Any]:
-    """Return legend entries: one per arm, or per hue if points are labeled; then the front."""
+    """Return legend entries: one per arm, or per hue if points are labeled.
+
+    The Pareto front is the last entry.
+    """
     from matplotlib.lines import Line2D
 
     named = {looks.hue[arm]: looks.hues[looks.hue[arm]] for arm in results.arms}
@@ -182,7 +191,10 @@ def _handles(axis: Axes, results: Results, looks: Palette) -> dict[str, Any]:
 
 
 def _short_names(results: Results, looks: Palette) -> dict[str, str]:
-    """Return short labels of arms: x if it identifies the arm within its hue, else the name."""
+    """Return short labels of arms.
+
+    A label is x if that identifies the arm within its hue, else the arm's name.
+    """
     frame = results.frame.drop_duplicates("arm")
     apart = not frame.duplicated(["hue", "x"]).any() and results.study.x not in ("", "arm")
     xs = dict(zip(frame["arm"], frame["x"], strict=True))
@@ -190,7 +202,10 @@ def _short_names(results: Results, looks: Palette) -> dict[str, str]:
 
 
 def _label_points(figure: Figure, axis: Axes, points: list[Point], words: Mapping[str, str]) -> None:
-    """Write an arm's label beside its point so that it covers neither a point nor another label."""
+    """Write each arm's label beside its point.
+
+    A label is placed so that it covers neither a point nor another label.
+    """
     figure.draw_without_rendering()
     at = {p.arm: axis.transData.transform((p.cost.mean, p.score.mean)) for p in points}
     dots = np.array(list(at.values()))

@@ -1,4 +1,4 @@
-"""Shared layout of figures: sizes for print, panels, legends, titles, ticks and limits."""
+"""Shared layout of figures: sizes, panels, legends, titles, ticks and limits."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ def with_print_style(draw: Callable[[Results], Drawn]) -> Callable[[Results], Dr
 
 
 def panels(count: int, height: float = 3.1) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `count` axes side by side; a single one is narrower than a page."""
+    """Return a figure with `count` axes side by side.
+
+    A single one is narrower than a page.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -73,7 +76,10 @@ def panels(count: int, height: float = 3.1) -> tuple[Figure, list[Axes]]:
 
 
 def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
-    """Add a legend below the panels, in rows of about equal length; many entries make the figure higher."""
+    """Add a legend below the panels, in rows of about equal length.
+
+    Many entries make the figure higher.
+    """
     if not handles:
         return
     wide = 0.65 + 0.066 * max(len(label) for label in handles)  # inches per entry
@@ -125,7 +131,10 @@ def has_intervals(results: Results) -> bool:
 
 
 def set_y_limits(axis: Axes, values: pd.Series | Sequence[float]) -> None:
-    """Set y limits from the values, so that an interval over two seeds (t = 12.7) can't flatten the panel."""
+    """Set y limits from the values.
+
+    Otherwise an interval over two seeds (t = 12.7) could flatten the panel.
+    """
     data = np.asarray(values, dtype=float)
     data = data[np.isfinite(data)]
     if not len(data):
@@ -138,7 +147,9 @@ def set_y_limits(axis: Axes, values: pd.Series | Sequence[float]) -> None:
 
 
 def scale_ticks(axes: Axes, which: str, values: Sequence[float] | np.ndarray) -> bool:
-    """Make axis `which` ("x" or "y") logarithmic with a few plain numbers if positive `values` span enough.
+    """Make an axis logarithmic if positive `values` span enough.
+
+    It gets a few plain numbers. `which` is "x" or "y".
 
     Returns:
         Whether the axis is logarithmic.
@@ -160,9 +171,10 @@ def scale_ticks(axes: Axes, which: str, values: Sequence[float] | np.ndarray) ->
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return the sparsest ticks, of LOG_TICK_MULTIPLES, halves and tenths, with at least four in the bounds.
+    """Return the sparsest ticks with at least four in the bounds.
 
-    Ticks closer than a ninth of the range are dropped, because their labels would overlap.
+    Candidates are LOG_TICK_MULTIPLES, halves and tenths. Ticks closer than a ninth of the range are dropped, because
+    their labels would overlap.
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     halves, tenths = (tuple(1 + i / parts for i in range(9 * parts)) for parts in (2, 10))

@@ -1,4 +1,7 @@
-"""The figure of final validation loss by quarter of the diffusion noise levels, relative to the baseline."""
+"""The figure of final validation loss by diffusion noise level.
+
+Losses are shown by quarter of the levels, relative to the baseline.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ ARM_SPREAD = 0.7  # fraction of a quarter's width over which the arms are spread
 
 @layout.with_print_style
 def noise_level_figure(results: Results) -> Figure | None:
-    """Return the ratio of each arm's loss to the baseline's by quarter of the noise levels.
+    """Return each arm's loss relative to the baseline's by noise level.
 
     None without losses by quarter, without a baseline run or another arm, or if the arms' noise levels differ.
     """
@@ -69,9 +72,10 @@ def noise_level_figure(results: Results) -> Figure | None:
 
 
 def ratio(results: Results, column: str, arm: str) -> Estimate:
-    """Return the geometric mean over seeds of an arm's loss divided by the baseline's at the same seed.
+    """Return the geometric mean over seeds of the loss ratio to the baseline.
 
-    Student's interval is computed on logarithms, so it is asymmetric here.
+    An arm's loss is divided by the baseline's at the same seed. Student's interval is computed on logarithms, so it is
+    asymmetric here.
     """
     frame = results.frame.assign(logged=np.log(results.frame[column].where(results.frame[column] > 0)))
     logs = estimate(differences(frame, "logged", arm, results.study.baseline).tolist())
@@ -91,14 +95,14 @@ class RatioEstimate(Estimate):
 
 
 def one_distribution(results: Results) -> bool:
-    """Return whether the settings of all arms have the same noise levels for validation."""
+    """Return whether all arms have the same noise levels for validation."""
     return len({_distribution(results, arm) for arm in results.arms}) == 1
 
 
 def quarter_edges(results: Results, count: int) -> list[float]:
-    """Return the noise levels between `count` equal shares of the validation's log-normal distribution.
+    """Return the noise levels between `count` equal shares of validation.
 
-    Empty if the distribution is unknown.
+    The levels have a log-normal distribution. Empty if the distribution is unknown.
     """
     found = _distribution(results, results.arms[0])
     if None in found:

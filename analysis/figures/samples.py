@@ -1,4 +1,4 @@
-"""The figure of samples: one row of final images per arm, one prompt and initial noise per column."""
+"""The figure of samples: one row per arm, one prompt and noise per column."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ TILE_INCHES = (layout.WIDTH - LABEL_INCHES) / COLUMNS
 
 
 def sample_figure(results: Results) -> Figure | None:
-    """Return the final images of each arm at its first seed, with prompts below; None if no run has any.
+    """Return the final images of each arm at its first seed, with prompts below.
 
-    For a search, only the best trials are drawn.
+    None if no run has any. For a search, only the best trials are drawn.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -84,7 +84,10 @@ def _title(results: Results) -> str:
 
 
 def _first(results: Results) -> pd.DataFrame:
-    """Return the run of each row: the first seed of each arm, or the best trials of a search, best first."""
+    """Return the run of each row.
+
+    It is the first seed of each arm, or the best trials of a search, best first.
+    """
     first = results.frame.drop_duplicates("arm")
     if not results.study.search:
         return first[first["arm"].isin(layout.select_arms(results)[0])]
@@ -93,7 +96,10 @@ def _first(results: Results) -> pd.DataFrame:
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:
-    """Return an image (h, h, 3) uint8 enlarged by a whole factor to at least MIN_TILE_PIXELS."""
+    """Return an image enlarged to at least MIN_TILE_PIXELS.
+
+    `image` is (h, h, 3) uint8; the factor is a whole number.
+    """
     factor = max(1, -(-MIN_TILE_PIXELS // image.shape[0]))
     size = (image.shape[1] * factor, image.shape[0] * factor)
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.NEAREST))

@@ -1,4 +1,4 @@
-"""The study's main figure: scores over its axis, with the values that the paper reports."""
+"""The study's main figure: scores over its axis, with the paper's values."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ OTHER_NETWORKS = "The paper's FID is on Inception features at its own scale: com
 
 @layout.with_print_style
 def score_figure(results: Results) -> Figure:
-    """Return one panel per score over the study's x: FD, CLIP-FD, CLIP score, and the primary metric if it is another.
+    """Return one panel per score over the study's x.
 
-    There is one line per hue if x is a number. Diverged runs are crosses at the top edge.
+    The scores are FD, CLIP-FD, CLIP score, and the primary metric if it is another. There is one line per hue if x is a
+    number. Diverged runs are crosses at the top edge.
     """
     study, looks = results.study, arm_styles(results)
     found = set(labels.scores(results.frame.columns, study.primary))
@@ -58,7 +59,10 @@ def score_figure(results: Results) -> Figure:
 
 
 def hue_handles(results: Results, looks: Palette, on_axis: set[str]) -> dict[str, Any]:
-    """Return legend entries: one per hue with a run, or per arm if x is a cost; none if x identifies the arms."""
+    """Return legend entries: one per hue with a run, or per arm if x is a cost.
+
+    Empty if x identifies the arms.
+    """
     from matplotlib.lines import Line2D
 
     if results.study.search:
@@ -211,7 +215,10 @@ def _zero_lines(axis: Axes, results: Results, column: str, looks: Palette) -> No
 
 
 def _real_lines(axis: Axes, frame: pd.DataFrame, column: str) -> None:
-    """Draw the score of real images as a line, or print it with an arrow if it is far outside the arms' range."""
+    """Draw the score of real images as a line.
+
+    If it is far outside the arms' range, it is printed with an arrow instead.
+    """
     for suffix in (FLOOR_SUFFIX, REAL_SUFFIX):
         value = mean_or_none(frame, column + suffix)
         if value is None:

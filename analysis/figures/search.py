@@ -1,4 +1,4 @@
-"""Figures of a search: Optuna's own plots of a study rebuilt from the runs in MLflow."""
+"""Figures of a search: Optuna's own plots of the rebuilt study."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ MIN_TRIALS_FOR_IMPORTANCE = 4
 
 
 def search_figures(results: Results) -> dict[str, Figure]:
-    """Return history, parallel coordinates, importances and, with two objectives, the Pareto front, by file name.
+    """Return the figures of a search by file name.
 
-    Empty for a study that is no search, or that has fewer than two finished trials.
+    They are history, parallel coordinates, importances and, with two objectives, the Pareto front. Empty for a study
+    that is no search, or that has fewer than two finished trials.
     """
     if not results.study.search:
         return {}
@@ -49,7 +50,7 @@ def search_figures(results: Results) -> dict[str, Figure]:
 
 @contextmanager
 def _optuna_draws() -> Iterator[None]:
-    """Let Optuna draw through pyplot in our style, and restore pyplot's settings afterwards."""
+    """Let Optuna draw in our style, and restore pyplot's settings afterwards."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
@@ -61,7 +62,10 @@ def _optuna_draws() -> Iterator[None]:
 
 
 def _history(results: Results, study: optuna.Study) -> Figure:
-    """Return values by trial, the best so far as steps, and pruned and failed trials at the edges."""
+    """Return values by trial, and the best so far as steps.
+
+    Pruned and failed trials are at the edges.
+    """
     from matplotlib.ticker import MaxNLocator
     from optuna.visualization.matplotlib import plot_optimization_history
 
@@ -137,7 +141,10 @@ def _importances(results: Results, study: optuna.Study) -> Figure:
 
 
 def _front(results: Results, study: optuna.Study) -> Figure:
-    """Return finished trials by their two objectives, with the trials on the Pareto front labeled."""
+    """Return finished trials by their two objectives.
+
+    Trials on the Pareto front are labeled.
+    """
     from optuna.visualization.matplotlib import plot_pareto_front
 
     wanted = results.study.objectives
@@ -192,7 +199,10 @@ def _sheet(axis: Axes, height: float) -> Figure:
 
 
 def _order(axis: Axes, keys: Iterable[str]) -> Iterator[str]:
-    """Yield the settings in Optuna's order. It truncates long names, so they are matched by their beginnings."""
+    """Yield the settings in Optuna's order.
+
+    It truncates long names, so they are matched by their beginnings.
+    """
     heads = [text.get_text().removesuffix("...") for text in axis.get_xticklabels()][1:]
     left = sorted(keys)
     for head in heads:

@@ -1,4 +1,7 @@
-"""Styles of arms: the same in all figures of a study, distinguishable in color, in gray and when color-blind."""
+"""Styles of arms, the same in all figures of a study.
+
+They can be distinguished in color, in gray and by color-blind readers.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ def style(rank: int) -> Style:
 
 
 def arm_styles(results: Results) -> Palette:
-    """Return the styles of all arms, also those without a result, so that a style doesn't change as runs finish."""
+    """Return the styles of all arms.
+
+    Arms without a result are included, so that a style doesn't change as runs finish.
+    """
     known = {arm: hue for frame in (results.frame, results.others) for arm, hue in _pairs(frame)}
     arms = dict.fromkeys([*results.study.arms, *known])
     hue = {arm: known[arm] if arm in known else hue_of(results.study, arm) for arm in arms}

@@ -1,4 +1,4 @@
-"""Columns of the data frame of runs, and facts that several reports derive from them."""
+"""Columns of the data frame of runs, and facts derived from them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ def config_column(key: str) -> str:
 
 
 def code_versions(frame: pd.DataFrame, commit_characters: int | None = None) -> pd.Series:
-    """Return the commit of each run, shortened to `commit_characters`, with a note about uncommitted changes."""
+    """Return the commit of each run, with a note about uncommitted changes.
+
+    `commit_characters` limits the length of a commit.
+    """
     dirty = frame[tag_column(Tag.GIT_DIRTY)].map(lambda value: " with uncommitted changes" if value == "true" else "")
     return frame[tag_column(Tag.GIT_COMMIT)].str[:commit_characters] + dirty
 

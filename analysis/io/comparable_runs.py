@@ -1,4 +1,7 @@
-"""Sets of runs that may share a table: same data, measurement, budget and code. A report shows one set."""
+"""Sets of runs that may share a table: same data, measurement, budget and code.
+
+A report shows one set.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ class SetSelection:
 
 @dataclass(frozen=True)
 class ComparableRuns:
-    """The newest run of each arm and seed in one set; `facts` are what the runs share, by name."""
+    """The newest run of each arm and seed in one set.
+
+    `facts` are what the runs share, by name.
+    """
 
     frame: pd.DataFrame
     facts: Mapping[str, str]
@@ -117,7 +123,10 @@ def require_single_set(sets: Sequence[ComparableRuns]) -> None:
 
 
 def identity(frame: pd.DataFrame, holds: str) -> pd.DataFrame:
-    """Return one row per run and one column of text per fact that comparable runs share."""
+    """Return a table of the facts that comparable runs share.
+
+    It has one row per run and one column of text per fact.
+    """
     algorithm = tag_column(Tag.ALGORITHM)
     facts = {
         "algorithm": frame[algorithm] if algorithm in frame else pd.Series("1", index=frame.index),
@@ -144,7 +153,10 @@ def _images_seen(frame: pd.DataFrame) -> pd.Series:
 
 
 def _grouped_numbers(frame: pd.DataFrame, column: str, tolerance: float) -> pd.Series:
-    """Return numbers as text; numbers within a relative `tolerance` of the smallest of their group get its text."""
+    """Return numbers as text.
+
+    Numbers within a relative `tolerance` of the smallest of their group get its text.
+    """
     if column not in frame:
         return pd.Series(NOT_RECORDED, index=frame.index)
     words: dict[float, str] = {}

@@ -32,10 +32,10 @@ class _NoAnswer(Exception):
 
 
 def read_histories(client: Any, runs: Sequence[str], metric: str) -> dict[str, History]:
-    """Return the history of `metric` by run, the last value of each step; runs without a finite value are left out.
+    """Return the history of `metric` by run, the last value of each step.
 
-    MLflow's client reads one run at a time. It is used if a store of another version rejects the faster ways, which a
-    test compares with it.
+    Runs without a finite value are left out. MLflow's client reads one run at a time. It is used if a store of another
+    version rejects the faster ways, which a test compares with it.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -52,7 +52,10 @@ def read_histories(client: Any, runs: Sequence[str], metric: str) -> dict[str, H
 
 
 def _by_run(batches: Iterable[Sequence[Point]]) -> dict[str, History]:
-    """Return the points of each run: per step the newest value, of equally new ones the largest."""
+    """Return the points of each run, one per step.
+
+    A step has its newest value, or the largest of equally new ones.
+    """
     found: dict[str, History] = {}
     for batch in batches:
         points = pd.DataFrame(batch, columns=["run", "step", "time", "value", "nan"])

@@ -1,4 +1,4 @@
-"""Loads a study's newest launch from MLflow into a data frame with one row per finished run."""
+"""Loads a study's newest launch from MLflow into a data frame of runs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,10 @@ class Results:
         return [arm for arm in dict.fromkeys([*self.study.arms, *found]) if arm in found]
 
     def lost(self, arm: str) -> str:
-        """Return `diverged (2 of 3)`, counting finished and diverged runs; "" if none diverged."""
+        """Return `diverged (2 of 3)`, counting finished and diverged runs.
+
+        "" if none diverged.
+        """
         diverged = int((self.diverged["arm"] == arm).sum())
         return f"diverged ({diverged} of {diverged + int((self.frame['arm'] == arm).sum())})" if diverged else ""
 
@@ -114,11 +117,17 @@ class Results:
         return list(self.frame[tag_column(tag)].unique())
 
     def label(self, metric: str) -> str:
-        """Return a score's name in print, which depends on the network that it was measured with."""
+        """Return a score's name in print.
+
+        It depends on the network that the score was measured with.
+        """
         return labels.metric_label(metric, self.tag(Tag.FEATURE_NET))
 
     def arrow(self, metric: str) -> str:
-        """Return an arrow towards better values of a score, "" if the direction is unknown."""
+        """Return an arrow towards better values of a score.
+
+        "" if the direction is unknown.
+        """
         return labels.direction_arrow(metric, self.study.primary, self.study.direction)
 
     def lower_is_better(self, metric: str) -> bool:
@@ -126,7 +135,10 @@ class Results:
         return labels.lower_is_better(metric, self.study.primary, self.study.direction)
 
     def settings(self, arm: str) -> dict[str, Any]:
-        """Return an arm's settings by dotted key: its overrides, its params, and its first run's config.yaml."""
+        """Return an arm's settings by dotted key.
+
+        Sources are its overrides, its params, and its first run's config.yaml.
+        """
         if arm not in self._settings:
             row = self._first[arm]
             params = {str(k).removeprefix(PARAM_PREFIX): v for k, v in row.items() if str(k).startswith(PARAM_PREFIX)}
@@ -145,11 +157,17 @@ class Results:
         return {}
 
     def histories(self, metric: str, arms: Collection[str]) -> dict[str, History]:
-        """Return steps and values of a metric by run id, for the runs of `arms` that logged it."""
+        """Return steps and values of a metric by run id.
+
+        Only runs of `arms` that logged it are included.
+        """
         return read_histories(self.client, list(self.frame["run_id"][self.frame["arm"].isin(arms)]), metric)
 
     def samples(self, run_id: str) -> tuple[list[np.ndarray], list[str]] | None:
-        """Return a run's final images, each (tile, tile, 3) uint8, and their prompts; None if it stored none."""
+        """Return a run's final images, each (tile, tile, 3) uint8, and their prompts.
+
+        None if it stored none.
+        """
         with tempfile.TemporaryDirectory() as folder:
             try:
                 root = Path(self.client.download_artifacts(run_id, SAMPLES_FOLDER, folder))
@@ -178,10 +196,10 @@ def tiles(strip: np.ndarray, listing: Mapping[str, Any]) -> tuple[list[np.ndarra
 
 
 def load(client: Any, study: str, scale: str | None = None, choice: SetSelection | None = None) -> Results:
-    """Return the newest launch of `study`: the newest finished run of each arm and seed.
+    """Return the newest launch of a study.
 
-    Only children of that launch count. A launch has all trials of its plan, reused ones included, and runs of other
-    launches may have had other settings.
+    It has the newest finished run of each arm and seed. Only children of that launch count. A launch has all trials of
+    its plan, reused ones included, and runs of other launches may have had other settings.
 
     Args:
         client: MLflow's client of the store.
@@ -275,7 +293,10 @@ def _outcome(run: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Return a non-finite number as text. MLflow's sqlite stores infinity as the largest float."""
+    """Return a non-finite number as text.
+
+    MLflow's sqlite stores infinity as the largest float.
+    """
     return "nan" if value is None or value != value else "-inf" if value < 0 else "inf"
 
 

@@ -21,7 +21,9 @@ MAX_INDEX_DIGITS = 9  # of a list's element in a key
 
 
 class Configs(Mapping[str, Mapping[str, Any]]):
-    """Maps run ids to settings by dotted key, each read on first use; empty if a run has no config.yaml.
+    """Maps run ids to settings by dotted key, each read on first use.
+
+    Empty if a run has no config.yaml.
 
     Args:
         places: URI of the artifacts of each run.
@@ -60,15 +62,18 @@ def read_config(client: Any, run_id: str, place: str = "") -> dict[str, Any]:
 
 
 def local_folder(place: str) -> Path | None:
-    """Return the folder of a file: URI, None for any other URI. MLflow's client takes 20 ms per local file."""
+    """Return the folder of a file: URI, None for any other URI.
+
+    MLflow's client takes 20 ms per local file.
+    """
     parts = urlparse(place)
     return Path(url2pathname(parts.path)) if parts.scheme == "file" and not parts.netloc else None
 
 
 def setting(settings: Mapping[str, Any], key: str) -> Any:
-    """Return the value of `key`, converted to a float if possible; None if it is missing.
+    """Return the value of `key`, converted to a float if possible.
 
-    `optimizer.betas.1` is the second element of a list. MLflow's params store lists as text.
+    None if it is missing. `optimizer.betas.1` is the second element of a list. MLflow's params store lists as text.
     """
     if key in settings:
         return _as_number(settings[key])

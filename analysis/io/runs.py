@@ -1,4 +1,7 @@
-"""Reads all runs of a launch at once: from the tables of a sqlite store, or else with MLflow's client."""
+"""Reads all runs of a launch at once.
+
+A sqlite store is read from its tables, any other store with MLflow's client.
+"""
 
 from __future__ import annotations
 

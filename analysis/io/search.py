@@ -19,9 +19,9 @@ DONE = "done"  # outcome of a finished run
 
 
 def pareto_front(results: Results) -> list[str]:
-    """Return the trials on the Pareto front of a search with several objectives, best in the first objective first.
+    """Return the trials on the Pareto front of a search with several objectives.
 
-    Empty for any other study.
+    The best in the first objective come first. Empty for any other study.
     """
     if (study := multi_objective_study(results)) is None:
         return []
@@ -31,7 +31,10 @@ def pareto_front(results: Results) -> list[str]:
 
 
 def multi_objective_study(results: Results) -> optuna.Study | None:
-    """Return the finished trials of a search with several objectives; None for any other study."""
+    """Return the finished trials of a search with several objectives.
+
+    None for any other study.
+    """
     columns = [objective_metric(name) for name in results.study.objectives]
     if len(columns) < 2 or not set(columns) <= set(results.frame):
         return None
@@ -50,9 +53,10 @@ def multi_objective_study(results: Results) -> optuna.Study | None:
 
 
 def rebuild_optuna_study(results: Results) -> optuna.Study:
-    """Return the trials of a search with their settings and primary metric, in the order of their numbers.
+    """Return a search as an Optuna study.
 
-    Pruned runs are PRUNED, diverged and failed ones FAIL. Runs that have not ended are left out.
+    Its trials have their settings and primary metric, in the order of their numbers. Pruned runs are PRUNED, diverged
+    and failed ones FAIL. Runs that have not ended are left out.
     """
     import optuna
     from optuna.trial import TrialState, create_trial
@@ -78,7 +82,10 @@ def rebuild_optuna_study(results: Results) -> optuna.Study:
 
 
 def distribution(value: Any) -> optuna.distributions.BaseDistribution:
-    """Return the distribution of a setting in a study's `search`: of text for a list, of numbers for a mapping."""
+    """Return the distribution of a setting in a study's `search`.
+
+    It is of text for a list, and of numbers for a mapping.
+    """
     from optuna import distributions
 
     if not isinstance(value, Mapping):
@@ -88,7 +95,10 @@ def distribution(value: Any) -> optuna.distributions.BaseDistribution:
 
 
 def _param_value(text: Any, kind: optuna.distributions.BaseDistribution) -> Any:
-    """Return a run's param, which MLflow stores as text; None if it is missing or not in the space."""
+    """Return a run's param, which MLflow stores as text.
+
+    None if it is missing or not in the space.
+    """
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
     if text is None or (isinstance(text, float) and pd.isna(text)):

@@ -29,18 +29,27 @@ def short_error(error: Exception) -> str:
 
 
 def quiet() -> None:
-    """Silence MLflow and its database layer, which log each migration and print tracebacks of errors they raise."""
+    """Silence MLflow and its database layer.
+
+    They log each migration and print tracebacks of errors that they raise.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", HTTP_RETRIES)
     quiet_mlflow(logging.CRITICAL)
 
 
 def default_uri() -> str:
-    """Return MLFLOW_TRACKING_URI, or else the sqlite file that `microdit-sweep` writes in the working folder."""
+    """Return MLFLOW_TRACKING_URI or the URI of runs/mlflow.db.
+
+    `microdit-sweep` writes that file in the working folder.
+    """
     return os.environ.get("MLFLOW_TRACKING_URI") or _uri(Path("runs/mlflow.db"))
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a sqlite URI, None for other URIs and for a database in memory."""
+    """Return the file of a sqlite URI.
+
+    None for other URIs and for a database in memory.
+    """
     try:
         return sqlite_path(uri)
     except ValueError as error:
@@ -56,10 +65,11 @@ def _uri(path: Path) -> str:
 
 @contextlib.contextmanager
 def sqlite_connection(client: Any) -> Iterator[sqlite3.Connection | None]:
-    """Open the sqlite file behind `client` for reading; yield None for a store of another kind.
+    """Open the sqlite file behind `client` for reading.
 
-    MLflow's client creates an object per run and point, which takes minutes for thousands of runs. Callers must fall
-    back to the client on sqlite3.Error, because another version of MLflow may have other tables.
+    Yield None for a store of another kind. MLflow's client creates an object per run and point, which takes minutes for
+    thousands of runs. Callers must fall back to the client on sqlite3.Error, because another version of MLflow may have
+    other tables.
     """
     file = sqlite_file(str(getattr(client, "tracking_uri", "")))
     if file is None or not file.is_file():

@@ -1,4 +1,4 @@
-"""Finds a study's launch and reads its question, arms and metrics from its study.yaml."""
+"""Finds a study's launch and reads its study.yaml."""
 
 from __future__ import annotations
 
@@ -167,9 +167,10 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
 
 
 def hue_of(study: Study, arm: str, params: Mapping[str, str] | None = None) -> str:
-    """Return the line of the figure that an arm belongs to, "" if there is only one line.
+    """Return the line of the figure that an arm belongs to.
 
-    If the hue is the arm itself, the part of its name that repeats x is removed: `wide_lr=0.1` is on line `wide`.
+    "" if there is only one line. If the hue is the arm itself, the part of its name that repeats x is removed:
+    `wide_lr=0.1` is on line `wide`.
     """
     value = setting_of(study.hue, arm, params or {}, study) if study.hue else ""
     if study.hue == "arm" and study.x:
@@ -178,7 +179,10 @@ def hue_of(study: Study, arm: str, params: Mapping[str, str] | None = None) -> s
 
 
 def setting_of(key: str, arm: str, params: Mapping[str, str], study: Study) -> Any:
-    """Return a run's value of a config key as a finite float or text, and the arm's name if it has no value."""
+    """Return a run's value of a config key as a finite float or text.
+
+    It is the arm's name if the run has no value.
+    """
     value = params.get(key, study.arms.get(arm, {}).get(key, arm))
     try:
         return float(value) if is_sound(float(value)) else str(value)

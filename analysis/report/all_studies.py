@@ -92,7 +92,10 @@ def _report_study(
     made: ReportOutcome,
     progress: Callable[[str], None],
 ) -> None:
-    """Report one study into `made`. Errors are recorded there, so that the other studies are still reported."""
+    """Report one study into `made`.
+
+    Errors are recorded there, so that the other studies are still reported.
+    """
     try:
         results = load(store.client, name, scale, choice)
         paths = write(results, study_folder(out, results.study), store.uri)
@@ -121,7 +124,10 @@ def _line(found: Section) -> str:
 
 
 def _check_scale(client: Any, scale: str) -> None:
-    """Raise ReportError if no study was launched at `scale`, because a misspelled scale would give an empty page."""
+    """Raise ReportError if no study was launched at `scale`.
+
+    A misspelled scale would give an empty page.
+    """
     found = [launch for experiment in our_experiments(client) for launch in launches(client, experiment.experiment_id)]
     scales = dict.fromkeys(map(scale_of, found))
     if scale not in scales:

@@ -1,4 +1,7 @@
-"""Renders a report as one self-contained HTML file: no network, no script, images inlined."""
+"""Renders a report as one self-contained HTML file.
+
+It needs no network and no script; images are inlined.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Collects the content of a study's section of the web page as plain text and rows, for the template."""
+"""Collects the content of a study's section of the web page.
+
+The template gets plain text and rows.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,10 @@ MAX_GROUPED = 1e9  # larger whole numbers are printed with an exponent
 
 @dataclass(frozen=True)
 class ClaimSummary:
-    """A claim and its verdict; `numbers` are those of the decisive check, `rows` all checks in print.
+    """A claim and its verdict.
 
-    `why`: number of seeds that an inconclusive verdict needs.
+    `numbers` are those of the decisive check, `rows` all checks in print. `why`: number of seeds that an inconclusive
+    verdict needs.
     """
 
     word: str
@@ -214,7 +218,10 @@ def _format_amount(value: float) -> str:
 
 
 def commands(results: Results, store: str) -> list[str]:
-    """Return the recorded commands that trained the runs, and the one that makes this report from `store`."""
+    """Return the commands that trained the runs and that make this report.
+
+    The former are those recorded with the runs; the report is made from `store`.
+    """
     study = results.study
     report = f"microdit-report {shlex.quote(study.name)} scale={shlex.quote(study.scale)}"
     return [*_trained(results), f"{report} tracking_uri={shlex.quote(masked(store))}" if store else report]

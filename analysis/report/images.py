@@ -1,4 +1,4 @@
-"""Prepares a report's images for its web page: order, captions, alternative texts, and compressed data."""
+"""Prepares a report's images for its web page: order, captions, and data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ CAPTIONS = {  # by file name, or by its beginning; in the order of the page
 
 @dataclass(frozen=True)
 class ReportImage:
-    """An image file with its caption and alternative text; `href` and `pdf` are links from the page."""
+    """An image file with its caption and alternative text.
+
+    `href` and `pdf` are links from the page.
+    """
 
     path: Path
     caption: str
@@ -57,7 +60,10 @@ class ReportImage:
 
 
 def report_images(results: Results, paths: Sequence[Path], base: str = "") -> list[ReportImage]:
-    """Return the PNG files of a report in the page's order: known figures, others, then samples."""
+    """Return the PNG files of a report in the page's order.
+
+    Known figures come first, samples last.
+    """
     found = sorted((path for path in paths if path.suffix == ".png"), key=lambda path: _place(path.stem))
     beside = {path.name for path in paths}
     made = []
@@ -81,13 +87,19 @@ def caption(results: Results, name: str) -> str:
 
 
 def inline(path: Path, width: int) -> str:
-    """Return a PNG file as a data: URI: figures as PNG with few colors, samples as WebP."""
+    """Return a PNG file as a data: URI.
+
+    Figures are PNG with few colors, samples are WebP.
+    """
     return _encoded(path.read_bytes(), width, path.stem == SAMPLES)
 
 
 @lru_cache(maxsize=64)
 def _encoded(data: bytes, width: int, is_sample: bool) -> str:
-    """Encode an image; cached by content, because two pages show the same images from different folders."""
+    """Encode an image.
+
+    The cache is by content, because two pages show the same images from different folders.
+    """
     with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
         image = opened.convert("RGB").resize(_fit(opened.size, width), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
@@ -118,7 +130,10 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def _alt(results: Results, name: str, words: str) -> str:
-    """Return the alternative text: the main figure's numbers, or the caption and arms of others."""
+    """Return the alternative text of an image.
+
+    It has the main figure's numbers, or the caption and arms of another figure.
+    """
     study, arms = results.study, results.arms
     more = f" and {len(arms) - MAX_ARMS_LISTED} more" if len(arms) > MAX_ARMS_LISTED else ""
     shown = ", ".join(arms[:MAX_ARMS_LISTED]) + more

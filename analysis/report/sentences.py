@@ -1,4 +1,7 @@
-"""Describes a study's results in sentences: comparisons, trends, verdicts on claims, sources of variance."""
+"""Describes a study's results in sentences.
+
+They are about comparisons, trends, verdicts on claims, and sources of variance.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,10 @@ from microdit.common.numbers import Estimate, format_number, signed
 
 
 def comparison_sentences(results: Results) -> list[str]:
-    """Return comparisons of each arm with the baseline and with arms at the same x, then trends over the axis.
+    """Return comparisons of arms, then trends over the axis.
 
-    For a search with several objectives: its Pareto front, then trends.
+    Each arm is compared with the baseline and with arms at the same x. For a search with several objectives: its Pareto
+    front, then trends.
     """
     study, frame = results.study, results.frame
     if unbeaten := pareto_front(results):
@@ -59,7 +63,10 @@ def difference(row: Mapping[Any, Any]) -> Estimate:
 
 
 def trends(results: Results) -> list[str]:
-    """Return the primary metric's trend over a numeric axis of at least three values, one line per hue."""
+    """Return the primary metric's trend over a numeric axis, one line per hue.
+
+    The axis must have at least three values.
+    """
     study, frame = results.study, results.frame
     if study.x == TRIAL_NUMBER:
         return []
@@ -81,7 +88,10 @@ def claims(results: Results) -> list[str]:
 
 
 def evaluation_noise(results: Results) -> list[str]:
-    """Return the share of evaluation noise in the variance, if runs were scored on several noise sets."""
+    """Return the share of evaluation noise in the variance.
+
+    Empty unless runs were scored on several noise sets.
+    """
     metric = results.study.primary
     found = components_of(results.frame, metric)
     if found is None:

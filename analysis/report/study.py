@@ -122,7 +122,10 @@ def _make(results: Results, folder: Path) -> None:
 
 
 def page(results: Results) -> str:
-    """Return the question, the paper's claim, and the table with everything below it, as Markdown."""
+    """Return the question, the claim, and the table as Markdown.
+
+    Sentences, verdicts and footnotes are below the table.
+    """
     parts = [f"**{results.study.question}**", _claim(results), markdown(results)]
     return "\n\n".join(part for part in parts if part)
 
@@ -165,9 +168,10 @@ def _claim(results: Results) -> str:
 
 
 def publish(results: Results, paths: list[Path]) -> str:
-    """Upload the description and the files of a report to its launch; return "" or why the store rejected them.
+    """Upload the description and the files of a report to its launch.
 
-    The description is uploaded first: a store that rejects a tag gets no files.
+    Return "" or why the store rejected them. The description is uploaded first: a store that rejects a tag gets no
+    files.
     """
     try:
         results.client.set_tag(results.study.parent, MlflowTag.NOTE, description(results))

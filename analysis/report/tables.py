@@ -1,4 +1,7 @@
-"""Writes a study's table as Markdown, CSV and LaTeX, with sentences, verdicts and footnotes below it."""
+"""Writes a study's table as Markdown, CSV and LaTeX.
+
+Sentences, verdicts and footnotes are below it.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ class Column:
 
 
 def summary(results: Results) -> pd.DataFrame:
-    """Return one row per arm: mean, low, high and n of each score, the difference from the baseline, costs."""
+    """Return one row per arm with plain numbers.
+
+    Columns: mean, low, high and n of each score, the difference from the baseline, costs.
+    """
     rows = []
     primary, against = results.study.primary, _against(results)
     for arm in results.listed:
@@ -98,7 +104,7 @@ def columns(results: Results) -> list[Column]:
 
 
 def _baseline_columns(results: Results, head: str) -> list[Column]:
-    """Return the difference from the baseline, Holm's p over the arms, and the effect size."""
+    """Return difference from the baseline, Holm's p over arms, and effect size."""
     against = _against(results)
     columns: dict[str, list[str]] = {head: [], "p (Holm)": [], "g_z": []}
     for arm in results.listed:
@@ -135,7 +141,10 @@ def markdown(results: Results) -> str:
 
 
 def tested(results: Results) -> str:
-    """Return the claims about the study and their verdicts as a Markdown list, "" if there are none."""
+    """Return the claims about the study and their verdicts as a Markdown list.
+
+    "" if there are none.
+    """
     verdicts = claims(results)
     return f"Claims tested in this study:\n\n{bullets(verdicts)}" if verdicts else ""
 
@@ -151,7 +160,10 @@ def grid(found: Sequence[Column]) -> str:
 
 
 def terminal(results: Results, wide: bool = False) -> str:
-    """Return two tables for a terminal, scores and costs; `wide` prints all columns, however wide."""
+    """Return two tables for a terminal, scores and costs.
+
+    `wide` prints all columns, however wide.
+    """
     found = columns(results)
     blocks = []
     for kinds in (("arm", "score", "test"), ("arm", "cost")):
@@ -164,7 +176,10 @@ def terminal(results: Results, wide: bool = False) -> str:
 
 
 def latex(results: Results) -> str:
-    """Return the table as LaTeX (booktabs): scores, tests and costs, then verdicts and footnotes in small print."""
+    """Return the table as LaTeX with booktabs.
+
+    Scores are above tests and costs; verdicts and footnotes follow in small print.
+    """
     found, study = columns(results), results.study
     scores = [column for column in found if column.kind in ("arm", "score")]
     others = [found[0], *(column for column in found if column.kind in ("test", "cost"))]
@@ -222,7 +237,7 @@ def _paper(results: Results, arm: str) -> PaperValue | None:
 
 
 def _with_lost(cell: str, lost: str) -> str:
-    """Return a score with the number of diverged runs: `12.3 ± 0.4, diverged (1 of 3)`."""
+    """Return a score as `12.3 ± 0.4, diverged (1 of 3)`."""
     return cell if not lost else lost if cell == "-" else f"{cell}, {lost}"
 
 

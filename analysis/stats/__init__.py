@@ -1,1 +1,4 @@
-"""Paired comparisons, trends, power and variance components. Intervals are in `microdit.common.numbers`."""
+"""Paired comparisons, trends, power and variance components.
+
+Intervals are in `microdit.common.numbers`.
+"""

@@ -1,4 +1,7 @@
-"""Compares arms paired by seed: interval, p-value, effect size, Holm's correction, bootstrap of the median."""
+"""Compares arms paired by seed.
+
+It has intervals, p-values, effect sizes, Holm's correction, and a bootstrap of the median.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ COLUMNS += ["median", "median_low", "median_high"]
 
 @dataclass(frozen=True)
 class Paired:
-    """A paired comparison over the seeds that two arms share. Interval and p are NaN if n < 2.
+    """A paired comparison over the seeds that two arms share.
+
+    Interval and p are NaN if n < 2.
 
     Attributes:
         difference: mean difference with its interval.
@@ -48,7 +53,10 @@ class Paired:
 
 
 def differences(frame: pd.DataFrame, column: str, arm: str, against: str) -> np.ndarray:
-    """Return `arm` minus `against` at each seed for which both have finite values, in the order of seeds."""
+    """Return `arm` minus `against` at each shared seed, in the order of seeds.
+
+    Seeds without finite values for both are left out.
+    """
     return _differences(by_seed(frame[frame["arm"].isin((arm, against))], column), arm, against)
 
 
@@ -67,7 +75,10 @@ def _differences(scores: Mapping[str, Mapping[int, float]], arm: str, against: s
 
 
 def paired_test(values: Sequence[float] | np.ndarray) -> Paired:
-    """Return Student's paired t test of differences by seed. If all are equal, p is 0, or 1 if all are 0."""
+    """Return Student's paired t test of differences by seed.
+
+    If all are equal, p is 0, or 1 if all are 0.
+    """
     found, n = estimate(list(values)), len(values)
     if n < 2:
         return Paired(found, math.nan, math.nan, math.nan, math.nan)
@@ -89,7 +100,10 @@ def hedges(df: int) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return Holm's step-down adjusted p-values (Holm 1979). NaN is not counted as a test and stays NaN."""
+    """Return Holm's step-down adjusted p-values (Holm 1979).
+
+    NaN is not counted as a test and stays NaN.
+    """
     values = np.asarray(p, dtype=float)
     tested = np.flatnonzero(np.isfinite(values))
     adjusted = np.full(len(values), math.nan)
@@ -101,10 +115,10 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def median_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
-    """Return the median and the 95% bounds of a seeded percentile bootstrap; NaN bounds below two values.
+    """Return the median and the 95% bounds of a seeded percentile bootstrap.
 
-    The bounds can't exceed the range of the seeds, so with few seeds they cover less than 95%: n values enclose the
-    median with probability 1 - 2^(1-n). Use them as a description, not as a test.
+    NaN bounds below two values. The bounds can't exceed the range of the seeds, so with few seeds they cover less than
+    95%: n values enclose the median with probability 1 - 2^(1-n). Use them as a description, not as a test.
     """
     data = np.asarray(values, dtype=float)
     data = data[np.isfinite(data)]
@@ -150,14 +164,20 @@ def comparisons(
 
 
 def against_baseline(frame: pd.DataFrame, baseline: str, metrics: Sequence[str], medians: bool = True) -> pd.DataFrame:
-    """Return `comparisons` of every other arm with the baseline, the study's family of tests per metric."""
+    """Return `comparisons` of every other arm with the baseline.
+
+    They are the study's family of tests per metric.
+    """
     present = list(frame["arm"].unique())
     arms, known = [arm for arm in present if arm != baseline], baseline in present
     return comparisons(frame, [(arm, baseline) for arm in arms] if known else [], metrics, medians)
 
 
 def winner(frame: pd.DataFrame, metric: str, lower_is_better: bool) -> str | None:
-    """Return the arm with the best mean if it beats every other arm at Holm-corrected p < 0.05, else None."""
+    """Return the best arm if it beats every other one significantly, else None.
+
+    It must have the best mean, and Holm-corrected p < 0.05 against each.
+    """
     column = final_metric(metric)
     groups = frame.groupby("arm", sort=False)[column].mean().dropna()
     means = {str(arm): float(mean) for arm, mean in groups.items()}

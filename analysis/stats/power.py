@@ -16,7 +16,10 @@ QUANTILES = 400  # that approximate the distribution of the observed standard de
 
 
 def power(effect: float, n: int) -> float:
-    """Return the power of a two-sided paired t test over `n` seeds for a difference of `effect` standard deviations."""
+    """Return the power of a two-sided paired t test over `n` seeds.
+
+    The true difference is `effect` standard deviations.
+    """
     if not 2 <= n <= MAX_SEEDS:
         return math.nan
     # |t| > c means Z + effect sqrt(n) > c S, or < -c S, with S^2 a chi square over its degrees of freedom.
@@ -25,10 +28,10 @@ def power(effect: float, n: int) -> float:
 
 
 def seeds_needed(mean: float, deviation: float) -> int | None:
-    """Return the smallest n with 80% power at alpha 0.05, assuming the observed effect and standard deviation.
+    """Return the smallest number of seeds with 80% power at alpha 0.05.
 
-    None if it exceeds MAX_SEEDS or can't be computed. It is a rough estimate with few seeds: at n = 2 or 3 the observed
-    standard deviation may be wrong by a factor of several.
+    The observed effect and standard deviation are assumed. None if it exceeds MAX_SEEDS or can't be computed. It is a
+    rough estimate with few seeds: at n = 2 or 3 the observed standard deviation may be wrong by a factor of several.
     """
     if not (math.isfinite(mean) and math.isfinite(deviation)) or mean == 0:
         return None
@@ -44,6 +47,9 @@ def format_seeds_needed(needed: int | None) -> str:
 
 @cache
 def _bounds(n: int) -> np.ndarray:
-    """Return c S at the quantiles of S. (scipy's noncentral t is NaN for large effects.)"""
+    """Return c S at the quantiles of S.
+
+    scipy's noncentral t is NaN for large effects.
+    """
     middles = (np.arange(QUANTILES) + 0.5) / QUANTILES
     return stats.t.ppf(1 - ALPHA / 2, n - 1) * np.sqrt(stats.chi2.ppf(middles, n - 1) / (n - 1))

@@ -1,4 +1,7 @@
-"""Tests whether a score rises or falls along an ordered axis. Each seed is a block with all values of the axis."""
+"""Tests whether a score rises or falls along an ordered axis.
+
+Each seed is a block with all values of the axis.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,10 @@ def trend(axis: np.ndarray, scores: np.ndarray) -> Trend:
 
 
 def page(scores: np.ndarray) -> float:
-    """Return the two-sided p of Page's L for scores (seeds, values), exact up to eight values."""
+    """Return the two-sided p of Page's L for scores (seeds, values).
+
+    It is exact up to eight values.
+    """
     tails = (stats.page_trend_test(part.tolist()).pvalue for part in (scores, -scores))
     return min(1.0, 2 * float(min(tails)))
 
@@ -102,7 +108,10 @@ def complete_blocks(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def trend_of(values: pd.DataFrame) -> Trend | None:
-    """Return the trend over `complete_blocks(values)`; None if fewer than two axis values or no seed remain."""
+    """Return the trend over `complete_blocks(values)`.
+
+    None if fewer than two axis values or no seed remain.
+    """
     table = complete_blocks(values)
     if len(table) == 0 or len(table.columns) < 2:
         return None
@@ -110,5 +119,8 @@ def trend_of(values: pd.DataFrame) -> Trend | None:
 
 
 def _spearman(row: np.ndarray) -> float:
-    """Return the rank correlation of `row` with its positions, 0 if all values are equal."""
+    """Return the rank correlation of `row` with its positions.
+
+    0 if all values are equal.
+    """
     return float(np.corrcoef(np.arange(len(row)), stats.rankdata(row))[0, 1]) if np.ptp(row) > 0 else 0.0

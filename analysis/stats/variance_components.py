@@ -1,7 +1,8 @@
-"""Separates evaluation noise from seed variance, for runs that were scored on several noise sets.
+"""Separates evaluation noise from seed variance.
 
-`final/<metric>` of a run is its score on noise set 0. With `evaluation.noises` above 1 the same weights are scored on
-further sets of samples, each drawn from other noise: `final/noise<k>/<metric>`, k = 1, 2, ...
+Runs must have been scored on several noise sets. `final/<metric>` of a run is its score on noise set 0. With
+`evaluation.noises` above 1 the same weights are scored on further sets of samples, each drawn from other noise:
+`final/noise<k>/<metric>`, k = 1, 2, ...
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ NOISE_SET_METRIC = re.compile(rf"{FINAL_PREFIX}{NOISE_SET_PREFIX}(\d+)/(.+)")
 
 @dataclass(frozen=True)
 class Components:
-    """Standard deviations: `training` between the seeds of an arm, `evaluation` between the noise sets of a run."""
+    """Standard deviations of scores.
+
+    `training` is between the seeds of an arm, `evaluation` between the noise sets of a run.
+    """
 
     training: float
     evaluation: float
@@ -30,7 +34,10 @@ class Components:
 
 
 def noise_set_columns(frame: pd.DataFrame, metric: str) -> list[str]:
-    """Return the columns of `metric` on noise sets 0, 1, ...; empty if there is only one set."""
+    """Return the columns of `metric` on noise sets 0, 1, ....
+
+    Empty if there is only one set.
+    """
     found = [
         (int(m[1]), column) for column in frame.columns if (m := NOISE_SET_METRIC.fullmatch(column)) and m[2] == metric
     ]
@@ -38,9 +45,10 @@ def noise_set_columns(frame: pd.DataFrame, metric: str) -> list[str]:
 
 
 def average_noise_sets(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return `frame` with each `final/<metric>` averaged over noise sets, its old value in `final/noise0/<metric>`.
+    """Return `frame` with each `final/<metric>` averaged over noise sets.
 
-    Only noise sets that every run has are averaged, so that paired arms share them.
+    The value before is in `final/noise0/<metric>`. Only noise sets that every run has are averaged, so that paired arms
+    share them.
     """
     metrics = dict.fromkeys(m[2] for column in frame.columns if (m := NOISE_SET_METRIC.fullmatch(column)))
     out = frame.copy()
@@ -92,7 +100,10 @@ def components(groups: Sequence[Sequence[Sequence[float]]]) -> Components | None
 
 
 def components_of(frame: pd.DataFrame, metric: str) -> Components | None:
-    """Return the components of a metric over the arms of `frame`; None if runs have only one noise set."""
+    """Return the components of a metric over the arms of `frame`.
+
+    None if runs have only one noise set.
+    """
     columns = noise_set_columns(frame, metric)
     if not columns:
         return None

@@ -1,4 +1,4 @@
-"""Names in the MLflow store: `microdit` and `sweeps` write them, `analysis` reads them.
+"""Names in the MLflow store, shared by its writers and `analysis`.
 
 Stored runs depend on every value here, so a value never changes. The module needs neither torch nor a tracking library.
 """
@@ -152,7 +152,10 @@ class ScoreInfo:
 
 @dataclass(frozen=True)
 class CostInfo:
-    """How a cost is printed: on axes and in sentences, as a column's heading, and with which unit."""
+    """How a cost is printed.
+
+    `label` is for axes and sentences, `heading` for columns of tables.
+    """
 
     label: str
     heading: str = ""
@@ -192,18 +195,24 @@ def final_metric(score: str) -> str:
 
 
 def noise_set_metric(number: int, score: str) -> str:
-    """Return the metric that stores a score on samples from noise set `number`, counted from 1."""
+    """Return the metric that stores a score on samples from a noise set.
+
+    `number` counts from 1.
+    """
     return f"{FINAL_PREFIX}{NOISE_SET_PREFIX}{number}/{score}"
 
 
 def objective_metric(objective: str) -> str:
-    """Return the metric that a search's objective means: a score, or with a slash any metric's full name."""
+    """Return the metric that a search's objective means.
+
+    An objective is a score, or with a slash any metric's full name.
+    """
     return objective if "/" in objective else final_metric(objective)
 
 
 @dataclass(frozen=True)
 class SearchRange:
-    """The range of a searched setting, as a study's `search` gives it: `{low: 1.0e-3, high: 0.3, log: true}`.
+    """The range of a searched setting, such as `{low: 1.0e-3, high: 0.3}`.
 
     `whole`: all bounds are whole numbers, so only whole numbers are drawn.
     """
@@ -216,7 +225,7 @@ class SearchRange:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> SearchRange:
-        """Return the range that a mapping of `low`, `high` and optional `log` and `step` describes."""
+        """Return the range of a mapping with `low`, `high`, and maybe `log`, `step`."""
         low, high, step = values["low"], values["high"], values.get("step")
         log = bool(values.get("log", False))
         if isinstance(low, int) and isinstance(high, int) and isinstance(step, int | None):

@@ -20,7 +20,10 @@ GROUPED_FROM = 1e5  # `format_significant` groups the digits of larger numbers a
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` seeds and the half-width of its 95% interval, which is NaN if n < 2."""
+    """A mean over `n` seeds and the half-width of its 95% interval.
+
+    `half` is NaN if n < 2.
+    """
 
     mean: float
     half: float
@@ -39,7 +42,10 @@ class Estimate:
         return self.n >= 2
 
     def __str__(self) -> str:
-        """Return `12.3 ± 1.2`, `12.3 (n=1)` or `-`, with as many digits as the interval justifies."""
+        """Return `12.3 ± 1.2`, `12.3 (n=1)` or `-`.
+
+        The interval decides the number of digits.
+        """
         if self.n == 0:
             return "-"
         if not self.has_interval:
@@ -49,7 +55,10 @@ class Estimate:
 
 
 def estimate(values: ArrayLike) -> Estimate:
-    """Return mean and Student's 95% interval of independent `values`, of which non-finite ones are dropped."""
+    """Return the mean and Student's 95% interval of independent values.
+
+    Values that are not finite are dropped.
+    """
     data = np.asarray(values, dtype=float)
     data = data[np.isfinite(data)]
     n = len(data)
@@ -73,12 +82,15 @@ def signed(difference: Estimate) -> str:
 
 
 def decimals(half: float) -> int:
-    """Return the number of decimal places that shows two significant digits of an interval's half-width."""
+    """Return the decimal places that show two significant digits of `half`."""
     return 3 if half == 0 or not math.isfinite(half) else min(MAX_DECIMALS, max(0, 1 - math.floor(math.log10(half))))
 
 
 def format_number(value: float, sign: bool = False, digits: int = 4) -> str:
-    """Return `digits` significant digits; no exponent between 1e-4 and 1e6; `-` for NaN and infinity."""
+    """Return `digits` significant digits.
+
+    No exponent between 1e-4 and 1e6; `-` for NaN and infinity.
+    """
     if not math.isfinite(value):
         return "-"
     if value == 0:

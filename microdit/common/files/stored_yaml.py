@@ -1,4 +1,4 @@
-"""Read YAML that finished runs left in a store: fast, bounded, and with one kind of error.
+"""Read YAML of finished runs: fast, bounded, with one kind of error.
 
 Unlike `strict_yaml`, which reads what users write, it accepts any plain value and much larger documents.
 """
@@ -50,7 +50,10 @@ def _reason(error: Exception) -> str:
 
 
 def _check_structure(text: str) -> None:
-    """Raise an error if the document is nested too deeply, or its aliases expand to too much or to themselves."""
+    """Raise an error if a document is too deep or too large.
+
+    Aliases count as what they expand to, and must not expand to themselves.
+    """
     sizes: dict[str, int | None] = {}  # anchor -> values below it; None while it is open
     open_nodes: list[tuple[str | None, int]] = []  # enclosing collections: anchor, and the count at their start
     count = 0

@@ -7,7 +7,7 @@ import os
 
 
 def quiet_mlflow(level: int) -> None:
-    """Turn off MLflow's telemetry and progress bars, and log only messages of `level` or above.
+    """Turn off MLflow's telemetry, progress bars, and messages below `level`.
 
     Importing mlflow sets its own log level, so call this again after the import.
     """

@@ -24,7 +24,10 @@ def search_runs(
     order: str = NEWEST,
     most: int | None = None,
 ) -> list[Any]:
-    """The runs of `experiments` that have all of `tags` (and `status`), in `order`; at most the first `most`."""
+    """The runs of `experiments` that have all of `tags` (and `status`), in `order`.
+
+    At most the first `most`.
+    """
     return list(islice(_matching(client, experiments, tags, status, order, min(most or PAGE, PAGE)), most))
 
 
