@@ -17,29 +17,29 @@ class DataConfig:
     path: str | None = None
     """Folder of the images, or of encoded ones; `folder` and `latents` need it, `emoji-captions` does not."""
     originals: str | None = None
-    """`latents`: folder of the pictures that were encoded, which scores are then measured against; null: decoded."""
+    """`latents`: folder of the images that were encoded, used as reference of the scores; null: decoded latents."""
     resolution: Annotated[int, Range(16, 1 << 15)] = 64
     """Side of the square images, pixels."""
     train_size: Annotated[int, Range(1, 10**10)] = 16_384
-    """Images of the train split; for others the most that are used."""
+    """Images of the train split; for others the maximum used."""
     val_size: Annotated[int, Range(1, 10**9)] = 1_024
-    """Images of the val (and composition) split; for others the most that are used."""
+    """Images of the val (and composition) split; for others the maximum used."""
     seed: int = 0
     """Seed of the scenes (`emoji-captions`) or of the split (`folder`)."""
     max_objects: Annotated[int, Range(1, 3)] = 3
     """`emoji-captions`: at most this many objects in a scene, 1 to 3."""
     hues: bool = True
-    """`emoji-captions`: objects appear in several colours; false leaves each drawing as it is."""
+    """`emoji-captions`: objects appear in several colors; false keeps each drawing's own."""
     scenery: bool = True
     """`emoji-captions`: some scenes have ground, sea or sky behind the object; false leaves plain backgrounds."""
     sizes: bool = True
-    """`emoji-captions`: some objects are small or big, and captions say so; false keeps a middle size."""
+    """`emoji-captions`: some objects are small or big, and captions mention it; false keeps a middle size."""
     drawings: Annotated[int | None, Range(1)] = None
-    """`emoji-captions`: at most this many drawings of a class; null for all."""
+    """`emoji-captions`: at most this many drawings per class; null for all."""
     places: bool = True
     """`emoji-captions`: size and place vary; false puts objects in the middle of their part of the frame."""
     specific_names: bool = True
-    """`emoji-captions`: captions may say "taxi" or "owl" for a drawing of one; false says "car" and "bird"."""
+    """`emoji-captions`: captions may use "taxi" or "owl" for such a drawing; false uses "car" and "bird"."""
     val_fraction: Annotated[float, Range(above=0, below=1)] = 0.1
     """`folder`: share of the images held out for val, chosen by a hash of the file name and `seed`."""
 

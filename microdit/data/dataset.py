@@ -1,4 +1,4 @@
-"""What a dataset of captioned images is, and how a configuration becomes one."""
+"""The dataset protocol: a deterministic collection of captioned images."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Sample:
     """(H, W, 3) uint8, sRGB; H = W = the dataset's resolution."""
     caption: str
     label: int
-    """Index into the dataset's `classes`, -1 where unknown."""
+    """Index into the dataset's `classes`, -1 if unknown."""
     attributes: Mapping[str, Any]
-    """What the dataset knows about the picture besides its caption; plain numbers, strings, lists and mappings."""
+    """Further facts about the image: plain numbers, strings, lists and mappings."""
 
 
 @runtime_checkable
 class CaptionedImages(Protocol):
     """A sized, indexable, deterministic collection of captioned images.
 
-    Item `i` is the same in every process and whatever was read before it, so loaders may read in any order.
+    Item `i` is the same in every process and independent of earlier reads, so loaders may read in any order.
     """
 
     classes: tuple[str, ...]
@@ -36,7 +36,7 @@ class CaptionedImages(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of all that determines the content; caches of features and statistics are keyed by it."""
+        """Hex digest of everything that determines the content; the key of cached features and statistics."""
         ...
 
     def __len__(self) -> int: ...
@@ -49,9 +49,9 @@ class HasOriginals(Protocol):
     """A dataset whose items may be read from files that its fingerprint doesn't cover."""
 
     def originals_digest(self, rows: Iterable[int]) -> str:
-        """Digest of the content of these items' files; '' if there are none."""
+        """Return a digest of the content of these items' files; "" if there are none."""
         ...
 
     def originals_state(self) -> str:
-        """Digest of what the system keeps of all files; it changes whenever one is written, and none is read."""
+        """Return a digest of the files' states, which changes whenever one is written; reads no file."""
         ...
