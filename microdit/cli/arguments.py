@@ -1,4 +1,4 @@
-"""Types of the commands' options: numbers that are finite and of a size that makes sense."""
+"""Types of command-line options: finite numbers of a sensible size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def whole(least: int) -> Callable[[str], int]:
     def parsed(text: str) -> int:
         digits = text.removeprefix("+")
         if not (digits.isascii() and digits.isdecimal() and len(digits) <= MAX_DIGITS and int(digits) >= least):
-            raise ArgumentTypeError(f"{shown(text)} is no whole number from {least} with at most {MAX_DIGITS} digits")
+            raise ArgumentTypeError(
+                f"{shown(text)} is not a whole number from {least} with at most {MAX_DIGITS} digits"
+            )
         return int(digits)
 
     return parsed

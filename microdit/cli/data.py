@@ -1,4 +1,4 @@
-"""`microdit data`: look at a dataset, or make one."""
+"""`microdit data`: show a dataset, or build one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_data_commands(commands: Any) -> None:
 
 
 def with_show(argv: Sequence[str]) -> list[str]:
-    """`microdit data CONFIG` is short for `microdit data show CONFIG`."""
+    """Return `argv` with `show` inserted: `microdit data CONFIG` means `microdit data show CONFIG`."""
     words = list(argv)
     if words[:1] == ["data"] and words[1:2] and words[1] not in (*KINDS, "-h", "--help"):
         words.insert(1, SHOW)
@@ -47,9 +47,9 @@ def _add_show(kinds: Any) -> None:
         ["microdit data config.yaml --split val --count 24 --out sheet.png"],
     )
     show.add_argument("config", type=Path, help="a complete configuration")
-    show.add_argument("--split", default="train", choices=("train", "val", "composition"))
-    show.add_argument("--count", type=types.count, default=24)
-    show.add_argument("--out", type=Path, default=Path("data.png"))
+    show.add_argument("--split", default="train", choices=("train", "val", "composition"), help="(train)")
+    show.add_argument("--count", type=types.count, default=24, metavar="N", help="images shown (24)")
+    show.add_argument("--out", type=Path, default=Path("data.png"), help="the contact sheet (data.png)")
     show.set_defaults(command=_show)
 
 
@@ -64,16 +64,14 @@ def _add_cifar_captions(kinds: Any) -> None:
     )
     made.add_argument("--coyo", required=True, help="folder, glob or file of parquet metadata, or a hub dataset's name")
     made.add_argument("--out", type=Path, required=True, help="folder for the selection, its card and the images")
-    made.add_argument("--seed", type=types.seed, default=0, help="decides which rows stay where not all do (default 0)")
-    made.add_argument(
-        "--per-class", type=types.count, metavar="N", help="at most so many rows of a class (default: all)"
-    )
+    made.add_argument("--seed", type=types.seed, default=0, help="selects the rows that are kept (0)")
+    made.add_argument("--per-class", type=types.count, metavar="N", help="most rows per class (default: all)")
     made.add_argument("--balance", action="store_true", help="cut all classes to the size of the smallest")
     made.add_argument("--val-fraction", type=types.finite, default=0.05, metavar="X", help="share held out (0.05)")
     made.add_argument(
-        "--words", type=Path, default=WORDS_FILE, metavar="FILE", help="another word list, also of classes"
+        "--words", type=Path, default=WORDS_FILE, metavar="FILE", help="another list of classes and their words"
     )
-    filters = made.add_argument_group("filters, both ends inclusive; 'off' leaves one out")
+    filters = made.add_argument_group("filters, both ends inclusive; 'off' disables one")
     for field in dataclasses.fields(Filters):
         if "help" in field.metadata:
             kind = _whole_or_off if isinstance(field.default, int) else _number_or_off
@@ -82,12 +80,14 @@ def _add_cifar_captions(kinds: Any) -> None:
         "--several",
         choices=("first", "drop"),
         default="first",
-        help="a caption of several classes: label by the first, or drop it",
+        help="caption with several classes: label it with the first, or drop it (first)",
     )
-    fetch = made.add_argument_group("download, by img2dataset in an environment of its own")
-    fetch.add_argument("--select-only", action="store_true", help="stop before anything is downloaded")
-    fetch.add_argument("--img2dataset", type=Path, metavar="PYTHON", help="a Python that has it (default: one is made)")
-    fetch.add_argument("--cache-dir", type=Path, default=CACHE, help=f"where it is made (default {CACHE})")
+    fetch = made.add_argument_group("download, by img2dataset in a separate environment")
+    fetch.add_argument("--select-only", action="store_true", help="download nothing")
+    fetch.add_argument(
+        "--img2dataset", type=Path, metavar="PYTHON", help="a Python that has it (default: one is installed)"
+    )
+    fetch.add_argument("--cache-dir", type=Path, default=CACHE, help=f"where it is installed ({CACHE})")
     for field in dataclasses.fields(Fetch):
         _add_setting(fetch, field, int)
     made.set_defaults(command=_cifar_captions)
@@ -101,9 +101,9 @@ def _add_cifar10(kinds: Any) -> None:
         ["microdit data cifar10 --root downloads --download --out cifar10"],
     )
     made.add_argument("--root", type=Path, required=True, help="folder of cifar-10-binary.tar.gz")
-    made.add_argument("--download", action="store_true", help="fetch it into --root first")
+    made.add_argument("--download", action="store_true", help="download it into --root first")
     made.add_argument("--out", type=Path, required=True, help="new folder for images and metadata.jsonl")
-    made.add_argument("--seed", type=types.seed, default=0, help="draws the captions (default 0)")
+    made.add_argument("--seed", type=types.seed, default=0, help="selects the templates (0)")
     made.set_defaults(command=_cifar10)
 
 

@@ -1,4 +1,4 @@
-"""`microdit data encode`: latents and caption features of a source, once and for all runs."""
+"""`microdit data encode`: encode latents and caption features of a source once for all runs."""
 
 from __future__ import annotations
 
@@ -28,48 +28,54 @@ def add_encode_command(kinds: Any) -> None:
         "precompute latents (and caption features) for data=latents; resumable",
         ["microdit data encode photos --out latents --resolution 256 --captions"],
     )
-    made.add_argument("source", help="a folder of captioned images; one that datasets saved; hf:NAME; tars; MDS")
+    made.add_argument("source", help="folder of captioned images; folder saved by datasets; hf:NAME; tars; MDS")
     made.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the shards and their index")
-    made.add_argument("--resolution", type=types.count, default=256, help="side of the images, cropped, resized (256)")
-    made.add_argument("--autoencoder", metavar="PATH", help="as autoencoder.path (builtin; of MDS latents SDXL's)")
+    made.add_argument(
+        "--resolution", type=types.count, default=256, metavar="N", help="side of the cropped images (256)"
+    )
+    made.add_argument("--autoencoder", metavar="PATH", help="as autoencoder.path (builtin; SDXL's for MDS latents)")
     made.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the autoencoder (fp32)")
-    text = made.add_argument_group("features of captions; else each run keeps those it needs in its cache")
-    text.add_argument("--captions", action="store_true", help="keep them too: 2 bytes x tokens x width a caption")
-    text.add_argument("--text", metavar="PATH", help="as text.path (builtin; of MDS features unknown)")
+    text = made.add_argument_group("caption features; otherwise each run caches those it needs")
+    text.add_argument("--captions", action="store_true", help="store them: 2 bytes x tokens x width per caption")
+    text.add_argument("--text", metavar="PATH", help="as text.path (builtin; unknown for MDS features)")
     text.add_argument("--text-layer", choices=("last", "penultimate"), default="last", help="as text.layer (last)")
     text.add_argument("--text-length", type=types.count, metavar="N", help="as text.length")
-    sides = made.add_argument_group("held-out images, where the source doesn't say which")
+    sides = made.add_argument_group("held-out images, if the source does not define them")
     sides.add_argument("--val-fraction", type=types.finite, default=0.1, metavar="X", help="share held out (0.1)")
-    sides.add_argument("--seed", type=types.seed, default=0, help="draws them (0)")
-    columns = made.add_argument_group("columns of datasets and tars, where they aren't called as usual")
+    sides.add_argument("--seed", type=types.seed, default=0, help="selects them (0)")
+    columns = made.add_argument_group("columns of datasets and tars with unusual names")
     for name in ("image", "text", "label"):
-        columns.add_argument(f"--{name}-column", metavar="NAME")
+        columns.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {name}")
     work = made.add_argument_group("work")
-    work.add_argument("--shard", metavar="I/N", help="this is process I of N, from 0 (under torchrun: by itself)")
+    work.add_argument(
+        "--shard", metavar="I/N", help="index of this process, from 0, and their number (torchrun sets both)"
+    )
     work.add_argument(
         "--shard-size",
         type=types.count,
         default=DEFAULT_SHARD_SIZE,
         metavar="N",
-        help=f"per file ({DEFAULT_SHARD_SIZE})",
+        help=f"images per shard ({DEFAULT_SHARD_SIZE})",
     )
     work.add_argument(
         "--batch-size",
         type=types.count,
         default=DEFAULT_BATCH_SIZE,
         metavar="N",
-        help=f"images at once ({DEFAULT_BATCH_SIZE})",
+        help=f"images per batch ({DEFAULT_BATCH_SIZE})",
     )
-    work.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    work.add_argument("--skip-broken", action="store_true", help="leave out and list images that can't be decoded")
-    mds = made.add_argument_group("MDS folders, read by mosaicml-streaming in an environment of its own")
-    mds.add_argument("--streaming", type=Path, metavar="PYTHON", help="a Python that has it (default: one is made)")
+    work.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="(auto)")
+    work.add_argument("--skip-broken", action="store_true", help="skip and list images that can't be decoded")
+    mds = made.add_argument_group("MDS folders, read by mosaicml-streaming in a separate environment")
+    mds.add_argument(
+        "--streaming", type=Path, metavar="PYTHON", help="a Python that has it (default: one is installed)"
+    )
     mds.add_argument("--cache-dir", type=Path, default=Path("~/.cache/microdit"), help="where (~/.cache/microdit)")
     made.set_defaults(command=encode)
 
 
 def encode(arguments: argparse.Namespace) -> None:
-    """Runs the command."""
+    """Run the command."""
     from microdit.data.latents.writer import AutoencoderLatents, write_images
     from microdit.data.sources.hf_datasets import Columns
     from microdit.data.sources.registry import ReadOptions, is_mds, open_source
@@ -96,16 +102,16 @@ def encode(arguments: argparse.Namespace) -> None:
 
 
 def print_summary(tally: EncodingStats, captions: int | None, out: Path) -> None:
-    """Tells what was written, and how to train on it once it is whole."""
+    """Print what was written and, when it is complete, how to train on it."""
     from microdit.data.latents.reader import INDEX, open_images, settings_of, to_overrides
 
     if tally.images:
-        rate = f"{tally.images / tally.seconds:.1f} a second"
+        rate = f"{tally.images / tally.seconds:.1f} per second"
         print(f"{tally.images:12,d}  images encoded in {tally.shards} shards, {rate}")
     if captions is not None:
         print(f"{captions:12,d}  captions encoded")
     if tally.missing:
-        print(f"{len(tally.missing):12,d}  shards are still to be written by other processes: {out}")
+        print(f"{len(tally.missing):12,d}  shards are not written yet by other processes: {out}")
         return
     index = open_images(out).index
     _describe(index)
@@ -124,7 +130,7 @@ def _describe(index: Mapping[str, Any]) -> None:
 
 
 def _text_encoder(arguments: argparse.Namespace, device: str) -> Any:
-    """None where no captions are encoded. Weights that can't be loaded are found before the pictures' long work."""
+    """Return the text encoder, or None without --captions; it is tried before the long work on images."""
     from microdit.encoders.text import TextConfig, build_text_encoder
 
     if not arguments.captions:
@@ -137,7 +143,7 @@ def _text_encoder(arguments: argparse.Namespace, device: str) -> Any:
 
 
 def _encode_captions(arguments: argparse.Namespace, encoder: Any, job: Any) -> int:
-    """Captions of this process's shards that have no features yet; the number of them."""
+    """Encode captions of this process's shards that have no features yet; return their number."""
     from microdit.data.latents.caption_store import create_store, encode_captions, store_name, text_header
     from microdit.data.latents.shards import open_shard, unpack
     from microdit.data.latents.writer import existing_shards
@@ -154,7 +160,7 @@ def _encode_captions(arguments: argparse.Namespace, encoder: Any, job: Any) -> i
 
 
 def _part(word: str | None) -> tuple[int, int]:
-    """This process and how many there are: as given, or as torchrun says."""
+    """Return the index of this process and their number, as given or as set by torchrun."""
     if word is None:
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     part, slash, parts = word.partition("/")
@@ -174,5 +180,5 @@ def _device(word: str) -> str:
 
 
 def tell(message: str) -> None:
-    """Progress, beside what the command prints."""
+    """Print progress to stderr."""
     print(message, file=sys.stderr, flush=True)

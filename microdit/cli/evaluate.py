@@ -11,8 +11,8 @@ from microdit.common.command_line import add_command
 from microdit.common.errors import ConfigError
 from microdit.common.process.distributed import is_main
 
-FOR_DRAWING = ("samples", "guidance", "prompts")  # keys of `evaluation` that `evaluate` overrides
-FOR_MEASURING = (
+SAMPLING_KEYS = ("samples", "guidance", "prompts")  # keys of `evaluation` that `evaluate` overrides
+SCORING_KEYS = (
     "seed",
     "metrics",
     "feature_net",
@@ -33,29 +33,31 @@ def add_evaluate_command(commands: Any) -> None:
             "microdit evaluate config.yaml --images generated --json",
         ],
     )
-    parser.add_argument("run", type=Path, help="a run's output folder; with --images a complete config.yaml will do")
+    parser.add_argument("run", type=Path, help="a run's output folder; with --images also a complete config.yaml")
     parser.add_argument(
         "--images",
         type=Path,
         metavar="FOLDER",
-        help="score these pictures against the run's dataset; captions in prompts.json, metadata.jsonl, metadata.csv "
+        help="score these images against the run's dataset; captions in prompts.json, metadata.jsonl, metadata.csv "
         "or a .txt file beside each",
     )
-    parser.add_argument("--samples", type=types.seed, help="how many pictures to draw (default: the run's own)")
-    parser.add_argument("--guidance", type=types.finite, help="guidance instead of the run's own")
-    parser.add_argument("--seed", type=types.seed, help="another evaluation noise")
-    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="these instead of the run's own")
     parser.add_argument(
-        "--feature-net", help="of fd, kid, precision, recall: efficientnet-lite0, inception-v3 or dinov2"
+        "--samples", "--count", type=types.seed, metavar="N", help="images to generate (default: the run's)"
     )
-    parser.add_argument("--feature-weights", metavar="FILE", help="its weights, or a URL to fetch them from")
+    parser.add_argument("--guidance", type=types.finite, help="classifier-free guidance (default: the run's)")
+    parser.add_argument("--seed", type=types.seed, help="seed of the evaluation noise")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="metrics to compute (default: the run's)")
     parser.add_argument(
-        "--clip", help="of clip_fd, clip_score, class_accuracy: builtin, an open_clip folder, MODEL/TAG"
+        "--feature-net", help="network of fd, kid, precision, recall: efficientnet-lite0, inception-v3 or dinov2"
     )
-    parser.add_argument("--prompts", metavar="FILE", help="draw these: COCO's captions as .json, or text, one a line")
-    parser.add_argument("--reference-count", type=types.count, help="real pictures to compare with")
-    parser.add_argument("--reference-split", help="whose: train or val")
-    parser.add_argument("--json", action="store_true", help="numbers only, as JSON")
+    parser.add_argument("--feature-weights", metavar="FILE", help="its weights, or their URL")
+    parser.add_argument(
+        "--clip", help="network of clip_fd, clip_score, class_accuracy: builtin, an open_clip folder, MODEL/TAG"
+    )
+    parser.add_argument("--prompts", metavar="FILE", help="captions to sample: COCO's as .json, or text, one per line")
+    parser.add_argument("--reference-count", type=types.count, metavar="N", help="number of real reference images")
+    parser.add_argument("--reference-split", help="their split: train or val")
+    parser.add_argument("--json", action="store_true", help="print only numbers, as JSON")
     parser.set_defaults(command=evaluate_command, loads_torch=True)
 
 
@@ -65,14 +67,12 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     from microdit.evaluation.report import describe
     from microdit.pipeline.evaluate import config_to_evaluate, evaluate_images, evaluate_run
 
-    changes = {key: getattr(arguments, key) for key in (*FOR_DRAWING, *FOR_MEASURING)}
+    changes = {key: getattr(arguments, key) for key in (*SAMPLING_KEYS, *SCORING_KEYS)}
     changes = {key: value for key, value in changes.items() if value is not None}
-    if arguments.images is not None and changes.keys() & set(FOR_DRAWING):
-        raise ConfigError(
-            "--samples, --guidance and --prompts are for drawing; --images scores the pictures that are there"
-        )
+    if arguments.images is not None and changes.keys() & set(SAMPLING_KEYS):
+        raise ConfigError("--samples, --guidance and --prompts are for sampling; --images scores existing images")
     if "feature_net" in changes:
-        changes = {"feature_weights": None} | changes  # the run's own belong to another network
+        changes = {"feature_weights": None} | changes  # the run's weights belong to another network
     if "metrics" in changes:
         changes["metrics"] = tuple(changes["metrics"])
     config = config_to_evaluate(arguments.run, changes)
@@ -80,5 +80,5 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
         values = evaluate_images(arguments.images, config)
     else:
         values = evaluate_run(arguments.run, config)
-    if is_main():  # of several processes, it has the scores
+    if is_main():  # only the main process has the scores
         print(json.dumps(values, indent=1) if arguments.json else describe(values, config.evaluation))

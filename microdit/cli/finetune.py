@@ -20,11 +20,11 @@ def add_finetune_command(commands: Any) -> None:
         "continue the training of a finished run on a folder of captioned images",
         ["microdit finetune runs/first --data photos --out runs/tuned optimizer.lr=1e-4"],
     )
-    tune.add_argument("run", type=Path, help="the folder of the run to start from; it stays as it is")
-    tune.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="8 or more captioned pictures")
-    tune.add_argument("--steps", type=types.count, help="optimiser steps (default 300)")
+    tune.add_argument("run", type=Path, help="folder of the run to start from; it is not changed")
+    tune.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="8 or more captioned images")
+    tune.add_argument("--steps", type=types.count, metavar="N", help="optimizer steps (300)")
     tune.add_argument("--out", type=Path, required=True, help="folder of the new run")
-    tune.add_argument("overrides", nargs="*", metavar="key=value", help="any setting, e.g. optimizer.lr=1e-4")
+    tune.add_argument("overrides", nargs="*", metavar="key=value", help="any setting, such as optimizer.lr=1e-4")
     tune.set_defaults(command=finetune_command, loads_torch=True)
 
 
@@ -36,4 +36,4 @@ def finetune_command(arguments: argparse.Namespace) -> None:
         print(words_about(config), file=sys.stderr)
     train_and_print(config)
     if is_main():
-        print(f'microdit sample {arguments.out} "a caption" draws with it')
+        print(f'next: microdit sample {arguments.out} "a caption"')

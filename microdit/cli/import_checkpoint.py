@@ -19,17 +19,21 @@ def add_import_command(commands: Any) -> None:
     )
     load.add_argument("checkpoint", type=Path, help=".safetensors or .pt, plain or nested under 'dit.'")
     load.add_argument("--preset", default="MicroDiT_XL_2", help="architecture (default MicroDiT_XL_2)")
-    load.add_argument("--config", type=Path, help="architecture as a YAML or JSON of model keys, instead of a preset")
+    load.add_argument(
+        "--config", type=Path, help="architecture as a YAML or JSON file of model keys, instead of a preset"
+    )
     load.add_argument(
         "--resolution",
         type=types.count,
         metavar="PIXELS",
         help="side of its images, such as 512 (default: found in the checkpoint)",
     )
-    load.add_argument("--text", metavar="PATH", help="text encoder that it was trained on (default: the released one)")
-    load.add_argument("--text-layer", choices=("last", "penultimate"), default="last", help="and its layer (last)")
+    load.add_argument("--text", metavar="PATH", help="text encoder it was trained with (default: the released one)")
     load.add_argument(
-        "--autoencoder", metavar="PATH", help="of its latents (default: the released one of its channels)"
+        "--text-layer", choices=("last", "penultimate"), default="last", help="layer of the text encoder (last)"
+    )
+    load.add_argument(
+        "--autoencoder", metavar="PATH", help="autoencoder of its latents (default: the released one with its channels)"
     )
     load.add_argument("--out", type=Path, required=True, help="folder for weights, model.yaml and config.yaml")
     load.set_defaults(command=import_command, loads_torch=True)

@@ -55,7 +55,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _load(first_line: bool) -> None:
-    """Import PyTorch; a busy machine needs most of a minute for it."""
+    """Import PyTorch, which takes up to a minute on a busy machine."""
     if first_line and is_main() and "torch" not in sys.modules:
         print("loading PyTorch", file=sys.stderr, flush=True)
     atexit.register(gc.freeze)  # at exit, Python would collect all of PyTorch's objects, which takes seconds

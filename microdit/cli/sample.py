@@ -1,4 +1,4 @@
-"""`microdit sample`: draw captions with a trained run."""
+"""`microdit sample`: generate images of captions with a trained run."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ def add_sample_command(commands: Any) -> None:
         ['microdit sample runs/first "a cat" "two dogs" --count 4 --guidance 2 --out samples.png'],
     )
     sample.add_argument("run", type=Path, help="a run's output folder")
-    sample.add_argument("captions", nargs="+", help="one picture row per caption")
-    sample.add_argument("--out", type=Path, default=Path("samples.png"))
-    sample.add_argument("--count", type=types.count, default=4, help="pictures per caption (default 4)")
-    sample.add_argument("--seed", type=types.seed, default=0)
-    sample.add_argument("--steps", type=types.count, help="sampler steps instead of the run's own")
-    sample.add_argument("--guidance", type=types.finite, help="guidance instead of the run's own")
+    sample.add_argument("captions", nargs="+", help="each gives one row of images")
+    sample.add_argument("--out", type=Path, default=Path("samples.png"), help="the image file (samples.png)")
+    sample.add_argument("--count", type=types.count, default=4, metavar="N", help="images per caption (4)")
+    sample.add_argument("--seed", type=types.seed, default=0, help="seed of the noise (0)")
+    sample.add_argument("--steps", type=types.count, metavar="N", help="sampler steps (default: the run's)")
+    sample.add_argument("--guidance", type=types.finite, help="classifier-free guidance (default: the run's)")
     sample.add_argument(
         "--guidance-by",
         choices=("caption", "path_drop"),
-        help="what the weaker prediction lacks, instead of the run's own",
+        help="what the weaker prediction omits (default: the run's)",
     )
     sample.add_argument(
         "--guidance-interval",
         type=types.level,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="guidance only where LOW < sigma <= HIGH, instead of the run's own",
+        help="guide only noise levels LOW < sigma <= HIGH (default: the run's)",
     )
     sample.set_defaults(command=sample_command, loads_torch=True)
 

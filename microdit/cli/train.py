@@ -20,7 +20,7 @@ def add_train_command(commands: Any) -> None:
         "train and score one complete config.yaml",
         ["microdit-sweep config scale=smoke > config.yaml && microdit train config.yaml --out runs/first"],
     )
-    train.add_argument("config", type=Path, help="a complete configuration, as every run stores one")
+    train.add_argument("config", type=Path, help="a complete configuration, such as a run stores")
     train.add_argument("--out", type=Path, help="output folder instead of the configuration's output_dir")
     train.set_defaults(command=train_command, loads_torch=True)
 

@@ -52,7 +52,7 @@ def test_samples_take_on_the_style_of_eight_pictures(
     captured = capsys.readouterr()
     assert "7 pictures to train on and 1 held out; 100 steps of 8 at a rate of 0.003" in captured.err
     assert "pictures are scored with evaluation.samples=N, at most as many as are held out (1)" in captured.err
-    assert f'microdit sample {tmp_path / "tuned"} "a caption" draws with it' in captured.out
+    assert f'next: microdit sample {tmp_path / "tuned"} "a caption"' in captured.out
     metrics = json.loads((tmp_path / "tuned" / "metrics.json").read_text())
     assert np.isfinite(metrics["final/val_loss"])
     plain, tuned = (colour(folder, tmp_path / "cat.png") for folder in (base, tmp_path / "tuned"))

@@ -243,7 +243,7 @@ def test_one_sentence_and_nothing_half_written(
 def test_an_option_of_the_wrong_size_is_rejected_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["data", "cifar-captions", "--coyo", str(tmp_path), "--out", str(tmp_path / "out"), "--per-class", "0"]
     assert main(words) == 2
-    assert "argument --per-class: '0' is no whole number from 1" in capsys.readouterr().err
+    assert "argument --per-class: '0' is not a whole number from 1" in capsys.readouterr().err
 
 
 class Stream:

@@ -157,7 +157,7 @@ def test_several_processes_write_the_same_as_one(place: Path, tmp_path: Path, ca
         assert encode(place, tmp_path, "--captions", "--shard", part) == 0
     assert [path.name for path in shards(tmp_path)] == [path.name for path in shards(place / "done")]
     assert read_index(tmp_path)["fingerprint"] == read_index(place / "done")["fingerprint"]
-    assert "2  shards are still to be written by other processes" in capsys.readouterr().out
+    assert "2  shards are not written yet by other processes" in capsys.readouterr().out
 
 
 # ---- what is interrupted ----
