@@ -81,7 +81,7 @@ def test_what_has_no_partner_is_counted_and_named(tmp_path: Path) -> None:
     fails(tmp_path, files, "3 prompts and 3 labels for 2 images", prompts=["x"] * 3)
     fails(tmp_path, files, "2 prompts and 1 labels for 2 images", prompts=["x"] * 2, labels=[0])
     fails(tmp_path, files, r"'labels' has 2\.png", prompts=dict.fromkeys(files, "x"), labels={"2.png": 1})
-    fails(tmp_path, files, r"names '0\.png' again", prompts=[{"file": "0.png", "prompt": "x"}] * 2)
+    fails(tmp_path, files, r"repeats '0\.png'", prompts=[{"file": "0.png", "prompt": "x"}] * 2)
     fails(tmp_path, files, "entry 1 .* needs the keys", prompts=[{"file": "0.png", "prompt": "x"}, "y"])
     fails(tmp_path, files, r"prompt of '1\.png' must be text", prompts=["x", " "])
     fails(tmp_path, files, "strips of several images", prompts=["x", "y"], tile=64)
