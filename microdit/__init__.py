@@ -29,11 +29,20 @@ if TYPE_CHECKING:
     from microdit.data.in_memory import ImageCaptionDataset as ImageCaptionDataset
     from microdit.data.registry import build_dataset as build_dataset
     from microdit.data.registry import register_dataset as register_dataset
+    from microdit.diffusion.edm import register_objective as register_objective
+    from microdit.diffusion.noise_distribution import register_noise_distribution as register_noise_distribution
+    from microdit.diffusion.noise_schedules import register_noise_schedule as register_noise_schedule
+    from microdit.diffusion.objective import Objective as Objective
     from microdit.diffusion.samplers import SamplerConfig as SamplerConfig
+    from microdit.diffusion.samplers import register_sampler as register_sampler
+    from microdit.encoders.text import register_text_encoder as register_text_encoder
     from microdit.evaluation.config import EvalConfig as EvalConfig
+    from microdit.evaluation.extensions import register_feature_network as register_feature_network
+    from microdit.evaluation.extensions import register_metric as register_metric
     from microdit.model.config import DiTConfig as DiTConfig
     from microdit.model.dit import DiT as DiT
     from microdit.model.layers.feed_forward import register_feed_forward as register_feed_forward
+    from microdit.model.layers.patch_mixer import register_mixer as register_mixer
     from microdit.model.masking.base import Masking as Masking
     from microdit.model.masking.patch_mask import PatchMask as PatchMask
     from microdit.model.masking.registry import register_masking as register_masking
@@ -44,6 +53,7 @@ if TYPE_CHECKING:
     from microdit.pipeline.run_logger import NullLogger as NullLogger
     from microdit.pipeline.train import TrainingResult as TrainingResult
     from microdit.pipeline.train import train as train
+    from microdit.training.optim.lr_schedule import register_lr_schedule as register_lr_schedule
     from microdit.training.optim.optimizers import register_optimizer as register_optimizer
 
 # Public names and their modules; the block above gives them to type checkers, and a test keeps both equal.
@@ -61,6 +71,7 @@ PUBLIC = {
     "Masking": "model.masking.base",
     "MicroditError": "common.errors",
     "NullLogger": "pipeline.run_logger",
+    "Objective": "diffusion.objective",
     "PatchMask": "model.masking.patch_mask",
     "Pipeline": "pipeline.pretrained",
     "Sample": "data.dataset",
@@ -71,10 +82,19 @@ PUBLIC = {
     "list_presets": "model.presets",
     "load_config": "config.schema",
     "register_dataset": "data.registry",
+    "register_feature_network": "evaluation.extensions",
     "register_feed_forward": "model.layers.feed_forward",
+    "register_lr_schedule": "training.optim.lr_schedule",
     "register_masking": "model.masking.registry",
+    "register_metric": "evaluation.extensions",
+    "register_mixer": "model.layers.patch_mixer",
+    "register_noise_distribution": "diffusion.noise_distribution",
+    "register_noise_schedule": "diffusion.noise_schedules",
+    "register_objective": "diffusion.edm",
     "register_optimizer": "training.optim.optimizers",
     "register_patch_encoder": "alignment.patch_encoders",
+    "register_sampler": "diffusion.samplers",
+    "register_text_encoder": "encoders.text",
     "register_width_schedule": "model.width_schedules",
     "save_config": "config.schema",
     "train": "pipeline.train",

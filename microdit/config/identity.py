@@ -39,6 +39,7 @@ LATER_DEFAULTS: dict[str, Any] = {
     "model.masking.route.path_drop": 0.0,
     "sampler.guidance_by": "caption",
     "alignment.weights": None,
+    "text.encoder": None,
     "diffusion.objective": "edm",
     "diffusion.distribution": "lognormal",
     "diffusion.options": {},

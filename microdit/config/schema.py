@@ -28,8 +28,9 @@ from microdit.diffusion.noise_distribution import NOISE_DISTRIBUTIONS
 from microdit.diffusion.noise_schedules import NOISE_SCHEDULES
 from microdit.diffusion.samplers import SAMPLERS
 from microdit.encoders.autoencoder import AutoencoderConfig
-from microdit.encoders.text import TextConfig
+from microdit.encoders.text import TEXT_ENCODERS, TextConfig
 from microdit.evaluation.config import EvalConfig
+from microdit.evaluation.extensions import FEATURE_NETWORKS, METRIC_FUNCTIONS
 from microdit.model import DiTConfig
 from microdit.model.cost.memory import check_footprint
 from microdit.model.validate import check_model
@@ -140,6 +141,11 @@ class Config:
         LR_SCHEDULES.resolve(self.schedule.type)
         OBJECTIVES.resolve(self.diffusion.objective)
         NOISE_DISTRIBUTIONS.resolve(self.diffusion.distribution)
+        if self.text.encoder is not None:
+            TEXT_ENCODERS.resolve(self.text.encoder)
+        for metric in self.evaluation.metrics:
+            METRIC_FUNCTIONS.resolve(metric)
+        FEATURE_NETWORKS.resolve(self.evaluation.feature_net)
         SAMPLERS.resolve(self.sampler.type)
         NOISE_SCHEDULES.resolve(self.sampler.schedule)
 

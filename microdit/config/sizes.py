@@ -38,6 +38,8 @@ class HasSizes(Protocol):
 def stated_sizes(values: Mapping[str, Any]) -> Sizes:
     """The sizes of the encoders that a configuration names, as a mapping."""
     data, autoencoder, text = values["data"], values["autoencoder"]["path"], values["text"]["path"]
+    if values["text"].get("encoder") is not None:
+        text = None  # a class of the user's: its width is known when it is opened
     channels, downsampling = None, None
     if data["name"] == "latents" and autoencoder == OF_DATA:
         channels, downsampling = _sizes_of_latents(data["path"])

@@ -6,7 +6,7 @@ B batch, S text tokens, Y width of the text encoder.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
@@ -15,6 +15,7 @@ import torch
 
 from microdit.common.errors import ConfigError, nearest
 from microdit.common.limits import Range, check_settings
+from microdit.common.registry import Registry
 from microdit.encoders import open_clip_checkpoint, open_clip_text, transformers_text
 from microdit.encoders.bundled import TEXT_CLIP
 from microdit.encoders.hub import cached_hub_file, hub_folder
@@ -40,6 +41,7 @@ class TextConfig:
     # S, for transformers' encoders; null: the encoder's own, at most 77.
     length: Annotated[int | None, Range(1, 1 << 16)] = None
     cache: bool = True  # features kept on disk; false: encoded for each batch
+    encoder: str | None = None  # registered name or dotted path of a class of the user's; null: what `path` names
 
     def __post_init__(self) -> None:
         check_settings("text", self)
@@ -57,12 +59,19 @@ class TextEncoder(Protocol):
         """Encode B captions as (B, S, Y) float32, masked if the encoder masks; longer captions are cut at S tokens."""
 
 
+# A class is called with (settings, device).
+TEXT_ENCODERS: Registry[Callable[[TextConfig, torch.device], TextEncoder]] = Registry("text.encoder", {})
+register_text_encoder = TEXT_ENCODERS.register
+
+
 def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -> TextEncoder:
     """Open the text encoder that `config.path` names.
 
     Raises:
         ConfigError: if something is missing; the message has it and the valid choices.
     """
+    if config.encoder is not None:
+        return TEXT_ENCODERS.resolve(config.encoder)(config, torch.device(device))
     path, folder = config.path, _folder(config.path)
     if path.startswith((CLIP_HUB, TRANSFORMERS_HUB)):
         folder = _hub_folder(path)
@@ -80,6 +89,8 @@ def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -
 
 def text_length(config: TextConfig) -> int | None:
     """Return S of the encoder that `config` names, without loading it; None if its folder is not on this machine."""
+    if config.encoder is not None:
+        return config.length
     path = config.path
     try:
         folder = _local_folder(path)

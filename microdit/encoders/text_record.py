@@ -43,7 +43,7 @@ class TextRecord:
 
 def text_record(config: TextConfig, fingerprint: str) -> TextRecord:
     """Return the record of a configured encoder; `fingerprint` is "" if its files are unknown."""
-    return TextRecord(published_name(config.path), config.layer, fingerprint)
+    return TextRecord(config.encoder or published_name(config.path), config.layer, fingerprint)
 
 
 def recorded_text(weights: Path) -> TextRecord | None:
@@ -85,7 +85,7 @@ def check_features(weights: Path, config: TextConfig) -> None:
     where = f"{weights} was trained on features of the text encoder {record}, layer '{record.layer}'"
     if config.layer != record.layer:
         raise ConfigError(f"'text.layer' is {config.layer}, but {where}; set text.layer={record.layer}")
-    name = published_name(config.path)
+    name = config.encoder or published_name(config.path)
     if name and name == record.name and name not in BUNDLED:
         return
     fingerprint = build_text_encoder(config).fingerprint if record.fingerprint else ""

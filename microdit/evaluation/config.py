@@ -10,11 +10,10 @@ from typing import Annotated, Literal
 
 from microdit.common.errors import ConfigError, nearest
 from microdit.common.limits import NOT_EMPTY, Range, check_settings
+from microdit.evaluation.extensions import BUNDLED_METRICS, FEATURE_NETWORKS, METRIC_FUNCTIONS, score_name
 
-METRICS = ("fd", "kid", "clip_fd", "clip_score", "class_accuracy", "precision", "recall")
-DEFAULT_METRICS = METRICS[:5]
+DEFAULT_METRICS = BUNDLED_METRICS[:5]
 FEATURE_NET_METRICS = ("fd", "kid", "precision", "recall")  # measured on `feature_net`; the others on `clip`
-FEATURE_NETS = ("efficientnet-lite0", "inception-v3", "dinov2")
 BUILTIN_NET = "efficientnet-lite0"  # bundled in a package; the other networks' weights are files
 
 
@@ -30,7 +29,7 @@ class EvalConfig:
 
     samples: Annotated[int, Range(0, 10**8)] = 1024  # images generated and scored at the end; 0 skips the evaluation
     batch_size: Annotated[int, Range(1, 1 << 20)] = 32  # images per forward pass of the scoring networks
-    metrics: tuple[str, ...] = DEFAULT_METRICS  # which of METRICS to compute
+    metrics: tuple[str, ...] = DEFAULT_METRICS  # bundled names, registered ones or dotted paths of functions
     feature_net: str = BUILTIN_NET  # network of `fd`, `kid`, `precision`, `recall`; see evaluation/feature_networks.py
     # Its file, or a URL to download it from; null: the file in torch hub's folder
     feature_weights: Annotated[str | None, NOT_EMPTY] = None
@@ -55,16 +54,12 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check_settings("evaluation", self)
         if not self.metrics:
-            raise ConfigError(f"'evaluation.metrics' is empty; {nearest('', METRICS)}")
+            raise ConfigError(f"'evaluation.metrics' is empty; {nearest('', METRIC_FUNCTIONS)}")
         for name in self.metrics:
-            if name not in METRICS:
-                raise ConfigError(f"'evaluation.metrics' has {name!r}; {nearest(name, METRICS)}")
-        if len(set(self.metrics)) != len(self.metrics):
+            METRIC_FUNCTIONS.check(name)
+        if len(set(map(score_name, self.metrics))) != len(self.metrics):
             raise ConfigError(f"'evaluation.metrics' repeats a metric: {list(self.metrics)}")
-        if self.feature_net not in FEATURE_NETS:
-            raise ConfigError(
-                f"'evaluation.feature_net' is {self.feature_net!r}; {nearest(self.feature_net, FEATURE_NETS)}"
-            )
+        FEATURE_NETWORKS.check(self.feature_net)
         if self.feature_weights is not None and self.feature_net == BUILTIN_NET:
             raise ConfigError(
                 f"'evaluation.feature_weights' is {self.feature_weights!r}, but 'evaluation.feature_net' is "

@@ -2,8 +2,9 @@
 
 Each is a subclass of torch-fidelity's `FeatureExtractorBase`, registered under a name. torch-fidelity gives it datasets
 of uint8 images (3, H, W) and computes the metrics from its features.
-To add a network, add its name to `FEATURE_NETS` (config.py), a case to `feature_net` (feature_networks.py) and a row to
-`EXTRACTORS`. Only scoring loads this file: torch-fidelity takes seconds to import.
+To bundle another network, add its name to `BUNDLED_NETS` (extensions.py), a case to `feature_net` (feature_networks.py)
+and a row to `EXTRACTORS`. A user's network needs only a class (`FeatureNetwork` in extensions.py). Only scoring loads
+this file: torch-fidelity takes seconds to import.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from microdit.encoders.dinov2 import SIDE, dinov2_normalized, open_dinov2
 from microdit.encoders.efficientnet_lite0 import CPU_CHUNK, build_lite0, fold_batch_norm, lite0_pixels
 from microdit.encoders.pretrained_weights import SCORING
 from microdit.evaluation.clip import ScoringClip
-from microdit.evaluation.feature_networks import SCORE_CLIP, FeatureNet
+from microdit.evaluation.feature_networks import SCORE_CLIP, USER_NET, FeatureNet
 
 
 class _SingleLayer(FeatureExtractorBase):
@@ -147,6 +148,19 @@ class DinoFeatures(_SingleLayer):
         return (self.network(dinov2_normalized(x)).float(),)
 
 
+class UserFeatures(_SingleLayer):
+    """The features of a network of the user's."""
+
+    def __init__(self, name: str, features_list: list[str], feature_net: FeatureNet | None = None, **_unused: Any):
+        super().__init__(name, features_list)
+        if feature_net is None or feature_net.network is None:
+            raise ValueError("the extractor needs 'feature_net', with its network, among the keywords")
+        self.features_of = feature_net.network.features
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (self.features_of(images),)
+
+
 def _weights(net: FeatureNet | None) -> tuple[Path, str]:
     if net is None or net.weights is None:
         raise ValueError("the extractor needs 'feature_net', with its weights, among the keywords")
@@ -166,6 +180,7 @@ EXTRACTORS: Mapping[str, type[FeatureExtractorBase]] = {
     "inception-v3": InceptionFeatures,
     "dinov2": DinoFeatures,
     SCORE_CLIP: ScoreClipFeatures,
+    USER_NET: UserFeatures,
 }
 
 

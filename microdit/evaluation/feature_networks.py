@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from microdit.encoders.efficientnet_lite0 import LITE0_SIDE, lite0_digest
 from microdit.encoders.pretrained_weights import PUBLISHED, SCORING, find_weights
 from microdit.evaluation.clip import BUILTIN, ScoringClip, clip_folder, clip_title
 from microdit.evaluation.config import BUILTIN_NET, EvalConfig
+from microdit.evaluation.extensions import FEATURE_NETWORKS, FeatureNetwork, score_name
 
+USER_NET = "user"  # key of `EXTRACTORS` for a network of the user's
 SCORE_CLIP = "score-clip"  # name of the scoring CLIP's image tower
 FEATURES_VERSION = 2  # part of the names of stored features; raise it if the preparation of images changes
 INCEPTION_WIDTH = 2048
@@ -32,6 +35,7 @@ class FeatureNet:
     resize: str  # how images are resized to its input; part of the names of stored features
     exact: bool = True
     weights: Path | None = None
+    network: FeatureNetwork | None = None  # of the user's
 
     @property
     def tag(self) -> str:
@@ -53,6 +57,11 @@ def feature_net(config: EvalConfig) -> FeatureNet:
     if name == BUILTIN_NET:
         side = f"bilinear-antialias-{LITE0_SIDE}"
         return FeatureNet(name, "efficientnet-lite0-imagenet", lite0_digest(), 1280, side, exact=False)
+    user_class = FEATURE_NETWORKS.resolve(name)
+    if user_class is not None:
+        network = user_class(config.feature_weights)
+        digest = hashlib.sha256(network.fingerprint.encode()).hexdigest()
+        return FeatureNet(USER_NET, score_name(name), digest, network.width, "own", network=network)
     weights = find_weights(name, config.feature_weights, SCORING)
     digest = content_digest(weights)
     if name == "inception-v3":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from microdit.common.contract import FLOOR_SUFFIX, INCEPTION_LABELS, REAL_SUFFIX
 from microdit.evaluation.config import BUILTIN_NET, FEATURE_NET_METRICS, EvalConfig
+from microdit.evaluation.extensions import score_name
 from microdit.evaluation.feature_extractors import open_network
 from microdit.evaluation.feature_networks import FeatureNet, clip_net, feature_net
 from microdit.evaluation.prompt_files import prompts_digest, read_prompts
@@ -78,6 +79,8 @@ def describe(values: Mapping[str, float], config: EvalConfig) -> str:
         lines.append(f"{title:16s}{values[name]:<10.4g}  {', '.join([*beside, _meaning(name, used)])}")
         if name in ("fd", "clip_fd") and values["samples"] <= used.width:
             scarce.append(f"{title} ({used.width})")
+    own = [score_name(name) for name in config.metrics if score_name(name) not in METRIC_DESCRIPTIONS]
+    lines += [f"{name:16s}{values[name]:<10.4g}" for name in own if name in values]
     if scarce:
         lines.append(
             f"Fewer samples than features: {', '.join(scarce)}. These are biased upward; compare them only with their "

@@ -19,6 +19,7 @@ from microdit.data.dataset import CaptionedImages
 from microdit.data.emoji.captions import CLASS_NOUNS
 from microdit.evaluation.clip import BUILTIN, ScoringClip, scoring_clip
 from microdit.evaluation.config import FEATURE_NET_METRICS, EvalConfig
+from microdit.evaluation.extensions import METRIC_FUNCTIONS, score_name
 from microdit.evaluation.feature_networks import clip_net, feature_net
 from microdit.evaluation.fidelity import Distances
 from microdit.evaluation.reference import ReferenceSplit
@@ -78,8 +79,21 @@ def score(
         texts, classes = [item.caption for item in items], [item.label for item in items]
         of_real = agreement(stack, texts, classes, reference.classes, config, clip)
         values |= {f"{name}_real": value for name, value in of_real.items() if name in values}
+    values |= _of_the_user(images, captions, real, config)
     require_sound(values, "when the images are scored")
     return values
+
+
+def _of_the_user(
+    images: np.ndarray, captions: Sequence[str], real: ReferenceSplit, config: EvalConfig
+) -> dict[str, float]:
+    """Return the user's metrics of `images`, against real images that are not in the reference."""
+    functions = {score_name(name): METRIC_FUNCTIONS.resolve(name) for name in config.metrics}
+    functions = {name: function for name, function in functions.items() if function is not None}
+    if not functions:
+        return {}
+    held = np.stack([item.image for item in real.held_items()])
+    return {name: float(function(images, captions, held)) for name, function in functions.items() if function}
 
 
 def agreement(

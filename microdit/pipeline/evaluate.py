@@ -12,7 +12,16 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from microdit.alignment.config import AlignmentConfig
-from microdit.common.contract import FINAL_PREFIX, FINAL_VAL_LOSS, VAL_LOSS_CURVE, final_metric, noise_set_metric
+from microdit.common.contract import (
+    FINAL_PREFIX,
+    FINAL_VAL_LOSS,
+    FLOOR_SUFFIX,
+    NOT_SCORES,
+    REAL_SUFFIX,
+    VAL_LOSS_CURVE,
+    final_metric,
+    noise_set_metric,
+)
 from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import sweep
 from microdit.config.schema import Config, load_config
@@ -20,7 +29,7 @@ from microdit.data.dataset import CaptionedImages
 from microdit.data.in_memory import check_dataset
 from microdit.data.registry import build_dataset
 from microdit.diffusion import Objective
-from microdit.evaluation.config import METRICS, EvalConfig
+from microdit.evaluation.config import EvalConfig
 from microdit.evaluation.image_folder import evaluate_folder
 from microdit.evaluation.prompt_files import read_prompts
 from microdit.evaluation.report import check_scoring
@@ -162,7 +171,8 @@ def prefix_scores(scores: Mapping[str, float], noise: int) -> dict[str, float]:
     """Scores under the names that a run reports; of further noises only what depends on them."""
     if not noise:
         return {final_metric(name): value for name, value in scores.items()}
-    return {noise_set_metric(noise, name): value for name, value in scores.items() if name in METRICS}
+    of_real = (*NOT_SCORES, *(name for name in scores if name.endswith((FLOOR_SUFFIX, REAL_SUFFIX))))
+    return {noise_set_metric(noise, name): value for name, value in scores.items() if name not in of_real}
 
 
 def _draw(

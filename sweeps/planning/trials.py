@@ -15,6 +15,7 @@ from microdit.common.parsing import flatten
 from microdit.config.identity import former_key, identity_mapping, trial_key
 from microdit.config.schema import Config, config_from_mapping
 from microdit.config.sizes import check_stated_sizes
+from microdit.evaluation.extensions import score_name
 from microdit.pipeline.cost import training_flops
 from sweeps.config.hydra_compose import as_override, compose_mapping
 from sweeps.config.study import Study
@@ -235,8 +236,9 @@ def _check_primary(study: Study, configs: Mapping[str, Config]) -> None:
                 f"{study.source}: 'metrics.primary' is '{primary}', which arm '{arm}' does not have: the prompts of "
                 "the file 'evaluation.prompts' have no classes"
             )
-        if primary not in (*config.evaluation.metrics, FINAL_VAL_LOSS):
-            hint = nearest(primary, (*config.evaluation.metrics, FINAL_VAL_LOSS))
+        scores = (*map(score_name, config.evaluation.metrics), FINAL_VAL_LOSS)
+        if primary not in scores:
+            hint = nearest(primary, scores)
             raise ConfigError(f"{study.source}: 'metrics.primary' is '{primary}', which arm '{arm}' lacks; {hint}")
 
 

@@ -21,7 +21,8 @@ from microdit.data.config import DataConfig
 from microdit.data.dataset import CaptionedImages
 from microdit.data.registry import build_dataset
 from microdit.evaluation.clip import ScoringClip
-from microdit.evaluation.config import FEATURE_NETS, EvalConfig
+from microdit.evaluation.config import EvalConfig
+from microdit.evaluation.extensions import BUNDLED_NETS
 from microdit.evaluation.feature_extractors import EXTRACTORS, EfficientNetLite0Features
 from microdit.evaluation.feature_networks import SCORE_CLIP
 from microdit.evaluation.reference import ReferenceSplit
@@ -240,7 +241,7 @@ def test_the_name_of_the_networks_names_their_weights() -> None:
     lite, clip = feature_net_name(EvalConfig()).split("+")
     assert lite.startswith("efficientnet-lite0-imagenet@")
     assert clip == f"score-clip@{ScoringClip().fingerprint[:8]}"
-    assert set(FEATURE_NETS) == set(EXTRACTORS) - {SCORE_CLIP}
+    assert set(BUNDLED_NETS) == set(EXTRACTORS) - {SCORE_CLIP, "user"}
 
 
 @given(

@@ -1,0 +1,59 @@
+"""Scores and feature networks of the user's, by name or dotted path.
+
+B batch, F features, H W image height and width, N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from microdit.common.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BUNDLED_METRICS = ("fd", "kid", "clip_fd", "clip_score", "class_accuracy", "precision", "recall")
+BUNDLED_NETS = ("efficientnet-lite0", "inception-v3", "dinov2")
+
+# (generated images (N, H, W, 3) uint8, their captions, as many real images (N, H, W, 3) uint8) -> score
+Metric = Callable[[np.ndarray, Sequence[str], np.ndarray], float]
+
+
+class FeatureNetwork:
+    """The role: maps images to the features that fd, kid, precision and recall compare.
+
+    Args:
+        weights: `evaluation.feature_weights`.
+    """
+
+    width: int  # F
+
+    def __init__(self, weights: str | None) -> None:
+        self.weights = weights
+
+    @property
+    def fingerprint(self) -> str:
+        """Name everything that determines the features of an image; stored features are keyed by it."""
+        raise NotImplementedError
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return features (B, F) of images (B, 3, H, W) uint8, on the images' device."""
+        raise NotImplementedError
+
+
+# Our own entries are None: `score` computes them together, since they share features.
+METRIC_FUNCTIONS: Registry[Metric | None] = Registry("evaluation.metrics", dict.fromkeys(BUNDLED_METRICS))
+register_metric = METRIC_FUNCTIONS.register
+
+FEATURE_NETWORKS: Registry[type[FeatureNetwork] | None] = Registry(
+    "evaluation.feature_net", dict.fromkeys(BUNDLED_NETS), base=FeatureNetwork
+)
+register_feature_network = FEATURE_NETWORKS.register
+
+
+def score_name(metric: str) -> str:
+    """Return the name under which a metric is stored: of a dotted path the last part."""
+    return metric.rpartition(".")[2]
