@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from microdit.common.claims import parse_claim
 from microdit.common.contract import COST_PREFIX, DEFAULT_PRIMARY
 from microdit.common.errors import ConfigError, named, nearest, shown
 from microdit.common.parsing import parse, read_yaml
@@ -79,6 +80,7 @@ class StudySpec:
     seeds: tuple[int, ...] = (0, 1, 2)
     metrics: Metrics = Metrics()
     figure: Figure = Figure()
+    claims: tuple[Any, ...] = ()  # what the study expects of its arms; see microdit.common.claims
     scales: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -112,6 +114,7 @@ class Study:
             "seeds": list(self.seeds),
             "metrics": {"primary": f.metrics.primary, "direction": f.metrics.direction},
             "figure": {"x": f.figure.x, "hue": f.figure.hue},
+            "claims": [dict(claim) for claim in f.claims],
         }
 
 
@@ -157,12 +160,22 @@ def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> S
     for axis in (file.figure.x, file.figure.hue):
         if axis not in ("", "arm", *COST_AXES):
             check_key(axis, source=f"{source}, figure")
+    _check_claims(file, source)
     chosen = seeds or (file.seeds if choice.seeds is None else choice.seeds)
     if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
         raise ConfigError(f"{source}: 'seeds' is {list(chosen)}; give whole numbers from 0, each once, at least one")
     if file.search and len(chosen) > 1:
         raise ConfigError(f"{source}: a search tries each point at one seed; give seeds: [{chosen[0]}]")
     return Study(path.stem, scale, source, file, arms, chosen, {**file.overrides, **choice.overrides})
+
+
+def _check_claims(file: StudySpec, source: str) -> None:
+    for number, values in enumerate(file.claims):
+        place = f"{source}, claims[{number}]"
+        for key in parse_claim(values, place, own=True).setting_keys:
+            known = key == "arm" or (key.startswith(COST_PREFIX) and key in COST_AXES)
+            if not known:
+                check_key(re.sub(r"\.\d+$", "", key), source=place)  # `some.list.1` is an element of a list
 
 
 def _scale_choice(file: StudySpec, scale: str, source: str) -> ScaleChoice:

@@ -138,3 +138,46 @@ def test_missing_paths_at_paper_scale_are_named():
         compose_config(["scale=paper"])
     with pytest.raises(ConfigError, match=r"no default here for autoencoder\.path;"):
         compose_config(["scale=paper", "data=emoji"])
+
+
+CLAIM = "text: t, kind: better, metrics: [fd], arm: {optimizer.lr: 0.1}, against: {optimizer.lr: 0.2}"
+
+
+def with_claims(tmp_path: Path, claims: str) -> Path:
+    path = tmp_path / "claimed.yaml"
+    path.write_text(f"question: q\naxes: {{optimizer.lr: [0.1, 0.2]}}\nclaims: {claims}\n")
+    return path
+
+
+def test_a_study_states_claims_of_its_own(tmp_path: Path) -> None:
+    stored = load_study(str(with_claims(tmp_path, f"[{{{CLAIM}}}]")), "smoke").as_mapping()["claims"]
+    assert stored == [
+        {
+            "text": "t",
+            "kind": "better",
+            "metrics": ["fd"],
+            "arm": {"optimizer.lr": 0.1},
+            "against": {"optimizer.lr": 0.2},
+        }
+    ]
+    assert load_study("masking_ratio", "smoke").as_mapping()["claims"] == []
+
+
+@pytest.mark.parametrize(
+    ("claims", "words"),
+    [
+        ("[{text: t}]", r"claims\[0\], 't': 'kind' is missing"),
+        (f"[{{{CLAIM}}}, {{{CLAIM}, trust: summary}}]", r"claims\[1\], 't': unknown key 'trust'"),
+        (f"[{{{CLAIM.replace('better', 'beter')}}}]", r"'kind' is 'beter'; did you mean 'better'\?"),
+        (
+            f"[{{{CLAIM.replace('optimizer.lr: 0.1', 'optimizer.lrs: 0.1')}}}]",
+            r"claims\[0\].*'optimizer\.lrs'.*'optimizer\.lr'",
+        ),
+        (f"[{{{CLAIM}, margin: {{fd: much}}}}]", r"'margin' of fd is 'much'"),
+        (f"[{{{CLAIM.replace('0.1}', '{abov: 1}}')}}}]", r"unknown condition 'abov'; did you mean 'above'\?"),
+        ("[t]", r"claims\[0\]: a claim must be a mapping"),
+    ],
+)
+def test_a_wrong_claim_is_rejected_with_its_place(claims: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_study(str(with_claims(tmp_path, claims)), "smoke")
