@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from microdit.common.claims import parse_claim
-from microdit.common.contract import COST_PREFIX, DEFAULT_PRIMARY
+from microdit.common.contract import COST_PREFIX, DEFAULT_PRIMARY, SECONDS, USD
 from microdit.common.errors import ConfigError, named, nearest, shown
 from microdit.common.parsing import parse, read_yaml
 from microdit.pipeline.cost import COSTS
@@ -173,8 +173,7 @@ def _check_claims(file: StudySpec, source: str) -> None:
     for number, values in enumerate(file.claims):
         place = f"{source}, claims[{number}]"
         for key in parse_claim(values, place, own=True).setting_keys:
-            known = key == "arm" or (key.startswith(COST_PREFIX) and key in COST_AXES)
-            if not known:
+            if key not in ("arm", *COST_AXES, SECONDS, USD):
                 check_key(re.sub(r"\.\d+$", "", key), source=place)  # `some.list.1` is an element of a list
 
 

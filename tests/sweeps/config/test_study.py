@@ -170,7 +170,7 @@ def test_a_study_states_claims_of_its_own(tmp_path: Path) -> None:
         (f"[{{{CLAIM}}}, {{{CLAIM}, trust: summary}}]", r"claims\[1\], 't': unknown key 'trust'"),
         (f"[{{{CLAIM.replace('better', 'beter')}}}]", r"'kind' is 'beter'; did you mean 'better'\?"),
         (
-            f"[{{{CLAIM.replace('optimizer.lr: 0.1', 'optimizer.lrs: 0.1')}}}]",
+            f"[{{{CLAIM.replace('lr: 0.1', 'lrs: 0.1')}}}]",
             r"claims\[0\].*'optimizer\.lrs'.*'optimizer\.lr'",
         ),
         (f"[{{{CLAIM}, margin: {{fd: much}}}}]", r"'margin' of fd is 'much'"),
