@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from microdit.common.claims import parse_claim
 from microdit.common.contract import COST_PREFIX, DEFAULT_PRIMARY, SECONDS, USD
 from microdit.common.errors import ConfigError, named, nearest, shown
 from microdit.common.parsing import parse, read_yaml
+from microdit.common.stores.claims import parse_claim
 from microdit.pipeline.cost import COSTS
 from sweeps.config.hydra_compose import EXPERIMENTS, check_key
 
@@ -80,7 +80,7 @@ class StudySpec:
     seeds: tuple[int, ...] = (0, 1, 2)
     metrics: Metrics = Metrics()
     figure: Figure = Figure()
-    claims: tuple[Any, ...] = ()  # what the study expects of its arms; see microdit.common.claims
+    claims: tuple[Any, ...] = ()  # what the study expects of its arms; see microdit.common.stores.claims
     scales: Mapping[str, Any] = field(default_factory=dict)
 
 
