@@ -131,7 +131,7 @@ def test_the_launch_shows_the_report(written: Path, masking_store: str) -> None:
     assert second.startswith("Verdicts: **reproduced**: deferred masking beats naive masking at each ratio")
     begin = note[: note.index("|")]
     assert "The paper (section 4) claims: deferred masking beats naive masking." in begin
-    assert "at each ratio (trust: seed): **reproduced**" in begin, "before the table: MLflow shows the beginning"
+    assert "at each ratio (trust: summary): **reproduced**" in begin, "before the table: MLflow shows the beginning"
     assert "Held fixed over the arms: steps." in note
     assert "    microdit-report masking_ratio scale=demo" in note
     heads = [line for line in note.splitlines() if line.startswith("| arm")]
