@@ -8,7 +8,7 @@ from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from microdit.common.command_line import (
     SWITCH,
@@ -21,9 +21,11 @@ from microdit.common.command_line import (
 )
 from microdit.common.errors import ConfigError, named, nearest
 from microdit.common.files.strict_yaml import load_yaml
+from microdit.common.limits import Range
 from microdit.common.stores.sqlite_uri import check_utf8
 from sweeps.config.override_quoting import quoted_path
 
+T = TypeVar("T", int, float)
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 LAUNCHER = "hydra.launcher."
 RUN = "run"  # the command that may be left out
@@ -160,13 +162,17 @@ class CommandLine:
         given = self.own.get("queue_uri")
         return absolute_uri(str(given), "queue_uri") if given else default_queue_uri(self.root)
 
-    def number(self, key: str, default: int, least: int = 1) -> int:
+    def number(self, key: str, default: T, allowed: Range) -> T:
+        """Return a number within `allowed`; it must be a whole number if `default` is one."""
         value = self.own.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{key}={value}: it must be a whole number of at least {least}")
-        return value
+        whole = isinstance(default, int)
+        kinds = (int,) if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or value not in allowed:
+            raise ConfigError(f"{key}={value}: it must be a {'whole ' if whole else ''}number, {allowed}")
+        return type(default)(value)
 
     def switch(self, key: str, default: bool) -> bool:
+        """Return an option that is true or false."""
         value = self.own.get(key, default)
         if not isinstance(value, bool):
             raise ConfigError(f"{key}={value}: it must be true or false")

@@ -14,6 +14,7 @@ import yaml
 
 from microdit.common.command_line import FAILED, USER_ERROR, run_command
 from microdit.common.errors import ConfigError, DivergenceError, MicroditError
+from microdit.common.limits import Range
 from microdit.common.process.distributed import destroy_process_group, is_main, world_size
 from microdit.common.process.waiting import waiting
 from microdit.common.stores.secrets import masked
@@ -99,7 +100,7 @@ def _dispatch(words: CommandLine, command_line: str) -> int:
 def _options(words: CommandLine, command_line: str) -> Any:
     from sweeps.execution.launch import Options
 
-    per_gpu = words.number("workers_per_gpu", 1)
+    per_gpu = words.number("workers_per_gpu", 1, Range(1))
     return Options(
         root=words.root,
         uri=words.uri(),
@@ -110,7 +111,7 @@ def _options(words: CommandLine, command_line: str) -> Any:
         artifacts=str(words.own.get("artifacts_uri", "")),
         launcher=str(words.own.get("launcher", "local")),
         launcher_options=tuple(word for word in words.overrides if word.startswith(LAUNCHER)),
-        max_retries=words.number("max_retries", 1, least=0),
+        max_retries=words.number("max_retries", 1, Range(0)),
         fail_fast=words.switch("fail_fast", False),
         wide=words.switch("wide", False),
     )
@@ -137,11 +138,19 @@ def _study(words: CommandLine, options: Any) -> int:
         raise ConfigError(f"study={named}: several studies can be planned together, but must be launched one by one")
     studies = [load_study(str(name), words.scale, tuple(seeds) if seeds else None) for name in names]
     if words.command == "plan":
-        from sweeps.planning.cost_estimate import estimate_options
         from sweeps.planning.plan_command import plan_study
 
-        return plan_study(studies, overrides, options, estimate_options(words.own))
+        return plan_study(studies, overrides, options, _estimate_options(words))
     return launch_study(studies[0], overrides, options)
+
+
+def _estimate_options(words: CommandLine) -> Any:
+    from sweeps.planning.cost_estimate import Accelerator, EstimateOptions, load_accelerator
+
+    device = load_accelerator(str(words.own.get("accelerator", "h100")))
+    price = words.number("usd_per_hour", device.usd_per_hour, Range(0, 1e9))
+    utilisation = words.number("utilisation", EstimateOptions.utilisation, Range(above=0, most=1))
+    return EstimateOptions(Accelerator(device.name, device.tflops, price), utilisation, words.switch("measure", True))
 
 
 def _workers(words: CommandLine, per_gpu: int) -> int:
@@ -149,7 +158,7 @@ def _workers(words: CommandLine, per_gpu: int) -> int:
         from sweeps.execution.worker import visible_gpus
 
         return len(visible_gpus()) * per_gpu or len(os.sched_getaffinity(0))
-    return words.number("workers", 1)
+    return words.number("workers", 1, Range(1))
 
 
 def _train(words: CommandLine, options: Any) -> int:
@@ -166,7 +175,4 @@ def _train(words: CommandLine, options: Any) -> int:
 def _ui(words: CommandLine) -> int:
     from sweeps.tracking.mlflow_ui import serve
 
-    port = words.own.get("port", 5000)
-    if not isinstance(port, int) or not 0 < port < 65536:
-        raise ConfigError(f"port={port}: it must be a whole number below 65536")
-    return serve(words.uri(), words.root, port)
+    return serve(words.uri(), words.root, words.number("port", 5000, Range(1, 65535)))

@@ -5,9 +5,9 @@ Training steps only. Units are seconds, FLOPs and USD unless a name says otherwi
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from microdit.common.errors import ConfigError, nearest
 from microdit.common.limits import Range, check_settings
@@ -60,22 +60,6 @@ def load_accelerator(name: str) -> Accelerator:
     if name not in entries:
         raise ConfigError(f"{ACCELERATORS}: no accelerator '{name}'; {nearest(name, entries)}")
     return parse(Accelerator, {"name": name, **entries[name]}, f"{ACCELERATORS}: {name}")
-
-
-def estimate_options(own: Mapping[str, Any]) -> EstimateOptions:
-    """Return the options given on the command line; raise ConfigError for an invalid one."""
-    accelerator = load_accelerator(str(own.get("accelerator", "h100")))
-    utilisation = own.get("utilisation", EstimateOptions.utilisation)
-    if not _is_number(utilisation) or not 0 < utilisation <= 1:
-        raise ConfigError(f"utilisation={utilisation}: it must be a share of the peak, above 0 and at most 1")
-    price = own.get("usd_per_hour", accelerator.usd_per_hour)
-    if not _is_number(price) or not 0 <= price < float("inf"):
-        raise ConfigError(f"usd_per_hour={price}: it must be a number of at least 0")
-    measure = own.get("measure", True)
-    if not isinstance(measure, bool):
-        raise ConfigError(f"measure={measure}: it must be true or false")
-    priced = Accelerator(accelerator.name, accelerator.tflops, float(price))
-    return EstimateOptions(priced, float(utilisation), measure)
 
 
 def accelerator_seconds(flops: float, accelerator: Accelerator, utilisation: float) -> float:
@@ -133,7 +117,3 @@ def _speed(config: Config, known: dict[object, float | None]) -> float | None:
     if key not in known:
         known[key] = measure_seconds_per_image(config)
     return known[key]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
