@@ -123,7 +123,7 @@ def _describe(index: Mapping[str, Any]) -> None:
     statistics, quality = index["statistics"], index["round_trip"]
     print(f"{statistics['train']['images']:12,d}  images for train, {statistics['val']['images']:,} for val")
     if index["skipped"]:
-        print(f"{len(index['skipped']):12,d}  images left out as broken, such as {index['skipped'][0]}")
+        print(f"{len(index['skipped']):12,d}  images skipped as unreadable, such as {index['skipped'][0]}")
     print(f"{index['sigma_data']['train']:12.4f}  sigma_data")
     if quality["psnr_db"] is not None:
         print(f"{quality['psnr_db']:12.2f}  dB PSNR of the round trip, over {quality['images']} images")

@@ -29,11 +29,11 @@ def add_finetune_command(commands: Any) -> None:
 
 
 def finetune_command(arguments: argparse.Namespace) -> None:
-    from microdit.pipeline.finetune import finetune_config, words_about
+    from microdit.pipeline.finetune import finetune_config, summary
 
     config = finetune_config(arguments.run, arguments.data, arguments.out, arguments.steps, arguments.overrides)
     if is_main():
-        print(words_about(config), file=sys.stderr)
+        print(summary(config), file=sys.stderr)
     train_and_print(config)
     if is_main():
         print(f'next: microdit sample {arguments.out} "a caption"')

@@ -19,7 +19,7 @@ def add_sample_command(commands: Any) -> None:
         "generate images of captions with a trained run",
         ['microdit sample runs/first "a cat" "two dogs" --count 4 --guidance 2 --out samples.png'],
     )
-    sample.add_argument("run", type=Path, help="a run's output folder")
+    sample.add_argument("run", type=Path, help="folder of a run or an imported model, or a .safetensors file")
     sample.add_argument("captions", nargs="+", help="each gives one row of images")
     sample.add_argument("--out", type=Path, default=Path("samples.png"), help="the image file (samples.png)")
     sample.add_argument("--count", type=types.count, default=4, metavar="N", help="images per caption (4)")

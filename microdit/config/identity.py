@@ -14,7 +14,7 @@ from microdit.encoders.pretrained_weights import weights_identity
 from microdit.training.init_optimizer import optimizer_digest
 from microdit.training.init_weights import weights_digest
 
-# Keys that may differ between two runs that are the same experiment: where it writes, where it runs, how it reports.
+# Keys that don't change an experiment: where it writes, where it runs, how it reports.
 EXCLUDED_FROM_KEY = (
     "name",
     "output_dir",
@@ -29,7 +29,8 @@ EXCLUDED_FROM_KEY = (
     "text.cache",
 )
 
-# Keys that came after runs were recorded: left out where they say what those runs did, so that their keys still stand.
+# Keys added after runs were recorded. With these values they are left out of the identity, so that the identities of
+# recorded runs stay valid.
 LATER_DEFAULTS: dict[str, Any] = {
     "text.length": None,
     "training.init": None,
@@ -51,22 +52,22 @@ LATER_DEFAULTS: dict[str, Any] = {
     "sampler.options": {},
 }
 
-# The version of what a run computes from its settings and data. Raise it when results change; say in HISTORY what
-# changed, and in `former_key` which runs stay what they were.
+# Version of what a run computes from its settings and data. If results change, raise it, describe the change in
+# HISTORY, and let `former_key` return the former identity of runs that compute the same.
 ALGORITHM = 2
 
 HISTORY = {2: "the initialization of every network became the released model's"}
 
-NOT_PART_OF_TRAINING_KEY = ("sampler", "evaluation")  # groups that have no say in what is learnt
+NOT_PART_OF_TRAINING_KEY = ("sampler", "evaluation")  # groups that don't affect the weights
 
 
 def identity_mapping(config: Config) -> dict[str, Any]:
-    """The configuration without its volatile keys: what makes two runs the same experiment.
+    """Return the settings that identify an experiment: all but the volatile ones.
 
     Initial weights, the initial optimizer state and the alignment's weights are identified by content, not path.
 
     Raises:
-        ConfigError: if the initial ones are missing.
+        ConfigError: if a file of initial weights is missing.
     """
     values = to_mapping(config)
     for key in EXCLUDED_FROM_KEY:
@@ -88,7 +89,7 @@ def identity_mapping(config: Config) -> dict[str, Any]:
 
 
 def _owner(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
-    """The mapping that holds a dotted key, and the key's last word."""
+    """Return the mapping that holds a dotted key, and the key's last part."""
     *parents, leaf = key.split(".")
     for parent in parents:
         values = values[parent]
@@ -96,28 +97,28 @@ def _owner(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
 
 
 def trial_key(config: Config) -> str:
-    """16 hex digits that name this experiment, its seed included (see `EXCLUDED_FROM_KEY` for what is left out)."""
+    """Return 16 hex digits that identify this experiment, including its seed; see `EXCLUDED_FROM_KEY`."""
     return _digest({"algorithm": ALGORITHM, **identity_mapping(config)})
 
 
 def training_key(config: Config) -> str:
-    """The same of what decides the weights: how they are sampled and scored is left out."""
+    """Return 16 hex digits that identify the trained weights; sampling and scoring are left out."""
     values = {name: value for name, value in identity_mapping(config).items() if name not in NOT_PART_OF_TRAINING_KEY}
     return _digest({"algorithm": ALGORITHM, **values})
 
 
 def former_key(config: Config) -> str | None:
-    """The trial's key under algorithm 1 if the same settings mean the same there, else None."""
+    """Return the trial's key under algorithm 1 if that computes the same, else None."""
     return _digest(identity_mapping(config)) if _unchanged(config) else None
 
 
 def changes_since(algorithm: int) -> str:
-    """What distinguishes the runs of an older algorithm from those of this one."""
+    """Return what changed since an older algorithm."""
     return "; ".join(words for version, words in sorted(HISTORY.items()) if version > algorithm) or "unknown"
 
 
 def _unchanged(config: Config) -> bool:
-    """Whether algorithm 1 computed the same: no parameter is initialized, since all start from stored weights."""
+    """Return whether algorithm 1 computes the same: all parameters start from stored weights."""
     aligned = config.alignment.encoder != "none" and config.alignment.weight
     return config.training.init is not None and not aligned
 

@@ -1,7 +1,7 @@
-"""One run, completely described: the root of the frozen configuration tree.
+"""The configuration of a whole run: the root of the tree of frozen dataclasses.
 
-Every component declares its own dataclass; this file only gathers them. `experiments/base.yaml` holds every key with a
-comment, and a stored `config.yaml` needs nothing but this module to run again.
+Every component declares its own dataclass; this file gathers them and checks what concerns several.
+`experiments/base.yaml` shows every key with a comment.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ PATHS = (
 
 @dataclass(frozen=True)
 class CostConfig:
-    """What an hour of the machine costs, for `cost/usd`; 0 where it is not accounted."""
+    """Price of an hour of the machine, for `cost/usd`; 0 if it doesn't count."""
 
     usd_per_hour: Annotated[float, Range(0, 1e9)] = 0.0
 
@@ -163,8 +163,8 @@ class Config:
         if not self.model.masking.route.path_drop:
             raise ConfigError(
                 f"'sampler.guidance_by' is {self.sampler.guidance_by}, but 'model.masking.route.path_drop' is 0: the "
-                "network never learns to do without its middle blocks; train method sprint with 0.1, say, or set it to "
-                "caption"
+                "network was not trained without its middle blocks; train method sprint with path_drop 0.1, or set "
+                "'sampler.guidance_by' to caption"
             )
 
 
@@ -184,10 +184,14 @@ def config_from_mapping(values: Mapping[str, Any], source: str = "config") -> Co
 
 
 def load_config(path: Path | str) -> Config:
-    """Reads a complete `config.yaml`, as every run stores one."""
+    """Read a complete config.yaml, as every run stores one.
+
+    Raises:
+        ConfigError: if the file is missing or a setting is wrong; names the file and the key.
+    """
     return config_from_mapping(read_yaml(path), str(path))
 
 
 def save_config(config: Config, path: Path | str) -> None:
-    """Writes a `config.yaml` that `load_config` and `microdit train` read."""
+    """Write a config.yaml that `load_config` and `microdit train` read."""
     write_text(path, yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True))

@@ -1,4 +1,4 @@
-"""The network's sizes that data and encoders decide, known from configurations alone: no weights are loaded."""
+"""Sizes of the network that data and encoders decide, derived from their configurations without loading weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from microdit.model import DiTConfig
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the encoders give; None for what this machine can't know without loading or fetching them."""
+    """Sizes of the encoders; None if unknown without loading or fetching weights."""
 
     channels: int | None  # of the latents
     downsampling: int | None  # pixels per latent along a side
@@ -36,7 +36,7 @@ class HasSizes(Protocol):
 
 
 def stated_sizes(values: Mapping[str, Any]) -> Sizes:
-    """The sizes of the encoders that a configuration names, as a mapping."""
+    """Return the sizes of the encoders that a nested mapping of settings names."""
     data, autoencoder, text = values["data"], values["autoencoder"]["path"], values["text"]["path"]
     if values["text"].get("encoder") is not None:
         text = None  # a class of the user's: its width is known when it is opened
@@ -49,13 +49,16 @@ def stated_sizes(values: Mapping[str, Any]) -> Sizes:
 
 
 def follow_encoders(values: dict[str, Any], given: Collection[str], downsampling: int | None) -> None:
-    """Set the sizes in `values['model']` that data and encoders decide, except those whose dotted key is `given`.
+    """Set the sizes in `values['model']` that data and encoders decide.
 
-    `downsampling` is the factor to assume for an autoencoder whose own factor can't be known here.
+    Args:
+        values: nested settings, changed in place.
+        given: dotted keys that the user set; they are kept.
+        downsampling: pixels per latent along a side, for an autoencoder whose own factor is unknown.
     """
     sizes = stated_sizes(values)
     factor, resolution = sizes.downsampling or downsampling, values["data"]["resolution"]
-    whole = isinstance(resolution, int) and factor and resolution % factor == 0  # else `check_sizes` names the fault
+    whole = isinstance(resolution, int) and factor and resolution % factor == 0  # otherwise `check_sizes` raises
     decided = {
         "in_channels": sizes.channels,
         "input_size": resolution // factor if whole and factor else None,
@@ -67,12 +70,20 @@ def follow_encoders(values: dict[str, Any], given: Collection[str], downsampling
 
 
 def check_stated_sizes(config: HasSizes) -> None:
-    """Raise ConfigError if the network's sizes contradict what is known of data and encoders without their weights."""
+    """Check the network's sizes against those of data and encoders, without loading weights.
+
+    Raises:
+        ConfigError: if they differ; names each key and the value it must have.
+    """
     check_sizes(config, stated_sizes(to_mapping(config)))
 
 
 def check_sizes(config: HasSizes, sizes: Sizes) -> None:
-    """Raise ConfigError naming each 'model' key that disagrees with the data, and the value it must have."""
+    """Check the network's sizes against those of data and encoders.
+
+    Raises:
+        ConfigError: if they differ; names each key and the value it must have.
+    """
     factor, resolution = sizes.downsampling, config.data.resolution
     if factor is not None and resolution % factor:
         raise ConfigError(f"'data.resolution' is {resolution}; the autoencoder needs a multiple of {factor}")
@@ -92,7 +103,7 @@ def check_sizes(config: HasSizes, sizes: Sizes) -> None:
 
 
 def _sizes_of_latents(path: Any) -> tuple[int | None, int | None]:
-    """Channels and factor of encoded images; nothing if their folder isn't on this machine."""
+    """Return channels and downsampling factor of encoded images; None if their folder is missing."""
     if not isinstance(path, str) or not Path(path).expanduser().is_dir():
         return None, None
     try:

@@ -1,4 +1,4 @@
-"""What a whole run costs by its structure; `microdit.model.cost.network` says what is counted."""
+"""Compute what a whole run costs from its settings; `microdit.model.cost.network` defines what is counted."""
 
 from __future__ import annotations
 
@@ -14,32 +14,38 @@ from microdit.model import DiTConfig
 from microdit.model.cost import network as cost
 from microdit.pipeline.run_logger import RunFact
 
-COSTS = ("params", "active_params", "train_flops", "mixer_params_ratio", "mixer_flops_ratio")  # kept as metrics
+COST_METRICS = (
+    "params",
+    "active_params",
+    "train_flops",
+    "mixer_params_ratio",
+    "mixer_flops_ratio",
+)  # of `cost_facts`, those logged as metrics
 
 
 def text_tokens(config: Config) -> int:
-    """Text tokens that an image is conditioned on: the text encoder's own count, CLIP's 77 where it can't be known."""
+    """Return the number of text tokens per caption: the text encoder's, or CLIP's 77 if it is unknown."""
     return text_length(config.text) or cost.TEXT_TOKENS
 
 
 def forward_flops(config: Config, masked: bool = True) -> int:
-    """FLOPs of one image's forward pass in training, through the network and the alignment's projector.
+    """Return the FLOPs of one image's forward pass in training, through the network and the alignment's projector.
 
-    The alignment's encoder is not counted: it sees each image once, before training, as the autoencoder does.
+    The alignment's encoder is not counted. Like the autoencoder, it encodes each image once, before training.
     """
     block = config.alignment.block_of(config.model.depth) - 1
     tokens = cost.meta_network(config.model).masking.seen_by(block, masked)
-    beside = _alignment(config.alignment, config.model).flops(tokens)
-    return cost.forward_flops(config.model, text_tokens(config), masked) + beside
+    aligned = _alignment(config.alignment, config.model).flops(tokens)
+    return cost.forward_flops(config.model, text_tokens(config), masked) + aligned
 
 
 def image_flops(config: Config, masked: bool = True) -> int:
-    """FLOPs that one image costs in a training step: the backward pass is two forward ones."""
+    """Return the FLOPs of one image in a training step; the backward pass counts as two forward passes."""
     return 3 * forward_flops(config, masked)
 
 
 def training_flops(config: Config) -> int:
-    """FLOPs of the whole training, its unmasked tail included."""
+    """Return the FLOPs of the whole training, including its unmasked tail."""
     settings = config.training
     tail = settings.steps - settings.masked_steps
     flops = settings.masked_steps * image_flops(config) + (tail * image_flops(config, masked=False) if tail else 0)
@@ -47,20 +53,20 @@ def training_flops(config: Config) -> int:
 
 
 def trained_parameters(config: Config) -> int:
-    """Parameters that the optimiser updates: the network's, and those that are trained beside it."""
-    beside = _alignment(config.alignment, config.model).parameters()
-    return cost.parameters(config.model) + sum(parameter.numel() for parameter in beside)
+    """Return the number of parameters that the optimizer updates: the network's and the alignment's."""
+    aligned = _alignment(config.alignment, config.model).parameters()
+    return cost.parameters(config.model) + sum(parameter.numel() for parameter in aligned)
 
 
 @lru_cache(maxsize=256)
 def _alignment(config: AlignmentConfig, model: DiTConfig) -> Alignment:
-    """The alignment without storage, to be counted."""
+    """Build the alignment on the meta device, for counting."""
     with torch.device("meta"):
         return build_alignment(config, model, seed=None)
 
 
 def cost_facts(config: Config) -> dict[str, RunFact]:
-    """Parameters of the network that is sampled from, and FLOPs, as a run reports them before its first step."""
+    """Return parameter counts of the sampled network and FLOPs, which a run logs before its first step."""
     return {
         "params": cost.parameters(config.model),
         "active_params": cost.active_parameters(config.model),

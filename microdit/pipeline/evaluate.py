@@ -135,10 +135,13 @@ def _evaluate_denoiser(
 def generate_and_score(
     config: Config, components: RunInputs, denoiser: Objective, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Draws `evaluation.samples` prompts and scores them; keys 'final/...'; all processes share the work.
+    """Draw `evaluation.samples` prompts and score the images; the work is sharded over all processes.
 
-    Prompts are held-out captions, or those of the file `evaluation.prompts`, whose classes nobody knows.
-    Further noises (`evaluation.noises`) have their scores as 'final/noise1/...', 'final/noise2/...'.
+    Prompts are held-out captions, or those of the file `evaluation.prompts`, which have no classes.
+
+    Returns:
+        Scores 'final/...', and 'final/noise1/...', 'final/noise2/...' of further sample sets (`evaluation.noises`).
+        Only the main process gets any.
     """
     count = config.evaluation.samples
     if not count:
@@ -148,27 +151,27 @@ def generate_and_score(
     cache = Path(config.cache_dir).expanduser() / "features"
     values: dict[str, float] = {}
     for noise in range(config.evaluation.noises):
-        pictures = _draw(config, components, denoiser, accelerator, prompts, noise_stream(noise))
+        images = _draw(config, components, denoiser, accelerator, prompts, noise_stream(noise))
         if accelerator.is_main_process:
-            scores = score(pictures, prompts.captions, prompts.labels, real, config.evaluation, cache)
+            scores = score(images, prompts.captions, prompts.labels, real, config.evaluation, cache)
             values |= prefix_scores(scores, noise)
     return values
 
 
 def evaluation_prompts(config: Config, components: RunInputs, count: int) -> Prompts:
-    """The first `count` prompts that `evaluation.prompts` asks for."""
+    """Return the first `count` prompts of the file `evaluation.prompts`, or of the held-out captions."""
     if config.evaluation.prompts is None:
         return held_out_prompts(components.val, range(count))
     return written_prompts(read_prompts(config.evaluation.prompts, count), components.text_encoder)
 
 
 def noise_stream(noise: int) -> str:
-    """Name of the random stream of evaluation noise 0, 1, ...; the first one's is that of a single evaluation."""
+    """Return the name of the random stream of sample set 0, 1, ...; a single evaluation uses the first."""
     return f"evaluation/noise{noise}" if noise else "evaluation"
 
 
 def prefix_scores(scores: Mapping[str, float], noise: int) -> dict[str, float]:
-    """Scores under the names that a run reports; of further noises only what depends on them."""
+    """Return scores under the names that a run logs; of further sample sets only those that depend on the noise."""
     if not noise:
         return {final_metric(name): value for name, value in scores.items()}
     of_real = (*NOT_SCORES, *(name for name in scores if name.endswith((FLOOR_SUFFIX, REAL_SUFFIX))))
@@ -183,7 +186,7 @@ def _draw(
     prompts: Prompts,
     stream: str,
 ) -> np.ndarray:
-    """A picture of each prompt (N, H, W, 3), each process drawing its part; all have them all afterwards."""
+    """Return an image per prompt (N, H, W, 3) uint8; each process draws its shard, and all are gathered."""
     bounds = np.linspace(0, len(prompts.captions), accelerator.num_processes + 1).astype(int)
     first, stop = map(int, bounds[accelerator.process_index :][:2])
     own = generate(

@@ -1,4 +1,4 @@
-"""Style fine-tuning: a finished run goes on, for a few steps, on a folder of captioned pictures."""
+"""Style fine-tuning: train a finished run for a few more steps on a folder of captioned images."""
 
 from __future__ import annotations
 
@@ -17,33 +17,41 @@ from microdit.training.config import EmaConfig, ScheduleConfig
 from microdit.training.init_weights import WEIGHTS
 
 # How style fine-tuning differs from the run that it starts from; every value can be overridden.
-STEPS = 300
-RATE = 0.3  # of the run's peak rate
-WARMUP = 0.05  # of the steps
-BATCH = 16  # pictures a step at most: a folder of 8 is then seen twice in each
-MEMORY = 0.1  # of the steps: how far the average looks back
-DROPOUT = 0.1  # captions dropped, so that guidance goes on working
+DEFAULT_STEPS = 300
+LR_FACTOR = 0.3  # of the run's peak learning rate
+WARMUP_SHARE = 0.05  # of the steps
+MAX_BATCH_SIZE = 16  # images per step; a folder of 8 images is then used twice in each step
+EMA_SHARE = 0.1  # of the steps: averaging time of the EMA
+CAPTION_DROPOUT = 0.1  # guidance needs the null caption
 
 
 def finetune_config(
     run: Path, data: Path, out: Path, steps: int | None = None, overrides: Sequence[str] = ()
 ) -> Config:
-    """The configuration that starts from the weights of the finished run in `run` and trains on the pictures in `data`.
+    """Return a configuration that starts from a finished run's weights and trains on a folder of captioned images.
 
-    Everything that isn't said otherwise is the run's own: network, encoders, optimiser, sampler, seed. On all patches,
-    at a low constant rate. `overrides` are `key=value` words.
+    It reuses the run's network, encoders, optimizer, sampler and seed. It trains on all patches, at a low constant
+    learning rate.
 
-    Raises ConfigError for a folder that is no finished run, and for unknown keys, with the nearest name.
+    Args:
+        run: the finished run's folder.
+        data: the images' folder.
+        out: the new run's folder.
+        steps: optimizer steps; None: `DEFAULT_STEPS`.
+        overrides: `key=value` words that change any setting.
+
+    Raises:
+        ConfigError: if `run` is not a finished run's folder, or a key is unknown.
     """
     if (run / "model.yaml").is_file():
         raise ConfigError(
-            f"{run} is an imported model, which has no recipe to continue with; train a config.yaml with "
-            f"'training.init' set to it"
+            f"{run} is an imported model, which has no recipe to continue; set 'training.init' to it in a "
+            "config.yaml and train that"
         )
     base = load_config(run / "config.yaml")
     if not (run / WEIGHTS).is_file():
         raise ConfigError(f"{run} has no {WEIGHTS} yet; has the run finished?")
-    values = to_mapping(_style(base, run, data, out, STEPS if steps is None else steps))
+    values = to_mapping(_style(base, run, data, out, DEFAULT_STEPS if steps is None else steps))
     given = override(values, overrides)
     follow_encoders(values, given, base.data.resolution // base.model.input_size)
     return config_from_mapping(values, "microdit finetune")
@@ -56,12 +64,12 @@ def _style(base: Config, run: Path, data: Path, out: Path, steps: int) -> Config
         init=str(run.resolve()),
         init_optimizer=False,
         steps=steps,
-        batch_size=min(base.training.batch_size, BATCH),
+        batch_size=min(base.training.batch_size, MAX_BATCH_SIZE),
         accumulation=1,
         unmasked_tail=0.0,
-        caption_dropout=DROPOUT,
-        ema=EmaConfig(decay=1 - 1 / max(MEMORY * steps, 1), start_step=0),
-        compile=False,  # takes longer than the steps
+        caption_dropout=CAPTION_DROPOUT,
+        ema=EmaConfig(decay=1 - 1 / max(EMA_SHARE * steps, 1), start_step=0),
+        compile=False,  # compiling takes longer than the steps
         log_every=10,
         val_every=0,
         sample_every=0,
@@ -73,26 +81,26 @@ def _style(base: Config, run: Path, data: Path, out: Path, steps: int) -> Config
         output_dir=str(out),
         data=DataConfig(name="folder", path=str(data.resolve()), resolution=base.data.resolution),
         model=dataclasses.replace(base.model, masking=masking),
-        diffusion=dataclasses.replace(base.diffusion, sigma_data=None),  # as the weights know it
-        optimizer=dataclasses.replace(base.optimizer, lr=RATE * base.optimizer.lr),
-        schedule=ScheduleConfig("constant", warmup_steps=round(WARMUP * steps)),
+        diffusion=dataclasses.replace(base.diffusion, sigma_data=None),  # recorded with the weights
+        optimizer=dataclasses.replace(base.optimizer, lr=LR_FACTOR * base.optimizer.lr),
+        schedule=ScheduleConfig("constant", warmup_steps=round(WARMUP_SHARE * steps)),
         training=training,
         evaluation=dataclasses.replace(base.evaluation, samples=0),
         alignment=AlignmentConfig(),
     )
 
 
-def words_about(config: Config) -> str:
-    """What is about to happen, in a sentence or two."""
+def summary(config: Config) -> str:
+    """Return a line or two about the data, the steps, the learning rate and the scores of a fine-tuning."""
     counts = [len(build_dataset(config.data, split)) for split in ("train", "val")]
     training = config.training
     words = (
-        f"{counts[0]} pictures to train on and {counts[1]} held out; {training.steps} steps of {training.batch_size} "
-        f"at a rate of {config.optimizer.lr:g}, from the weights of {training.init}"
+        f"{counts[0]} images to train on and {counts[1]} held out; {training.steps} steps of {training.batch_size} "
+        f"images at learning rate {config.optimizer.lr:g}, from the weights of {training.init}"
     )
     if not config.evaluation.samples:
         words += (
-            "\nonly the validation loss is measured: pictures are scored with evaluation.samples=N, at most as many as "
-            f"are held out ({counts[1]})"
+            "\nonly the validation loss is measured; set evaluation.samples=N to score images, at most as many "
+            f"as are held out ({counts[1]})"
         )
     return words

@@ -1,4 +1,7 @@
-"""From captions to pictures: noise that belongs to the image's number, guidance, the sampler, the decoder."""
+"""Generate images of caption features: initial noise, guided sampling, decoding; and arrange and save them.
+
+N images, B batch, C latent channels, H W height and width, S text tokens, Y text width.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from microdit.pipeline.prompts import Features
 
 
 def initial_noise(seed: int, stream: str, indices: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
-    """Unit normal (B, C, H, W): image i's noise is a function of (seed, stream, i), whatever the batch."""
+    """Return unit normal noise (B, C, H, W); image i's depends on (seed, stream, i) only, not on the batch."""
     return torch.stack([torch.randn(shape, generator=generator(seed, stream, i)) for i in indices])
 
 
@@ -36,20 +39,28 @@ def generate(
     batch_size: int = 64,
     callback: StepCallback | None = None,
 ) -> np.ndarray:
-    """One picture for each row of caption `features` (N, S, Y); returns (N, H, W, 3) uint8.
+    """Return one image (N, H, W, 3) uint8 per row of caption features.
 
     Args:
-        seed, stream, first: picture n starts from the noise of (seed, stream, first + n).
+        denoiser: the network.
+        autoencoder: decodes its latents.
+        features: caption features (N, S, Y).
+        config: the sampler.
+        seed: image n starts from the noise of (seed, stream, first + n).
+        stream: name of the random stream.
+        first: number of the first image.
         guidance: overrides `config.guidance`.
+        batch_size: images computed at once.
         callback: called after each step of each batch.
 
-    Raises DivergenceError if a sample is not finite.
+    Raises:
+        DivergenceError: if a sample is not finite.
     """
     net = denoiser.net.config
     shape = (net.in_channels, net.input_size, net.input_size)
     device = next(denoiser.parameters()).device
     scale = config.guidance if guidance is None else guidance
-    pictures = []
+    images = []
     for start in range(0, len(features), batch_size):
         y = features[start : start + batch_size].to(device)
         indices = range(first + start, first + start + len(y))
@@ -57,26 +68,26 @@ def generate(
         churn = [generator(seed, f"{stream}/churn", i) for i in indices]
         model = guided(denoiser, y, scale, config.guidance_interval, config.guidance_by)
         latents = sample(model, noise, config, churn, callback)
-        pictures.append(autoencoder.decode(require_finite(latents, "sampled latents")).cpu().numpy())
+        images.append(autoencoder.decode(require_finite(latents, "sampled latents")).cpu().numpy())
     side = net.input_size * autoencoder.downsampling
-    return np.concatenate(pictures) if pictures else np.zeros((0, side, side, 3), np.uint8)
+    return np.concatenate(images) if images else np.zeros((0, side, side, 3), np.uint8)
 
 
-def strip(pictures: np.ndarray) -> np.ndarray:
-    """(N, H, W, 3) side by side: (H, N W, 3)."""
-    return np.concatenate(list(pictures), axis=1)
+def strip(images: np.ndarray) -> np.ndarray:
+    """Return images (N, H, W, 3) side by side: (H, N W, 3)."""
+    return np.concatenate(list(images), axis=1)
 
 
-def grid(pictures: np.ndarray, columns: int) -> np.ndarray:
-    """(N, H, W, 3) in rows of `columns`, the last one filled with white."""
-    missing = -len(pictures) % columns
-    blank = np.full((missing, *pictures.shape[1:]), 255, np.uint8)
-    full = np.concatenate([pictures, blank])
+def grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Return images (N, H, W, 3) in rows of `columns`; the last row is filled up with white."""
+    missing = -len(images) % columns
+    blank = np.full((missing, *images.shape[1:]), 255, np.uint8)
+    full = np.concatenate([images, blank])
     return np.concatenate([strip(full[i : i + columns]) for i in range(0, len(full), columns)], axis=0)
 
 
 def save_png(image: np.ndarray, path: Path | str) -> None:
-    """Writes (H, W, 3) uint8 atomically."""
+    """Write an image (H, W, 3) uint8 atomically."""
     from PIL import Image
 
     sweep(Path(path).parent)

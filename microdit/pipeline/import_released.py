@@ -1,6 +1,6 @@
-"""A checkpoint of the paper's released model as a folder that `microdit sample` draws with.
+"""Convert a checkpoint of the paper's released model to a folder that `microdit sample` and `Pipeline` read.
 
-Beside the weights it records the text features and the autoencoder that the model was trained with.
+The folder also records the text encoder and the autoencoder that the model was trained with.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from microdit.model import DiTConfig, import_released
 from microdit.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 SIGMA_DATA = 0.9  # of all released models
-FACTOR = 8  # pixels per latent of all their autoencoders
+PIXELS_PER_LATENT = 8  # along a side, of all their autoencoders
 STEPS, GUIDANCE = 30, 5.0  # of the released generate()
 # By number of latent channels, the autoencoders of the published weights.
 AUTOENCODERS = {4: "stabilityai/stable-diffusion-xl-base-1.0/vae", 16: "ostris/vae-kl-f8-d16"}
@@ -37,17 +37,20 @@ def import_model(
     """Convert a released checkpoint to a folder with weights, model.yaml and config.yaml; return a line about it.
 
     Args:
-        preset_name, config: the architecture, as for `import_released`.
+        checkpoint: a .safetensors or .pt file.
+        out: the new folder.
+        preset_name: name of the architecture, as for `import_released`.
+        config: file of the architecture instead, as for `import_released`.
         text: the encoder and layer that the model was trained on, by a published name or a local copy.
         autoencoder: that of its latents; None: the released one with as many channels.
         resolution: side of its images in pixels; None: as the checkpoint's positions imply, else 256.
 
     Raises:
-        ConfigError: if the encoder or autoencoder can't be that of this architecture.
+        ConfigError: if the encoder, the autoencoder or the resolution doesn't fit this architecture.
         CheckpointError: if the checkpoint doesn't fit it.
     """
-    if resolution is not None and (resolution < FACTOR or resolution % FACTOR):
-        raise ConfigError(f"--resolution is {resolution}; it must be a multiple of {FACTOR}")
+    if resolution is not None and (resolution < PIXELS_PER_LATENT or resolution % PIXELS_PER_LATENT):
+        raise ConfigError(f"--resolution is {resolution}; it must be a multiple of {PIXELS_PER_LATENT}")
     text = TextConfig(
         text.path if published_name(text.path) else str(Path(text.path).expanduser().absolute()), text.layer
     )
@@ -71,16 +74,17 @@ def import_model(
         facts=record.facts(),
         sigma_data=SIGMA_DATA,
         beside=write_config,
-        input_size=None if resolution is None else resolution // FACTOR,
+        input_size=None if resolution is None else resolution // PIXELS_PER_LATENT,
     )
-    return f"{done}; microdit sample {out} draws with it, on the text features of {text.path}, layer '{text.layer}'"
+    return f"{done}; text encoder {text.path}, layer '{text.layer}'; draw with it: microdit sample {out} \"a caption\""
 
 
 def _sampling_config(out: Path, model: DiTConfig, text: TextConfig, autoencoder: str | None) -> Config:
-    """What sampling and evaluating need; for training, 'data.path' is still to be given."""
+    """Return the settings for sampling and evaluating; training also needs 'data.path'."""
     if autoencoder is None and model.in_channels not in AUTOENCODERS:
         raise ConfigError(
-            f"'model.in_channels' is {model.in_channels}, and no released autoencoder has as many; give --autoencoder"
+            f"'model.in_channels' is {model.in_channels}, but the released autoencoders have "
+            f"{' or '.join(map(str, AUTOENCODERS))} channels; give --autoencoder"
         )
     return Config(
         name=out.name,
@@ -88,7 +92,7 @@ def _sampling_config(out: Path, model: DiTConfig, text: TextConfig, autoencoder:
         output_dir=f"runs/{out.name}",
         cache_dir="~/.cache/microdit",
         plugins=(),
-        data=DataConfig(name="folder", resolution=FACTOR * model.input_size),
+        data=DataConfig(name="folder", resolution=PIXELS_PER_LATENT * model.input_size),
         autoencoder=AutoencoderConfig(autoencoder or AUTOENCODERS[model.in_channels]),
         text=text,
         model=model,

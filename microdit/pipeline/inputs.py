@@ -27,14 +27,14 @@ from microdit.encoders.autoencoder import OF_DATA, Autoencoder, AutoencoderConfi
 from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
 from microdit.evaluation.reference import originals_digest, reference_rows
 
-PATIENCE = timedelta(hours=12)  # that processes wait for one another: the main one alone scores images
+PROCESS_TIMEOUT = timedelta(hours=12)  # of processes that wait for the main one, which alone scores images
 
 Images = tuple[CaptionedImages, CaptionedImages]  # training and validation data
 
 
 @dataclass(frozen=True)
 class RunInputs:
-    """Datasets as images and as the network sees them, with the encoders between."""
+    """Datasets as images and as encoded for the network, and the encoders."""
 
     train_images: CaptionedImages
     val_images: CaptionedImages
@@ -42,22 +42,26 @@ class RunInputs:
     text_encoder: TextEncoder
     train: EncodedDataset
     val: EncodedDataset
-    originals: str = ""  # digest of the pictures that scores are measured against, if the data's own don't cover them
+    originals: str = ""  # digest of the original images that scores compare with, if the fingerprints don't cover them
 
     @property
     def data_fingerprint(self) -> str:
-        """Names the content of everything that is read in training, and of the originals that scores compare with."""
+        """Digest of all data that training reads, and of the original images that scores compare with."""
         trained_on = data_fingerprint(self.train, self.val)
         return f"{trained_on}-{self.originals[:8]}" if self.originals else trained_on
 
 
 def load_plugins(config: Config) -> None:
-    """Imports the user's modules, so that dotted names may refer to their classes."""
+    """Import the user's modules, so that settings may name their classes."""
     import_plugins(config.plugins)
 
 
 def choose_device(config: Config) -> torch.device:
-    """The configured device; 'auto' takes a GPU where there is one."""
+    """Return the configured device; 'auto' is a GPU if there is one.
+
+    Raises:
+        ConfigError: if a GPU is configured but missing.
+    """
     wanted = config.training.device
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("'training.device' is cuda, but no CUDA device is visible; use cpu or auto")
@@ -67,7 +71,11 @@ def choose_device(config: Config) -> torch.device:
 
 
 def build_accelerator(config: Config) -> Accelerator:
-    """An accelerator for the configured device and precision; on a CPU, with the configured number of threads."""
+    """Return an accelerator for the configured device and precision; on a CPU, set the number of threads.
+
+    Raises:
+        ConfigError: if the device is missing, or the batch size is no multiple of processes x accumulation.
+    """
     device = choose_device(config)
     if device.type == "cpu":
         torch.set_num_threads(config.training.threads)
@@ -76,7 +84,9 @@ def build_accelerator(config: Config) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=True)
     mixed = "bf16" if config.training.precision == "bf16" else "no"
     accelerator = Accelerator(
-        cpu=device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+        cpu=device.type == "cpu",
+        mixed_precision=mixed,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
     )
     parts = accelerator.num_processes * config.training.accumulation
     if config.training.batch_size % parts:
@@ -123,17 +133,21 @@ def build_components(config: Config, device: torch.device | str = "cpu", images:
 
 
 def check_counts(config: Config, components: RunInputs) -> None:
-    """Raises ConfigError where more samples are wanted than there are held-out captions, unless a file has prompts."""
+    """Check that there are enough captions to draw.
+
+    Raises:
+        ConfigError: if `evaluation.samples` exceeds the held-out captions, and no file of prompts is given.
+    """
     wanted, held_out = config.evaluation.samples, len(components.val)
     if config.evaluation.prompts is None and wanted > held_out:
         raise ConfigError(
-            f"'evaluation.samples' is {wanted}, but only {held_out} held-out captions are there to draw; "
-            f"set it to {held_out}, raise 'data.val_size', or name a file of 'evaluation.prompts'"
+            f"'evaluation.samples' is {wanted}, but the data have only {held_out} held-out captions; "
+            f"set it to at most {held_out}, raise 'data.val_size', or name a file in 'evaluation.prompts'"
         )
 
 
 def _originals(config: Config, images: CaptionedImages) -> str:
-    """Digest of the originals that scores are measured against."""
+    """Return a digest of the original images that scores compare with."""
     if not config.evaluation.samples:
         return ""
     rows, count = reference_rows(len(images), config.evaluation.samples, config.evaluation.reference_count)
@@ -141,7 +155,11 @@ def _originals(config: Config, images: CaptionedImages) -> str:
 
 
 def open_autoencoder(config: Config, device: torch.device | str, images: CaptionedImages | None = None) -> Autoencoder:
-    """The configured autoencoder; of precomputed latents the one that made them, which any other is compared with."""
+    """Open the configured autoencoder; for precomputed latents, the one that encoded them.
+
+    Raises:
+        ConfigError: if it can't be opened, or is another than the one that encoded the latents.
+    """
     found = config.autoencoder
     if images is None and config.data.name == "latents":
         images = _images(config.data, "train")
@@ -164,7 +182,7 @@ def encoded_images(
     return encode_dataset(images, autoencoder, text_encoder, cache, config.text.cache)
 
 
-# A process that runs many trials keeps what it has opened while the files' `stat_fingerprint` stays the same.
+# A process that runs many trials reuses what it has opened until the `stat_fingerprint` of the files changes.
 
 
 @lru_cache(maxsize=2)
@@ -179,7 +197,7 @@ def _text_encoder(config: TextConfig, device: torch.device, files: str) -> TextE
 
 def _images(config: DataConfig, split: str) -> CaptionedImages:
     if config.name not in BUNDLED_DATASETS:
-        return build_dataset(config, split)  # a class of the user's may read what no stamp sees
+        return build_dataset(config, split)  # a user's class may read other files than `config.path`
     return _kept_images(config, split, stat_fingerprint(config.path))
 
 

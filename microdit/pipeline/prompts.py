@@ -1,4 +1,4 @@
-"""What is drawn: captions with their classes, and their features, which are read as they are needed.
+"""Prompts: captions with their classes and features; features are read batch by batch.
 
 N captions, S text tokens, Y token width.
 """
@@ -17,7 +17,7 @@ from microdit.model.conditioning import Captions, round_to_half
 
 @dataclass(frozen=True)
 class Features:
-    """Caption features of `rows`, a batch at a time: at the paper's size all of them would fill the memory."""
+    """Caption features that are read in batches; at the paper's size all of them exceed the memory."""
 
     rows: range
     read: Callable[[range], Captions]  # some of the rows -> (B, S, Y) float32
@@ -29,13 +29,13 @@ class Features:
         return self.read(self.rows[part])
 
     def part(self, first: int, stop: int) -> Features:
-        """Rows from `first` to before `stop`, unread."""
+        """Return the features of rows from `first` to before `stop`, unread."""
         return Features(self.rows[first:stop], self.read)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Captions to draw beside their features and classes (-1: unknown)."""
+    """Captions to draw, with their features and classes (-1: unknown)."""
 
     features: Features
     captions: tuple[str, ...]
@@ -43,14 +43,14 @@ class Prompts:
 
 
 def held_out_prompts(data: EncodedDataset, indices: Sequence[int]) -> Prompts:
-    """The captions of the given images of an encoded dataset."""
+    """Return the captions of some images of an encoded dataset."""
     rows = np.array(indices, np.int64)
     features = Features(range(len(rows)), lambda part: data.batch(rows[part.start : part.stop])[1])
     return Prompts(features, tuple(data.caption(i) for i in indices), tuple(int(data.labels[i]) for i in indices))
 
 
 def shown_prompts(data: EncodedDataset, count: int) -> Prompts:
-    """`count` captions to look at, one of each class in turn, the same for every run on this data."""
+    """Return `count` captions for sample images, of each class in turn; the same for every run on this data."""
     by_class = {label: list(np.flatnonzero(data.labels == label)) for label in sorted(set(data.labels.tolist()))}
     indices: list[int] = []
     while len(indices) < min(count, len(data)):
@@ -61,7 +61,7 @@ def shown_prompts(data: EncodedDataset, count: int) -> Prompts:
 
 
 def written_prompts(captions: Sequence[str], encoder: TextEncoder) -> Prompts:
-    """Free captions, whose classes nobody knows; features as a dataset's stored ones are."""
+    """Return captions without classes; their features are rounded as those of a dataset are."""
 
     def read(part: range) -> Captions:
         return round_to_half(encoder.encode(captions[part.start : part.stop]))

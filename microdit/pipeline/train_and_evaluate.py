@@ -1,4 +1,4 @@
-"""One run from configuration to scores: data, training, samples, evaluation, all reported to a recorder."""
+"""One run from configuration to scores: data, training, samples, evaluation, all reported to a logger."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from microdit.evaluation.report import check_scoring, feature_net_name
 from microdit.model import DiT
 from microdit.model.cost.memory import batch_bytes, check_memory
 from microdit.model.cost.network import parameters
-from microdit.pipeline.cost import COSTS, cost_facts
+from microdit.pipeline.cost import COST_METRICS, cost_facts
 from microdit.pipeline.evaluate import generate_and_score
 from microdit.pipeline.export import export_final
 from microdit.pipeline.generate import generate, save_png, strip
@@ -105,12 +105,20 @@ def _check_memory(config: Config, device: torch.device, processes: int) -> None:
 
 
 def prepare(config: Config) -> RunInputs:
-    """Encodes the data into the cache and checks all sizes, training nothing: call once before many runs start."""
+    """Check all settings and encode the data into the cache, without training; called once before many runs start.
+
+    Raises:
+        MicroditError: if a setting, a file or the data can't be used.
+    """
     return _checked(config, choose_device(config))
 
 
 def check_files(config: Config) -> None:
-    """Raises MicroditError for whatever `config` names and isn't there, or is something else; computes nothing."""
+    """Check the files that `config` names, without computing anything.
+
+    Raises:
+        MicroditError: if a file is missing, or of another kind.
+    """
     load_plugins(config)
     check_initial(config)
     check_initial_optimizer(config)
@@ -127,7 +135,7 @@ def _checked(config: Config, device: torch.device, images: Images | None = None)
 
 
 def run_facts(config: Config, components: RunInputs, accelerator: Accelerator) -> dict[str, RunFact]:
-    """What is known before the first step."""
+    """Return what a run logs before its first step."""
     return {
         "data_fingerprint": components.data_fingerprint,
         "feature_net": feature_net_name(config.evaluation),
@@ -140,7 +148,7 @@ def run_facts(config: Config, components: RunInputs, accelerator: Accelerator) -
 
 
 def run_identity(config: Config, components: RunInputs) -> Identity:
-    """What a checkpoint must agree with to be resumed: settings, algorithm and data."""
+    """Return what a checkpoint must have been trained with to be resumed: settings, algorithm and data."""
     return Identity(training_key(config), ALGORITHM, data_fingerprint(components.train, components.val))
 
 
@@ -158,13 +166,13 @@ def _train_and_score(
 
     def draw_shown(step: int, net: DiT) -> np.ndarray:
         denoiser = build_objective(config.diffusion, net, sigma).eval()
-        pictures = generate(
+        drawn = generate(
             denoiser, components.autoencoder, shown.features, config.sampler, config.evaluation.seed, "shown"
         )
         if accelerator.is_main_process:
-            save_png(strip(pictures), samples / f"step_{step:08d}.png")
-            recorder.image(step, "samples", strip(pictures))
-        return pictures
+            save_png(strip(drawn), samples / f"step_{step:08d}.png")
+            recorder.image(step, "samples", strip(drawn))
+        return drawn
 
     state = train(
         config,
@@ -181,15 +189,15 @@ def _train_and_score(
     losses = validate(denoiser, components.val, config)
     recorder.metrics(state.step, losses)
     facts = cost_facts(config)
-    metrics = {COST_PREFIX + name: float(facts[name]) for name in COSTS} | {
+    metrics = {COST_PREFIX + name: float(facts[name]) for name in COST_METRICS} | {
         SECONDS: state.seconds,
         USD: state.seconds / 3600 * config.cost.usd_per_hour,
     }
     metrics[final_metric(FINAL_VAL_LOSS)] = losses[VAL_LOSS_CURVE]
-    pictures = draw_shown(state.step, denoiser.net)
+    drawn = draw_shown(state.step, denoiser.net)
     if accelerator.is_main_process:
         text = text_record(config.text, components.text_encoder.fingerprint)
-        export_final(config, denoiser, pictures, shown, text, recorder)
+        export_final(config, denoiser, drawn, shown, text, recorder)
     with waiting("samples to be drawn and scored"):
         metrics |= generate_and_score(config, components, denoiser, accelerator)
     require_sound(metrics, "at the end of the run")

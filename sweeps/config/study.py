@@ -16,11 +16,11 @@ from microdit.common.contract import COST_PREFIX, DEFAULT_PRIMARY, SECONDS, USD
 from microdit.common.errors import ConfigError, named, nearest, shown
 from microdit.common.parsing import parse, read_yaml
 from microdit.common.stores.claims import parse_claim
-from microdit.pipeline.cost import COSTS
+from microdit.pipeline.cost import COST_METRICS
 from sweeps.config.hydra_compose import EXPERIMENTS, check_key
 
 MAX_ARMS = 100_000
-COST_AXES = tuple(COST_PREFIX + name for name in COSTS)  # axes of a figure besides settings
+COST_AXES = tuple(COST_PREFIX + name for name in COST_METRICS)  # axes of a figure besides settings
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ def test_samples_take_on_the_style_of_eight_pictures(
     before = load_file(base / "model.safetensors")
     assert finetune(base, blue, tmp_path / "tuned", "--steps", "100", "optimizer.lr=3e-3") == 0
     captured = capsys.readouterr()
-    assert "7 pictures to train on and 1 held out; 100 steps of 8 at a rate of 0.003" in captured.err
-    assert "pictures are scored with evaluation.samples=N, at most as many as are held out (1)" in captured.err
+    assert "7 images to train on and 1 held out; 100 steps of 8 images at learning rate 0.003" in captured.err
+    assert "set evaluation.samples=N to score images, at most as many as are held out (1)" in captured.err
     assert f'next: microdit sample {tmp_path / "tuned"} "a caption"' in captured.out
     metrics = json.loads((tmp_path / "tuned" / "metrics.json").read_text())
     assert np.isfinite(metrics["final/val_loss"])

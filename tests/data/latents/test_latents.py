@@ -302,7 +302,7 @@ def test_broken_pictures_are_named_or_left_out(place: Path, tmp_path: Path, caps
     assert encode(tmp_path, tmp_path / "out") == 2
     assert "03.png can't be read" in capsys.readouterr().err
     assert encode(tmp_path, tmp_path / "left-out", "--skip-broken") == 0
-    assert "1  images left out as broken, such as 03.png" in capsys.readouterr().out
+    assert "1  images skipped as unreadable, such as 03.png" in capsys.readouterr().out
     assert len(open_images(tmp_path / "left-out")) == COUNT - 1
     (tmp_path / "images" / "03.png").write_bytes(b"")
     assert encode(tmp_path, tmp_path / "none") == 2
