@@ -1,4 +1,4 @@
-"""A store that many tests read, made once: sqlite's schema takes MLflow seconds."""
+"""A store that many tests read, created once, because MLflow takes seconds to create sqlite's schema."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from analysis.io.store import quiet
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sqlite file with MLflow's tables and nothing in them."""
+    """Return a sqlite file with MLflow's empty tables."""
     from mlflow import MlflowClient
 
     quiet()
@@ -25,14 +25,14 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fresh(empty_store: Path, tmp_path: Path) -> tuple[str, Path]:
-    """(uri, folder) of an empty store of a test's own."""
+    """Return (uri, folder) of an empty store for one test."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path
 
 
 @pytest.fixture(scope="session")
 def masking_store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """URI of a store with a whole masking study of five arms and three seeds, curves and pictures included."""
+    """Return the URI of a store with a masking study of five arms and three seeds, curves and samples included."""
     root = tmp_path_factory.mktemp("masking")
     shutil.copy(empty_store, root / "mlflow.db")
     uri = f"sqlite:///{root / 'mlflow.db'}"

@@ -1,4 +1,4 @@
-"""Results with effects that a test has planted, made without a store."""
+"""Builds results with planted effects, without a store."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ def results(
     metrics: Sequence[str] = METRICS,
     params: Mapping[str, float] | None = None,
 ) -> Results:
-    """Every arm at every seed: `score` of its settings (lower is better), a shift that the seed gives all arms alike,
-    and noise of its own; CLIP score is 100 minus that."""
+    """Return results with every arm at every seed.
+
+    The primary score is `score` of an arm's settings (lower is better) plus a seed effect that all arms share and seed
+    noise. The CLIP score is 100 minus that.
+    """
     draw = np.random.default_rng(rng)
     shift = 20 * draw.standard_normal(seeds)
     rows = []

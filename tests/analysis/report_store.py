@@ -1,4 +1,4 @@
-"""Writes studies into an MLflow store as a sweep would, with numbers that a test knows."""
+"""Writes studies with known numbers into an MLflow store, in the form in which a sweep does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COSTS = {
 
 
 def study_file(arms: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], **changes: Any) -> dict[str, Any]:
-    """study.yaml of a masking study with these arms."""
+    """Return the content of study.yaml of a masking study with these arms."""
     return {
         "question": "Does deferring the mask behind a patch-mixer keep quality at high masking ratios?",
         "paper": {"section": "4", "claim": "deferred masking beats naive masking"},
@@ -67,7 +67,7 @@ SCORES = {  # clip_fd by arm, seeds 0, 1, 2
 
 
 class StudyWriter:
-    """One launch of a study in the store at `uri`; artifacts lie under `root`."""
+    """One launch of a study in the store at `uri`, with artifacts in `root`."""
 
     def __init__(self, uri: str, root: Path, name: str, study: Mapping[str, Any], scale: str = "demo") -> None:
         self.client = MlflowClient(uri)
@@ -94,7 +94,7 @@ class StudyWriter:
         config: Mapping[str, Any] | None = None,
         **tags: str,
     ) -> str:
-        """A trial with these final metrics and this config.yaml; returns its id."""
+        """Write a trial with these final metrics and this config.yaml; return its id."""
         given = {"role": "trial", "study": self.name, "arm": arm_name, "scale": self.scale, "trial_key": "k" * 16}
         given |= {"data_fingerprint": "f" * 64, "feature_net": NET, "samples": "512", "device": "cpu"}
         given |= {"versions": "python 3.11.7, torch 2.14.1"}
@@ -132,7 +132,7 @@ class StudyWriter:
 
 
 def final(clip_fd: float, **others: float) -> dict[str, float]:
-    """Final metrics as an evaluation leaves them, from one number."""
+    """Return final metrics in the form of an evaluation, derived from one number."""
     values = {
         "clip_fd": clip_fd,
         "fd": 10 * clip_fd,

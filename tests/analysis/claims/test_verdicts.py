@@ -1,4 +1,4 @@
-"""Verdicts on effects that the test has planted: found, reversed, or nothing but noise."""
+"""Verdicts on planted effects: present, reversed, or pure seed noise."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +26,7 @@ Arms = Mapping[str, Mapping[str, Any]]
 
 
 def masked(settings: Mapping[str, Any]) -> float:
-    """Naive masking is worse, by more at 75%."""
+    """Score naive masking worse, and more so at 75%."""
     return 40 * settings[RATIO] ** 2 * (settings[METHOD] == "naive")
 
 
@@ -131,7 +131,7 @@ def test_an_unmasked_tail_is_compared_under_the_same_masking() -> None:
 
 
 @pytest.mark.parametrize(("study", "arms", "score", "expected"), PLANTED[:1] + PLANTED[3:5])
-def test_noise_is_inconclusive_and_says_how_many_seeds_it_takes(
+def test_seed_noise_is_inconclusive_with_the_number_of_seeds_needed(
     study: str, arms: Arms, score: Score, expected: list[str]
 ) -> None:
     found = results(study, arms, lambda settings: 0.0, seeds=3)
@@ -143,7 +143,7 @@ def test_noise_is_inconclusive_and_says_how_many_seeds_it_takes(
 
 
 def test_seeds_needed_are_enough() -> None:
-    """An effect of one standard deviation needs ten seeds; four may miss it, and say about as many."""
+    """An effect of one standard deviation needs ten seeds. With four, the estimate is of the same size."""
 
     def score(settings: Mapping[str, Any]) -> float:
         return 2.0**0.5 * (settings["model.ffn.type"] == "gelu")
@@ -158,8 +158,8 @@ def test_seeds_needed_are_enough() -> None:
     assert 6 <= np.median([101 if (n := one.checks[0].needed) is None else n for one in few]) <= 30
 
 
-def test_noise_alone_is_seldom_a_verdict() -> None:
-    """A claim on one metric: 2.5% each way."""
+def test_seed_noise_alone_is_rarely_a_verdict() -> None:
+    """A claim on one metric has an error rate of 2.5% in each direction."""
     arms = PLANTED[8][1]
     seen = []
     for rng in range(300):
@@ -169,7 +169,7 @@ def test_noise_alone_is_seldom_a_verdict() -> None:
         assert seen.count(word) / 300 < 0.025 + 3.5 * (0.025 * 0.975 / 300) ** 0.5
 
 
-def test_one_seed_says_so_and_has_no_p() -> None:
+def test_one_seed_is_inconclusive_and_has_no_p() -> None:
     found = results("ffn_activation", PLANTED[3][1], PLANTED[3][2], seeds=1)
     first = verdicts(found)[0]
     assert first.word == INCONCLUSIVE
@@ -178,7 +178,7 @@ def test_one_seed_says_so_and_has_no_p() -> None:
     assert "no p, n=1" in text
 
 
-def test_one_ratio_the_other_way_contradicts_each_ratio() -> None:
+def test_one_ratio_in_the_other_direction_contradicts_the_claim() -> None:
     def score(settings: Mapping[str, Any]) -> float:
         return masked(settings) if settings[RATIO] == 0.75 else -masked(settings)
 
@@ -221,7 +221,7 @@ def test_what_a_scale_lacks_is_not_tested_here() -> None:
 
 
 def test_not_worse_needs_the_interval_within_the_margin() -> None:
-    """Means near 100, so margins of 5 on distances and 1 on CLIP score: within, at the edge and beyond."""
+    """Means are near 100, so the margin is 5 for distances and 1 for CLIP score: within, at the edge and beyond it."""
     arms = {"base": {"k": 0.0}, "more": {"k": 1.0}}
     for loss, noise, word in ((0.1, 0.1, REPRODUCED), (0.1, 4.0, INCONCLUSIVE), (9.0, 0.1, CONTRADICTED)):
         found = results("micro_budget", arms, lambda s, loss=loss: loss * s["k"], noise=noise)
@@ -231,7 +231,7 @@ def test_not_worse_needs_the_interval_within_the_margin() -> None:
     assert words(worse_but_little) == [REPRODUCED]
 
 
-def test_a_verdict_tells_who_claims_it_and_how_far_that_is_known() -> None:
+def test_a_verdict_has_its_source_and_trust_level() -> None:
     found = results("masking_vs_downscaling", AGAINST, lambda s: 30 * (s[METHOD] == "none"))
     texts = [line(found, one) for one in verdicts(found)]
     assert "(trust: notes): **reproduced**" in texts[0]
@@ -241,7 +241,7 @@ def test_a_verdict_tells_who_claims_it_and_how_far_that_is_known() -> None:
     assert table["seeds_needed"][:3].isna().all()
 
 
-def test_claims_name_keys_that_exist_and_words_of_trust() -> None:
+def test_claims_use_existing_keys_and_trust_levels() -> None:
     base = yaml.safe_load((Path(__file__).parents[3] / "experiments" / "base.yaml").read_text(encoding="utf-8"))
     keys = set(flatten(base))
     for listed in all_claims().values():
@@ -263,7 +263,7 @@ def test_claims_name_keys_that_exist_and_words_of_trust() -> None:
         ({"arm": {"model.depth": {"abov": 1}}}, "unknown condition 'abov'; did you mean 'above'?"),
     ],
 )
-def test_a_wrong_claim_is_named(changes: dict[str, Any], message: str) -> None:
+def test_an_invalid_claim_is_rejected(changes: dict[str, Any], message: str) -> None:
     good = {"text": "t", "trust": "summary", "kind": "better", "metrics": ["fd"], "arm": {"a": 1}, "against": {"a": 2}}
     assert parse("s", good).text == "t"
     with pytest.raises(ReportError, match=r"claims\.yaml, s, 't'") as caught:
@@ -277,7 +277,7 @@ def the_first_line(study: str, arms: Arms, score: Score, **changes: Any) -> str:
 
 
 def test_the_line_of_one_comparison_on_one_metric() -> None:
-    """No noise: every seed has the difference itself, so the interval has no width and p is 0."""
+    """Without seed noise every seed has the same difference, so the interval has zero width and p is 0."""
     text = the_first_line("ffn_activation", PLANTED[3][1], PLANTED[3][2], metrics=["clip_fd"])
     assert text == (
         "SwiGLU beats GELU (trust: summary): **reproduced**: arm1 against arm0: -9.000 [-9.000, -9.000] CLIP-FD ↓, "
@@ -285,7 +285,7 @@ def test_the_line_of_one_comparison_on_one_metric() -> None:
     )
 
 
-def test_the_line_of_a_trend_tells_its_test_and_steps() -> None:
+def test_the_line_of_a_trend_has_its_test_and_steps() -> None:
     blocks = axis("model.masking.block_size", [1, 2, 4, 8], **DEFERRED)
     text = the_first_line("mask_granularity", blocks, PLANTED[2][2])  # 8, 16, 32, 64: 18.4 per doubling
     assert text == (

@@ -1,4 +1,4 @@
-"""What the figures show, read off their artists: looks, places, limits, and the words around them."""
+"""The content of figures, read from their artists: styles, positions, limits, and texts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MASKED = {"none": {METHOD: "none", RATIO: 0.0}} | {
 
 
 class Histories:
-    """A client that has every run's losses."""
+    """A client with the losses of every run."""
 
     def get_metric_history(self, run_id: str, metric: str) -> list[Any]:
         seed = int(run_id.rpartition("-")[2])
@@ -45,7 +45,7 @@ class Histories:
 
 
 def masking(**changes: Any) -> Results:
-    """Ten arms in four hues over a ratio, with costs, quarters of the loss and histories."""
+    """Return ten arms in four hues over a ratio, with costs, losses by quarter, and histories."""
     found = results("masking_ratio", MASKED, lambda s: 40 * s[RATIO], seeds=3, x=RATIO, baseline="none")
     frame = found.frame.assign(hue=[MASKED[arm][METHOD] for arm in found.frame["arm"]])
     kept = 1 - frame["x"].astype(float)
@@ -58,7 +58,7 @@ def masking(**changes: Any) -> Results:
 
 
 def plain(arms: list[str], **columns: Any) -> Results:
-    """Arms with names on the axis, a seed each."""
+    """Return arms with names on the axis, at one seed each."""
     found = results("another", {arm: {} for arm in arms}, lambda s: 0.0, seeds=1, baseline=arms[0])
     frame = found.frame.assign(**{"tag.samples": "64", "tag.device": "cpu"}, **columns)
     return dataclasses.replace(found, frame=frame, client=Histories())
@@ -69,31 +69,31 @@ def labels(figure: Figure) -> list[str]:
 
 
 def drawn(axis: Axes) -> Iterator[tuple[str, str]]:
-    """(colour, marker) of what stands at single points."""
+    """Return (color, marker) of artists at single points."""
     for line in axis.lines:
         if line.get_marker() not in ("None", "", "_", "|", None) and len(line.get_xdata()) == 1:
             yield str(line.get_color()), str(line.get_marker())
 
 
-def test_hundred_and_more_looks_differ() -> None:
+def test_more_than_a_hundred_styles_differ() -> None:
     found = {(s.color, s.marker) for s in map(style, range(99))}
     assert len(found) == 99
 
 
-def test_neighbouring_colours_differ_in_grey_and_for_the_colour_blind() -> None:
+def test_neighboring_colors_differ_in_gray_and_for_color_blind_readers() -> None:
     """Machado et al. (2009), full deuteranomaly and protanomaly, on linear RGB; lightness by luminance."""
     blind = [
         [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
         [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
     ]
-    rgb = np.array([[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in COLORS])
+    rgb = np.array([[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in COLORS])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     for matrix in [np.eye(3), *map(np.array, blind)]:
         seen = np.clip(linear @ matrix.T, 0, 1) ** (1 / 2.2)
         apart = np.linalg.norm(seen[:, None] - seen[None], axis=2)[np.triu_indices(len(COLORS), 1)]
         assert apart.min() > 0.12
     luminance = linear @ [0.2126, 0.7152, 0.0722]
-    assert (1.05 / (luminance + 0.05)).min() > 1.9, "every colour stands out from white paper"
+    assert (1.05 / (luminance + 0.05)).min() > 1.9, "every color stands out from white paper"
 
 
 def test_an_arm_looks_the_same_in_every_figure() -> None:
@@ -117,7 +117,7 @@ def test_an_arm_looks_the_same_in_every_figure() -> None:
         assert seen == (wanted - {(looks.arms["none"].color, "o")} if axis in noise.axes else wanted)
 
 
-def test_looks_do_not_depend_on_what_has_finished() -> None:
+def test_styles_do_not_depend_on_finished_runs() -> None:
     found = masking()
     fewer = dataclasses.replace(found, frame=found.frame[found.frame["arm"] != "naive_0.25"])
     assert arm_styles(fewer).arms == arm_styles(found).arms
@@ -162,7 +162,7 @@ def test_cost_figure_shows_both_costs_with_units_and_the_front() -> None:
     )
 
 
-def test_a_cost_that_all_arms_share_is_said_in_words() -> None:
+def test_a_cost_that_all_arms_share_is_stated_in_the_title() -> None:
     found = plain(["masked", "small"])
     frame = found.frame.assign(**{"final/clip_fd": [10.0, 20.0], "cost/seconds": [90.0, 60.0]})
     frame = frame.assign(**{"cost/train_flops": [3.356e12, 3.355e12]})  # as near as steps can make them
@@ -185,7 +185,7 @@ def test_names_beside_points_of_a_hue_cover_nothing() -> None:
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_noise_ratio_is_the_paired_geometric_mean() -> None:
+def test_the_loss_ratio_is_the_paired_geometric_mean() -> None:
     found = plain(["base", "arm"])
     base, arm = [1.0, 2.0, 4.0], [1.5, 2.2, 6.8]
     frame = pd.DataFrame({"arm": ["base"] * 3 + ["arm"] * 3, "seed": [0, 1, 2] * 2, "val/loss_q1": base + arm})
@@ -239,7 +239,7 @@ def test_curves_have_a_mean_and_a_band_over_seeds() -> None:
     assert "n=3 seeds" in figure.get_suptitle()
 
 
-def test_the_papers_points_stand_hollow_on_an_axis_of_their_own() -> None:
+def test_the_papers_points_are_hollow_on_their_own_axis() -> None:
     figure = score_figure(masking())
     assert [axis.get_title("left") for axis in figure.axes] == ["FD ↓", "CLIP-FD ↓", "CLIP score ↑", ""]
     right = figure.axes[3]
@@ -325,7 +325,7 @@ def test_log_ticks_are_few_and_within_bounds(low: float, factor: float) -> None:
         ([0.01, 0.1, 0.3], True),
     ],
 )
-def test_an_axis_is_logarithmic_where_its_values_stand_evenly_so(values: list[float], log: bool) -> None:
+def test_an_axis_is_logarithmic_if_its_values_are_evenly_spaced_there(values: list[float], log: bool) -> None:
     assert StudyAxis.of(pd.Series(values)).log == log
 
 
@@ -337,7 +337,7 @@ def test_an_axis_is_logarithmic_where_its_values_stand_evenly_so(values: list[fl
         ([1, 2], "n=1 to 2 pairs; bars: 95% interval over pairs, clipped at the panel's edge. Below 1 is better."),
     ],
 )
-def test_a_noise_level_figure_says_how_many_pairs_it_has(pairs: list[int], words: str) -> None:
+def test_a_noise_level_figure_states_its_number_of_pairs(pairs: list[int], words: str) -> None:
     rows = [("base", seed, 1.0) for seed in (0, 1)]
     rows += [(arm, seed, 1.2) for arm, count in zip(("one", "two"), pairs, strict=True) for seed in range(count)]
     frame = pd.DataFrame(rows, columns=["arm", "seed", "val/loss_q1"]).assign(run_id="id", hue="", x="")

@@ -1,4 +1,4 @@
-"""Searches: the Optuna study rebuilt from runs, and what its pictures show."""
+"""Searches: the Optuna study rebuilt from runs, and the content of its figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COUNT = 12
 
 
 def searched(space: dict[str, Any] = SPACE, direction: str = "minimize") -> Results:
-    """Twelve trials whose score is their depth alone; trial 3 pruned, trial 5 failed, trial 7 still running."""
+    """Return twelve trials whose score is their depth; trial 3 is pruned, 5 has failed, 7 is still running."""
     rng = np.random.default_rng(0)
     arms: dict[str, dict[str, Any]] = {f"trial_{number:03d}": {"depth": 8 - number % 7} for number in range(COUNT)}
     found = results("a_search", arms, lambda s: 10.0 * s["depth"], seeds=1, noise=0.01, metrics=["clip_fd"])
@@ -59,14 +59,14 @@ def test_the_study_is_the_runs_of_the_store() -> None:
     assert rebuild_optuna_study(searched(direction="maximize")).best_trial.params["model.depth"] == 8
 
 
-def test_distributions_are_those_of_the_file() -> None:
+def test_distributions_match_the_study_file() -> None:
     assert distribution(SPACE["optimizer.weight_decay"]) == FloatDistribution(1e-3, 1.0, log=True)
     assert distribution(SPACE["model.depth"]) == IntDistribution(2, 8)
     assert distribution({"low": 0.0, "high": 1, "step": 0.25}) == FloatDistribution(0.0, 1.0, step=0.25)
     assert distribution([1, True]) == CategoricalDistribution(["1", "True"])
 
 
-def test_the_three_pictures_show_values_settings_and_importances() -> None:
+def test_the_three_figures_show_values_settings_and_importances() -> None:
     found, before = searched(), dict(mpl.rcParams)
     figures = search_figures(found)
     assert list(figures) == ["search_history", "search_parallel", "search_importances"]
@@ -100,14 +100,14 @@ def test_one_setting_has_no_importances_and_a_study_of_arms_no_search() -> None:
 
 
 class TestSeveralObjectives:
-    """A search for a low score and few parameters at once."""
+    """Return a search with two objectives: low score and few parameters."""
 
     def found(self, **objectives: str) -> Results:
         rows = searched()
         frame = rows.frame.assign(**{"cost/params": [5.0, 3.0, 9.0, 2.0, 7.0, 3.0, 3.5, 6.0, 2.0]})
         return dataclasses.replace(rows, frame=frame, study=dataclasses.replace(rows.study, objectives=objectives))
 
-    def test_the_front_is_what_no_trial_beats_in_all(self) -> None:
+    def test_no_trial_beats_the_front_in_all_objectives(self) -> None:
         results = self.found(**{"clip_fd": "minimize", "cost/params": "minimize"})
         points = results.frame.set_index("arm")[["final/clip_fd", "cost/params"]]
         unbeaten = [
@@ -121,7 +121,7 @@ class TestSeveralObjectives:
         assert said.startswith("No trial beats these in all objectives (clip_fd minimized, cost/params minimized): ")
         assert pareto_front(self.found(**{"clip_fd": "minimize", "cost/params": "maximize"})) != pareto_front(results)
 
-    def test_its_picture_names_the_trials_of_the_front(self) -> None:
+    def test_the_front_figure_labels_the_trials_of_the_front(self) -> None:
         results = self.found(**{"clip_fd": "minimize", "cost/params": "minimize"})
         figure = search_figures(results)["search_front"]
         (axis,) = figure.axes

@@ -1,4 +1,4 @@
-"""Stores of many runs: read in bulk to the very frames that MLflow's own client gives, and quickly."""
+"""Stores of many runs: reading in bulk is fast and gives the same frames as MLflow's own client."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ METRICS = ("train/loss", "val/loss")
 
 
 class Client:
-    """MLflow's public client and nothing else: what is left for a store that no short cut knows."""
+    """Only MLflow's public client, as used for stores without a faster way."""
 
     def __init__(self, uri: str) -> None:
         self._client = open_store(uri)
@@ -47,7 +47,7 @@ class Client:
 
 @pytest.fixture(scope="module")
 def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Sixty runs of thirty arms, some of them odd in all the ways that MLflow lets a run be."""
+    """Sixty runs of thirty arms, some of them odd in every way that MLflow allows."""
     root = tmp_path_factory.mktemp("big")
     shutil.copy(empty_store, root / "mlflow.db")
     uri = fill(root, runs=60, points=12, arms=30)
@@ -71,7 +71,7 @@ def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def both(uri: str, other: Any) -> tuple[Results, Results]:
-    """As the short cut reads it, and as `other` does."""
+    """Return results of the faster way and of `other`."""
     return load(open_store(uri), STUDY), load(other, STUDY)
 
 
@@ -87,7 +87,7 @@ def assert_same(found: Results, wanted: Results) -> None:
             np.testing.assert_array_equal(values, others[run][1])
 
 
-def test_the_short_cut_reads_what_mlflows_client_reads(store: str) -> None:
+def test_reading_in_bulk_matches_mlflows_client(store: str) -> None:
     found, wanted = both(store, Client(store))
     assert_same(found, wanted)
     assert len(found.frame) == 60 - 6
@@ -101,7 +101,7 @@ def test_the_short_cut_reads_what_mlflows_client_reads(store: str) -> None:
     assert f"{9:032x}" not in found.histories("train/loss", found.arms)
 
 
-def test_a_sqlite_store_is_asked_for_no_run_one_by_one(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sqlite_store_is_read_in_bulk(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client = open_store(store)
     monkeypatch.setattr(client, "get_metric_history", None)
     searched: list[str] = []
@@ -123,14 +123,14 @@ def test_a_store_of_another_version_is_read_by_mlflows_client(store: str, tmp_pa
     assert_same(*both(uri, Client(uri)))
 
 
-def test_a_few_runs_are_read_without_the_thousands_beside_them(store: str) -> None:
+def test_reading_a_few_runs_does_not_read_thousands_of_others(store: str) -> None:
     found = load(open_store(store), "mixer_size")
     assert len(found.frame) == FEW
     assert len(found.histories("train/loss", found.arms)) == FEW
     assert set(found.frame["run_id"]).isdisjoint(load(open_store(store), STUDY).frame["run_id"])
 
 
-def test_of_many_arms_the_best_are_drawn(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_best_of_many_arms_are_drawn(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = load(open_store(store), STUDY)
     asked: set[str] = set()
     read = Results.histories
@@ -156,7 +156,7 @@ def test_the_benchmark_rejects_other_words(words: list[str], told: str) -> None:
 
 
 @pytest.mark.slow
-def test_bench_tells_time_and_memory(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_benchmark_prints_time_and_memory(capfd: pytest.CaptureFixture[str]) -> None:
     bench(["runs=24", "points=10", "arms=4"])
     printed = capfd.readouterr().out
     assert "masking_ratio: 24 runs" in printed
@@ -168,7 +168,7 @@ def test_bench_tells_time_and_memory(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture(scope="module")
 def server(store: str) -> Iterator[str]:
-    """MLflow's server on the store."""
+    """Run MLflow's server on the store."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

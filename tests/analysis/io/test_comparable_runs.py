@@ -1,4 +1,4 @@
-"""Runs that can't be compared are kept apart, told, or refused by name."""
+"""Runs that are not comparable are separated and listed, or rejected with a message."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def shown(found: Results) -> dict[str, float]:
     return dict(zip(found.frame["arm"], found.frame["final/clip_fd"], strict=True))
 
 
-def test_runs_of_another_budget_are_apart(fresh: Fresh) -> None:
+def test_runs_of_another_budget_are_a_separate_set(fresh: Fresh) -> None:
     writer = launch(fresh)
     for name, value in (("none", 30.0), ("naive_75", 40.0)):
         writer.run(name, 0, final(value), config=budget(100, 16))
@@ -54,7 +54,7 @@ def test_runs_of_another_budget_are_apart(fresh: Fresh) -> None:
         read(fresh, 3)
 
 
-def test_runs_of_another_algorithm_are_apart(fresh: Fresh) -> None:
+def test_runs_of_another_algorithm_are_a_separate_set(fresh: Fresh) -> None:
     writer = launch(fresh)
     writer.run("none", 0, final(30.0))  # the first algorithm wrote no tag
     writer.run("naive_75", 0, final(40.0))
@@ -81,7 +81,7 @@ def test_the_same_images_in_other_steps_are_one_budget(fresh: Fresh) -> None:
     [("flops", 2.51e15, 1), ("flops", 3e15, 2), ("steps", 3e15, 1), ("params", 3e15, 1), ("time", 3e15, 1)],
 )
 def test_the_budget_is_what_the_study_holds(holds: str, flops: float, sets: int) -> None:
-    """FLOPs and parameters as far apart as a sweep lets them be, one in a hundred, are one budget."""
+    """FLOPs and parameters within a sweep's tolerance of one percent count as the same budget."""
     tags = {"data_fingerprint": "f", "feature_net": "n", "samples": "8", "git_commit": "c", "git_dirty": "false"}
     row = {f"tag.{name}": value for name, value in tags.items()} | {"seed": 0, "cost/params": 1e6}
     rows = [{"arm": "none", "started": 1, "cost/train_flops": 2.5e15}, {"arm": "naive_75", "started": 2}]
@@ -98,7 +98,7 @@ def test_another_reference_is_another_measurement(fresh: Fresh) -> None:
     assert "real images 2,048 instead of 64" in read(fresh).left_out[0]
 
 
-def test_code_versions_are_apart_unless_pooled(fresh: Fresh) -> None:
+def test_code_versions_are_separate_unless_pooled(fresh: Fresh) -> None:
     old, new = "a" * 40, "b" * 40
     writer = launch(fresh)
     writer.run("none", 0, final(10.0), git_commit=old)
@@ -133,7 +133,7 @@ def test_the_command_chooses_the_set(fresh: Fresh, tmp_path: Path, capsys: pytes
     assert "it must be a number from 1, or only" in capsys.readouterr().err
 
 
-def test_scores_under_several_noises_are_one_score_a_run(fresh: Fresh) -> None:
+def test_scores_on_several_noise_sets_are_one_score_per_run(fresh: Fresh) -> None:
     writer = StudyWriter(*fresh, "masking_ratio", study_file(TWO, [0, 1]))
     for name, base in (("none", 10.0), ("naive_75", 20.0)):
         for seed in (0, 1):
@@ -147,7 +147,7 @@ def test_scores_under_several_noises_are_one_score_a_run(fresh: Fresh) -> None:
 
 
 def test_settings_of_a_claim_come_from_the_runs_own_config(fresh: Fresh) -> None:
-    """Arms whose overrides say nothing of the feed-forward: only config.yaml does."""
+    """The overrides of these arms don't mention the feed-forward; only config.yaml does."""
     arms = {"new": {"model.depth": 4}, "old": {"model.depth": 5}}
     writer = StudyWriter(*fresh, "ffn_activation", study_file(arms, [0, 1, 2], baseline="old"))
     for name, kind, value in (("new", "swiglu", 10.0), ("old", "gelu", 20.0)):

@@ -1,4 +1,4 @@
-"""Which runs a report is made of, and which mixtures it refuses."""
+"""The runs that a report uses, and the mixtures that it rejects."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_newest_finished_run_of_each_arm_and_seed(fresh: Fresh) -> None:
     assert results.arms == ["none", "naive_75"], "the study's order, not the order of the runs"
 
 
-def test_runs_of_an_older_launch_stay_out(fresh: Fresh) -> None:
+def test_runs_of_an_older_launch_are_left_out(fresh: Fresh) -> None:
     old = launch(fresh, [0, 1])
     for seed in (0, 1):
         old.run("none", seed, final(99.0), samples="64", data_fingerprint="other")
@@ -58,7 +58,7 @@ def test_scale_chooses_the_launch(fresh: Fresh) -> None:
         read(fresh, "dmeo")
 
 
-def test_what_is_missing_is_named(fresh: Fresh) -> None:
+def test_missing_runs_are_listed(fresh: Fresh) -> None:
     writer = launch(fresh, [0, 1, 2])
     writer.run("none", 0, final(10.0))
     writer.run("none", 1, {}, status="FAILED", error="DivergenceError: loss is NaN at step 7")
@@ -76,7 +76,7 @@ def test_what_is_missing_is_named(fresh: Fresh) -> None:
     assert "loss is NaN at step 7" in table_footnotes(results)[-1]
 
 
-def test_named_arms_over_an_axis_are_a_line_each(fresh: Fresh) -> None:
+def test_named_arms_over_an_axis_have_one_line_each(fresh: Fresh) -> None:
     arms = {f"{name}_lr={rate}": {"optimizer.lr": rate} for name in ("wide_net", "deep") for rate in (0.1, 0.01)}
     figure = {"x": "optimizer.lr", "hue": "arm"}
     writer = StudyWriter(*fresh, "masking_ratio", study_file(arms, [0], baseline="deep_lr=0.1", figure=figure))
@@ -120,7 +120,7 @@ def test_diverged_runs_are_rows_of_the_table(fresh: Fresh) -> None:
         ("git_commit", "code", ("aaaa", "bbbb")),
     ],
 )
-def test_runs_that_cannot_be_compared_are_refused(fresh: Fresh, tag: str, fact: str, values: tuple[str, str]) -> None:
+def test_runs_that_are_not_comparable_are_rejected(fresh: Fresh, tag: str, fact: str, values: tuple[str, str]) -> None:
     writer = launch(fresh, [0])
     writer.run("none", 0, final(10.0), **{tag: values[0]})
     writer.run("naive_75", 0, final(20.0), **{tag: values[1]})
@@ -129,7 +129,7 @@ def test_runs_that_cannot_be_compared_are_refused(fresh: Fresh, tag: str, fact: 
     assert f"{fact}: {values[1]} for 1 run (naive_75), {values[0]} for 1 run (none)" in str(caught.value)
 
 
-def test_a_reused_trial_counts_and_is_told(fresh: Fresh) -> None:
+def test_a_reused_trial_counts_and_is_mentioned(fresh: Fresh) -> None:
     writer = launch(fresh, [0])
     writer.run("none", 0, final(10.0), reused_from="abcdef")
     writer.run("naive_75", 0, final(20.0))
@@ -142,7 +142,7 @@ def test_nothing_finished(fresh: Fresh) -> None:
         read(fresh)
 
 
-def test_curves_and_pictures_come_back(masking_store: str) -> None:
+def test_curves_and_samples_are_read_back(masking_store: str) -> None:
     results = load(open_store(masking_store), "masking_ratio")
     steps, values = results.histories("train/loss", ["none"])[results.frame["run_id"][0]]
     assert steps.tolist() == list(range(25, 1001, 25))

@@ -1,4 +1,4 @@
-"""A store of another version may hold NaN and infinity: the report names those runs as failed and draws the others."""
+"""NaN and infinity in a store of another version: the report lists those runs as failed and shows the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The web page: what it says, that it needs nothing beside it, and that one study's trouble is its own."""
+"""The web page: its content, that it is self-contained, and that a failing study doesn't affect the others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """A page's elements, links and text; `stray` are end tags that close nothing or the wrong element."""
+    """Elements, links and text of a page; `stray` are end tags without a matching start tag."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Page(HTMLParser):
 
 
 def two(uri: str, root: Path, name: str, values: dict[str, list[float]], **changes: object) -> StudyWriter:
-    """A study of SwiGLU and GELU with these clip_fd by arm, a seed each."""
+    """Write a study of SwiGLU and GELU with these clip_fd by arm, at one seed each."""
     arms = {arm: {"model.ffn.type": arm} for arm in values}
     figure = {"x": "model.ffn.type", "hue": ""}
     study = study_file(arms, range(len(next(iter(values.values())))), baseline=next(iter(arms)), figure=figure)
@@ -81,7 +81,7 @@ def two(uri: str, root: Path, name: str, values: dict[str, list[float]], **chang
 
 @pytest.fixture(scope="module")
 def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A reproduced and a contradicted claim, a study of hostile words, one that hasn't finished, one of a bad name."""
+    """Return a store with a reproduced and a contradicted claim, hostile text, an unfinished study and a bad name."""
     root = tmp_path_factory.mktemp("shelf")
     shutil.copy(empty_store, root / "mlflow.db")
     uri = f"sqlite:///{root / 'mlflow.db'}"
@@ -180,7 +180,7 @@ def test_only_a_significant_best_is_bold(page: Page) -> None:
     assert "10.00 (n=1)" not in bold, "the best of one seed"
 
 
-def test_words_of_the_store_are_words(page: Page) -> None:
+def test_text_of_the_store_is_escaped(page: Page) -> None:
     assert not page.of("script")
     assert not page.of("b") or all(not attributes for attributes in page.of("b"))
     assert not [name for _, found in page.elements for name in found if name.startswith("on")]
@@ -210,13 +210,13 @@ def test_a_study_has_a_page_of_its_own(out: Path) -> None:
     assert all((folder / link).is_file() for link in files)
 
 
-def test_a_name_that_leads_elsewhere_writes_nothing_there(out: Path) -> None:
+def test_a_name_with_a_path_writes_nothing_outside_the_folder(out: Path) -> None:
     assert {path.name for path in out.iterdir()} == {"report.html", "masking_ratio", "ffn_activation", NAME}
     assert [path.name for path in out.parent.iterdir()] == ["results"]
     assert [path.name for path in out.parent.parent.iterdir()] == ["deep"]
 
 
-def test_pictures_shrink_until_the_page_fits(masking: Results, store: str, out: Path) -> None:
+def test_images_shrink_until_the_page_fits(masking: Results, store: str, out: Path) -> None:
     made = section(masking, sorted((out / "masking_ratio" / "demo").glob("[fs]*.png")), store)
 
     def page(limit: int) -> Page:
@@ -234,9 +234,9 @@ def test_pictures_shrink_until_the_page_fits(masking: Results, store: str, out: 
         render("t", store, "demo", [made], [], 1000)
 
 
-def test_inlined_drawings_keep_thin_lines_colours(tmp_path: Path) -> None:
+def test_inlined_figures_keep_the_colors_of_thin_lines(tmp_path: Path) -> None:
     canvas = np.full((600, 2000, 3), 255, np.uint8)
-    canvas[:, :, 0] -= np.linspace(0, 60, 2000).astype(np.uint8)  # many colours that a palette could go to
+    canvas[:, :, 0] -= np.linspace(0, 60, 2000).astype(np.uint8)  # many colors that a palette could go to
     canvas[300:304] = (213, 94, 0)
     Image.fromarray(canvas).save(tmp_path / "figure.png")
     head, _, data = inline(tmp_path / "figure.png", 1000).partition(",")
@@ -246,7 +246,7 @@ def test_inlined_drawings_keep_thin_lines_colours(tmp_path: Path) -> None:
     assert np.abs(found[151] - (213, 94, 0)).max() < 12
 
 
-def test_figures_of_any_kind_stand_in_order(masking: Results, tmp_path: Path) -> None:
+def test_figures_are_ordered(masking: Results, tmp_path: Path) -> None:
     order = ["figure", "cost", "curves", "loss_by_noise_level", "search_history", "zebra", "samples"]
     found = [*(tmp_path / f"{name}.png" for name in reversed(order)), tmp_path / "cost.pdf", tmp_path / "runs.csv"]
     drawn = report_images(masking, found)
@@ -257,7 +257,7 @@ def test_figures_of_any_kind_stand_in_order(masking: Results, tmp_path: Path) ->
     assert all(picture.caption and "Arms: none, naive_75, deferred_75." in picture.alt for picture in drawn[1:])
 
 
-def test_a_failing_study_stops_no_other(
+def test_a_failing_study_does_not_stop_the_others(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def write(results: object, folder: Path, uri: str) -> list[Path]:
@@ -273,7 +273,7 @@ def test_a_failing_study_stops_no_other(
     assert "2 shown, 3 missing" in capsys.readouterr().out
 
 
-def test_a_store_that_refuses_is_asked_once(
+def test_a_store_that_rejects_an_upload_is_tried_once(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = []
@@ -294,7 +294,7 @@ def test_nothing_finished_is_a_page_and_status_1(fresh: tuple[str, Path], tmp_pa
     assert "none, seed 0: failed" in text
 
 
-def test_errors_that_a_user_can_mend(
+def test_errors_that_a_user_can_fix(
     store: str, fresh: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")

@@ -1,4 +1,4 @@
-"""The command, from a store with known numbers to files that a paper could print."""
+"""The command, from a store with known numbers to the files of the report."""
 
 import csv
 import re
@@ -60,7 +60,7 @@ def test_table_has_the_means_and_intervals_of_the_runs(written: Path) -> None:
             assert float(row["clip_fd_minus_baseline_high"]) == pytest.approx(high)
 
 
-def test_table_in_print_says_what_a_reader_needs(written: Path) -> None:
+def test_the_printed_table_is_complete(written: Path) -> None:
     text = (written / "table.md").read_text(encoding="utf-8")
     assert "deferred_75: differs from none: +2.92 [1.97, 3.87] CLIP-FD over n=3 seeds, Holm p = 0.011 (worse)." in text
     assert "deferred_50: within seed noise of none at n=3" in text
@@ -94,7 +94,7 @@ def test_latex_table_is_balanced(masking_store: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
-def test_latex_takes_the_table(masking_store: str, tmp_path: Path) -> None:
+def test_latex_compiles_the_table(masking_store: str, tmp_path: Path) -> None:
     (tmp_path / "table.tex").write_text(latex(load(open_store(masking_store), "masking_ratio")), encoding="utf-8")
     page = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}\input{table}\end{document}"
     (tmp_path / "page.tex").write_text(page)
@@ -105,14 +105,14 @@ def test_latex_takes_the_table(masking_store: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["figure.png", "curves.png", "cost.png", "loss_by_noise_level.png", "samples.png"])
-def test_pictures_are_large_and_not_blank(written: Path, name: str) -> None:
+def test_figures_are_large_and_not_blank(written: Path, name: str) -> None:
     picture = np.asarray(Image.open(written / name).convert("RGB"))
     assert min(picture.shape[:2]) > 500
     assert (picture.reshape(-1, 3) != 255).any(1).mean() > 0.02
     assert len(np.unique(picture[::5, ::5].reshape(-1, 3), axis=0)) > 50
 
 
-def test_samples_have_a_row_per_arm_with_the_first_seeds_pictures(written: Path) -> None:
+def test_samples_have_a_row_per_arm_with_the_first_seeds_images(written: Path) -> None:
     picture = np.asarray(Image.open(written / "samples.png").convert("RGB"))
     saturated = picture.max(2).astype(int) - picture.min(2) > 60
     bands = np.flatnonzero(np.diff((saturated.mean(1) > 0.2).astype(int)) == 1)
@@ -140,7 +140,7 @@ def test_the_launch_shows_the_report(written: Path, masking_store: str) -> None:
     ]  # fmt: skip
 
 
-def test_a_store_that_takes_nothing_still_gives_the_files(
+def test_files_are_written_if_the_store_rejects_them(
     fresh: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # MLflow makes a folder of the URI's name
@@ -186,7 +186,7 @@ def test_inception_features_are_called_fid(fresh: tuple[str, Path]) -> None:
     assert "Fewer samples" not in text
 
 
-def test_other_weights_in_inceptions_layout_and_prompts_from_a_file_are_said(fresh: tuple[str, Path]) -> None:
+def test_unpublished_inception_weights_and_prompts_from_a_file_are_mentioned(fresh: tuple[str, Path]) -> None:
     writer = StudyWriter(*fresh, "masking_ratio", study_file({"none": arm("none", 0.0)}, [0]))
     found = final(10.0, precision=0.75, precision_real=0.875)
     writer.run("none", 0, found, feature_net="unpublished-inception-v3@aa+clip-vit-b-32@bb+prompts@cc")
@@ -242,7 +242,7 @@ def test_user_errors_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_no_store_says_how_to_make_one(
+def test_a_missing_store_is_reported_with_the_command_that_creates_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -260,7 +260,7 @@ def test_help_needs_no_store(capsys: pytest.CaptureFixture[str]) -> None:
     assert "microdit-report STUDY" in capsys.readouterr().out
 
 
-def test_real_images_far_off_do_not_flatten_the_arms(fresh: tuple[str, Path]) -> None:
+def test_distant_scores_of_real_images_do_not_flatten_the_arms(fresh: tuple[str, Path]) -> None:
     arms = {"none": arm("none", 0.0), "naive_75": arm("naive", 0.75)}
     writer = StudyWriter(*fresh, "masking_ratio", study_file(arms, [0]))
     for number, name in enumerate(arms):
@@ -272,8 +272,8 @@ def test_real_images_far_off_do_not_flatten_the_arms(fresh: tuple[str, Path]) ->
     assert not score.get_title("right")
 
 
-def test_several_evaluation_noises_are_told_from_the_seeds(fresh: tuple[str, Path]) -> None:
-    """One arm of two runs of two scores: 2 within each run, 4 between their means (see test_noise)."""
+def test_evaluation_noise_is_separated_from_seed_variance(fresh: tuple[str, Path]) -> None:
+    """One arm with two runs of two scores differs by 2 within each run and by 4 between the means."""
     writer = StudyWriter(*fresh, "masking_ratio", study_file({"none": arm("none", 0.0)}, [0, 1]))
     for seed, (first, second) in enumerate([(10.0, 12.0), (14.0, 16.0)]):
         writer.run("none", seed, final(first, **{"noise1/clip_fd": second}))

@@ -1,4 +1,4 @@
-"""Paired tests against scipy, Holm against a reference of the test's own, and coverage over simulated studies."""
+"""Paired tests compared with scipy, Holm with its definition, and coverage over simulated studies."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ P = st.lists(st.floats(0, 1), min_size=1, max_size=9)
 
 
 def closed_testing(p: list[float]) -> list[float]:
-    """Holm by its definition: Bonferroni's test of every intersection of hypotheses that holds the one in question."""
+    """Return Holm's p by definition: Bonferroni's test of every intersection of hypotheses that includes this one."""
     found = []
     for i in range(len(p)):
         rest = [j for j in range(len(p)) if j != i]
@@ -48,7 +48,7 @@ def test_holm_is_the_closed_bonferroni_test(p: list[float]) -> None:
 
 
 @given(P)
-def test_holm_keeps_order_and_lies_between_p_and_bonferroni(p: list[float]) -> None:
+def test_holm_keeps_the_order_and_is_between_p_and_bonferroni(p: list[float]) -> None:
     found = holm(p)
     assert all(raw <= adjusted <= min(1.0, len(p) * raw) + 1e-12 for raw, adjusted in zip(p, found, strict=True))
     assert np.all(np.diff(np.array(found)[np.argsort(p)]) >= 0)
@@ -74,7 +74,7 @@ def test_effect_sizes() -> None:
     assert math.isnan(paired_test([1.0, 2.0]).g_z)
 
 
-def test_hedges_factor_takes_the_bias_away() -> None:
+def test_hedges_factor_removes_the_bias() -> None:
     values = np.random.default_rng(0).normal(0.5, 1.0, (20_000, 4))
     d = values.mean(axis=1) / values.std(axis=1, ddof=1)
     assert d.mean() > 0.6
@@ -93,7 +93,7 @@ def test_equal_differences() -> None:
 
 
 def test_intervals_cover_the_truth_in_95_of_100_studies() -> None:
-    """Arms that share a seed's shift, n = 2, 3 and 5; 2000 studies each, within 3.5 binomial deviations of 95%."""
+    """Coverage of 2000 studies each at n = 2, 3, 5 is 95% within 3.5 binomial deviations, with common seed effects."""
     rng, truth, studies = np.random.default_rng(7), 1.5, 2000
     for n in (2, 3, 5):
         covered = 0
@@ -107,7 +107,7 @@ def test_intervals_cover_the_truth_in_95_of_100_studies() -> None:
 
 
 def test_holm_keeps_the_familywise_error() -> None:
-    """Eight arms that equal the baseline, which all comparisons share: some arm is called different in 5% at most."""
+    """With eight arms equal to the baseline, at most 5% of studies call any arm different."""
     rng, studies, n = np.random.default_rng(3), 2000, 4
     scores = rng.normal(size=(studies, 9, n))
     p = stats.ttest_1samp(scores[:, 1:] - scores[:, :1], 0, axis=2).pvalue

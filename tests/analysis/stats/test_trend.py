@@ -1,4 +1,4 @@
-"""Trends: Page's L against all permutations, rates of error at few seeds, and arms that are missing."""
+"""Trends: Page's L compared with all permutations, error rates with few seeds, and missing arms."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ AXIS = np.array([0.25, 0.5, 0.75, 0.875])
 
 
 def brute_page(scores: np.ndarray) -> float:
-    """Two-sided p by going through every order of every seed's values."""
+    """Return the two-sided p by enumerating every order of every seed's values."""
     count = scores.shape[1]
     ranks = scores.argsort(axis=1).argsort(axis=1) + 1
     places = np.arange(1, count + 1)
@@ -25,7 +25,7 @@ def brute_page(scores: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (3, 3), (2, 5)])
-def test_page_goes_through_all_permutations(shape: tuple[int, int]) -> None:
+def test_page_matches_all_permutations(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(sum(shape))
     for _ in range(4):
         scores = rng.normal(size=shape) + rng.normal() * np.arange(shape[1])
@@ -33,7 +33,7 @@ def test_page_goes_through_all_permutations(shape: tuple[int, int]) -> None:
 
 
 def test_two_seeds_are_enough_for_an_order() -> None:
-    """A clear order at two seeds: Page's L sees it, where an interval of two slopes is 12.7 standard errors wide."""
+    """Page's L detects a clear order at two seeds, although the interval of two slopes is 12.7 standard errors wide."""
     scores = np.array([[1.0, 2.0, 3.5, 9.0], [50.0, 50.5, 51.0, 52.0]])
     found = trend(AXIS, scores)
     assert found.test == "Page's L"
@@ -80,7 +80,7 @@ def test_one_seed_has_no_p() -> None:
 
 @pytest.mark.parametrize(("seeds", "count", "growth"), [(2, 4, 1), (3, 3, 1), (5, 5, 1), (3, 4, 3)])
 def test_no_trend_is_found_where_there_is_none(seeds: int, count: int, growth: float) -> None:
-    """Shifts that a seed gives all arms, and a spread that grows along the axis: p < 0.05 in 5% of studies at most."""
+    """With common seed effects and a spread that grows along the axis, p < 0.05 in at most 5% of studies."""
     rng, studies = np.random.default_rng(seeds), 400
     axis = np.arange(1.0, count + 1)
     spread = np.linspace(1, growth, count)
@@ -88,13 +88,13 @@ def test_no_trend_is_found_where_there_is_none(seeds: int, count: int, growth: f
     assert np.mean([trend(axis, scores).p < 0.05 for scores in noise]) < 0.05 + 3.5 * math.sqrt(0.05 * 0.95 / studies)
 
 
-def test_an_arm_that_diverged_does_not_take_the_others_with_it() -> None:
+def test_a_diverged_arm_does_not_remove_the_others() -> None:
     table = pd.DataFrame({1.0: [5.0, 6, 7], 2.0: [4.0, 5, 6], 4.0: [3.0, 4, 5], 8.0: [np.nan, np.nan, 9.0]})
     assert list(complete_blocks(table).columns) == [1.0, 2.0, 4.0]
     assert len(complete_blocks(table)) == 3
 
 
-def test_a_seed_that_is_not_through_yet_is_left_out() -> None:
+def test_an_unfinished_seed_is_left_out() -> None:
     table = pd.DataFrame({4.0: [3.0, 4, np.nan], 1.0: [5.0, 6, 7], 2.0: [4.0, 5, np.nan]})
     found = trend_of(table)
     assert found is not None
@@ -116,7 +116,7 @@ def test_a_whole_table_keeps_all_its_values() -> None:
     assert all(isinstance(value, float) for value in whole_numbers.values)
 
 
-def test_three_values_stay_even_if_one_seed_is_whole() -> None:
+def test_three_values_are_kept_even_if_one_seed_is_complete() -> None:
     table = pd.DataFrame({1.0: [1.0, 2.0], 2.0: [3.0, np.nan], 4.0: [5.0, 6.0]})
     assert list(complete_blocks(table).columns) == [1.0, 2.0, 4.0]
     assert len(complete_blocks(table)) == 1

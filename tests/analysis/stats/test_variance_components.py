@@ -1,4 +1,4 @@
-"""Evaluation noise told from training noise, and means over noises that are the same in every run."""
+"""Evaluation noise is separated from seed variance; scores are averaged over the noise sets that all runs share."""
 
 import math
 
@@ -30,7 +30,7 @@ def test_planted_components_come_back() -> None:
     assert found.runs == 200
 
 
-def test_training_noise_below_what_can_be_seen_is_none() -> None:
+def test_undetectable_training_variance_is_zero() -> None:
     found = components([[[0.0, 2.0], [0.1, 1.9]]])
     assert found is not None
     assert found.training == 0
@@ -41,7 +41,7 @@ def test_too_few_runs_or_scores() -> None:
     assert components([[[1.0], [2.0]]]) is None
 
 
-def test_a_run_counts_once_with_its_mean_over_shared_noises() -> None:
+def test_a_run_counts_once_with_its_mean_over_shared_noise_sets() -> None:
     frame = pd.DataFrame(
         {
             "arm": ["a", "a", "b", "b"],
