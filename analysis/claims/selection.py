@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
@@ -13,46 +12,13 @@ from analysis.claims.paper_values import facts
 from analysis.errors import ReportError
 from analysis.io.results import Results
 from analysis.io.run_config import loosely_equal, setting
+from analysis.io.study import Study
 from microdit.common.contract import COST_PREFIX
-from microdit.common.errors import named, nearest, shown
+from microdit.common.errors import named, nearest
 from microdit.common.files.stored_yaml import load_stored_mapping
+from microdit.common.stores.claims import Claim, Selector, parse_claim
 
-Selector = Mapping[str, Any]
 SOURCE = "claims.yaml"
-KINDS = ("better", "not_worse", "trend", "gap_grows")
-NEEDED_KEYS = {
-    "trend": ("axis", "better"),
-    "gap_grows": ("axis", "arm", "against"),
-    "not_worse": ("margin",),
-    "better": (),
-}
-TYPES: Mapping[str, type] = {
-    **dict.fromkeys(("text", "trust", "kind", "section", "source", "pairs", "axis", "better"), str),
-    **dict.fromkeys(("arm", "against", "where", "margin"), dict),
-    **dict.fromkeys(("metrics", "same"), list),
-}
-TYPE_NAMES: Mapping[type, str] = {str: "text", dict: "a mapping", list: "a list"}
-BOUNDS = ("above", "below", "least", "most", "not")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim. The comment at the top of claims.yaml explains the fields."""
-
-    text: str
-    trust: str
-    kind: str
-    metrics: tuple[str, ...]
-    section: str = ""
-    source: str = ""
-    arm: Selector = field(default_factory=dict)
-    against: Selector = field(default_factory=dict)
-    same: tuple[str, ...] = ()
-    pairs: str = ""
-    axis: str = ""
-    better: str = ""
-    where: Selector = field(default_factory=dict)
-    margin: Mapping[str, float] = field(default_factory=dict)
 
 
 @cache
@@ -75,50 +41,21 @@ def load_claims(text: str) -> Mapping[str, tuple[Claim, ...]]:
     return {study: tuple(parse(study, claim) for claim in listed) for study, listed in found.items()}
 
 
-def claims_of(study: str) -> tuple[Claim, ...]:
-    """Return the claims about a study; empty if there are none."""
-    return all_claims().get(study, ())
+def claims_of(study: Study) -> tuple[Claim, ...]:
+    """Return the claims about a study: those of claims.yaml, then the study's own."""
+    return (*all_claims().get(study.name, ()), *study.claims)
 
 
 def parse(study: str, values: Mapping[str, Any]) -> Claim:
-    """Return the claim that a mapping describes.
+    """Return the claim that a mapping in claims.yaml describes.
 
     Raises:
         ReportError: if a key is unknown or missing, or a value is not allowed.
     """
-    place = f"{SOURCE}, {study}, '{named(str(values.get('text', '?')))}'"
-    known = [f.name for f in fields(Claim)]
-    for key in values:
-        if key not in known:
-            raise ReportError(f"{place}: unknown key '{named(key)}'; {nearest(key, known)}")
-    missing = [key for key in ("text", "trust", "kind", "metrics") if not values.get(key)]
-    if missing:
-        raise ReportError(f"{place}: '{missing[0]}' is missing")
-    for name, kind in TYPES.items():
-        if not isinstance(values.get(name, kind()), kind):
-            raise ReportError(f"{place}: '{name}' must be {TYPE_NAMES[kind]}, not {shown(values[name])}")
-    claim = Claim(**{**values, "metrics": tuple(values["metrics"]), "same": tuple(values.get("same", ()))})
-    if claim.kind not in KINDS:
-        raise ReportError(f"{place}: 'kind' is '{named(claim.kind)}'; {nearest(claim.kind, KINDS)}")
+    claim = parse_claim(values, f"{SOURCE}, {study}", ReportError)
     if claim.trust not in facts()["trust"]:
+        place = f"{SOURCE}, {study}, '{named(claim.text)}'"
         raise ReportError(f"{place}: 'trust' is '{named(claim.trust)}'; {nearest(claim.trust, facts()['trust'])}")
-    needed = NEEDED_KEYS[claim.kind]
-    if claim.kind in ("better", "not_worse") and not claim.pairs:
-        needed = (*needed, "arm", "against")
-    for key in needed:
-        if not getattr(claim, key):
-            raise ReportError(f"{place}: a claim of kind {claim.kind} needs '{key}'")
-    if claim.better not in ("", "larger", "smaller"):
-        raise ReportError(
-            f"{place}: 'better' is '{named(claim.better)}'; {nearest(claim.better, ('larger', 'smaller'))}"
-        )
-    if claim.pairs not in ("", "successive"):
-        raise ReportError(f"{place}: 'pairs' is '{named(claim.pairs)}'; {nearest(claim.pairs, ('successive',))}")
-    for selector in (claim.arm, claim.against, claim.where):
-        for wanted in selector.values():
-            wrong = [word for word in wanted if word not in BOUNDS] if isinstance(wanted, Mapping) else []
-            if wrong:
-                raise ReportError(f"{place}: unknown condition '{named(wrong[0])}'; {nearest(wrong[0], BOUNDS)}")
     return claim
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import labels
-from analysis.claims.selection import Claim, claims_of, pairs, select, value_of, words
+from analysis.claims.selection import claims_of, pairs, select, value_of, words
 from analysis.io.columns import mean_or_none
 from analysis.io.results import Results
 from analysis.stats.paired import differences, holm, p_value, paired_test
@@ -18,6 +18,7 @@ from analysis.stats.power import ALPHA, format_seeds_needed, seeds_needed
 from analysis.stats.trend import Trend, trend_of
 from microdit.common.contract import final_metric
 from microdit.common.numbers import Estimate, format_number, signed
+from microdit.common.stores.claims import Claim
 
 GAP_PREFIX = "gap"  # of the name of a check on a gap
 REPRODUCED, CONTRADICTED, INCONCLUSIVE, NOT_TESTED = "reproduced", "contradicted", "inconclusive", "not tested here"
@@ -66,7 +67,7 @@ class Verdict:
 
 def verdicts(results: Results) -> list[Verdict]:
     """Return a verdict on each claim about the study."""
-    return [judge(results, claim) for claim in claims_of(results.study.name)]
+    return [judge(results, claim) for claim in claims_of(results.study)]
 
 
 def judge(results: Results, claim: Claim) -> Verdict:
@@ -98,7 +99,7 @@ def line(results: Results, verdict: Verdict) -> str:
 
 def origin(claim: Claim) -> str:
     """Return who makes a claim, if it isn't the paper, and the claim's trust level."""
-    return ", ".join(part for part in (claim.source, f"trust: {claim.trust}") if part)
+    return ", ".join(part for part in (claim.source, f"trust: {claim.trust}" if claim.trust else "") if part)
 
 
 def numbers(results: Results, verdict: Verdict) -> str:

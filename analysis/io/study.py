@@ -23,6 +23,7 @@ from microdit.common.errors import nearest, shown
 from microdit.common.files.stored_yaml import MAX_STORED_BYTES, load_stored_mapping
 from microdit.common.files.text import read_text
 from microdit.common.finite import is_sound
+from microdit.common.stores.claims import Claim, parse_claim
 from microdit.common.stores.run_search import our_experiments, search_runs
 
 RELOCATE_HINT = " (if runs/ was moved: microdit-sweep relocate root=FOLDER updates its paths)"
@@ -35,7 +36,8 @@ class Study:
     """A launch as its study.yaml describes it.
 
     arms: overrides by arm name, in the study's order. direction: of `primary`, minimize or maximize. x, hue: settings
-    on the figure's axis and in its legend. objectives: of a search with several, direction by metric.
+    on the figure's axis and in its legend. objectives: of a search with several, direction by metric. claims: of
+    the study's YAML.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Study:
     hue: str
     search: Mapping[str, Any] = field(default_factory=dict)
     objectives: Mapping[str, str] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
 
 
 def study_names(client: Any) -> list[str]:
@@ -150,6 +153,7 @@ def study_of(values: Mapping[str, Any], parent: Any) -> Study:
         hue=str(figure.get("hue") or ""),
         search=dict(space),
         objectives=dict(as_mapping(values.get("objectives"))),
+        claims=tuple(parse_claim(c, STUDY_FILE, ReportError, own=True) for c in values.get("claims") or ()),
     )
 
 

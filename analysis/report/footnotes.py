@@ -47,15 +47,17 @@ def table_footnotes(results: Results) -> list[str]:
 
 def _of_claims(results: Results) -> list[str]:
     """Return how to read the verdicts."""
-    found = claims_of(results.study.name)
+    found = claims_of(results.study)
     if not found:
         return []
-    trust = "; ".join(f"{word}: {trust_meaning(word)}" for word in dict.fromkeys(claim.trust for claim in found))
+    levels = dict.fromkeys(claim.trust for claim in found if claim.trust)
+    trust = "; ".join(f"{word}: {trust_meaning(word)}" for word in levels)
+    about_trust = f" Trust levels of claims: {trust}." if trust else ""
     return [
         "A claim is reproduced if each of its checks is significant at 0.05 in its direction, and contradicted if one "
         "is significant in the other direction (Holm-corrected). If there are several checks, the decisive one is "
         "shown. 'Seeds needed' assumes 80% power of a paired t test and the observed effect and variance; with few "
-        f"seeds it is a rough estimate. Trust levels of claims: {trust}."
+        f"seeds it is a rough estimate.{about_trust}"
     ]
 
 

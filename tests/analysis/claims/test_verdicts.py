@@ -1,7 +1,9 @@
 """Verdicts on planted effects: present, reversed, or pure seed noise."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ from planted import METRICS, Score, results
 from analysis.claims import selection
 from analysis.claims import verdicts as verdict
 from analysis.claims.paper_values import facts, trust_meaning
-from analysis.claims.selection import all_claims, claims_of, parse
+from analysis.claims.selection import all_claims, parse
 from analysis.claims.verdicts import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED, line, verdicts
 from analysis.errors import ReportError
 from analysis.io.results import Results
+from analysis.io.study import study_of
+from microdit.common.contract import Tag
 from microdit.common.parsing import flatten
 
 METHOD, RATIO = "model.masking.method", "model.masking.ratio"
@@ -205,7 +209,7 @@ def test_names_of_arms_do_not_matter() -> None:
 
 
 def test_only_arms_of_one_ratio_are_pairs() -> None:
-    pairs = selection.pairs(results("masking_ratio", MASKED, masked), claims_of("masking_ratio")[0])
+    pairs = selection.pairs(results("masking_ratio", MASKED, masked), all_claims()["masking_ratio"][0])
     assert pairs == [("deferred_0.5", "naive_0.5"), ("deferred_0.75", "naive_0.75")]
 
 
@@ -269,6 +273,30 @@ def test_an_invalid_claim_is_rejected(changes: dict[str, Any], message: str) -> 
     with pytest.raises(ReportError, match=r"claims\.yaml, s, 't'") as caught:
         parse("s", good | changes)
     assert message in str(caught.value)
+
+
+LAUNCH = SimpleNamespace(
+    data=SimpleNamespace(tags={Tag.STUDY: "mine", Tag.SCALE: "demo"}), info=SimpleNamespace(run_id="r")
+)
+OWN = {"text": "b beats a", "kind": "better", "metrics": ["fd"], "arm": {"arm": "b"}, "against": {"arm": "a"}}
+
+
+def test_a_study_claims_of_itself_what_its_yaml_says() -> None:
+    study = study_of(
+        {"claims": [OWN, OWN | {"text": "a beats b", "arm": {"arm": "a"}, "against": {"arm": "b"}}]}, LAUNCH
+    )
+    found = results("mine", {"a": {"x": 1}, "b": {"x": 2}}, lambda s: -9.0 * s["x"], noise=0.0)
+    own = dataclasses.replace(found, study=dataclasses.replace(found.study, claims=study.claims))
+    first, second = verdicts(own)
+    assert (first.word, second.word) == (REPRODUCED, CONTRADICTED)
+    assert line(own, first).startswith("b beats a (this study): **reproduced**: b against a: -9.000 [")
+    assert verdicts(found) == []
+    assert study_of({}, LAUNCH).claims == ()
+
+
+def test_a_stored_claim_that_is_wrong_is_named() -> None:
+    with pytest.raises(ReportError, match=r"study\.yaml, 'b beats a': 'kind' is 'beter'; did you mean 'better'"):
+        study_of({"claims": [OWN | {"kind": "beter"}]}, LAUNCH)
 
 
 def the_first_line(study: str, arms: Arms, score: Score, **changes: Any) -> str:

@@ -264,7 +264,10 @@ def test_the_page_on_adding_an_axis_can_be_followed_word_by_word(
     for study, arms in (
         ("my_axis", ["caption_dropout=0.0", "caption_dropout=0.1", "caption_dropout=0.3"]),
         ("rows", ["patches", "rows_1", "rows_2"]),
+        ("objective", ["edm", "flow"]),
     ):
         [table] = tmp_path.glob(f"results/{study}/smoke/table.md")
         for arm in arms:
             assert arm in table.read_text()
+    verdicts = (tmp_path / "results/my_axis/smoke/table.md").read_text()
+    assert "some caption dropout is better than none (this study)" in verdicts
