@@ -104,12 +104,14 @@ PUBLIC = {
 __all__ = list(PUBLIC)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in PUBLIC:
-        raise AttributeError(f"module 'microdit' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"microdit.{PUBLIC[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would accept any name
+
+    def __getattr__(name: str) -> Any:
+        if name not in PUBLIC:
+            raise AttributeError(f"module 'microdit' has no attribute '{name}'")
+        value = getattr(importlib.import_module(f"microdit.{PUBLIC[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

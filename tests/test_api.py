@@ -48,7 +48,7 @@ def test_importing_the_package_loads_neither_torch_nor_a_tracker() -> None:
 
 def test_type_checkers_see_the_names_that_exist() -> None:
     tree = ast.parse(Path(md.__file__).read_text(encoding="utf-8"))
-    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    block = next(node for node in tree.body if isinstance(node, ast.If))
     typed = {
         alias.asname: (node.module or "").removeprefix("microdit.")
         for node in block.body

@@ -55,7 +55,7 @@ MOVED_MODULES = {
     "microdit.roles": "microdit.common.registry",
     "microdit.run": "microdit.pipeline.train_and_evaluate",
     "microdit.sampling": "microdit.pipeline.generate",
-    "microdit.sizes": "microdit.pipeline.sizes",
+    "microdit.sizes": "microdit.config.sizes",
     "microdit.trained": "microdit.pipeline.pretrained",
     "microdit.training.initial": "microdit.training.init_weights",
     "microdit.training.loop": "microdit.training.trainer",
