@@ -11,20 +11,20 @@ from microdit.common.limits import NOT_EMPTY, Range, check_settings
 
 @dataclass(frozen=True)
 class AlignmentConfig:
-    """REPA (arXiv 2410.06940): what is aligned with what, and how much it counts."""
+    """REPA (arXiv 2410.06940): the encoder, the aligned block and the weight of the term."""
 
     encoder: str = "none"  # none | efficientnet-lite0 | dinov2 | dotted path of a PatchEncoder class
     block: int | None = None  # backbone block, from 1, whose output is aligned; null: a third of the depth
     weight: Annotated[float, Range(0, 1e12)] = 0.5  # lambda; 0: off
     hidden: Annotated[int | None, Range(1, 1 << 17)] = None  # width of the projector; null: the model's
-    # Of dinov2: its file, or a URL to fetch it from; null: where torch hub keeps it
+    # Of dinov2: its file, or a URL to fetch it from; null: the file in torch hub's folder
     weights: Annotated[str | None, NOT_EMPTY] = None
 
     def __post_init__(self) -> None:
         check_settings("alignment", self)
 
     def block_of(self, depth: int) -> int:
-        """The block (from 1) of a backbone of `depth` blocks that is aligned; raises ConfigError where it has none."""
+        """Return the aligned block (from 1) of `depth` backbone blocks; raise ConfigError if it is out of range."""
         block = max(depth // 3, 1) if self.block is None else self.block
         nearest = min(max(block, 1), depth)
         if block != nearest:

@@ -57,7 +57,7 @@ def encode_targets(
 ) -> PatchTargets:
     """Encodes `images`, or opens what an earlier call with the same content left in `cache_dir`.
 
-    Raises ConfigError where the encoder gives another shape than it says, or what half precision can't hold.
+    Raises ConfigError if the encoder returns another shape than declared, or values beyond half precision.
     """
     identity = {"data": images.fingerprint, "encoder": encoder.fingerprint, "side": encoder.side}
     if isinstance(images, HasOriginals) and images.originals_state():
@@ -114,14 +114,14 @@ def _write(images: CaptionedImages, encoder: PatchEncoder, path: Path) -> None:
         pictures = torch.from_numpy(np.stack([images[i].image for i in rows]))
         found = encoder.encode(pictures).half().cpu()
         if found.shape != (len(rows), *shape):
-            raise _refused(
+            raise _rejected(
                 encoder, f"gives features {tuple(found.shape)} for {len(rows)} images, not (B, T, E) {shape}"
             )
         if not found.isfinite().all():
-            raise _refused(encoder, "gives features that are not finite in half precision")
+            raise _rejected(encoder, "gives features that are not finite in half precision")
         features[start : rows.stop] = found.numpy()
     features.flush()
 
 
-def _refused(encoder: PatchEncoder, why: str) -> ConfigError:
+def _rejected(encoder: PatchEncoder, why: str) -> ConfigError:
     return ConfigError(f"'alignment.encoder': {type(encoder).__name__} {why}")

@@ -13,7 +13,7 @@ from microdit.alignment.config import AlignmentConfig
 from microdit.alignment.patch_encoders import build_encoder
 from microdit.model import DiT, DiTConfig, PatchMask
 from microdit.model.cost.flops import linear_flops
-from microdit.model.init import initialise_module
+from microdit.model.init import initialize_module
 
 
 class NoAlignment(nn.Module):
@@ -63,7 +63,7 @@ class PatchAlignment(nn.Module):
 
         Args:
             loss: the denoising loss of the network's last forward pass, a scalar.
-            target: (B, T, E). plan: that of the pass; of the dropped patches nothing is asked.
+            target: (B, T, E). plan: that of the pass; dropped patches are left out.
         """
         assert self._tokens is not None, "attach the network, then pass forward with gradients"
         projected, self._tokens = self.projector(self._tokens), None  # (B, K, E)
@@ -88,5 +88,5 @@ def build_alignment(config: AlignmentConfig, model: DiTConfig, seed: int | None)
     hidden = model.width if config.hidden is None else config.hidden
     alignment = PatchAlignment(config.block_of(model.depth), model.width, hidden, features, config.weight)
     if seed is not None:
-        initialise_module(alignment, seed, "alignment")
+        initialize_module(alignment, seed, "alignment")
     return alignment

@@ -1,6 +1,6 @@
-"""Frozen networks that hidden tokens are aligned with: a feature vector for each patch of a clean image.
+"""Frozen networks that hidden tokens are aligned with: one feature vector per patch of a clean image.
 
-B batch, H W image height and width, G patches a side, T patches (T = G * G), E features of a patch.
+B batch, H W image height and width, G patches per side, T patches (T = G * G), E features of a patch.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ LITE0_MAPS = ((2, 16), (4, 24), (8, 40), (16, 112), (32, 320))  # stride and cha
 
 
 class PatchEncoder:
-    """The role, made as `PatchEncoder(side, device)` for a grid of `side` x `side` patches.
+    """The role: a frozen encoder for a grid of `side` x `side` patches, built as `PatchEncoder(side, device)`.
 
-    One is made wherever costs are counted, so weights are better loaded at the first `encode`.
+    Counting costs builds one, too: load weights at the first `encode`.
     """
 
     width: int  # E; 0: nothing to align with
-    takes_weights = False  # whether `from_config` reads `alignment.weights`; where not, setting it is refused
+    takes_weights = False  # whether `from_config` reads `alignment.weights`; if not, setting it is an error
 
     def __init__(self, side: int, device: torch.device | str) -> None:
         self.side = side
@@ -56,15 +56,15 @@ class PatchEncoder:
 
     @classmethod
     def from_config(cls, config: AlignmentConfig, side: int, device: torch.device | str) -> PatchEncoder:
-        """The encoder that `config` describes; for a class that reads more of it than its own name."""
+        """Build the encoder that `config` describes; override if the class reads more than its name."""
         return cls(side, device)
 
     def check(self) -> None:
-        """Raises ConfigError where something that `encode` needs isn't there; encodes nothing."""
+        """Raise ConfigError if something that `encode` needs is missing; encode nothing."""
 
     @property
     def fingerprint(self) -> str:
-        """Names all that determines the features of an image, the grid aside; cached features are keyed by it."""
+        """Name everything that determines an image's features except the grid; cached features are keyed by it."""
         raise NotImplementedError
 
     def encode(self, images: Tensor) -> Tensor:
@@ -81,8 +81,8 @@ class NoEncoder(PatchEncoder):
 class Lite0Patches(PatchEncoder):
     """ImageNet EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946), the network whose pooled features `fd` compares.
 
-    Images are scaled to 224 x 224, as it was trained. Of its feature maps (112, 56, 28, 14, 7 a side) the one nearest
-    to G in ratio is taken, and resized to G x G bilinearly, with antialiasing where it shrinks. On one CPU thread about
+    Images are scaled to 224 x 224, as it was trained. Of its feature maps (112, 56, 28, 14, 7 per side) the one nearest
+    to G in ratio is taken, and resized to G x G bilinearly, with antialiasing if it shrinks. On one CPU thread about
     40 images/s.
     """
 
@@ -115,8 +115,8 @@ class Lite0Patches(PatchEncoder):
 class Dinov2Patches(PatchEncoder):
     """DINOv2 (Oquab et al., arXiv 2304.07193), REPA's own encoder: its patch tokens after the last norm.
 
-    A token sees 14 x 14 pixels. Images are scaled bicubically to 14 G pixels a side, so that the tokens are the grid's
-    own; where G is below 16 to 224, and the 16 x 16 tokens are resized to G x G as Lite0's maps are. `weights` is a
+    A token sees 14 x 14 pixels. Images are scaled bicubically to 14 G pixels per side, so that there is one token per
+    patch; if G is below 16, to 224, and the 16 x 16 tokens are resized to G x G as Lite0's maps are. `weights` is a
     file, a URL or None: see `find_weights`. Costs can be counted without the published file: its width is known.
     """
 
@@ -153,13 +153,13 @@ class Dinov2Patches(PatchEncoder):
         return _on_grid(tokens.transpose(1, 2).unflatten(2, (patches, patches)), self.side)
 
     def _file(self) -> tuple[Path, str]:
-        """The weights' file and its digest; raises ConfigError where it isn't there."""
+        """Return the weights' file and its digest; raise ConfigError if it is missing."""
         path = find_weights(NAME, self.given, KEYS)
         return path, content_digest(path)
 
 
 def _on_grid(features: Tensor, side: int) -> Tensor:
-    """Feature maps (B, E, H, W) of any size to (B, T, E), bilinearly, with antialiasing where they shrink."""
+    """Return feature maps (B, E, H, W) resized to (B, T, E): bilinear, antialiased if they shrink."""
     grid = F.interpolate(features, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
     return grid.flatten(2).transpose(1, 2)
 
@@ -171,9 +171,10 @@ register_patch_encoder = PATCH_ENCODERS.register
 
 
 def encoder_class(config: AlignmentConfig) -> type[PatchEncoder]:
-    """The class that `alignment.encoder` names.
+    """Return the class that `alignment.encoder` names.
 
-    Raises ConfigError where there is none, or where it takes no weights and `alignment.weights` has some.
+    Raises:
+        ConfigError: if there is none, or `alignment.weights` is set for an encoder without weights.
     """
     found = PATCH_ENCODERS.resolve(config.encoder)
     if config.weights is not None and not found.takes_weights:
@@ -186,11 +187,11 @@ def encoder_class(config: AlignmentConfig) -> type[PatchEncoder]:
 
 
 def build_encoder(config: AlignmentConfig, side: int, device: torch.device | str = "cpu") -> PatchEncoder:
-    """The encoder that `config` names for a grid of `side` x `side` patches; none where it counts for nothing."""
+    """Build the encoder that `config` names for `side` x `side` patches; none if the weight is 0."""
     role = encoder_class(config) if config.weight else NoEncoder
     return role.from_config(config, side, device)
 
 
 def check_encoder(config: AlignmentConfig, side: int) -> None:
-    """Raises ConfigError for whatever `config` names and isn't there, or is something else; encodes nothing."""
+    """Raise ConfigError if something that `config` names is missing or of another kind; encode nothing."""
     build_encoder(config, side).check()

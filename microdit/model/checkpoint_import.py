@@ -1,4 +1,4 @@
-"""Weights of the paper's released model: its names for ours, loaded safely, refused with a list of what is wrong."""
+"""Import of the paper's released weights: renamed, loaded safely, or rejected with a list of what does not fit."""
 
 from __future__ import annotations
 

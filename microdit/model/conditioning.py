@@ -18,7 +18,7 @@ class MaskedTokens:
     """Tokens of captions of different lengths; padding is neither attended to nor averaged."""
 
     tokens: Tensor  # (B, S, Y)
-    mask: Tensor  # (B, S) bool, False where padding
+    mask: Tensor  # (B, S) bool, False for padding
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -52,7 +52,7 @@ def unpack(captions: Captions) -> tuple[Tensor, Tensor | None]:
 
 
 def replace_empty_captions(captions: Captions) -> tuple[Tensor, Tensor | None]:
-    """The parts, where a caption of padding alone has become the null caption: a softmax over nothing is NaN."""
+    """Return tokens and mask, with fully padded captions replaced by the null caption (no attention over no tokens)."""
     tokens, mask = unpack(captions)
     if mask is None:
         return tokens, None

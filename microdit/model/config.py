@@ -78,7 +78,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class RouteConfig:
-    """Blocks at the beginning and at the end of the backbone that see all patches; those between see the kept ones."""
+    """Numbers of first and last backbone blocks that see all patches; the blocks between see the kept ones."""
 
     before: Annotated[int, Range(0)] = 2
     after: Annotated[int, Range(0)] = 2
@@ -93,13 +93,13 @@ class RouteConfig:
 class MaskingConfig:
     """How patches are dropped in training; samplers always see all of them."""
 
-    method: str = "deferred"  # a name of microdit.model.masking.registry.MASKINGS | dotted path of a Masking class
+    method: str = "deferred"  # registered name (microdit.model.masking.registry) or dotted path of a Masking class
     ratio: Annotated[float, Range(0, below=1)] = 0.75  # share of patches dropped
     block_size: Annotated[int, Range(1, 1 << 16)] = 1  # side of the square blocks of patches that are dropped whole
     decoder: DecoderConfig = DecoderConfig()  # maskdit
     reconstruction: Annotated[float, Range(0, 1e12)] = 0.1  # maskdit: weight of the reconstruction term
     route: RouteConfig = RouteConfig()  # routing, sprint
-    options: FrozenOptions = field(default_factory=FrozenOptions)  # whatever a class of yours asks for
+    options: FrozenOptions = field(default_factory=FrozenOptions)  # free keys for a class of the user's
 
     def __post_init__(self) -> None:
         check_settings("model.masking", self)
@@ -154,7 +154,7 @@ class DiTConfig:
 
     @property
     def side(self) -> int:
-        """G, patches a side."""
+        """G, patches per side."""
         return self.input_size // self.patch_size
 
     @property

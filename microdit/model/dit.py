@@ -32,7 +32,7 @@ class DiT(nn.Module):
     Args:
         config: the architecture.
         seed: of the initial weights; each parameter has its own stream, so networks that differ in one part start equal
-            in all others. None leaves them uninitialised, for loading.
+            in all others. None leaves them uninitialized, for loading.
     """
 
     pos_embed: Tensor  # (1, T, D), fixed, so not among the weights
@@ -75,12 +75,12 @@ class DiT(nn.Module):
         return cls(preset(name), seed)
 
     def forward(self, x: Tensor, t: Tensor, y: Captions, plan: PatchMask | None = None) -> Tensor:
-        """Predicts from scaled noisy latents; see `microdit.diffusion.EDM` for the scalings.
+        """Predict from scaled noisy latents; see `microdit.diffusion.EDM` for the scalings.
 
         Args:
             x: (B, C, h, w). t: (B,), c_noise = ln(sigma) / 4.
-            y: caption features (B, S, Y), with a mask where padding is not to be seen; zeros are the null caption.
-            plan: the patches to keep; the others come back as zeros.
+            y: caption features (B, S, Y), with a mask of the tokens that are not padding; zeros are the null caption.
+            plan: the patches to keep; the output is zero at the others.
 
         Returns:
             (B, C, h, w).
@@ -94,18 +94,24 @@ class DiT(nn.Module):
         return self.unpatchify(self.masking.restore(x, plan))
 
     def condition(self, t: Tensor, y: Captions) -> tuple[Tensor, Captions]:
-        """Noise level and pooled caption (B, D), and the caption tokens that are attended to (B, S, D)."""
+        """Return noise level and pooled caption (B, D), and the caption tokens for attention (B, S, D)."""
         tokens, mask = replace_empty_captions(y)
         tokens = self.caption_block(self.y_embedder(tokens), mask)
         return self.t_embedder(t) + self.pooled_embedder(mean_token(tokens, mask)), with_mask(tokens, mask)
 
     def unpatchify(self, x: Tensor) -> Tensor:
-        """(B, T, p p C), values in (row, column, channel) order, to (B, C, h, w)."""
+        """Return (B, C, h, w) from (B, T, p p C), whose values are in (row, column, channel) order."""
         side, p = self.config.side, self.config.patch_size
         x = x.view(len(x), side, side, p, p, self.config.in_channels)
         return torch.einsum("brspqc->bcrpsq", x).reshape(len(x), self.config.in_channels, side * p, side * p)
 
     def mask_plan(self, batch: int, generator: torch.Generator, masked: bool = True) -> PatchMask | None:
-        """A fresh mask for `batch` images of a training step that masks, or doesn't; None where nothing is dropped."""
+        """Return a random mask for `batch` images of a training step; None if nothing is dropped.
+
+        Args:
+            batch: B.
+            generator: source of randomness.
+            masked: whether the step drops patches.
+        """
         masking = self.masking
         return masking.plan(batch, generator) if masked else masking.unmasked_plan(batch, generator)

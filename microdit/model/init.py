@@ -1,7 +1,7 @@
 """Initial values of all parameters, and the random stream that each one draws from.
 
 Each parameter draws from its own stream, named after it. Arms of a study that share a seed start equal wherever their
-shapes agree, whatever other parameters they have.
+shapes agree, regardless of their other parameters.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BOUND = 2.0  # of truncated normals: absolute, as in the released model, so in e
 
 @torch.no_grad()
 def initialize(net: nn.Module, seed: int) -> None:
-    """Sets every parameter as the released model does (`tests/model/reference/tiny_init.json` has its statistics).
+    """Set every parameter as the released model does (`tests/model/reference/tiny_init.json` has its statistics).
 
     Linears are Xavier-uniform, embedders normal (0.02). Biases are zero, except the patch embedding's: it keeps a
     convolution's default. In blocks, the inputs of attention and feed-forwards are normal (0.02). Their outputs, and
@@ -39,8 +39,14 @@ def initialize(net: nn.Module, seed: int) -> None:
 
 
 @torch.no_grad()
-def initialise_module(part: nn.Module, seed: int, name: str) -> None:
-    """Sets every parameter of a part that is trained beside the network by the general rules, in streams of `name`."""
+def initialize_module(part: nn.Module, seed: int, name: str) -> None:
+    """Set every parameter of a part that is trained with the network, by the general rules.
+
+    Args:
+        part: the module.
+        seed: of the run.
+        name: prefix of the names of the random streams.
+    """
     parameters = dict(part.named_parameters())
     for path, rule in _general_rules(part).items():
         rule(parameters[path], generator(seed, f"init/{name}.{path}"))

@@ -1,4 +1,4 @@
-"""How wide attention and feed-forwards are from the first block to the last.
+"""Widths of attention and feed-forwards from the first block to the last.
 
 Constant, or growing with depth (layer-wise scaling, arXiv 2407.15811 section 3; OpenELM, arXiv 2404.14619).
 """
@@ -15,7 +15,7 @@ from microdit.common.registry import Registry
 
 WidthSchedule = Callable[[float, float, int], list[float]]  # (start, end, depth) -> one ratio per block
 
-FINEST_HIDDEN = 8  # default granularity of hidden widths: what vector units like
+FINEST_HIDDEN = 8  # default granularity of hidden widths: fits vector units
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,11 @@ class WidthConfig:
     multiple_of: Annotated[int | None, Range(1, 1 << 17)] = None
 
     def check(self, key: str) -> None:
-        """Raises ConfigError where the schedule, found under `key`, is impossible."""
+        """Check the settings, located at dotted `key`.
+
+        Raises:
+            ConfigError: if they are impossible.
+        """
         check_settings(key, self)
         WIDTH_SCHEDULES.check(self.schedule, f"{key}.schedule")
         if self.schedule == "constant" and self.start != self.end:
@@ -39,17 +43,17 @@ class WidthConfig:
             )
 
     def ratios(self, depth: int) -> list[float]:
-        """One ratio for each of `depth` blocks."""
+        """Return one ratio per block."""
         return WIDTH_SCHEDULES.resolve(self.schedule)(self.start, self.end, depth)
 
 
 def constant(start: float, end: float, depth: int) -> list[float]:
-    """`start` everywhere."""
+    """Return `start` for every block."""
     return [start] * depth
 
 
 def layerwise(start: float, end: float, depth: int) -> list[float]:
-    """Linear in the block's index, both ends included; a single block has the last one's width."""
+    """Return ratios linear in the block's index, both ends included; a single block has `end`."""
     if depth == 1:
         return [end]
     return [start + (end - start) * i / (depth - 1) for i in range(depth)]
@@ -62,19 +66,19 @@ register_width_schedule = WIDTH_SCHEDULES.register
 
 
 def round_up(value: float, multiple_of: int) -> int:
-    """The smallest positive multiple of `multiple_of` that is at least int(value)."""
+    """Return the smallest positive multiple of `multiple_of` that is at least int(value)."""
     return max(-(-int(value) // multiple_of), 1) * multiple_of
 
 
 def attention_width(width: int, ratio: float, head_dim: int, multiple_of: int | None) -> int:
-    """Width of queries, keys and values together: a whole number of heads; ratio 1 is the model width itself."""
+    """Return the width of queries, keys or values: a whole number of heads. Ratio 1 is the model width itself."""
     if ratio == 1:
         return width
     return round_up(width * ratio, multiple_of or head_dim)
 
 
 def hidden_width(width: int, ratio: float, matrices: int, multiple_of: int | None) -> int:
-    """Hidden width of a feed-forward with `matrices` weight matrices, at a ratio counted for two of them.
+    """Return the hidden width of a feed-forward with `matrices` weight matrices, at a ratio counted for two.
 
     A gated feed-forward has three matrices, so its hidden width is two thirds of `width * ratio`: at one ratio all
     kinds have equal parameters and FLOPs, within rounding up to `multiple_of`.

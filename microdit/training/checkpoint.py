@@ -36,7 +36,7 @@ FORMAT = 2  # 1: the optimizer's state was a pickle (optimizer.pt)
 
 @dataclass(frozen=True)
 class PartialLogWindow:
-    """Sums over the steps since the last reading of the loss, so that a stop in between leaves no mark on the curve."""
+    """Sums over the steps since the last reading of the loss, so that an interruption does not change the curve."""
 
     sums: Mapping[str, float] = field(default_factory=dict)  # of each reading, by its name
     steps: int = 0
@@ -45,7 +45,7 @@ class PartialLogWindow:
 
 @dataclass
 class TrainState:
-    """What training changes: the raw network, what is trained beside it, its average, the optimiser, steps, seconds."""
+    """What training changes: network, alignment, averaged weights, optimizer, steps and seconds."""
 
     net: DiT
     alignment: Alignment
@@ -56,22 +56,22 @@ class TrainState:
     interval: PartialLogWindow = field(default_factory=PartialLogWindow)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """All that the optimiser updates."""
+        """Return the parameters that the optimizer updates."""
         yield from self.net.parameters()
         yield from self.alignment.parameters()
 
     @property
     def averaged(self) -> DiT:
-        """The network to evaluate, whole: the average once it has begun, the raw weights before.
+        """The unsharded network to evaluate: averaged weights once averaging has begun, raw weights before.
 
-        Where weights are shared out, all processes must ask for it.
+        If weights are sharded, all processes must read it.
         """
         return unsharded_copy(self.ema.module if int(self.ema.n_averaged) else self.net)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run trains: a checkpoint resumes only under the same settings, algorithm and data."""
+    """Identity of a run: a checkpoint resumes only with the same settings, algorithm and data."""
 
     training_key: str
     algorithm: int
@@ -93,7 +93,7 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Checkpoints under `root`, oldest first. One that lost a file is among them: it is rejected when it is read."""
+    """Checkpoints under `root`, oldest first. Incomplete ones are included; they are rejected when they are read."""
     found = [path for path in root.glob("step_*") if path.is_dir() and re.fullmatch(r"step_\d{8,}", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 

@@ -1,4 +1,4 @@
-"""Settings of the optimiser, the learning-rate schedule and the training loop."""
+"""Settings of the optimizer, the learning-rate schedule and the training loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from microdit.model.config import DiTConfig
 
 @dataclass(frozen=True)
 class MuonConfig:
-    """What Muon has besides the settings that it shares with AdamW; other optimisers ignore it."""
+    """Muon's settings besides those that it shares with AdamW; other optimizers ignore them."""
 
     momentum: Annotated[float, Range(0, below=1)] = 0.95
     nesterov: bool = True
@@ -29,7 +29,7 @@ class MuonConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), or another that shares its rate, decay and groups."""
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), or another with the same learning rate, decay and groups."""
 
     type: str = "adamw"  # adamw | muon | dotted path of a callable (net, OptimizerConfig) -> Optimizer
     lr: Annotated[float, Range(above=0, most=1e38)] = 1.6e-4
@@ -37,7 +37,7 @@ class OptimizerConfig:
     beta1: Annotated[float, Range(0, below=1)] = 0.9
     beta2: Annotated[float, Range(0, below=1)] = 0.999
     eps: Annotated[float, Range(0, 1e3)] = 1e-8
-    no_decay: tuple[Literal["embedders", "norms", "biases"], ...] = ()  # parameter groups that weight decay spares
+    no_decay: tuple[Literal["embedders", "norms", "biases"], ...] = ()  # parameter groups without weight decay
     muon: MuonConfig = MuonConfig()
     options: FrozenOptions = field(default_factory=FrozenOptions)  # free keys for a function of the user's
 
@@ -79,15 +79,15 @@ class EmaConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The loop: how long, how much at a time, in which precision, and what it leaves behind."""
+    """The training loop: steps, batch size, precision, logging, validation, samples and checkpoints."""
 
     steps: Annotated[int, Range(1, 10**9)] = 60_000
     batch_size: Annotated[int, Range(1, 1 << 20)] = 2048  # images per optimizer step, over all processes
     init: str | None = None  # weights to start from: a run's folder, an imported one, or a .safetensors file
     init_optimizer: bool = False  # start from that run's optimizer state, too; its last checkpoint has it
-    accumulation: Annotated[int, Range(1, 1 << 20)] = 1  # micro-batches per optimiser step
+    accumulation: Annotated[int, Range(1, 1 << 20)] = 1  # micro-batches per optimizer step
     precision: Literal["fp32", "bf16"] = "fp32"
-    parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: whole networks, or weights shared out
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: whole networks, or sharded weights
     clip: Annotated[float, Range(0, 1e12)] = 1.0  # maximal gradient norm; 0 turns clipping off
     caption_dropout: Annotated[float, Range(0, 1)] = 0.1
     unmasked_tail: Annotated[float, Range(0, 1)] = 0.0  # share of the steps, at the end, that train on all patches
@@ -116,7 +116,7 @@ class TrainingConfig:
             )
         if self.parallel == "fsdp" and self.compile:
             raise ConfigError(
-                "'training.parallel' is fsdp, which doesn't go with 'training.compile' here; set it to false"
+                "'training.parallel' is fsdp, which does not work with 'training.compile'; set it to false"
             )
 
     @property

@@ -1,7 +1,7 @@
-"""Weights shared out over the processes of a run (FSDP), for networks that leave a GPU no room beside their optimiser.
+"""Weights sharded over the processes of a run (FSDP), for networks too large for one GPU.
 
-Each process holds a part of every weight, of its average and of its optimiser state; a block's weights are gathered
-while it runs. What is written or evaluated is whole again, so that a run may go on in any number of processes.
+Each process holds a part of every weight, of its average and of its optimizer state; a block's weights are gathered
+while it runs. What is written or evaluated is unsharded, so a run resumes with any number of processes.
 torch's parts for it take a second to import, so only runs that need them do.
 """
 
@@ -46,7 +46,7 @@ def is_shared(tensor: Tensor) -> bool:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor, which every process must ask for; one that isn't shared out as it is."""
+    """Return an unsharded tensor; all processes must call it."""
     return tensor.full_tensor() if is_shared(tensor) else tensor  # type: ignore[attr-defined]
 
 
@@ -66,13 +66,13 @@ def whole_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads a whole state dict into `module`, shared out or not."""
+    """Load an unsharded state dict into `module`, sharded or not."""
     own = module.state_dict()
     module.load_state_dict({name: shard_like(t, own[name]) if name in own else t for name, t in weights.items()})
 
 
 def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimiser's state dict, as if nothing were shared out."""
+    """Return the optimizer's unsharded state dict."""
     stored = optimizer.state_dict()
     state = {number: {name: _whole(value) for name, value in kept.items()} for number, kept in stored["state"].items()}
     return stored | {"state": state}
@@ -96,7 +96,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) 
 
 
 def unsharded_copy(net: DiT) -> DiT:
-    """`net` itself, or a whole copy of one that is shared out: any process may then run it on its own."""
+    """Return `net`, or an unsharded copy of a sharded one, which any process can run alone."""
     if not any(is_shared(parameter) for parameter in net.parameters()):
         return net
     copy = DiT(net.config, seed=None).to(next(net.parameters()).device)

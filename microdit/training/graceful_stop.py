@@ -25,8 +25,8 @@ ECHO_SECONDS = 1.0  # within which a second signal is the first one's echo: torc
 class GracefulStop:
     """What a signal handler and the training loop share.
 
-    While the loop watches, the first `ask` waits for the end of a step; a second one, or one outside the loop (where
-    nothing would be lost), raises KeyboardInterrupt at once. Of several processes any may be asked: they `agreed`.
+    While the loop watches, the first `ask` waits for the end of a step. A second one, or one outside the loop, raises
+    KeyboardInterrupt at once. Any process may be asked to stop; all agree on the step (`agreed`).
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class GracefulStop:
         self.requested, self._asked = True, now
 
     def agreed(self, accelerator: Accelerator, step: int) -> bool:
-        """Whether any process has been asked; all must come here after the same steps, and all get the same answer."""
+        """Return whether any process was asked to stop; all processes must call it after the same steps."""
         if accelerator.num_processes == 1:
             return self.requested
         if accelerator.device.type != "cpu" and step % AGREE_EVERY:

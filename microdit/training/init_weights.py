@@ -1,4 +1,4 @@
-"""Weights of another run to start from: where they lie, what they are known by, and whether they fit."""
+"""Initial weights from another run: location, identity, and whether they fit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WEIGHTS = "model.safetensors"  # what a run and `microdit import` leave in their
 SIGMA_DATA = "sigma_data"  # a run's weights have it among them
 LISTED = 4  # tensors that a message names
 
-# (tensor, dimension, setting): where a shape tells which setting differs.
+# (tensor, dimension, setting): shapes that show which setting differs.
 SHAPE_HINTS = (
     ("x_embedder.proj.weight", 0, "'model.width'"),
     ("x_embedder.proj.weight", 1, "'model.in_channels'"),
@@ -38,7 +38,7 @@ DEPTH_HINTS = (
 def weights_file(path: str) -> Path:
     """The file that `training.init` means: itself, or the weights in a run's or an imported model's folder.
 
-    Raises ConfigError where there is none.
+    Raises ConfigError if there is none.
     """
     given = Path(path).expanduser()
     found = given / WEIGHTS if given.is_dir() else given
@@ -53,14 +53,14 @@ def weights_file(path: str) -> Path:
 
 
 def weights_digest(path: str) -> str:
-    """16 hex digits of the content of `weights_file`: what makes two starts the same, wherever the file lies."""
+    """16 hex digits of the content of `weights_file`: the identity of initial weights, independent of the path."""
     return content_digest(weights_file(path))[:16]
 
 
 def initial_sigma_data(path: str) -> float:
     """The sigma_data that the weights were trained with: with another one, they would not denoise as they did.
 
-    Raises CheckpointError where the file is damaged, ConfigError where it doesn't say.
+    Raises CheckpointError if the file is damaged, and ConfigError if it does not record it.
     """
     file = weights_file(path)
     try:
@@ -75,7 +75,7 @@ def initial_sigma_data(path: str) -> float:
 
 
 def check_initial(config: Recipe) -> None:
-    """Raises what loading would, before anything is spent; and ConfigError where the run would overwrite its start."""
+    """Raise what loading would, before any work; and ConfigError if the run would overwrite its initial weights."""
     init = config.training.init
     if init is None:
         return
@@ -99,8 +99,8 @@ def check_initial(config: Recipe) -> None:
 def load_initial(net: DiT, path: str) -> None:
     """Gives `net` the weights that `training.init` names.
 
-    Positions are no weights: those of `net` stay, so that another resolution keeps everything that was learnt. Raises
-    CheckpointError where they don't fit; `check_initial` says why before.
+    Position embeddings are not weights: those of `net` stay, so the resolution may differ. Raises CheckpointError if
+    the weights do not fit; `check_initial` reports why beforehand.
     """
     file = weights_file(path)
     weights = read_tensors(file)

@@ -18,7 +18,7 @@ from microdit.training.checkpoint import PartialLogWindow, TrainState, checkpoin
 class StepMetrics:
     """Means of what the steps give, and speed, since the last reading; remembers the first step that was not finite.
 
-    Readings stay on the device until asked for, so a GPU is not made to wait at every step.
+    Readings stay on the device until they are read, so a GPU does not wait at every step.
     """
 
     def __init__(self, batch_size: int, state: TrainState, device: torch.device) -> None:
@@ -61,7 +61,7 @@ class StepMetrics:
         )
 
     def check(self, folder: Path) -> None:
-        """Raises DivergenceError if any step since the start was not finite."""
+        """Raise DivergenceError if any step since the start was not finite."""
         bad = int(self._bad)
         if bad:
             good = checkpoints(folder)

@@ -11,7 +11,7 @@ PLAIN_SECONDS = 10.0  # between two lines of a log file
 
 
 class Progress:
-    """Shows step, loss, images/s and the time left; silent where `enabled` is false."""
+    """Shows step, loss, images/s and the time left, if `enabled`."""
 
     def __init__(self, steps: int, first: int, enabled: bool) -> None:
         self.steps = steps

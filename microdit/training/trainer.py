@@ -1,4 +1,4 @@
-"""The training loop: one flat pass over steps, each a function of (weights, seed, step) alone.
+"""The training loop. Each step is a function of (weights, seed, step) alone.
 
 B images of the global batch. Every random draw is made for the whole global batch on the CPU and then sliced, so the
 numbers don't depend on how many processes or micro-batches share it. A process reads its own images and captions only.
@@ -43,9 +43,9 @@ Sampling = Callable[[int, DiT], object]  # (finished steps, the network to sampl
 
 
 class TrainingLoss(nn.Module):
-    """The loss as a module's forward, so that DistributedDataParallel sees every backward pass.
+    """The loss as a module's forward, as DistributedDataParallel requires.
 
-    Make it once a network: it hooks into the block that is aligned.
+    Build it once per network: it hooks into the aligned block.
     """
 
     def __init__(self, denoiser: Objective, alignment: Alignment) -> None:
@@ -57,7 +57,7 @@ class TrainingLoss(nn.Module):
     def forward(
         self, x: Tensor, y: Captions, sigma: Tensor, noise: Tensor, target: Tensor, plan: PatchMask | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What to minimise, and what to log: the denoising loss alone, comparable between arms, and the term's own."""
+        """Return the loss to minimize, and the values to log: the denoising loss and the alignment term's values."""
         denoising = self.denoiser.loss(x, y, sigma, noise, plan).mean()
         loss, readings = self.alignment(denoising, target, plan)
         return loss, {"train/loss": denoising.detach(), **readings}
@@ -85,7 +85,7 @@ def initial_state(config: Recipe, device: torch.device, mesh: DeviceMesh | None 
 
 
 def sigma_data(config: Recipe, data: EncodedDataset) -> float:
-    """As configured, else as the initial weights were trained with, else as measured on `data`."""
+    """Return sigma_data: the setting, else that of the initial weights, else that of `data`."""
     if config.diffusion.sigma_data is not None:
         return config.diffusion.sigma_data
     return data.sigma_data if config.training.init is None else initial_sigma_data(config.training.init)
@@ -102,12 +102,14 @@ def train(
     progress: bool = False,
     stop: GracefulStop | None = None,
 ) -> TrainState:
-    """Trains to `config.training.steps`, going on from the newest checkpoint under `config.output_dir`.
+    """Train to `config.training.steps`, resuming from the newest checkpoint under `config.output_dir`.
 
-    Validates on the way; the validation at the end is the caller's, because a run that resumes there needs it too.
+    Validates during training. The final validation is the caller's, since a run that resumes after the last step needs
+    it too.
 
-    Raises DivergenceError at the first non-finite loss or gradient, and KeyboardInterrupt, with a checkpoint kept,
-    after the step in which `stop` was asked, in any process.
+    Raises:
+        DivergenceError: at the first loss or gradient that is not finite.
+        KeyboardInterrupt: after the step in which any process was asked to stop, once a checkpoint is saved.
     """
     settings = config.training
     folder = Path(config.output_dir) / "checkpoints"
@@ -220,13 +222,13 @@ def draw_batch(
 
 
 def _leaves_parameters_out(net: DiT, config: Recipe) -> bool:
-    """Whether some step may train on all patches while the masking method has weights that only masked steps use."""
+    """Return whether a step on all patches may leave weights of the masking method unused."""
     unmasked = config.model.masking.ratio == 0 or config.training.masked_steps < config.training.steps
     return unmasked and any(True for _ in net.masking.parameters())
 
 
 def _check_same_step(step: int, accelerator: Accelerator, output_dir: str) -> None:
-    """Raises CheckpointError where processes found different checkpoints."""
+    """Raise CheckpointError if processes found different checkpoints."""
     steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
     if len(set(steps)) > 1:
         raise CheckpointError(

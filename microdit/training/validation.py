@@ -1,4 +1,4 @@
-"""The validation loss: the same images, noise levels and noise for every arm and every step."""
+"""Validation loss, on the same images, noise levels and noise for every arm and step."""
 
 from __future__ import annotations
 
@@ -34,11 +34,16 @@ def validation_noise(config: Recipe) -> DiffusionConfig:
 
 @torch.no_grad()
 def validate(denoiser: Objective, val: EncodedDataset, config: Recipe, batch_size: int = 64) -> dict[str, float]:
-    """Unmasked denoising loss over the first `val_images` held-out images; fewer ones are used several times.
+    """Return the unmasked denoising loss over the first `val_images` held-out images, repeated if there are fewer.
 
-    Returns `val/loss` and `val/loss_q1` to `val/loss_q4`, the same by quarter of the noise distribution (q1 the
-    cleanest). Noise levels are quantiles, so the number has no sampling noise of its own; it depends on
-    `evaluation.seed`, not on the run's seed. Raises DivergenceError if a loss is not finite.
+    Noise levels are quantiles, so the number has no sampling noise; it depends on `evaluation.seed`, not on the run's
+    seed. It is the objective's own loss, so losses of different objectives do not compare.
+
+    Returns:
+        `val/loss`, and `val/loss_q1` to `val/loss_q4` by quarter of the noise distribution, from the lowest noise.
+
+    Raises:
+        DivergenceError: if a loss is not finite.
     """
     count = config.training.val_images
     device = next(denoiser.parameters()).device

@@ -14,7 +14,7 @@ from microdit.alignment.loss import PatchAlignment
 from microdit.model import DiT, DiTConfig, MaskingConfig, preset
 from microdit.model.checkpoint_import import NAMES
 from microdit.model.config import DecoderConfig, FeedForwardConfig, MixerConfig
-from microdit.model.init import initialise_module
+from microdit.model.init import initialize_module
 
 # Parameter of MicroDiT_Tiny_2 -> (standard deviation, mean, largest absolute value), each the mean of two seeds.
 RELEASED: dict[str, tuple[float, float, float]] = {
@@ -119,7 +119,7 @@ def test_projectors_of_alignment_are_xavier_like_every_other_linear() -> None:
     std, _, _ = RELEASED["x_embedder.proj.weight"]
     assert xavier(16, 512) == pytest.approx(std, rel=0.01)  # the released deviation is Xavier's
     alignment = PatchAlignment(block=1, width=64, hidden=128, features=32, weight=0.5)
-    initialise_module(alignment, 0, "alignment")
+    initialize_module(alignment, 0, "alignment")
     for index, (inputs, outputs) in zip((0, 2, 4), ((64, 128), (128, 128), (128, 32)), strict=True):
         linear = alignment.projector[index]
         expected = xavier(inputs, outputs)

@@ -1,4 +1,4 @@
-"""What a network costs, counted by its structure: parameters, active parameters, FLOPs.
+"""Costs of a network, counted from its structure: parameters, active parameters, FLOPs.
 
 A multiply-add is 2 FLOPs. Counted are all matrix products: linears, the patch convolution, both products of attention,
 experts by the tokens they take. Norms, activations, softmax and the position table are not. A training step is three
@@ -16,23 +16,23 @@ from microdit.model.config import DiTConfig
 from microdit.model.dit import DiT
 from microdit.model.layers.moe import ExpertChoice
 
-TEXT_TOKENS = 77  # of CLIP; pass the text encoder's own length where it differs
+TEXT_TOKENS = 77  # of CLIP; pass the text encoder's own length if it differs
 
 
 @lru_cache(maxsize=256)
 def meta_network(config: DiTConfig) -> DiT:
-    """The network without storage, to be counted."""
+    """Return the network without storage, for counting."""
     with torch.device("meta"):
         return DiT(config, seed=None)
 
 
 def parameters(config: DiTConfig) -> int:
-    """All trainable parameters."""
+    """Return the number of trainable parameters."""
     return sum(parameter_groups(config).values())
 
 
 def parameter_groups(config: DiTConfig) -> dict[str, int]:
-    """Parameters by part of the network; asserts that the parts sum to the total."""
+    """Return the number of parameters by part of the network."""
     net = meta_network(config)
     parts = {
         "embedders": (net.x_embedder, net.t_embedder, net.y_embedder, net.pooled_embedder),
@@ -49,7 +49,7 @@ def parameter_groups(config: DiTConfig) -> dict[str, int]:
 
 
 def active_parameters(config: DiTConfig) -> int:
-    """Parameters that an average token passes: of `num` experts, `capacity`."""
+    """Return the number of parameters that an average token uses: of `num` experts, `capacity`."""
     idle = 0.0
     for module in meta_network(config).modules():
         if isinstance(module, ExpertChoice):
@@ -58,7 +58,7 @@ def active_parameters(config: DiTConfig) -> int:
 
 
 def flops_by_part(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: bool = True) -> dict[str, int]:
-    """FLOPs of one image's forward pass, by part; `masked` as in training, else with all patches."""
+    """Return the FLOPs of one image's forward pass, by part; `masked` as in training, else with all patches."""
     net = meta_network(config)
     patches = config.patches
     return {
@@ -78,17 +78,17 @@ def flops_by_part(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: boo
 
 
 def forward_flops(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: bool = True) -> int:
-    """FLOPs of one image's forward pass."""
+    """Return the FLOPs of one image's forward pass."""
     return sum(flops_by_part(config, text_tokens, masked).values())
 
 
 def training_flops(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: bool = True) -> int:
-    """FLOPs that one image costs in a training step."""
+    """Return the FLOPs of one image in a training step."""
     return 3 * forward_flops(config, text_tokens, masked)
 
 
 def mixer_shares(config: DiTConfig, text_tokens: int = TEXT_TOKENS) -> dict[str, float]:
-    """The mixer against the backbone, in parameters and in training FLOPs, as ratios."""
+    """Return the mixer's parameters and training FLOPs relative to the backbone's."""
     params, flops = parameter_groups(config), flops_by_part(config, text_tokens)
     return {
         "mixer_params_ratio": params["mixer"] / params["backbone"],

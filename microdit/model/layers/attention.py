@@ -1,4 +1,4 @@
-"""Self- and cross-attention with normalised queries and keys.
+"""Self- and cross-attention with normalized queries and keys.
 
 B batch, L tokens, S text tokens, D width, A attention width, H heads, h head width.
 """
@@ -13,7 +13,7 @@ from microdit.model.cost.flops import linear_flops
 
 
 def _norm(width: int, eps: float, on: bool) -> nn.Module:
-    """Non-affine LayerNorm over all heads together (query-key normalisation, arXiv 2302.05442 section 2)."""
+    """Non-affine LayerNorm over all heads together (query-key normalization, arXiv 2302.05442 section 2)."""
     return nn.LayerNorm(width, eps=eps, elementwise_affine=False) if on else nn.Identity()
 
 
@@ -61,7 +61,7 @@ class CrossAttention(nn.Module):
 def _attend(q: Tensor, k: Tensor, v: Tensor, head_dim: int, mask: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(h)) v over heads of width h; (B, L, A), (B, S, A), (B, S, A) -> (B, L, A).
 
-    Keys where `mask` (B, S) is False get no weight.
+    Keys whose `mask` (B, S) is False get no weight.
     """
     q, k, v = (part.unflatten(-1, (-1, head_dim)).transpose(1, 2) for part in (q, k, v))  # (B, H, L, h)
     seen = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, S)

@@ -1,4 +1,4 @@
-"""Feed-forwards. They take the final hidden width; `widths.hidden_width` does all rounding.
+"""Feed-forwards. They take the final hidden width; `width_schedules.hidden_width` does all rounding.
 
 B batch, L tokens, D width, F hidden width.
 """
@@ -15,7 +15,7 @@ from microdit.model.cost.flops import linear_flops
 
 
 class FeedForward(nn.Module):
-    """The role: (B, L, D) -> (B, L, D), made as `FeedForward(width, hidden, bias)`.
+    """The role: a map (B, L, D) -> (B, L, D), built as `FeedForward(width, hidden, bias)`.
 
     `matrices` counts its weight matrices of size width x hidden, which gives the hidden width at equal cost. Its last
     linear is its output, which initialization scales down with depth; `depth_scaled` names further parameters that are
@@ -26,7 +26,7 @@ class FeedForward(nn.Module):
     depth_scaled: ClassVar[tuple[str, ...]] = ()
 
     def flops(self, tokens: int) -> int:
-        """FLOPs for `tokens` tokens of one image; override where they aren't all in linears over every token."""
+        """Return the FLOPs for `tokens` tokens of one image; override if not all are in linears over every token."""
         return linear_flops(self, tokens)
 
 

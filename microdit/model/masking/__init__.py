@@ -1,1 +1,1 @@
-"""Masking methods: which patches the backbone sees, and how the loss deals with the others."""
+"""Masking methods: which patches the backbone sees, and which the loss counts."""

@@ -24,11 +24,11 @@ from microdit.model.width_schedules import hidden_width
 
 
 class MaskDiT(Masking):
-    """The backbone is the encoder of visible patches; a light decoder then sees all, dropped ones as a mask token.
+    """Encode visible patches with the backbone, then decode all patches with a light decoder and a mask token.
 
     The loss is the denoising error on visible patches (section 3.3, equation 3) plus `reconstruction` times a masked
     autoencoder's error on the others (equation 4): the squared distance between D(x; sigma) and the *noisy* patch,
-    each patch normalised to mean 0 and variance 1 as in the authors' code. Samplers run encoder and decoder on all
+    each patch normalized to mean 0 and variance 1 as in the authors' code. Samplers run encoder and decoder on all
     patches.
     """
 
@@ -36,7 +36,7 @@ class MaskDiT(Masking):
 
     @staticmethod
     def sizes(config: DiTConfig) -> tuple[int, int]:
-        """Width of the decoder and of its heads."""
+        """Return the width of the decoder and of its heads."""
         decoder = config.masking.decoder
         return (
             config.width if decoder.width is None else decoder.width,
@@ -84,7 +84,7 @@ class MaskDiT(Masking):
         return x
 
     def restore(self, out: Tensor, plan: PatchMask | None) -> Tensor:
-        """(B, T, V) as it is: the decoder has an answer for every patch."""
+        """Return (B, T, V) unchanged: the decoder predicts every patch."""
         return out
 
     def loss(self, seen: MaskingLossInputs, plan: PatchMask | None) -> Tensor:

@@ -1,6 +1,6 @@
-"""Which patches of an image are kept: the plan of one batch, and how random ones are drawn.
+"""Patch masks: which patches of each image of a batch are kept, and random masks.
 
-B batch, T patches, K kept patches, G patches a side (T = G * G), b patches a side of a block.
+B batch, T patches, K kept patches, G patches per side (T = G * G), b patches per side of a block.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ class PatchMask:
     ids_keep: Tensor  # (B, K) int64, the kept patches
     ids_restore: Tensor  # (B, T) int64: patch t is entry ids_restore[t] of [kept, dropped]
     mask: Tensor  # (B, T) float32, 1 where dropped
-    shallow: Tensor | None = None  # (B,) bool, images that go around the middle blocks; None: no image does
+    shallow: Tensor | None = None  # (B,) bool, images that skip the middle blocks; None: no image does
 
     def __getitem__(self, rows: slice) -> PatchMask:
-        """The plan of some images of the batch."""
+        """Return the mask of some images of the batch."""
         shallow = None if self.shallow is None else self.shallow[rows]
         return PatchMask(self.ids_keep[rows], self.ids_restore[rows], self.mask[rows], shallow)
 
     def to(self, device: torch.device | str) -> PatchMask:
-        """The plan on another device."""
+        """Return the mask on another device."""
         shallow = None if self.shallow is None else self.shallow.to(device)
         return PatchMask(self.ids_keep.to(device), self.ids_restore.to(device), self.mask.to(device), shallow)
 
     def keep(self, x: Tensor) -> Tensor:
-        """Of each image's patches (B, T, V) the kept ones (B, K, V)."""
+        """Return the kept ones (B, K, V) of all patches (B, T, V)."""
         return x.gather(1, self.ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def mask_from_keep(ids_keep: Tensor, patches: int) -> PatchMask:
-    """The plan that keeps `ids_keep` (B, K), in that order, of `patches` patches."""
+    """Return the mask that keeps `ids_keep` (B, K), in that order, of `patches` patches."""
     batch, kept = ids_keep.shape
     mask = torch.ones(batch, patches, device=ids_keep.device).scatter(1, ids_keep, 0.0)
     # Dropped patches follow the kept ones in ascending order; sorting by (mask, number) is stable.
@@ -49,17 +49,26 @@ def mask_from_keep(ids_keep: Tensor, patches: int) -> PatchMask:
 
 
 def keep_all(batch: int, patches: int, device: torch.device | str = "cpu") -> PatchMask:
-    """The plan that drops nothing."""
+    """Return the mask that drops nothing."""
     return mask_from_keep(torch.arange(patches, device=device).repeat(batch, 1), patches)
 
 
 def keep_none(batch: int, patches: int, device: torch.device | str = "cpu") -> PatchMask:
-    """The plan that keeps no patch; no training draws it."""
+    """Return the mask that keeps no patch, for path-drop guidance."""
     return mask_from_keep(torch.empty(batch, 0, dtype=torch.int64, device=device), patches)
 
 
 def kept_patches(side: int, ratio: float, block_size: int) -> int:
-    """K: int(T (1 - ratio)) single patches, or as many whole blocks. Raises ConfigError where none is left."""
+    """Return K: int(T (1 - ratio)) single patches, or as many whole blocks.
+
+    Args:
+        side: G.
+        ratio: share of dropped patches.
+        block_size: b.
+
+    Raises:
+        ConfigError: if the blocks do not divide the grid, or none is kept.
+    """
     if side % block_size:
         divisors = [size for size in range(1, side + 1) if side % size == 0]
         nearest = min(divisors, key=lambda size: abs(size - block_size))
@@ -78,7 +87,7 @@ def kept_patches(side: int, ratio: float, block_size: int) -> int:
 
 
 def random_mask(batch: int, side: int, ratio: float, block_size: int, generator: torch.Generator) -> PatchMask:
-    """Uniformly random blocks of patches, drawn on the generator's device; kept patches ascend within an image."""
+    """Return a mask of uniformly random blocks, on the generator's device; kept patches ascend within an image."""
     kept = kept_patches(side, ratio, block_size) // block_size**2
     coarse = side // block_size
     order = torch.rand(batch, coarse**2, generator=generator, device=generator.device).argsort(dim=1)[:, :kept]

@@ -17,9 +17,9 @@ from microdit.model.masking.tread import TokenRouting
 class SparseDenseFusion(TokenRouting):
     """SPRINT (Park et al., arXiv 2510.21986 section 3): shallow features of all patches, deep ones of the kept.
 
-    Where the deep path has no token a learned one stands; both are concatenated and projected back to the width. In
-    training a share of images (`route.path_drop`; the authors' code takes 0.1) has no deep path at all, so that
-    path-drop guidance may leave it out at sampling. Patches are dropped at random, not one in each group of four.
+    A learned token replaces the tokens that the deep path lacks. Both features are concatenated and projected to the
+    width. In training, a share of images (`route.path_drop`; the authors' code takes 0.1) has no deep path at all, so
+    that path-drop guidance may leave it out at sampling. Patches are dropped at random, not one in each group of four.
     """
 
     drops_paths = True
@@ -46,7 +46,7 @@ class SparseDenseFusion(TokenRouting):
         if plan is not None:
             token = self.mask_token.to(deep.dtype)  # (1, 1, D)
             deep = scatter_tokens(deep, token.expand(len(x), x.shape[1] - deep.shape[1], -1), plan)
-            if plan.shallow is not None:  # computed all the same: other images of the batch need the blocks
+            if plan.shallow is not None:  # other images of the batch need the blocks
                 deep = torch.where(plan.shallow.view(-1, 1, 1), token, deep)
         return self.fuse(torch.cat([x, deep], dim=-1))
 

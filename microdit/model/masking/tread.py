@@ -1,4 +1,4 @@
-"""Methods that spare the middle of the backbone some patches without ever losing them.
+"""TREAD: tokens that skip the middle blocks of the backbone without being lost.
 
 B batch, T patches, K kept patches, D width, S text tokens. The first `route.before` and the last `route.after` blocks
 see all patches, so that the loss is over all of them.
@@ -18,7 +18,7 @@ from microdit.model.masking.patch_mask import PatchMask
 class TokenRouting(Masking):
     """TREAD (Krause et al., arXiv 2501.04765 section 3): patches that are not kept skip the middle blocks.
 
-    They come back as they were where the route ends. A network without a plan is a plain DiT.
+    They rejoin the others unchanged after the last of these blocks. Without a plan the network is a plain DiT.
     """
 
     @classmethod
@@ -54,10 +54,12 @@ class TokenRouting(Masking):
         return x
 
     def join(self, x: Tensor, deep: Tensor, plan: PatchMask | None) -> Tensor:
-        """Tokens before the route (B, T, D) and those that went along it (B, K, D) -> (B, T, D)."""
+        """Return all tokens (B, T, D), from those before the route (B, T, D) and those that took it (B, K, D)."""
         if plan is None:
             return deep
-        skipped = plan.ids_restore.argsort(1)[:, deep.shape[1] :]  # (B, T - K), without a shape that hangs on the data
+        skipped = plan.ids_restore.argsort(1)[
+            :, deep.shape[1] :
+        ]  # (B, T - K), with a shape that does not depend on the data
         return scatter_tokens(deep, x.gather(1, skipped.unsqueeze(-1).expand(-1, -1, x.shape[-1])), plan)
 
     def restore(self, out: Tensor, plan: PatchMask | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Muon for CPUs. Import it only where torch has a Muon."""
+"""Muon for CPUs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 class CpuMuon(torch.optim.Muon):
     """torch's Muon, scaled to AdamW's update, whose Newton-Schulz iteration runs in float32.
 
-    torch's own runs in bfloat16, which a CPU without such units only emulates, several times as slowly. Groups and
-    state are torch's, so that a checkpoint goes on under either.
+    torch's own runs in bfloat16, which a CPU without such units emulates several times slower. Groups and
+    state are torch's, so that either resumes the other's checkpoints.
     """
 
     @torch.no_grad()
@@ -29,7 +29,7 @@ class CpuMuon(torch.optim.Muon):
 
 
 def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """`matrix` (M, N) with its singular values brought near 1, by a quintic Newton-Schulz iteration (M, N)."""
+    """Return `matrix` (M, N) with singular values near 1, by a quintic Newton-Schulz iteration."""
     a, b, c = coefficients
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix

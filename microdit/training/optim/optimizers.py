@@ -1,4 +1,4 @@
-"""Optimisers over parameter groups by module type, and the learning rate of each step."""
+"""Optimizers over parameter groups by module type."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
 def parameter_groups(net: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Every trainable parameter under exactly one of `GROUPS`, decided by the type of the module that holds it.
+    """Return every trainable parameter under exactly one of `GROUPS`, by the type of its module.
 
-    Raises AssertionError where a parameter is claimed twice or not at all: a rule that silently never fires would
-    change the study, not the log.
+    Raises:
+        AssertionError: if a parameter is in two groups or in none.
     """
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in GROUPS}
     claimed: dict[int, str] = {}
@@ -40,7 +40,7 @@ def parameter_groups(net: nn.Module) -> dict[str, list[nn.Parameter]]:
             claimed[id(parameter)] = full
             groups[_group_of(module, name, parameter)].append(parameter)
     missing = [name for name, p in net.named_parameters() if p.requires_grad and id(p) not in claimed]
-    assert not missing, f"no optimiser group claims {missing}"
+    assert not missing, f"no optimizer group has {missing}"
     return groups
 
 
@@ -53,7 +53,7 @@ def _group_of(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
 
 
 def hidden_matrices(net: nn.Module) -> list[Tensor]:
-    """The 2-D weights of all linears in `STACKS`: adaLN's and an expert gate's too, but not the experts' 3-D ones."""
+    """Return the 2-D weights of all linears in `STACKS`: also adaLN's and expert gates', not the experts' 3-D ones."""
     return [
         module.weight
         for path, module in net.named_modules()
@@ -74,8 +74,8 @@ def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Opti
     wrong = [name for name, parameter in net.named_parameters() if held[id(parameter)] != parameter.requires_grad]
     if wrong:
         raise ConfigError(
-            f"'optimizer.type' is '{config.type}'; it must hold every trainable parameter once and no frozen one, but "
-            f"doesn't so with {wrong[:5]}"
+            f"'optimizer.type' is '{config.type}'; it must contain each trainable parameter exactly "
+            f"once and no frozen ones; violated by {wrong[:5]}"
         )
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     for group in optimizer.param_groups:
@@ -84,7 +84,7 @@ def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Opti
 
 
 def adamw(net: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over all groups; they carry their name under 'name'."""
+    """Build AdamW over all groups; each has its name under 'name'."""
     return _adamw_over(parameter_groups(net), net, config)
 
 
@@ -120,9 +120,9 @@ register_optimizer = OPTIMIZERS.register
 
 
 class ChainedOptimizer(torch.optim.Optimizer):
-    """Optimisers over disjoint parameters as one: one list of groups, one state, one state_dict.
+    """Several optimizers over disjoint parameters as one, with one list of groups, one state and one state dict.
 
-    The parts step in turn, on the very groups and state that this one holds.
+    The parts step in turn on the groups and the state that this one holds.
     """
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
@@ -131,12 +131,12 @@ class ChainedOptimizer(torch.optim.Optimizer):
         self._share()
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of every part."""
+        """Step every part."""
         for part in self._parts:
             part.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As any optimiser's."""
+        """Load a state dict into all parts."""
         super().load_state_dict(state_dict)
         self._share()  # loading puts new groups and a new state in the place of the old
 
@@ -148,7 +148,7 @@ class ChainedOptimizer(torch.optim.Optimizer):
 
 
 def _adamw_over(groups: Mapping[str, Sequence[Tensor]], net: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW, its fused kernel where the device has one."""
+    """Return AdamW, with its fused kernel if the device has one."""
     device = next(net.parameters()).device.type
     fused = device in ("cuda", "cpu")
     return torch.optim.AdamW(
@@ -157,7 +157,7 @@ def _adamw_over(groups: Mapping[str, Sequence[Tensor]], net: nn.Module, config: 
 
 
 def _with_decay(groups: Mapping[str, Sequence[Tensor]], config: OptimizerConfig) -> list[dict[str, Any]]:
-    """torch's parameter groups, each with its name and weight decay; empty ones are left out."""
+    """Return torch's parameter groups with name and weight decay, without empty ones."""
     return [
         {
             "name": name,
