@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+import microdit as md
 from microdit.cli.main import main
 from microdit.config.schema import Config, load_config, save_config
-from microdit.pipeline.pretrained import Pipeline
 from microdit.pipeline.train_and_evaluate import run
 
 BLUE = np.array([40, 90, 200], np.uint8)
@@ -70,8 +70,8 @@ def test_everything_else_is_the_runs_own(base: Path, blue: Path, tmp_path: Path)
     assert (ours.sampler.guidance, ours.model.masking.ratio) == (3.0, 0.5)
     assert ours.training.init == str(base)
     assert (
-        Pipeline.from_pretrained(tmp_path / "tuned").denoiser.sigma_data
-        == Pipeline.from_pretrained(base).denoiser.sigma_data
+        md.Pipeline.from_pretrained(tmp_path / "tuned").denoiser.sigma_data
+        == md.Pipeline.from_pretrained(base).denoiser.sigma_data
     )
 
 
