@@ -28,13 +28,13 @@ LOCK_TIMEOUT_SECONDS = 20  # wait for a trial that trains the same network; then
 def duplicate_training_keys(trials: Sequence[Trial]) -> set[str]:
     """Return the keys of trials whose network an earlier one of `trials` trains."""
     seen: set[tuple[str, str]] = set()
-    twins = set()
+    duplicates = set()
     for trial in trials:
         key = (training_key(trial.config), trial.data_fingerprint)
         if key in seen:
-            twins.add(trial.key)
+            duplicates.add(trial.key)
         seen.add(key)
-    return twins
+    return duplicates
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def _begin(
         end_abandoned(options.queue_uri, options.uri, lambda: store)
         presence.enter(queue)
         launch = store.start_launch(study, trials, options.command, not options.reuse, queue.name)
-        order = LaunchSpec(
+        spec = LaunchSpec(
             tracking_uri=masked(options.uri),
             experiment_id=launch.experiment_id,
             parent_id=launch.parent_id,
@@ -142,7 +142,7 @@ def _begin(
             directions=tuple(objectives.values()),
         )
         sweep = Sweep(study, trials, store, launch, queue)
-        _fill(sweep, order, options)
+        _fill(sweep, spec, options)
     return sweep
 
 
@@ -170,21 +170,21 @@ def queue_name(study: Study, trials: Sequence[Trial], suffix: str = "") -> str:
     return f"{study.name}/{study.scale}/{sha256(words.encode()).hexdigest()[:12]}{suffix}"
 
 
-def _fill(sweep: Sweep, order: LaunchSpec, options: Options) -> None:
+def _fill(sweep: Sweep, spec: LaunchSpec, options: Options) -> None:
     """Add the plan to the queue; trials that are finished, here or in another study, are added as finished."""
     queue, trials = sweep.queue, sweep.trials
     arms = list(dict.fromkeys(trial.arm for trial in trials))
-    choices = {} if order.search else {"arm": arms, "seed": sorted({trial.seed for trial in trials})}
-    queue.describe(**{LAUNCH: order.as_mapping(), STOP_KEY: "", "choices": choices, PLAN: len(trials)})
+    choices = {} if spec.search else {"arm": arms, "seed": sorted({trial.seed for trial in trials})}
+    queue.describe(**{LAUNCH: spec.as_mapping(), STOP_KEY: "", "choices": choices, PLAN: len(trials)})
     _requeue_dead_workers(sweep)
     count = queue.count()
     joins = count.running > 0
-    for number, trial in enumerate(trials if not order.search else []):
+    for number, trial in enumerate(trials if not spec.search else []):
         found = _finished(sweep, trial, options)
         if found is not None:
             attributes = {**trial_attributes(trial), "final": shown_metrics(found.data.metrics)}
-            queue.settle(number, _fixed(trial), order.values(found.data.metrics), attributes)
-    planned = {i: (({} if order.search else _fixed(t)), trial_attributes(t)) for i, t in enumerate(trials)}
+            queue.add_finished(number, _fixed(trial), spec.values(found.data.metrics), attributes)
+    planned = {i: (({} if spec.search else _fixed(t)), trial_attributes(t)) for i, t in enumerate(trials)}
     queue.fill(planned, again=not joins)
     done = queue.count()
     beside = f", {done.running} in other workers" if joins else ""
@@ -267,8 +267,8 @@ def _wait_for_others(sweep: Sweep, tick: Tick) -> None:
 def _requeue_dead_workers(sweep: Sweep) -> list[str]:
     """Queue the trials of dead workers again and return one line per trial; mark abandoned ones in MLflow."""
     again = []
-    for attempt, why, hopeless in sweep.queue.free_the_dead():
-        if hopeless:
+    for attempt, why, given_up in sweep.queue.requeue_dead():
+        if given_up:
             sweep.store.mark_dead(sweep.launch, attempt.user_attrs["key"], why)
         else:
             again.append(f"again   {attempt.user_attrs['name']}: {why}")

@@ -41,13 +41,13 @@ class Presence:
     def enter(self, queue: Queue) -> None:
         """Register; call this before the launch's run is created."""
         self._queue = queue
-        self._beat()
+        self._send_heartbeat()
 
     def tick(self) -> None:
         """Send a heartbeat if one is due, and end the runs of launches whose launchers have died."""
         if self._queue is not None and time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
-            self._beat()
+            self._send_heartbeat()
             found = entries(self._queue.uri)
             beats = {key: entry.get("beats") for own in found.values() for key, entry in own.items()}
             silent = self._silence.silent(beats)
@@ -58,7 +58,7 @@ class Presence:
         if self._queue is None:
             return
         queue, self._queue = self._queue, None
-        queue.free_the_dead()
+        queue.requeue_dead()
         own = entries(queue.uri).get(queue.name, {})
         others = [entry for entry in own.values() if entry["process"] != this_process()]
         if queue.count().running or any(is_alive(entry["process"]) for entry in others):
@@ -66,7 +66,7 @@ class Presence:
         _end(self.store, queue.name, status)
         _forget(queue, [key for key, entry in own.items() if not _elsewhere(entry)])
 
-    def _beat(self) -> None:
+    def _send_heartbeat(self) -> None:
         assert self._queue is not None
         self._beats += 1
         digest = sha256(this_process().encode()).hexdigest()[:16]
@@ -98,7 +98,7 @@ def end_abandoned(
         if not gone or any(entry["store"] != masked(store_uri) for entry in own.values()):
             continue
         queue = Queue(queue_uri, name)
-        queue.free_the_dead()
+        queue.requeue_dead()
         if queue.tries(TrialState.RUNNING):
             continue
         count = queue.count()

@@ -93,14 +93,14 @@ def trial_attributes(trial: Trial) -> dict[str, Any]:
     }
 
 
-def trial_of(attributes: Mapping[str, Any], order: LaunchSpec) -> Trial:
+def trial_of(attributes: Mapping[str, Any], spec: LaunchSpec) -> Trial:
     """Return the planned trial that `trial_attributes` stored."""
     return Trial(
-        study=order.study,
-        scale=order.scale,
+        study=spec.study,
+        scale=spec.scale,
         arm=attributes["arm"],
         seed=int(attributes["seed"]),
-        config=config_from_mapping(attributes["config"], f"{order.source}, trial '{attributes['name']}'"),
+        config=config_from_mapping(attributes["config"], f"{spec.source}, trial '{attributes['name']}'"),
         key=attributes["key"],
         params=attributes["params"],
         data_fingerprint=attributes["data_fingerprint"],
@@ -108,10 +108,10 @@ def trial_of(attributes: Mapping[str, Any], order: LaunchSpec) -> Trial:
     )
 
 
-def apply_suggestion(trial: Trial, values: Mapping[str, Any], order: LaunchSpec) -> Trial:
+def apply_suggestion(trial: Trial, values: Mapping[str, Any], spec: LaunchSpec) -> Trial:
     """Return a search's trial with the suggested values in its configuration, validated."""
     mapping = to_mapping(trial.config)
     for key, value in values.items():
         assign(mapping, key, value)
-    config: Config = config_from_mapping(mapping, f"{order.source}, {trial.name} with {dict(values)}")
+    config: Config = config_from_mapping(mapping, f"{spec.source}, {trial.name} with {dict(values)}")
     return dataclasses.replace(trial, config=config, key=trial_key(config), params=dict(values))

@@ -231,9 +231,9 @@ class HydraEngine:
                 config = loader.load_configuration("worker", words, RunMode.MULTIRUN)
         except HydraException as error:
             extra = EXTRA[self._name]
-            words_of_it = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split())[:300]
             raise ConfigError(
-                f"launcher={self._name}: {words_of_it} (is it installed? pip install 'microdit[{extra}]')"
+                f"launcher={self._name}: {reason} (is it installed? pip install 'microdit[{extra}]')"
             ) from None
         with open_dict(config):
             config.hydra.runtime.output_dir = str(self._root)

@@ -59,11 +59,11 @@ class Worker:
 
     def __init__(self, queue: Queue, stop: GracefulStop) -> None:
         self.queue, self.stop = queue, stop
-        self.order = LaunchSpec.of(queue.about()[LAUNCH])
-        self.store = Store(_present(unmask_from_env(self.order.tracking_uri, TRACKING)), Path(self.order.root))
-        self.launch = Launch(self.store.uri, self.order.experiment_id, self.order.parent_id)
-        if self.order.search:
-            queue.study.pruner = build_pruner(self.order.pruner, self.order.source)
+        self.spec = LaunchSpec.of(queue.about()[LAUNCH])
+        self.store = Store(_present(unmask_from_env(self.spec.tracking_uri, TRACKING)), Path(self.spec.root))
+        self.launch = Launch(self.store.uri, self.spec.experiment_id, self.spec.parent_id)
+        if self.spec.search:
+            queue.study.pruner = build_pruner(self.spec.pruner, self.spec.source)
 
     def work(self) -> None:
         """Run trials until none waits; raise KeyboardInterrupt when stopped, after returning the trial to the queue."""
@@ -74,9 +74,9 @@ class Worker:
             self._serve(claimed)
 
     def _before(self, number: int) -> None:
-        if self.order.search:
-            order = self.order
-            self.queue.study.sampler = build_sampler(order.sampler, order.sampler_seed, number, order.source)
+        if self.spec.search:
+            spec = self.spec
+            self.queue.study.sampler = build_sampler(spec.sampler, spec.sampler_seed, number, spec.source)
 
     def _serve(self, claimed: optuna.Trial) -> None:
         with Heartbeat(self.queue, claimed._trial_id) as heartbeat:
@@ -84,14 +84,14 @@ class Worker:
                 trial = self._trial(claimed)
                 with (
                     self._alone(trial),
-                    reuse_trained_checkpoint(trial, Path(self.order.root), self.order.reuse) as origin,
+                    reuse_trained_checkpoint(trial, Path(self.spec.root), self.spec.reuse) as origin,
                 ):
                     self._run(trial, claimed, heartbeat, origin)
             except Timeout:
-                heartbeat.rest()
+                heartbeat.stop()
                 self.queue.release(claimed, "another process writes to its folder, or trains the same network")
             except KeyboardInterrupt:
-                heartbeat.rest()
+                heartbeat.stop()
                 if heartbeat.lost:  # another worker has it now: leave its run and folder alone
                     self.stop.requested = False
                     return
@@ -101,15 +101,13 @@ class Worker:
                 self._failed(claimed, error, None, heartbeat)
 
     def _trial(self, claimed: optuna.Trial) -> Trial:
-        trial = trial_of(claimed.user_attrs, self.order)
-        if not self.order.search:
+        trial = trial_of(claimed.user_attrs, self.spec)
+        if not self.spec.search:
             for name, choices in self.queue.about()["choices"].items():
                 with_retries(claimed.suggest_categorical, name, choices)
             return trial
-        trial = apply_suggestion(
-            trial, with_retries(suggest, claimed, self.order.search, self.order.source), self.order
-        )
-        [trial] = prepare_trials([trial], Path(self.order.root), self.order.suffix)
+        trial = apply_suggestion(trial, with_retries(suggest, claimed, self.spec.search, self.spec.source), self.spec)
+        [trial] = prepare_trials([trial], Path(self.spec.root), self.spec.suffix)
         self.queue.note(claimed._trial_id, key=trial.key, folder=trial.config.output_dir)
         return trial
 
@@ -127,7 +125,7 @@ class Worker:
             if not unsound_scores(before.data.metrics):  # ended, but killed before the queue was updated
                 return self._done(claimed, before.data.metrics, heartbeat)
             before = None  # it counts as failed
-        origin = self.store.finished_trial(trial) if self.order.reuse else None
+        origin = self.store.finished_trial(trial) if self.spec.reuse else None
         if origin is not None:
             self.store.reuse(self.launch, trial, origin)
             self.queue.note(claimed._trial_id, reused_from=origin.info.run_id)
@@ -152,7 +150,7 @@ class Worker:
                 return run(trial.config, recorder, stop=self.stop)
             except StopTraining:
                 recorder.outcome(Outcome.PRUNED)
-                heartbeat.rest()
+                heartbeat.stop()
                 self.queue.prune(claimed)
             except KeyboardInterrupt:
                 if not heartbeat.lost:
@@ -161,7 +159,7 @@ class Worker:
             except Exception as error:
                 with contextlib.suppress(OSError):  # the disk may be full
                     log.write(masked(traceback.format_exc()))
-                if isinstance(error, DivergenceError) and self.order.divergence == "data":
+                if isinstance(error, DivergenceError) and self.spec.divergence == "data":
                     self._diverged(claimed, error, recorder, heartbeat)
                 else:
                     self._failed(claimed, error, recorder, heartbeat)
@@ -169,30 +167,30 @@ class Worker:
 
     def _diverged(self, claimed: optuna.Trial, error: DivergenceError, recorder: Any, heartbeat: Heartbeat) -> None:
         """Record a divergence as a result: its step, and no score."""
-        heartbeat.rest()
+        heartbeat.stop()
         recorder.outcome(Outcome.DIVERGED)
         recorder.fail(str(error), "")
         self.queue.prune(claimed, Outcome.DIVERGED)
 
     def _done(self, claimed: optuna.Trial, metrics: Mapping[str, float], heartbeat: Heartbeat) -> None:
-        values = self.order.values(metrics)
-        heartbeat.rest()
+        values = self.spec.values(metrics)
+        heartbeat.stop()
         self.queue.note(claimed._trial_id, final=shown_metrics(metrics))
         self.queue.complete(claimed, values)
 
     def _failed(self, claimed: optuna.Trial, error: Exception, recorder: Any, heartbeat: Heartbeat) -> None:
         """Record the error on run and trial, and queue the trial again if a retry can help."""
-        heartbeat.rest()
+        heartbeat.stop()
         known = isinstance(error, MicroditError)
         words = masked(" ".join(str(error).split()) if known else f"{type(error).__name__}: {error}")
         if recorder is not None:
             with contextlib.suppress(Exception):  # the store itself may have failed
                 recorder.fail(words, masked(traceback.format_exc()))
-        helpless = isinstance(error, (DivergenceError, ConfigError))  # the same seed diverges again
+        permanent = isinstance(error, (DivergenceError, ConfigError))  # the same seed diverges again
         tried = claimed.user_attrs.get("failures", 0)
-        retry = not helpless and tried < self.order.max_retries and not self.order.fail_fast
+        retry = not permanent and tried < self.spec.max_retries and not self.spec.fail_fast
         self.queue.fail(claimed, words, retry)
-        if self.order.fail_fast:
+        if self.spec.fail_fast:
             self.queue.describe(**{STOP_KEY: words})
 
     def _recorder(
@@ -215,19 +213,19 @@ class Worker:
         if trained_in:
             tags[Tag.TRAINED_IN] = trained_in  # by a trial that differs only in evaluation
 
-        def told(step: int, values: Mapping[str, float]) -> None:
+        def on_metrics(step: int, values: Mapping[str, float]) -> None:
             if TRAIN_LOSS in values:
                 heartbeat.progress = {
                     name: value for name, value in {"step": step, **values}.items() if name in PROGRESS_KEYS
                 }
-            if is_sound(values.get(VAL_LOSS_CURVE)) and self.order.search and len(self.order.objectives) == 1:
+            if is_sound(values.get(VAL_LOSS_CURVE)) and self.spec.search and len(self.spec.objectives) == 1:
                 with_retries(claimed.report, values[VAL_LOSS_CURVE], step)
                 if step < trial.config.training.steps and with_retries(claimed.should_prune):
                     raise StopTraining(f"pruned at step {step}")
 
-        order = self.order
-        spec = RunSpec(order.experiment_id, trial.name, tags, {SEED: trial.seed, **trial.params}, order.command)
-        return MlflowLogger(self.store.uri, spec, run_id, told)
+        spec = self.spec
+        run_spec = RunSpec(spec.experiment_id, trial.name, tags, {SEED: trial.seed, **trial.params}, spec.command)
+        return MlflowLogger(self.store.uri, run_spec, run_id, on_metrics)
 
 
 def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
@@ -265,9 +263,9 @@ def _present(uri: str) -> str:
     return uri
 
 
-def choose_gpu(order: LaunchSpec, index: int) -> None:
+def choose_gpu(spec: LaunchSpec, index: int) -> None:
     """Assign worker `index` its share of the visible GPUs, before CUDA is initialized."""
-    devices = visible_gpus() if order.share_gpus else []
+    devices = visible_gpus() if spec.share_gpus else []
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
 

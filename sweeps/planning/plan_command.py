@@ -27,10 +27,10 @@ def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Opti
         print(f"{study.name}: {study.file.question}\n")
         print(plan_table(study, trials, states, options.wide), flush=True)
         over = {key for key, state in states.items() if state in ("done", "reused")}
-        twins = set() if study.file.search else duplicate_training_keys(trials) - over
-        if twins:
-            print(f"{len(twins)} of them differ from another only in evaluation, and reuse its training")
-        over |= twins
+        duplicates = set() if study.file.search else duplicate_training_keys(trials) - over
+        if duplicates:
+            print(f"{len(duplicates)} of them differ from another only in evaluation, and reuse its training")
+        over |= duplicates
         if reckoning.measure and len(over) < len(states):
             note = "measuring a few training steps of each network on this machine (measure=false skips it)"
             print(note, file=sys.stderr, flush=True)

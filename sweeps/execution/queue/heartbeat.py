@@ -37,24 +37,24 @@ class Heartbeat:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.rest()
+        self.stop()
 
-    def rest(self) -> None:
+    def stop(self) -> None:
         """Stop the heartbeats; call this before the trial is ended, which would look like its loss."""
         self._end.set()
         self._thread.join(timeout=2 * HEARTBEAT_SECONDS)
 
     def _live(self) -> None:
-        told: Mapping[str, float] = {}
-        beaten = time.monotonic()
+        sent: Mapping[str, float] = {}
+        last_beat = time.monotonic()
         while not self._end.wait(REPORT_SECONDS):
             with contextlib.suppress(Exception):
-                if self.progress is not told:
-                    told = self.progress
-                    self._queue.storage.set_trial_user_attr(self._trial, "progress", dict(told))
-                if time.monotonic() - beaten >= HEARTBEAT_SECONDS:
-                    beaten = time.monotonic()
-                    if not self._queue.beat(self._trial) and not self._end.is_set():
+                if self.progress is not sent:
+                    sent = self.progress
+                    self._queue.storage.set_trial_user_attr(self._trial, "progress", dict(sent))
+                if time.monotonic() - last_beat >= HEARTBEAT_SECONDS:
+                    last_beat = time.monotonic()
+                    if not self._queue.send_heartbeat(self._trial) and not self._end.is_set():
                         self.lost = True
                         os.kill(os.getpid(), signal.SIGTERM)
                         return

@@ -122,9 +122,9 @@ class Queue:
                 self._add(trial)
             elif known.state == TrialState.FAIL and again:
                 self._add(_successor(known, {"failures": 0, "interruptions": 0}), known)
-        self.mend()
+        self.requeue_orphans()
 
-    def mend(self) -> bool:
+    def requeue_orphans(self) -> bool:
         """Queue failed trials whose worker or launcher died before it could queue them; return whether there were any.
 
         Their last attempt has failed, is not marked as given up, and has no successor.
@@ -138,7 +138,7 @@ class Queue:
             found |= self._add(_successor(known, {"failures": failures + 1} if failed else {}), known)
         return found
 
-    def settle(
+    def add_finished(
         self, order: int, params: Mapping[str, Any], values: Sequence[float], attributes: Mapping[str, Any]
     ) -> None:
         """Add a trial as finished, unless the queue has it finished already."""
@@ -165,7 +165,7 @@ class Queue:
         `before` is called with its number before the sampler is used.
         """
         claimed = self._claim(before)
-        return self._claim(before) if claimed is None and self.mend() else claimed
+        return self._claim(before) if claimed is None and self.requeue_orphans() else claimed
 
     def _claim(self, before: Callable[[int], None]) -> Trial | None:
         for attempt in sorted(
@@ -177,7 +177,7 @@ class Queue:
                 return with_retries(Trial, self.study, number)
         return None
 
-    def beat(self, trial_id: int) -> bool:
+    def send_heartbeat(self, trial_id: int) -> bool:
         """Record a heartbeat; return False if the trial is no longer this process's."""
         self.storage.record_heartbeat(trial_id)
         found = self.storage.get_trial(trial_id)
@@ -211,7 +211,7 @@ class Queue:
         known = with_retries(self.storage.get_trial, trial._trial_id)
         self._fail(known, words, _successor(known, {}))
 
-    def free_the_dead(self) -> list[tuple[FrozenTrial, str, bool]]:
+    def requeue_dead(self) -> list[tuple[FrozenTrial, str, bool]]:
         """Queue the trials of dead workers again.
 
         Returns:
@@ -226,9 +226,9 @@ class Queue:
             gone = is_gone(attempt.user_attrs.get(WORKER, ""))
             if gone or attempt._trial_id in silent:
                 why = DEAD if gone else SILENT
-                hopeless = self._interrupted(attempt, why)
-                found += [] if hopeless is None else [(attempt, why, hopeless)]
-        self.mend()
+                given_up = self._interrupted(attempt, why)
+                found += [] if given_up is None else [(attempt, why, given_up)]
+        self.requeue_orphans()
         return found
 
     def _interrupted(self, attempt: FrozenTrial, why: str) -> bool | None:
@@ -240,10 +240,10 @@ class Queue:
         reached = int(attempt.user_attrs.get("progress", {}).get("step", 0))
         before = int(attempt.user_attrs.get("reached", 0))
         deaths = 1 if reached > before else int(attempt.user_attrs.get("interruptions", 0)) + 1
-        hopeless = deaths > MAX_STALLED_INTERRUPTIONS
+        given_up = deaths > MAX_STALLED_INTERRUPTIONS
         changes = {"interruptions": deaths, "reached": max(reached, before)}
-        ended = self._fail(attempt, why, None if hopeless else _successor(attempt, changes))
-        return hopeless if ended else None
+        ended = self._fail(attempt, why, None if given_up else _successor(attempt, changes))
+        return given_up if ended else None
 
     def _fail(self, attempt: FrozenTrial, words: str, successor: FrozenTrial | None) -> bool:
         """End an unfinished attempt and queue its successor; return False if another process has ended it."""

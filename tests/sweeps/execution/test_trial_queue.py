@@ -79,7 +79,7 @@ def test_a_dead_workers_trial_waits_again_until_it_is_hopeless(queue: Queue) -> 
         trial = queue.claim()
         assert trial is not None
         queue.note(trial._trial_id, **{WORKER: GONE})
-        [(_, why, hopeless)] = queue.free_the_dead()
+        [(_, why, hopeless)] = queue.requeue_dead()
         assert why == DEAD
         assert hopeless == (death == MAX_STALLED_INTERRUPTIONS)
     assert queue.claim() is None
@@ -94,7 +94,7 @@ def test_progress_forgives_interruptions(queue: Queue) -> None:
         trial = queue.claim()
         assert trial is not None
         queue.note(trial._trial_id, **{WORKER: GONE, "progress": {"step": death + 1}})
-        [(_, _, hopeless)] = queue.free_the_dead()
+        [(_, _, hopeless)] = queue.requeue_dead()
         assert not hopeless
 
 
@@ -102,9 +102,9 @@ def test_a_trial_that_another_worker_took_is_lost_to_the_first(queue: Queue) -> 
     queue.fill(plan(1))
     trial = queue.claim()
     assert trial is not None
-    assert queue.beat(trial._trial_id)
+    assert queue.send_heartbeat(trial._trial_id)
     queue.note(trial._trial_id, **{WORKER: "elsewhere/1/0"})
-    assert not queue.beat(trial._trial_id)
+    assert not queue.send_heartbeat(trial._trial_id)
 
 
 class Clock:
@@ -121,7 +121,7 @@ class Clock:
             self.now += HEARTBEAT_SECONDS
             if alive is not None:
                 write_heartbeat(queue, alive)
-            found += [why for _, why, _ in queue.free_the_dead()]
+            found += [why for _, why, _ in queue.requeue_dead()]
         return found
 
 
@@ -159,7 +159,7 @@ def test_a_worker_of_unknown_fate_is_freed_after_a_minute_of_silence(
     again = queue.claim()
     assert again is not None
     assert again.user_attrs["tries"] == 2
-    assert not queue.beat(first), "the first worker, should it live after all, lets go"
+    assert not queue.send_heartbeat(first), "the first worker, should it live after all, lets go"
 
 
 @pytest.mark.parametrize("minutes", [-600, -1, 0, 1, 600])
@@ -188,7 +188,7 @@ def test_a_step_of_the_wall_clock_frees_no_living_worker_of_this_machine(
     for step in (30.0, -3600.0):
         monkeypatch.setattr(psutil.Process, "create_time", lambda process, step=step: real(process) + step)
         monkeypatch.setattr("time.time", lambda step=step: now + step)
-        assert queue.free_the_dead() == []
+        assert queue.requeue_dead() == []
     assert queue.count().running == 1
 
 
@@ -210,7 +210,7 @@ queue = Queue(sys.argv[1], "plan")
 trial = queue.claim()
 print("claimed", flush=True)
 for line in sys.stdin:
-    print(queue.beat(trial._trial_id), len(queue.free_the_dead()), flush=True)
+    print(queue.send_heartbeat(trial._trial_id), len(queue.requeue_dead()), flush=True)
 """
 
 
@@ -238,11 +238,11 @@ def ask(process: subprocess.Popen[str]) -> str:
 def test_a_killed_worker_of_this_machine_is_found_at_once_and_never_a_living_one(queue: Queue) -> None:
     queue.fill(plan(1))
     with holder(queue) as worker:
-        assert queue.free_the_dead() == []
+        assert queue.requeue_dead() == []
         assert ask(worker) == "True 0"
         worker.kill()
         worker.wait()
-        assert [why for _, why, _ in queue.free_the_dead()] == [DEAD]
+        assert [why for _, why, _ in queue.requeue_dead()] == [DEAD]
     assert queue.count().waiting == 1
 
 
@@ -264,9 +264,9 @@ def test_containers_with_the_same_host_name_leave_each_others_workers_alone(
         own = queue.claim()
         assert own is not None
         for _ in range(2):
-            assert queue.free_the_dead() == []
+            assert queue.requeue_dead() == []
             assert [ask(one), ask(two)] == ["True 0", "True 0"]
-        assert queue.beat(own._trial_id)
+        assert queue.send_heartbeat(own._trial_id)
     assert queue.count().running == 3
 
 
@@ -282,13 +282,13 @@ def test_a_retry_whose_worker_died_halfway_is_made_by_the_next_worker(queue: Que
     assert (again.user_attrs["failures"], again.user_attrs["tries"]) == (1, 2)
     queue.fail(again, "disk full", retry=False)
     assert queue.claim() is None, "given up"
-    assert queue.free_the_dead() == []
+    assert queue.requeue_dead() == []
     assert queue.count().failed == 1
 
 
 def test_finished_trials_need_not_run(queue: Queue) -> None:
     queue.fill(plan(2))
-    queue.settle(1, {"arm": "arm1", "seed": 0}, [0.5], {"name": "arm1/seed0", "steps": 10, "key": "1"})
+    queue.add_finished(1, {"arm": "arm1", "seed": 0}, [0.5], {"name": "arm1/seed0", "steps": 10, "key": "1"})
     queue.fill(plan(2))
     count = queue.count()
     assert (count.done, count.waiting) == (1, 1)
@@ -367,7 +367,7 @@ class Life(RuleBasedStateMachine):
     def die(self) -> None:
         if self.held:
             self.queue.note(self.held.pop()._trial_id, **{WORKER: GONE})
-            self.queue.free_the_dead()
+            self.queue.requeue_dead()
 
     @rule()
     def die_between_failing_and_queueing_again(self) -> None:
