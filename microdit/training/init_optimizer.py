@@ -29,8 +29,6 @@ OPTIMIZER_KEY = "training.init_optimizer"
 NET = "net."  # names of the network's parameters begin so; others (the projector of an alignment) start anew
 LISTED = 4  # problems that a message names
 
-State = Mapping[str, Any]  # what an optimizer keeps of one parameter
-
 
 def source_checkpoint(init: str) -> Path:
     """The last checkpoint of the run that `training.init` names.
