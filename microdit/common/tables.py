@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Sequence
 
 import tabulate
@@ -40,7 +41,9 @@ def text_table(
     hidden = [rows[0][i] for i in range(len(rows[0])) if i not in shown]
     notes = [f"not shown: {', '.join(hidden)}"] if hidden else []
     notes += ["long cells are cut"] if cut else []
-    return "\n".join([*lines, f"({'; '.join(notes)}; wide=true prints everything)"] if notes else lines)
+    if notes:
+        lines += textwrap.wrap(f"({'; '.join(notes)}; wide=true prints everything)", MAX_TABLE_CHARACTERS)
+    return "\n".join(lines)
 
 
 def _width(rows: Sequence[Sequence[str]], columns: Sequence[int]) -> int:

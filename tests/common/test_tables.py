@@ -19,10 +19,11 @@ def test_columns_are_left_out_from_the_right_until_it_fits() -> None:
     head = ["arm", *(f"score{i}" for i in range(20))]
     rows = [head, ["none", *["10.25 ± 0.25"] * 20]]
     narrow = text_table(rows, keep=(0, 20)).splitlines()
-    assert max(map(len, narrow[:3])) <= 100
+    assert max(map(len, narrow)) <= 100
     assert narrow[0].split() == ["arm", *(f"score{i}" for i in range(5)), "score19"]
-    assert narrow[3].startswith("(not shown: score5, score6, ")
-    assert narrow[3].endswith("score18; wide=true prints everything)")
+    note = " ".join(narrow[3:])
+    assert note.startswith("(not shown: score5, score6, ")
+    assert note.endswith("score18; wide=true prints everything)")
     assert text_table(rows, wide=True).splitlines()[0].split() == head
 
 

@@ -17,7 +17,7 @@ from analysis.figures import scores as figures
 from analysis.io.results import load
 from analysis.io.store import open_store
 from analysis.report import study as report
-from analysis.report.tables import latex, markdown
+from analysis.report.tables import latex, markdown, terminal
 
 FILES = {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv", "verdicts.csv", "report.html"}
 FIGURES = {
@@ -240,6 +240,14 @@ def test_user_errors_are_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_tables_for_a_terminal_fit_into_100_columns(masking_store: str) -> None:
+    results = load(open_store(masking_store), "masking_ratio")
+    narrow, wide = terminal(results).splitlines(), terminal(results, wide=True).splitlines()
+    assert max(map(len, narrow)) <= 100 < max(map(len, wide))
+    assert "CLIP-FD" in narrow[0], "the primary metric stays"
+    assert any(line.startswith("(not shown: ") for line in narrow)
 
 
 def test_a_missing_store_is_reported_with_the_command_that_creates_one(
