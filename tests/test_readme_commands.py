@@ -215,6 +215,14 @@ def anchors(page: Path) -> Iterator[str]:
         yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
+@pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()])
+def test_named_files_exist(page: Path) -> None:
+    """Paths such as `microdit/config/identity.py` start at the repository, at the page, or at a package."""
+    for name in re.findall(r"`([\w.]+(?:/[\w.]+)+\.(?:py|yaml|md))`", page.read_text(encoding="utf-8")):
+        starts = (ROOT, page.parent, ROOT / "microdit")
+        assert any((start / name).is_file() for start in starts), f"{page}: {name}"
+
+
 def test_pages_whose_blocks_run_elsewhere_are_read_there() -> None:
     others = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
     for page in EXECUTED_ELSEWHERE:
