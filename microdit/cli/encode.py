@@ -70,7 +70,7 @@ def add_encode_command(kinds: Any) -> None:
     mds.add_argument(
         "--streaming", type=Path, metavar="PYTHON", help="a Python that has it (default: one is installed)"
     )
-    mds.add_argument("--cache-dir", type=Path, default=Path("~/.cache/microdit"), help="where (~/.cache/microdit)")
+    mds.add_argument("--cache-dir", type=Path, default=Path("~/.cache/microdit"), help="folder of that environment")
     made.set_defaults(command=encode)
 
 
@@ -88,7 +88,7 @@ def encode(arguments: argparse.Namespace) -> None:
         from microdit.data.sources.mds_import import MdsOptions, convert
 
         options = {field.name: getattr(arguments, field.name) for field in fields(MdsOptions)}
-        print_summary(*convert(MdsOptions(**options), job, device, tell), arguments.out)
+        print_summary(*convert(MdsOptions(**options), job, device, print_progress), arguments.out)
         return
     encoder = _text_encoder(arguments, device)
     path = arguments.autoencoder or "builtin"
@@ -96,8 +96,8 @@ def encode(arguments: argparse.Namespace) -> None:
     columns = Columns(arguments.image_column, arguments.text_column, arguments.label_column)
     wanted = ReadOptions(arguments.resolution, arguments.seed, arguments.val_fraction, columns)
     source = open_source(arguments.source, wanted)
-    pictures = AutoencoderLatents(autoencoder, source.resolution, absolute_if_folder(path))
-    tally = write_images(source, pictures, arguments.out, job, tell)
+    latents = AutoencoderLatents(autoencoder, source.resolution, absolute_if_folder(path))
+    tally = write_images(source, latents, arguments.out, job, print_progress)
     print_summary(tally, None if encoder is None else _encode_captions(arguments, encoder, job), arguments.out)
 
 
@@ -179,6 +179,6 @@ def _device(word: str) -> str:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
-def tell(message: str) -> None:
+def print_progress(message: str) -> None:
     """Print progress to stderr."""
     print(message, file=sys.stderr, flush=True)

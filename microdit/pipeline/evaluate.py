@@ -61,7 +61,7 @@ def evaluate(
         pipe: the trained network; its settings name the sampler.
         data: captions to draw, and images for the validation loss; None: the datasets of the run.
         reference: real images to compare with; None: `data`, or what the run compares with if there is no `data`.
-        evaluation: what to measure; None: as the run's settings say, with at most as many samples as `data` has.
+        evaluation: what to measure; None: the run's settings, with at most as many samples as `data` has.
 
     Returns:
         Scores by name, as `microdit.evaluation.score.score` gives them, and `val_loss`. With 0 samples only `val_loss`.
@@ -92,7 +92,7 @@ def evaluate(
 
 
 def evaluate_run(folder: Path | str, config: Config) -> dict[str, float]:
-    """Return scores (named as by `score`) and `val_loss` of the finished run in `folder`, measured as `config` says."""
+    """Return scores and `val_loss` of the finished run in `folder`, measured by the settings `config`."""
     check_scoring(config.evaluation)
     accelerator = build_accelerator(config)
     denoiser = load_denoiser(config, Path(folder) / WEIGHTS).to(accelerator.device)

@@ -19,14 +19,14 @@ from microdit.training.init_weights import WEIGHTS
 
 
 def export_final(
-    config: Config, denoiser: Objective, pictures: np.ndarray, shown: Prompts, text: TextRecord, recorder: RunLogger
+    config: Config, denoiser: Objective, images: np.ndarray, shown: Prompts, text: TextRecord, recorder: RunLogger
 ) -> None:
     """Write averaged weights with a record of their text features, shown samples and prompts; log them as artifacts."""
     output = Path(config.output_dir)
     save_weights(denoiser, output / WEIGHTS, text)
-    save_png(strip(pictures), output / "samples" / "final.png")
+    save_png(strip(images), output / "samples" / "final.png")
     listing = {
-        "tile": pictures.shape[1],
+        "tile": images.shape[1],
         "prompts": list(shown.captions),
         "labels": list(shown.labels),
     }

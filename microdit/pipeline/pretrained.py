@@ -73,7 +73,7 @@ class Pipeline:
             source: the folder or file.
             config: the settings; None reads config.yaml in the folder, or beside the file.
             overrides: `key=value` words that change them, such as "text.path=/models/clip".
-            device: where to compute; None: as `training.device` says.
+            device: where to compute; None: `training.device`.
 
         Raises:
             ConfigError: if settings are missing or don't fit the encoders.
