@@ -15,7 +15,6 @@ from microdit.common.contract import (
     EXPERIMENT_PREFIX,
     MINIMIZE,
     STUDY_FILE,
-    Role,
     Tag,
     experiment_name,
 )
@@ -24,7 +23,7 @@ from microdit.common.files.stored_yaml import MAX_STORED_BYTES, load_stored_mapp
 from microdit.common.files.text import read_text
 from microdit.common.finite import is_sound
 from microdit.common.stores.claims import Claim, parse_claim
-from microdit.common.stores.run_search import our_experiments, search_runs
+from microdit.common.stores.run_search import launches, our_experiments
 
 RELOCATE_HINT = " (if runs/ was moved: microdit-sweep relocate root=FOLDER updates its paths)"
 MAX_ERROR_CHARACTERS = 200
@@ -76,11 +75,6 @@ def find_experiment(client: Any, study: str) -> str:
     present = study_names(client)
     hint = nearest(study, present) if present else "the store has no study at all"
     raise ReportError(f"the store has no study '{study}'; {hint}")
-
-
-def launches(client: Any, experiment: str) -> list[Any]:
-    """Return the parent runs of an experiment's launches, newest first."""
-    return search_runs(client, [experiment], {Tag.ROLE: Role.LAUNCH})
 
 
 def scale_of(launch: Any) -> str:

@@ -12,13 +12,13 @@ from analysis.claims.paper_values import facts
 from analysis.errors import ReportError
 from analysis.io.comparable_runs import SetSelection
 from analysis.io.results import Results, load
-from analysis.io.study import launches, scale_of, study_names
+from analysis.io.study import scale_of, study_names
 from analysis.report.html import Missing, render
 from analysis.report.html_sections import PAGE, Section, section
 from analysis.report.study import Store, publish, study_folder, write
 from microdit.common.errors import nearest
 from microdit.common.files.atomic import sweep, write_text
-from microdit.common.stores.run_search import our_experiments
+from microdit.common.stores.run_search import launches, our_experiments
 from microdit.common.stores.secrets import masked
 
 

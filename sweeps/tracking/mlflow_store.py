@@ -34,7 +34,7 @@ from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import write_text
 from microdit.common.finite import is_sound
 from microdit.common.process.identity import is_gone
-from microdit.common.stores.run_search import our_experiments, search_runs
+from microdit.common.stores.run_search import launches, our_experiments, search_runs
 from microdit.common.stores.secrets import masked, remember
 from microdit.config.identity import ALGORITHM, changes_since
 from sweeps.config.study import Study
@@ -145,8 +145,7 @@ class Store:
 
     def newest_launch(self, experiment: str, scale: str = "") -> Any | None:
         """Return the parent run of an experiment's newest launch, at `scale` or at any; None if there is none."""
-        tags = {Tag.ROLE: Role.LAUNCH} | ({Tag.SCALE: scale} if scale else {})
-        return next(iter(search_runs(self.client, [experiment], tags, most=1)), None)
+        return next(iter(launches(self.client, experiment, scale, most=1)), None)
 
     def finished(self, identity: Mapping[str, str]) -> Any | None:
         """Return the newest finished run with these tags in any study, an original before a copy, or None.

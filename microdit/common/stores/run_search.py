@@ -1,7 +1,7 @@
-"""Searches of MLflow runs by exact tags, whatever characters the values have.
+"""Searches of MLflow runs by exact tags, with any characters in their values.
 
-MLflow's filter language has no escapes: a value stands between quotes of one kind and may not hold that kind. What
-can't be written in it is compared here.
+MLflow's filter language has no escapes: a value is quoted and must not contain its own quote character. Conditions that
+can't be written in it are checked here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from microdit.common.contract import OUR_EXPERIMENTS
+from microdit.common.contract import OUR_EXPERIMENTS, Role, Tag
 
 PAGE = 1000
 NEWEST = "attributes.start_time DESC"
@@ -24,9 +24,15 @@ def search_runs(
     order: str = NEWEST,
     most: int | None = None,
 ) -> list[Any]:
-    """The runs of `experiments` that have all of `tags` (and `status`), in `order`.
+    """Return the runs that have all of `tags`.
 
-    At most the first `most`.
+    Args:
+        client: MLflow's client.
+        experiments: ids of the experiments to search.
+        tags: name and exact value of each tag.
+        status: MLflow's status of the runs; any if "".
+        order: MLflow's order of the runs.
+        most: return at most this many; all if None.
     """
     return list(islice(_matching(client, experiments, tags, status, order, min(most or PAGE, PAGE)), most))
 
@@ -45,7 +51,7 @@ def _matching(
 
 
 def where(tags: Mapping[str, str], status: str = "") -> str:
-    """A filter of MLflow for as many of the conditions as it can express."""
+    """Return a filter of MLflow for as many of the conditions as it can express."""
     words = [f"tags.`{name}` = {quoted}" for name, value in tags.items() if (quoted := _quoted(value))]
     if status:
         words.append(f"attributes.status = '{status}'")
@@ -53,7 +59,7 @@ def where(tags: Mapping[str, str], status: str = "") -> str:
 
 
 def _quoted(value: str) -> str:
-    """`value` between quotes that it doesn't hold itself; '' if it holds both kinds."""
+    """Return `value` in quotes that it doesn't contain; "" if it contains both kinds."""
     free = [quote for quote in "'\"" if quote not in value]
     return f"{free[0]}{value}{free[0]}" if free else ""
 
@@ -68,3 +74,9 @@ def our_experiments(client: Any) -> list[Any]:
         token = page.token
         if not token:
             return found
+
+
+def launches(client: Any, experiment: str, scale: str = "", most: int | None = None) -> list[Any]:
+    """Return the parent runs of an experiment's launches at `scale` (any if ""), newest first."""
+    tags = {Tag.ROLE: Role.LAUNCH} | ({Tag.SCALE: scale} if scale else {})
+    return search_runs(client, [experiment], tags, most=most)
