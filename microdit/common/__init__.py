@@ -1,1 +1,4 @@
-"""Helpers for all packages. They import nothing else of this project, and torch only if needed."""
+"""Helpers for all packages.
+
+They import nothing else of this project, and torch only if needed.
+"""

@@ -23,7 +23,10 @@ class MicroditError(Exception):
 
 
 class ConfigError(MicroditError):
-    """A setting is unknown, invalid or contradicts another; the message has file, key and nearest choice."""
+    """A setting is unknown, invalid or contradicts another.
+
+    The message has file, key and nearest choice.
+    """
 
 
 class DataError(MicroditError):
@@ -35,7 +38,10 @@ class CheckpointError(MicroditError):
 
 
 class DivergenceError(MicroditError):
-    """A loss, gradient, sample or score became NaN or infinite; the message has its name and step."""
+    """A loss, gradient, sample or score became NaN or infinite.
+
+    The message has its name and step.
+    """
 
 
 class StopTraining(Exception):
@@ -69,7 +75,10 @@ def named(text: object, most: int = MAX_VALUE_CHARACTERS) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` with control characters and lone surrogates escaped; line ends, tabs and spaces stay."""
+    """Return `text` with control characters and lone surrogates escaped.
+
+    Line ends, tabs and spaces stay.
+    """
     if text.isprintable():
         return text
     return "".join(c if c in "\n\t" or _is_printable(c) else _escaped(c) for c in text)

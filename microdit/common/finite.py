@@ -20,7 +20,10 @@ def is_sound(value: float | None) -> bool:
 
 
 def unsound(values: Mapping[str, float]) -> str:
-    """Return the first metric that is not finite, such as `final/fd is nan`; "" if there is none."""
+    """Return the first metric that is not finite, such as `final/fd is nan`.
+
+    "" if there is none.
+    """
     return next((f"{name} is {value}" for name, value in values.items() if not is_sound(value)), "")
 
 

@@ -268,7 +268,10 @@ def override(values: dict[str, Any], words: Sequence[str], source: str = "comman
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "", empty: bool = False) -> dict[str, Any]:
-    """Return nested mappings as dotted keys; lists stay whole. Empty mappings are kept only if `empty`."""
+    """Return nested mappings as dotted keys.
+
+    Lists stay whole. Empty mappings are kept only if `empty`.
+    """
     found: dict[str, Any] = {}
     for name, value in values.items():
         key = _join(prefix, str(name))

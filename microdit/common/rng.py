@@ -13,7 +13,10 @@ import torch
 
 
 def derive_seed(seed: int, stream: str, step: int = 0) -> int:
-    """Return a 63-bit seed from (seed, stream, step); streams of different names are independent."""
+    """Return a 63-bit seed from (seed, stream, step).
+
+    Streams of different names are independent.
+    """
     digest = hashlib.blake2b(f"{seed}/{stream}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -36,7 +36,10 @@ class CaptionedImages(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of everything that determines the content; the key of cached features and statistics."""
+        """Hex digest of everything that determines the content.
+
+        The key of cached features and statistics.
+        """
         ...
 
     def __len__(self) -> int: ...
@@ -53,5 +56,8 @@ class HasOriginals(Protocol):
         ...
 
     def originals_state(self) -> str:
-        """Return a digest of the files' states, which changes whenever one is written; reads no file."""
+        """Return a digest of the files' states, which changes whenever one is written.
+
+        Reads no file.
+        """
         ...

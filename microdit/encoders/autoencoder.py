@@ -51,7 +51,10 @@ class Autoencoder(Protocol):
         """Decode (B, C, H / f, W / f) to (B, H, W, 3) uint8."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the facts stored with encoded data; autoencoders that differ in them make different latents."""
+        """Return the facts stored with encoded data.
+
+        Autoencoders that differ in them make different latents.
+        """
 
 
 def build_autoencoder(config: AutoencoderConfig, device: torch.device | str = "cpu") -> Autoencoder:

@@ -40,7 +40,10 @@ class ClipFolder:
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
-        """Return features (B, E) float32 of images (B, H, W, 3) uint8; other sizes are resized with antialiasing."""
+        """Return features (B, E) float32 of images (B, H, W, 3) uint8.
+
+        Other sizes are resized with antialiasing.
+        """
         x = images.to(self.device).permute(0, 3, 1, 2).float() / 255
         size = self.image_size
         if x.shape[-2:] != (size, size):
@@ -117,7 +120,10 @@ def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu")
 
 
 def _load_model(name: str, folder: Path, device: torch.device | str) -> Any:
-    """Return the folder's network with its weights: safetensors by open_clip; torch's pickles are only parsed."""
+    """Return the folder's network with its weights: safetensors by open_clip.
+
+    torch's pickles are only parsed.
+    """
     import open_clip
 
     if (folder / WEIGHTS[0]).is_file():

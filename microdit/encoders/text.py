@@ -56,7 +56,10 @@ class TextEncoder(Protocol):
     fingerprint: str
 
     def encode(self, captions: Sequence[str]) -> Captions:
-        """Encode B captions as (B, S, Y) float32, masked if the encoder masks; longer captions are cut at S tokens."""
+        """Encode B captions as (B, S, Y) float32, masked if the encoder masks.
+
+        Longer captions are cut at S tokens.
+        """
 
 
 # A class is called with (settings, device).
@@ -88,7 +91,10 @@ def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -
 
 
 def text_length(config: TextConfig) -> int | None:
-    """Return S of the encoder that `config` names, without loading it; None if its folder is not on this machine."""
+    """Return S of the encoder that `config` names, without loading it.
+
+    None if its folder is not on this machine.
+    """
     if config.encoder is not None:
         return config.length
     path = config.path
@@ -106,7 +112,10 @@ def text_length(config: TextConfig) -> int | None:
 
 
 def text_width(path: str) -> int | None:
-    """Return Y of the encoder that `path` names, without loading it; None if its folder is not on this machine."""
+    """Return Y of the encoder that `path` names, without loading it.
+
+    None if its folder is not on this machine.
+    """
     try:
         folder = _local_folder(path)
         if folder is None:

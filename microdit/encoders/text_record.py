@@ -42,7 +42,10 @@ class TextRecord:
 
 
 def text_record(config: TextConfig, fingerprint: str) -> TextRecord:
-    """Return the record of a configured encoder; `fingerprint` is "" if its files are unknown."""
+    """Return the record of a configured encoder.
+
+    `fingerprint` is "" if its files are unknown.
+    """
     return TextRecord(config.encoder or published_name(config.path), config.layer, fingerprint)
 
 

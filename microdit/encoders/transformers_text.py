@@ -68,7 +68,9 @@ def feature_width(folder: Path) -> int | None:
 
 
 class TransformersText:
-    """Token features of an encoder in transformers' format; padding is masked, and its features are zeros.
+    """Token features of an encoder in transformers' format.
+
+    Padding is masked, and its features are zeros.
 
     Loads its weights at the first caption, since a run with encoded captions needs only its sizes.
     """
@@ -86,7 +88,10 @@ class TransformersText:
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> MaskedTokens:
-        """Encode B captions as (B, S, Y) float32 with their mask; longer captions are cut at S tokens."""
+        """Encode B captions as (B, S, Y) float32 with their mask.
+
+        Longer captions are cut at S tokens.
+        """
         if not captions:
             return MaskedTokens(torch.zeros(0, self.length, self.width), torch.zeros(0, self.length, dtype=torch.bool))
         ids, mask = self._tokenize(list(captions))

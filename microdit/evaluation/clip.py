@@ -31,7 +31,10 @@ VIT_SIZES = {
 
 
 class ScoringClip:
-    """Unit-length embeddings of images and captions in one space; `path` is as in `evaluation.clip`."""
+    """Unit-length embeddings of images and captions in one space.
+
+    `path` is as in `evaluation.clip`.
+    """
 
     def __init__(self, device: torch.device | str = "cpu", path: str = BUILTIN) -> None:
         self._clip = open_clip_folder(clip_folder(path), CLIP_KEY, device)
@@ -55,7 +58,10 @@ class ScoringClip:
             raise ConfigError(f"'{CLIP_KEY}': {folder / CONFIG} has no 'embed_dim'") from None
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Return features (B, E) float32 of images (B, H, W, 3) uint8; other sizes are resized with antialiasing."""
+        """Return features (B, E) float32 of images (B, H, W, 3) uint8.
+
+        Other sizes are resized with antialiasing.
+        """
         return self._clip.image_features(images)
 
     def embed_images(self, images: Tensor) -> Tensor:
@@ -101,7 +107,10 @@ def clip_folder(path: str) -> Path:
 
 
 def clip_title(folder: Path) -> str:
-    """Return a title from its configuration, such as `clip-vit-b-32`; the digest beside it identifies the weights."""
+    """Return a title from its configuration, such as `clip-vit-b-32`.
+
+    The digest beside it identifies the weights.
+    """
     vision = read_settings(folder, CLIP_KEY)["model_cfg"]["vision_cfg"]
     if vision.get("timm_model_name"):
         words = f"clip-{vision['timm_model_name']}"

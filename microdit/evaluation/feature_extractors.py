@@ -77,7 +77,10 @@ class EfficientNetLite0Features(_SingleLayer):
 
 
 class ScoreClipFeatures(_SingleLayer):
-    """The scoring CLIP's image features before normalization; input uint8 (B, 3, H, W), output (B, E) as float64."""
+    """The scoring CLIP's image features before normalization.
+
+    Input uint8 (B, 3, H, W), output (B, E) as float64.
+    """
 
     def __init__(
         self, name: str, features_list: list[str], scoring_clip: ScoringClip | None = None, **_unused: Any
@@ -119,7 +122,10 @@ def open_inception(path: Path, digest: str) -> FeatureExtractorInceptionV3:
 
 
 class InceptionFeatures(_SingleLayer):
-    """Inception-v3, which defines FID; input uint8 (B, 3, H, W), output (B, 2048) float32, as in torch-fidelity."""
+    """Inception-v3, which defines FID.
+
+    Input uint8 (B, 3, H, W), output (B, 2048) float32, as in torch-fidelity.
+    """
 
     LAYER = "2048"
 

@@ -72,7 +72,10 @@ class Distances:
         return values | {f"{name}{'_real' if name in PRECISION_RECALL else '_floor'}": beside[name] for name in metrics}
 
     def _of_real(self, net: FeatureNet, metrics: Sequence[str]) -> dict[str, float]:
-        """Return metrics of real against disjoint real images; one process computes them, the others wait."""
+        """Return metrics of real against disjoint real images.
+
+        One process computes them, the others wait.
+        """
         settings = f"{self.config.kid_subsets}x{self.config.kid_subset_size}-{self.config.seed}"
         name = f"{self._reference_name(net)}-floor-{len(self.real.held)}-{'-'.join(metrics)}-{settings}.json"
         path = self.cache / name
@@ -198,7 +201,10 @@ def _kept(path: Path, shape: tuple[int, int], compute: Callable[[], Tensor]) -> 
 
 
 def _stored_floors(path: Path, metrics: Sequence[str]) -> dict[str, float] | None:
-    """Return the stored scores of real images at `path`; None if they are missing or damaged (logged)."""
+    """Return the stored scores of real images at `path`.
+
+    None if they are missing or damaged (logged).
+    """
     if not path.is_file():
         return None
     try:

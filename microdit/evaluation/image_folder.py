@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 def evaluate_folder(
     path: Path | str, reference: CaptionedImages, config: EvalConfig, cache_dir: Path | str
 ) -> dict[str, float]:
-    """Score the images of a folder as `score` does; all of them, whatever `config.samples` is.
+    """Score the images of a folder as `score` does.
+
+    All of them, whatever `config.samples` is.
 
     Captions come from `prompts.json` (see `read_prompted` for its forms), or else, as for the dataset `folder`, from
     `metadata.jsonl`, `metadata.csv` or `.txt` files. Labels are indices into the reference's classes or their names.

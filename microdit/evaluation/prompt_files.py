@@ -36,7 +36,10 @@ def read_prompts(path: Path | str, count: int) -> tuple[str, ...]:
 
 
 def prompts_digest(path: Path | str, count: int) -> str:
-    """Return the SHA-256 of the sampled prompts; scores are comparable only if it is equal."""
+    """Return the SHA-256 of the sampled prompts.
+
+    Scores are comparable only if it is equal.
+    """
     return hashlib.sha256(json.dumps(read_prompts(path, count)).encode()).hexdigest()
 
 

@@ -31,7 +31,10 @@ class SampledImages(Dataset[Tensor]):
 
 
 class RealImages(Dataset[Tensor]):
-    """Some images of a dataset, in the same form; read one by one, so a large reference needs no memory."""
+    """Some images of a dataset, in the same form.
+
+    Read one by one, so a large reference needs no memory.
+    """
 
     def __init__(self, data: CaptionedImages, rows: np.ndarray) -> None:
         self.data = data

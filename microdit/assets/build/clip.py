@@ -113,7 +113,9 @@ def encode_text(model: Any, tokens: Tensor) -> Tensor:
 
 
 def contrastive(model: Any, images: Tensor, tokens: Tensor) -> Tensor:
-    """Return CLIP's symmetric loss (arXiv 2103.00020, figure 3); equal captions are correct matches of each other.
+    """Return CLIP's symmetric loss (arXiv 2103.00020, figure 3).
+
+    Equal captions are correct matches of each other.
 
     `tokens` (2B, S) are B captions, then their hard negatives, which are wrong matches of every image.
     """

@@ -1,4 +1,6 @@
-"""Measure the bundled networks on held-out scenes; microdit/assets/README.md has the results.
+"""Measure the bundled networks on held-out scenes.
+
+microdit/assets/README.md has the results.
 
 python -m microdit.assets.build.evaluate
 """
@@ -47,7 +49,10 @@ def psnr(items: Sequence[Sample], latent_noise: float = 0.0) -> float:
 
 
 def retrieval(images: Tensor, texts: Tensor, captions: Sequence[str]) -> tuple[float, float]:
-    """Return top-1 accuracy of image to text and text to image; equal captions are equally correct."""
+    """Return top-1 accuracy of image to text and text to image.
+
+    Equal captions are equally correct.
+    """
     similarity = images @ texts.T
     names = np.array(captions)
     to_text = names[similarity.argmax(1).numpy()] == names

@@ -18,7 +18,9 @@ PLACES = ("in a green meadow", "at sea", "in the desert", "in the snow", "on the
 
 
 def swap(caption: str, attribute: str, rng: np.random.Generator) -> str | None:
-    """Return `caption` with this attribute of one object changed at random; None if it has no such attribute.
+    """Return `caption` with this attribute of one object changed at random.
+
+    None if it has no such attribute.
 
     A class is replaced by the general noun of another one, a relation by its opposite; words without direction
     ("beside", "and") count as no relation. The rest is unchanged, and the sentence stays grammatical.

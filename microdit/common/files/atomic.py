@@ -53,7 +53,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Yield an empty folder in `parent` that `sweep` keeps while this process runs; it is removed afterwards."""
+    """Yield an empty folder in `parent` that `sweep` keeps while this process runs.
+
+    It is removed afterwards.
+    """
     parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{name[:SCRATCH_NAME_LENGTH]}.", dir=parent))
     lock = FileLock(scratch / f"{OWNER}{_machine()}", timeout=0)
@@ -141,7 +144,10 @@ def _clear(scratch: Path) -> None:
 
 @cache
 def _machine() -> str:
-    """Return a name of this machine since its boot; locks of other machines or boots are not visible here."""
+    """Return a name of this machine since its boot.
+
+    Locks of other machines or boots are not visible here.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -191,7 +197,10 @@ def walk_files(root: Path) -> Iterator[Path]:
 
 
 def stat_fingerprint(path: Path | str | None) -> str:
-    """Return a digest of names and `file_state` of all files below a folder; "" if `path` is not a folder."""
+    """Return a digest of names and `file_state` of all files below a folder.
+
+    "" if `path` is not a folder.
+    """
     digest, root = hashlib.sha256(), Path(path or "").expanduser()
     if not path or not os.path.isdir(root):
         return ""

@@ -89,7 +89,10 @@ def line_of(text: str, place: int) -> int:
 
 
 def split_lines(text: str) -> list[str]:
-    """Return the lines without their ends; a line end at the very end starts no further line."""
+    """Return the lines without their ends.
+
+    A line end at the very end starts no further line.
+    """
     lines = LINE_END.split(text)
     return lines[:-1] if lines[-1] == "" else lines
 

@@ -154,7 +154,10 @@ def _storages(found: Any) -> list[_Storage]:
 
 
 def _with_tensors(found: Any, load: Load | None, loaded: dict[str, Tensor], made: dict[_View, Tensor]) -> Any:
-    """Return `found` with a tensor for each view; tensors share storages as they did when they were saved."""
+    """Return `found` with a tensor for each view.
+
+    Tensors share storages as they did when they were saved.
+    """
     if isinstance(found, _View):
         if found not in made:
             made[found] = _tensor(found, load, loaded)

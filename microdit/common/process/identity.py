@@ -76,7 +76,10 @@ def readable(identity: str) -> str:
 
 
 def _place() -> str:
-    """Return a digest of everything that a PID's meaning depends on; empty if part of it is unknown."""
+    """Return a digest of everything that a PID's meaning depends on.
+
+    Empty if part of it is unknown.
+    """
     machine = next((text for path in MACHINE_IDS if (text := _text(path))), "")
     if sys.platform != "linux":
         return _digest(platform.node(), machine, str(uuid.getnode()))
@@ -91,7 +94,10 @@ def _digest(*parts: str) -> str:
 
 
 def _start(pid: int) -> str | None:
-    """Return the start of process `pid` of this PLACE; empty if it has ended, None if that is hidden."""
+    """Return the start of process `pid` of this PLACE.
+
+    Empty if it has ended, None if that is hidden.
+    """
     if sys.platform != "linux":
         try:
             process = psutil.Process(pid)

@@ -8,6 +8,9 @@ STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, a preempted job, a clo
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Return the signals that ask this process to stop; those ignored at its start (nohup, `&`) stay ignored."""
+    """Return the signals that ask this process to stop.
+
+    Those ignored at its start (nohup, `&`) stay ignored.
+    """
     known = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
     return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]

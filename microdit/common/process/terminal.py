@@ -19,7 +19,10 @@ PLAIN = {
 
 
 def safely(main: Callable[[], int]) -> int:
-    """Return the exit status of `main`, with safe output; 141 if the reader of the output has ended."""
+    """Return the exit status of `main`, with safe output.
+
+    141 if the reader of the output has ended.
+    """
     prepare_streams()
     try:
         try:

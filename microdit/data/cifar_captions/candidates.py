@@ -87,7 +87,10 @@ class CandidatePool:
         return self._read(order), dict(dropped)
 
     def _read(self, order: np.ndarray) -> pa.Table:
-        """Return rows of the scratch file by number, in the given order; only these are in memory."""
+        """Return rows of the scratch file by number, in the given order.
+
+        Only these are in memory.
+        """
         wanted = np.sort(order)
         parts, start = [], 0
         with pq.ParquetFile(self._scratch) as opened:
@@ -101,7 +104,10 @@ class CandidatePool:
 
 
 def _first_of_each(values: np.ndarray) -> np.ndarray:
-    """Return the places of the first of each value, ascending; 0 is unknown and equals nothing."""
+    """Return the places of the first of each value, ascending.
+
+    0 is unknown and equals nothing.
+    """
     _, first = np.unique(values, return_index=True)
     return np.sort(np.concatenate([first[values[first] != 0], np.flatnonzero(values == 0)]))
 

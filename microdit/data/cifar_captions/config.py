@@ -19,7 +19,10 @@ def option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Filters:
-    """Bounds of a selection, inclusive; None turns a filter off. A missing or NaN value fails its bound."""
+    """Bounds of a selection, inclusive.
+
+    None turns a filter off. A missing or NaN value fails its bound.
+    """
 
     min_words: int | None = option(3, "words of the caption, separated by blanks")
     max_words: int | None = option(64, "words of the caption, separated by blanks")

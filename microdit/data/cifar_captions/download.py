@@ -141,7 +141,10 @@ def _reasons(failed: Counter[str]) -> str:
 
 
 def _lay_out(target: Path, rows: list[tuple[dict[str, Any], Path]]) -> None:
-    """Make a folder per class and `metadata.jsonl`; files are hard links if the file system has them."""
+    """Make a folder per class and `metadata.jsonl`.
+
+    Files are hard links if the file system has them.
+    """
     sweep(target.parent)
     with atomic_path(target) as temporary:
         lines = []

@@ -1,4 +1,7 @@
-"""The filters that a row of COYO-700M must pass, in order; each counts the rows it drops."""
+"""The filters that a row of COYO-700M must pass, in order.
+
+Each counts the rows it drops.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ class RowFilter:
 
 
 def steps(filters: Filters, words: ClassPhrases) -> list[RowFilter]:
-    """Return the active filters in the order in which they are applied; `CandidatePool` does the rest."""
+    """Return the active filters in the order in which they are applied.
+
+    `CandidatePool` does the rest.
+    """
     chosen = [
         RowFilter("no url or caption", ("url", "text"), lambda b: pc.and_(_filled(b, "url"), _filled(b, "text"))),
         RowFilter("no class word", ("text",), lambda b: words.mentions(b.column("text"))),

@@ -210,6 +210,9 @@ def to_hsv(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Convert hue, saturation and value to float RGB (..., 3) in [0, 1]; the inverse of `to_hsv`."""
+    """Convert hue, saturation and value to float RGB (..., 3) in [0, 1].
+
+    The inverse of `to_hsv`.
+    """
     k = (np.array([5.0, 3.0, 1.0]) + hue[..., None] / 60) % 6
     return value[..., None] * (1 - saturation[..., None] * np.clip(np.minimum(k, 4 - k), 0, 1))

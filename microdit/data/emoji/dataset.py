@@ -29,7 +29,9 @@ NUMBERS_PER_SCENE = 96
 
 
 class EmojiCaptions:
-    """Scenes computed on demand from (seed, index); nothing is stored, and any item costs the same.
+    """Scenes computed on demand from (seed, index).
+
+    Nothing is stored, and any item costs the same.
 
     A split's items do not depend on its size: a larger split only adds items.
     """

@@ -89,7 +89,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """A complete scene before it is rendered; `relation` is the first group's to the second."""
+    """A complete scene before it is rendered.
+
+    `relation` is the first group's to the second.
+    """
 
     groups: tuple[Group, ...]
     things: tuple[SceneObject, ...]
@@ -98,7 +101,10 @@ class Scene:
 
 
 class UniformDraws:
-    """Random choices from one row of uniform numbers; much faster than a generator's own methods."""
+    """Random choices from one row of uniform numbers.
+
+    Much faster than a generator's own methods.
+    """
 
     def __init__(self, numbers: np.ndarray) -> None:
         self._numbers = iter(numbers.tolist())

@@ -57,7 +57,10 @@ class ImageFolder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest of this split's names, captions, labels, contents and the resolution; reads every file once."""
+        """Hex digest of this split's names, captions, labels, contents and the resolution.
+
+        Reads every file once.
+        """
         digest = hashlib.sha256(f"folder/{FOLDER_VERSION}/{self.resolution}/{self.classes}".encode())
         contents: dict[str, str] = {}
         for entry in self._entries:

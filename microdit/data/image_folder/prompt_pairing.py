@@ -108,7 +108,9 @@ def _by_order(
 
 
 def numbered_order(files: Sequence[str]) -> list[str] | None:
-    """Return the names ordered by the one number in which they differ; None if there is no such order.
+    """Return the names ordered by the one number in which they differ.
+
+    None if there is no such order.
 
     There is none if they differ in more than one number, if two numbers are equal, or if the steps between them are
     unequal, since then a file may be missing.

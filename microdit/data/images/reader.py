@@ -1,4 +1,6 @@
-"""Read image files as correct sRGB pixels, or reject them by name. The project's only image decoder.
+"""Read image files as correct sRGB pixels, or reject them by name.
+
+The project's only image decoder.
 
 The rule:
 - BMP, GIF, JPEG, PNG, TIFF and WebP are opened, whatever the file's suffix; nothing else is.

@@ -40,7 +40,10 @@ class CaptionFeatures(Protocol):
 
 
 def digest(caption: str) -> int:
-    """Return a 64-bit hash of a caption; any two of 10 million collide with a probability of about 3e-6."""
+    """Return a 64-bit hash of a caption.
+
+    Any two of 10 million collide with a probability of about 3e-6.
+    """
     return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "little")
 
 

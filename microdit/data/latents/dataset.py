@@ -60,7 +60,10 @@ class LatentImages:
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
     def originals_digest(self, rows: Iterable[int]) -> str:
-        """Return a digest of the content of these images' originals; "" if latents are decoded instead."""
+        """Return a digest of the content of these images' originals.
+
+        "" if latents are decoded instead.
+        """
         if self._originals is None:
             return ""
         digest = hashlib.sha256()

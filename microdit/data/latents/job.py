@@ -1,4 +1,7 @@
-"""Settings of an encoding job. Imports no PyTorch, so that the command line can show its help at once."""
+"""Settings of an encoding job.
+
+Imports no PyTorch, so that the command line can show its help at once.
+"""
 
 from __future__ import annotations
 

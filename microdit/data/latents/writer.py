@@ -82,7 +82,10 @@ class Latents(Protocol):
         ...
 
     def error(self, loaded: list[np.ndarray], latents: Tensor) -> list[float]:
-        """Return the mean squared errors of the round trip, pixels from 0 to 1; empty if unknown."""
+        """Return the mean squared errors of the round trip, pixels from 0 to 1.
+
+        Empty if unknown.
+        """
         ...
 
 

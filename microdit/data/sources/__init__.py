@@ -1,1 +1,4 @@
-"""Sources of images to encode, one module per kind; `registry.py` chooses by the command-line word."""
+"""Sources of images to encode, one module per kind.
+
+`registry.py` chooses by the command-line word.
+"""

@@ -87,7 +87,10 @@ class TableSource:
         }
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
-        """Yield chunks of `size` images; all rows are read, but only wanted chunks are decoded."""
+        """Yield chunks of `size` images.
+
+        All rows are read, but only wanted chunks are decoded.
+        """
         rows, k = self._records(), 0
         while (first := next(rows, None)) is not None:
             rest = islice(rows, size - 1)
