@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import microdit as md
 from microdit.common.errors import ConfigError
-from microdit.common.parsing import FrozenOptions
+from microdit.common.parsing import FrozenOptions, flatten
 from microdit.common.rng import generator
 from microdit.config.identity import LATER_DEFAULTS, trial_key
 from microdit.config.schema import Config, config_from_mapping
@@ -25,7 +27,8 @@ from sweeps.config.hydra_compose import compose_mapping
 from sweeps.config.study import load_study
 from sweeps.planning.trials import arm_configs
 
-PAGE = Path(__file__).parent.parent / "experiments" / "study" / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "experiments" / "study" / "README.md"
 
 # One implementation per role. Each notes that it was used.
 PLUGIN = """
@@ -358,3 +361,15 @@ def test_an_objective_with_parameters_of_its_own_is_rejected(
     monkeypatch.setitem(OBJECTIVES._entries, "weighted", Weighted)
     with pytest.raises(ConfigError, match=r"'diffusion\.objective' is 'weighted', which has parameters.*scale"):
         build_objective(DiffusionConfig(objective="weighted"), DiT(smoke_config.model, seed=0), 0.5)
+
+
+def test_the_page_lists_every_extension_point() -> None:
+    """Keys of the recipe, decorators of the API and files that exist; and no decorator is left out."""
+    rows = re.findall(r"^\| .* \| (`.*`) \| (?:`(\w+)`)? ?\| .* \| `(\S+)` \|$", PAGE.read_text(), re.MULTILINE)
+    settings = flatten(compose_mapping([]), empty=True)
+    for keys, decorator, path in rows:
+        if decorator:
+            assert all(key in settings for key in re.findall(r"`([^`]+)`", keys)), keys
+            assert callable(getattr(md, decorator))
+        assert (ROOT / "microdit" / path).is_file(), path
+    assert {decorator for _, decorator, _ in rows if decorator} == {n for n in md.PUBLIC if n.startswith("register_")}

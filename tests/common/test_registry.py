@@ -97,14 +97,14 @@ def test_a_plugin_registers_names_for_its_configuration(tmp_path: Path, monkeypa
         "@register_feed_forward('mine')\n"
         "class Mine(GELU):\n"
         "    pass\n"
-        "@register_width_schedule('my-widths')\n"
+        "@register_width_schedule('mine-widths')\n"
         "def widths(start, end, depth):\n"
         "    return [start] * depth\n"
     )
     monkeypatch.chdir(tmp_path)
     from sweeps.config.hydra_compose import compose_mapping
 
-    words = ["model.ffn.type=mine", "model.ffn_width.schedule=my-widths"]
+    words = ["model.ffn.type=mine", "model.ffn_width.schedule=mine-widths"]
     with pytest.raises(ConfigError, match=r"is 'm[a-z-]+';"):
         config_from_mapping(compose_mapping(words))
     config = config_from_mapping(compose_mapping([*words, "plugins=[registering_plugin]"]))
