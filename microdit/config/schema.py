@@ -126,12 +126,13 @@ class Config:
         if self.schedule.warmup_steps > self.training.steps:
             raise ConfigError(
                 f"'schedule.warmup_steps' is {self.schedule.warmup_steps}, more than 'training.steps' "
-                f"({self.training.steps}): the learning rate would never reach its peak"
+                f"({self.training.steps}): the learning rate would never reach its peak; set it to at most "
+                f"{self.training.steps}"
             )
         if self.training.ema.decay and self.training.ema.start_step >= self.training.steps:
             raise ConfigError(
                 f"'training.ema.start_step' is {self.training.ema.start_step}, but 'training.steps' is only "
-                f"{self.training.steps}: the average would never start"
+                f"{self.training.steps}: the average would never start; set it below {self.training.steps}"
             )
         self._check_guidance()
 
