@@ -1,4 +1,4 @@
-"""Masks passwords: those in URIs, as SQLAlchemy or an HTTP client reads them, and known ones anywhere in a text.
+"""Masks passwords in URIs, as SQLAlchemy or an HTTP client reads them, and known ones anywhere.
 
 A URI's password is what SQLAlchemy's grammar takes for one, up to the last '@' of the line: a hand-written password may
 contain '@', '/', '?', ':' or spaces. If in doubt, too much is masked.
@@ -37,7 +37,7 @@ _known: set[str] = set()
 
 
 def masked(text: str) -> str:
-    """`text`, a URI or any text, with `***` for every password of a URI in it and for every known password."""
+    """Return `text` with `***` for every password of a URI in it and every known password."""
     for start, end in reversed(_passwords(text)):
         text = text[:start] + HIDDEN + text[end:]
     text = (WHOLE_QUERY if _is_whole(text) else QUERY).sub(_hide_value, text)
@@ -53,7 +53,7 @@ def remember(uri: str) -> None:
 
 @lru_cache(maxsize=64)
 def _forms(uri: str) -> frozenset[str]:
-    """The passwords in a URI in every spelling that a message may use."""
+    """Return the passwords in a URI in every spelling that a message may use."""
     found = [uri[start:end] for start, end in _passwords(uri)]
     found += [m["value"] for m in WHOLE_QUERY.finditer(uri) if _is_secret(m["key"])] if SCHEME.match(uri) else []
     with contextlib.suppress(ArgumentError, ValueError):
@@ -69,7 +69,7 @@ def _forms(uri: str) -> frozenset[str]:
 
 
 def _passwords(text: str) -> list[tuple[int, int]]:
-    """Start and end of the password of each URI in `text` that has one, in order, without overlaps."""
+    """Return start and end of each URI's password in `text`, in order, without overlaps."""
     found: list[tuple[int, int]] = []
     place = 0
     while (scheme := SCHEME.search(text, place)) is not None:
@@ -85,7 +85,7 @@ def _passwords(text: str) -> list[tuple[int, int]]:
 
 
 def _end(text: str, scheme: re.Match[str], start: int) -> int:
-    """Where the password that may begin at `start` ends: at an '@', or at `start` if there is none."""
+    """Return the end of the password that may begin at `start`: an '@', or `start` if there is none."""
     following = SCHEME.search(text, start)
     line = text.find("\n", start)
     stop = len(text) if line < 0 else line
@@ -106,7 +106,7 @@ def _end(text: str, scheme: re.Match[str], start: int) -> int:
 
 
 def _is_whole(text: str) -> bool:
-    """Whether `text` is one URI, or one word of a command line such as tracking_uri=URI."""
+    """Return whether `text` is one URI, or one argument such as tracking_uri=URI."""
     begin = SCHEME.search(text)
     return begin is not None and re.fullmatch(r"(?:[\w.+-]+=)?", text[: begin.start()]) is not None
 
@@ -120,7 +120,7 @@ def _hide_value(found: re.Match[str]) -> str:
 
 
 def without_known(text: str) -> str:
-    """`text` with `***` for every known password, and no other change."""
+    """Return `text` with `***` for every known password."""
     words = set(_known)
     for name in URI_VARIABLES:
         words |= _forms(os.environ.get(name, ""))

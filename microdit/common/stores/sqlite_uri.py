@@ -1,6 +1,6 @@
-"""From the path of a sqlite file to its URI and back, whatever characters the path has.
+"""Converts the path of a sqlite file to its URI and back, for any characters in the path.
 
-SQLAlchemy takes '?' in a URI as the start of options and decodes '%XX', so that a path can't simply be appended to
+SQLAlchemy reads '?' in a URI as the start of options and decodes '%XX', so a path can't simply be appended to
 `sqlite:///`.
 """
 
@@ -20,7 +20,11 @@ OPTION = re.compile(r"[\w.]+=[^&]*")
 
 
 def sqlite_uri(path: Path | str) -> str:
-    """The URI of the sqlite file at `path`; raises ValueError if the path can't be written as one."""
+    """Return the URI of the sqlite file at `path`.
+
+    Raises:
+        ValueError: if the path can't be written as a URI.
+    """
     text = os.path.abspath(path)
     check_utf8(text)
     if PLAIN.fullmatch(text):
@@ -33,9 +37,10 @@ def sqlite_uri(path: Path | str) -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file that a sqlite URI means; None for another database and for one in memory.
+    """Return the file of a sqlite URI, None for another database and for one in memory.
 
-    Raises ValueError for a URI whose path holds an unquoted '?'.
+    Raises:
+        ValueError: if the path contains an unquoted '?'.
     """
     if not SCHEME.match(uri):
         return None
@@ -55,7 +60,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def check_utf8(text: str) -> None:
-    """Raises ValueError if a name in `text` has bytes that aren't UTF-8: stores and YAML files can't hold those."""
+    """Raise ValueError if `text` has bytes that aren't UTF-8, which stores and YAML can't hold."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
