@@ -137,7 +137,7 @@ def _composed_groups(groups: tuple[str, ...]) -> Any:
 
 
 def is_free(key: str) -> bool:
-    """Return whether dotted `key` lies under an `options`, whose keys a plugin class defines."""
+    """Return whether dotted `key` is below an `options`, whose keys a plugin class defines."""
     return OPTIONS_KEY in key.split(".")[:-1]
 
 

@@ -108,7 +108,7 @@ def _begin(
 ) -> Sweep:
     """Prepare the data, open the queue and add the unfinished trials."""
     store = presence.store
-    _tell("preparing the data (encoded once, then kept in the cache)")
+    _report("preparing the data (encoded once, then kept in the cache)")
     with waiting("the data to be prepared"):
         trials = prepare_trials(trials, options.root.absolute(), suffix)
     options.root.mkdir(parents=True, exist_ok=True)
@@ -190,23 +190,23 @@ def _fill(sweep: Sweep, spec: LaunchSpec, options: Options) -> None:
     beside = f", {done.running} in other workers" if joins else ""
     finished = done.done + done.pruned
     where = masked(queue.uri)
-    _tell(f"{finished} finished before, {done.waiting} to run{beside}, {options.workers} at a time ({where})")
-    _tell_outdated(sweep, options)
+    _report(f"{finished} finished before, {done.waiting} to run{beside}, {options.workers} at a time ({where})")
+    _report_outdated(sweep, options)
 
 
-def _tell_outdated(sweep: Sweep, options: Options) -> None:
+def _report_outdated(sweep: Sweep, options: Options) -> None:
     """Print one line about runs of older algorithms that the pending trials do not reuse, and why."""
     tries = sweep.queue.latest().values() if options.reuse else ()
     names = {(t.user_attrs["arm"], int(t.user_attrs["seed"])) for t in tries if t.state not in ENDED}
     if words := sweep.store.outdated(sweep.launch.experiment_id, sweep.study.scale, names):
-        _tell(words)
+        _report(words)
 
 
 def _finished(sweep: Sweep, trial: Trial, options: Options) -> Any | None:
     """Return the finished run of a trial under this launch; a run of another launch is copied as reused."""
     child = sweep.store.child(sweep.launch, trial.key)
     if child is not None and child.info.status == Status.FINISHED and (wrong := unsound_scores(child.data.metrics)):
-        _tell(f"FAILED  {trial.name}: its run {child.info.run_id} finished, but {wrong}; it counts as failed")
+        _report(f"FAILED  {trial.name}: its run {child.info.run_id} finished, but {wrong}; it counts as failed")
         return None
     if child is not None:
         return child if child.info.status == Status.FINISHED else None
@@ -224,13 +224,13 @@ def _work(sweep: Sweep, engine: Engine, presence: Presence, options: Options) ->
     """Start workers until no trial waits, then wait for the trials that other launchers' workers run."""
     metric, direction = next(iter(objectives_of(sweep.study).items()))
     costs = [float(training_flops(trial.config)) for trial in sweep.trials]
-    board = ProgressDisplay(costs, objective_metric(metric), direction)
+    display = ProgressDisplay(costs, objective_metric(metric), direction)
 
     def tick() -> bool:
         presence.tick()
         for line in _requeue_dead_workers(sweep):
-            board.tell(line)
-        board.update(sweep.queue.latest())
+            display.print_line(line)
+        display.update(sweep.queue.latest())
         return not (options.fail_fast and sweep.queue.about().get(STOP_KEY))
 
     tick()
@@ -249,7 +249,7 @@ def _work(sweep: Sweep, engine: Engine, presence: Presence, options: Options) ->
             else:
                 break
     finally:
-        board.close()
+        display.close()
 
 
 def _wait_for_others(sweep: Sweep, tick: Tick) -> None:
@@ -307,16 +307,16 @@ def _failures(sweep: Sweep) -> int:
     failed = {i: t for i, t in latest.items() if t.state.name == "FAIL"}
     for number, attempt in sorted(failed.items()):
         folder = Path(attempt.user_attrs.get("folder", sweep.trials[number].config.output_dir))
-        _tell(f"\nFAILED {attempt.user_attrs['name']}: {attempt.user_attrs.get('error', 'unknown')}")
-        _tell(f"  log    {folder / 'log.txt'}\n  again  microdit train {folder / 'config.yaml'}")
+        _report(f"\nFAILED {attempt.user_attrs['name']}: {attempt.user_attrs.get('error', 'unknown')}")
+        _report(f"  log    {folder / 'log.txt'}\n  again  microdit train {folder / 'config.yaml'}")
     if failed:
-        _tell(f"\n{len(failed)} of {len(latest)} trials failed; the same command tries them again")
+        _report(f"\n{len(failed)} of {len(latest)} trials failed; the same command tries them again")
     waiting = sum(t.state.name == "WAITING" for t in latest.values())
     if waiting:
         why = sweep.queue.about().get(STOP_KEY)
-        _tell(f"\n{waiting} of {len(latest)} trials were not begun{f' (fail_fast: {why})' if why else ''}")
+        _report(f"\n{waiting} of {len(latest)} trials were not begun{f' (fail_fast: {why})' if why else ''}")
     return 1 if failed or waiting else 0
 
 
-def _tell(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -50,12 +50,12 @@ class ProgressDisplay:
         for order, attempt in sorted(latest.items()):
             if attempt.state.is_finished() and self._reported.get(order) != attempt.number:
                 self._reported[order] = attempt.number
-                self.tell(ending(attempt))
+                self.print_line(ending(attempt))
         if time.monotonic() - self._shown >= (0.5 if self._live else LOG_SECONDS):
             self._shown = time.monotonic()
             self._show()
 
-    def tell(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line above the updated one."""
         self._write(text)
         self._width = 0

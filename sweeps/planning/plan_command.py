@@ -17,7 +17,7 @@ from sweeps.tracking.mlflow_store import Store
 from sweeps.tracking.uris import is_there
 
 
-def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Options, reckoning: EstimateOptions) -> int:
+def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Options, estimate: EstimateOptions) -> int:
     """Print the trials of studies, their cost, and their estimated time and price; train and encode nothing."""
     store = Store(options.uri, options.root) if options.reuse and is_there(options.uri) else None
     plans = {study.name: plan_trials(study, overrides, complete=False) for study in studies}
@@ -31,13 +31,13 @@ def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Opti
         if duplicates:
             print(f"{len(duplicates)} of them differ from another only in evaluation, and reuse its training")
         over |= duplicates
-        if reckoning.measure and len(over) < len(states):
+        if estimate.measure and len(over) < len(states):
             note = "measuring a few training steps of each network on this machine (measure=false skips it)"
             print(note, file=sys.stderr, flush=True)
         arms = list(study.arms)
-        rows = plan_estimates(trials, over, reckoning)
+        rows = plan_estimates(trials, over, estimate)
         rows.sort(key=lambda row: arms.index(row.arm) if row.arm in arms else 0)
-        print(f"\n{estimate_table(rows, reckoning, options.workers, options.wide)}\n")
+        print(f"\n{estimate_table(rows, estimate, options.workers, options.wide)}\n")
     if len(studies) > 1:
         print(shared_note(plans))
     return 0

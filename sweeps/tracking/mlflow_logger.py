@@ -162,8 +162,8 @@ class MlflowLogger:
             self.flush()
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        picture = near_square(image)
-        self._client.log_image(self.run_id, picture, key=name, step=step, synchronous=True)
+        tile_grid = near_square(image)
+        self._client.log_image(self.run_id, tile_grid, key=name, step=step, synchronous=True)
 
     def artifact(self, path: Path, folder: str = "") -> None:
         self._client.log_artifact(self.run_id, str(path), folder or None)
