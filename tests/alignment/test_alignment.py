@@ -40,14 +40,14 @@ from sweeps.config.study import load_study
 from sweeps.planning.throughput import measure_seconds_per_image
 from sweeps.planning.trials import plan_trials, prepare_trials
 
-HERE = f"{__name__}.Colours"
+HERE = f"{__name__}.Colors"
 
 
-class Colours(PatchEncoder):
-    """A plugin: the mean colour of each patch, and its square."""
+class Colors(PatchEncoder):
+    """A plugin: the mean color of each patch, and its square."""
 
     width = 6
-    fingerprint = "colours"
+    fingerprint = "colors"
     calls = 0
 
     def encode(self, images: Tensor) -> Tensor:
@@ -57,21 +57,21 @@ class Colours(PatchEncoder):
         return torch.cat([x, x.square()], dim=-1)
 
 
-class Shades(Colours):
+class Shades(Colors):
     fingerprint = "shades"
 
     def encode(self, images: Tensor) -> Tensor:
         return 1 - super().encode(images)
 
 
-class Crooked(Colours):
+class Crooked(Colors):
     fingerprint = "crooked"
 
     def encode(self, images: Tensor) -> Tensor:
         return super().encode(images)[:, 1:]
 
 
-class Huge(Colours):
+class Huge(Colors):
     fingerprint = "huge"
 
     def encode(self, images: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Log(NullLogger):
 
 
 @pytest.fixture(scope="module")
-def colours(smoke_config: Config) -> Config:
+def colors(smoke_config: Config) -> Config:
     """Aligned with a plugin that costs nothing, at deferred masking."""
     return dataclasses.replace(smoke_config, plugins=(__name__,), alignment=AlignmentConfig(HERE, weight=0.5))
 
@@ -132,9 +132,9 @@ def a_step(config: Config) -> tuple[TrainingLoss, list[Tensor], PatchMask | None
 
 @pytest.mark.parametrize(("method", "ratio"), [("none", 0.0), ("naive", 0.5), ("deferred", 0.75)])
 @pytest.mark.parametrize("block", [1, 2])
-def test_the_loss_is_that_of_the_paper(colours: Config, method: str, ratio: float, block: int):
+def test_the_loss_is_that_of_the_paper(colors: Config, method: str, ratio: float, block: int):
     """Written out patch by patch: -lambda / N sum of cosines, over the patches that are kept."""
-    module, inputs, plan = a_step(masked(aligned(colours, block=block, weight=0.3), method, ratio))
+    module, inputs, plan = a_step(masked(aligned(colors, block=block, weight=0.3), method, ratio))
     x, y, sigma, noise, target = inputs
     loss, readings = module(*inputs, plan)
 
@@ -164,8 +164,8 @@ def test_the_loss_is_that_of_the_paper(colours: Config, method: str, ratio: floa
     assert readings["train/loss"] == denoising
 
 
-def test_of_dropped_patches_nothing_is_asked(colours: Config):
-    module, inputs, plan = a_step(colours)
+def test_of_dropped_patches_nothing_is_asked(colors: Config):
+    module, inputs, plan = a_step(colors)
     assert plan is not None
     loss, _ = module(*inputs, plan)
     target = inputs[4]
@@ -176,9 +176,9 @@ def test_of_dropped_patches_nothing_is_asked(colours: Config):
     assert not torch.equal(module(*inputs[:4], kept, plan)[0], loss)
 
 
-def test_gradients_reach_the_projector_and_the_blocks_up_to_the_aligned_one(colours: Config):
+def test_gradients_reach_the_projector_and_the_blocks_up_to_the_aligned_one(colors: Config):
     """The head starts at zero, so at the first step the denoising loss moves the head alone."""
-    module, inputs, plan = a_step(aligned(colours, block=1))
+    module, inputs, plan = a_step(aligned(colors, block=1))
     module(*inputs, plan)[0].backward()
     grads = {name.split("denoiser.net.")[-1]: parameter.grad for name, parameter in module.named_parameters()}
     moved = {name for name, grad in grads.items() if grad is not None and grad.any()}
@@ -187,8 +187,8 @@ def test_gradients_reach_the_projector_and_the_blocks_up_to_the_aligned_one(colo
     assert not [name for name in moved if name.startswith("blocks.1.")]
 
 
-def test_passes_without_gradients_leave_no_tokens(colours: Config):
-    module, inputs, plan = a_step(colours)
+def test_passes_without_gradients_leave_no_tokens(colors: Config):
+    module, inputs, plan = a_step(colors)
     with torch.no_grad():
         module.denoiser.loss(*inputs[:4], plan)
     assert module.alignment._tokens is None
@@ -196,8 +196,8 @@ def test_passes_without_gradients_leave_no_tokens(colours: Config):
     assert module.alignment._tokens is None
 
 
-def test_the_loss_traces_into_one_graph(colours: Config):
-    module, inputs, plan = a_step(colours)
+def test_the_loss_traces_into_one_graph(colors: Config):
+    module, inputs, plan = a_step(colors)
     loss, readings = module(*inputs, plan)
     traced = torch.compile(module, backend="eager", fullgraph=True)
     for _ in range(2):
@@ -222,22 +222,20 @@ def same_weights(one: Path, other: Path, name: str = "model.safetensors") -> boo
 
 
 @pytest.mark.parametrize("change", [{"encoder": "none"}, {"weight": 0.0}])
-def test_what_counts_for_nothing_changes_nothing(
-    colours: Config, plain: tuple[Path, Log], tmp_path: Path, change: dict
-):
-    log, before = Log(), Colours.calls
-    run(training(aligned(colours, **change), tmp_path, val_every=2), log)
+def test_what_counts_for_nothing_changes_nothing(colors: Config, plain: tuple[Path, Log], tmp_path: Path, change: dict):
+    log, before = Log(), Colors.calls
+    run(training(aligned(colors, **change), tmp_path, val_every=2), log)
     assert same_weights(tmp_path, plain[0])
     assert log.values == plain[1].values
     assert not [name for name, _ in log.values if name == "train/alignment"]
-    assert Colours.calls == before
+    assert Colors.calls == before
 
 
 def test_an_aligned_run_starts_as_the_plain_one_and_logs_one_curve_more(
-    colours: Config, plain: tuple[Path, Log], tmp_path: Path
+    colors: Config, plain: tuple[Path, Log], tmp_path: Path
 ):
     log = Log()
-    run(training(colours, tmp_path, val_every=2), log)
+    run(training(colors, tmp_path, val_every=2), log)
     assert log.values["train/loss", 1] == plain[1].values["train/loss", 1]
     assert log.values["train/loss", 3] != plain[1].values["train/loss", 3]
     assert [step for name, step in log.values if name == "train/alignment"] == [1, 2, 3, 4]
@@ -245,57 +243,57 @@ def test_an_aligned_run_starts_as_the_plain_one_and_logs_one_curve_more(
     assert not same_weights(tmp_path, plain[0])
 
 
-def test_the_validation_loss_is_the_denoising_loss_alone(colours: Config):
-    val = build_components(colours).val
-    net = initial_state(aligned(colours, encoder="none"), torch.device("cpu")).net
-    module, inputs, plan = a_step(colours)
+def test_the_validation_loss_is_the_denoising_loss_alone(colors: Config):
+    val = build_components(colors).val
+    net = initial_state(aligned(colors, encoder="none"), torch.device("cpu")).net
+    module, inputs, plan = a_step(colors)
     module(*inputs, plan)
-    assert validate(module.denoiser, val, colours) == validate(EDM(net, 0.5), val, colours)
+    assert validate(module.denoiser, val, colors) == validate(EDM(net, 0.5), val, colors)
 
 
-def test_tokens_come_to_tell_what_the_encoder_sees(colours: Config, tmp_path: Path):
+def test_tokens_come_to_tell_what_the_encoder_sees(colors: Config, tmp_path: Path):
     log = Log()
-    schedule = dataclasses.replace(colours.schedule, type="constant")
-    run(training(dataclasses.replace(colours, schedule=schedule), tmp_path, steps=40, sample_every=0), log)
+    schedule = dataclasses.replace(colors.schedule, type="constant")
+    run(training(dataclasses.replace(colors, schedule=schedule), tmp_path, steps=40, sample_every=0), log)
     assert log.values["train/alignment", 1] < 0.2
     assert log.values["train/alignment", 40] > 0.9
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_killed_run_resumes_bit_for_bit(colours: Config, tmp_path: Path, stop: int):
+def test_a_killed_run_resumes_bit_for_bit(colors: Config, tmp_path: Path, stop: int):
     straight, again = Log(), Log()
-    run(training(colours, tmp_path / "whole", steps=6, checkpoint_every=2), straight)
+    run(training(colors, tmp_path / "whole", steps=6, checkpoint_every=2), straight)
     with pytest.raises(KeyboardInterrupt):
-        run(training(colours, tmp_path / "broken", steps=6, checkpoint_every=2), Log(kill_at=stop))
-    run(training(colours, tmp_path / "broken", steps=6, checkpoint_every=2), again)
+        run(training(colors, tmp_path / "broken", steps=6, checkpoint_every=2), Log(kill_at=stop))
+    run(training(colors, tmp_path / "broken", steps=6, checkpoint_every=2), again)
     assert again.values
     assert all(straight.values[key] == value for key, value in again.values.items())
     last = "checkpoints/step_00000006/"
     for name in ("model.safetensors", f"{last}weights.safetensors", f"{last}alignment.safetensors"):
         assert same_weights(tmp_path / "whole", tmp_path / "broken", name)
     projector = load_file(tmp_path / "whole" / f"{last}alignment.safetensors")
-    fresh = build_alignment(colours.alignment, colours.model, colours.seed).state_dict()
+    fresh = build_alignment(colors.alignment, colors.model, colors.seed).state_dict()
     assert projector.keys() == fresh.keys()
     assert not any(torch.equal(projector[name], fresh[name]) for name in fresh), "it never learned"
 
 
-def test_the_projector_stays_out_of_what_is_sampled_from(colours: Config, plain: tuple[Path, Log], tmp_path: Path):
-    run(training(colours, tmp_path))
+def test_the_projector_stays_out_of_what_is_sampled_from(colors: Config, plain: tuple[Path, Log], tmp_path: Path):
+    run(training(colors, tmp_path))
     assert load_file(tmp_path / "model.safetensors").keys() == load_file(plain[0] / "model.safetensors").keys()
 
 
-def test_accumulation_gives_the_same_update(colours: Config, tmp_path: Path):
+def test_accumulation_gives_the_same_update(colors: Config, tmp_path: Path):
     logs = []
     for parts in (1, 4):
         logs.append(Log())
-        run(training(colours, tmp_path / str(parts), steps=3, accumulation=parts), logs[-1])
+        run(training(colors, tmp_path / str(parts), steps=3, accumulation=parts), logs[-1])
     assert logs[0].values.keys() == logs[1].values.keys()
     for key, value in logs[0].values.items():
         assert value == pytest.approx(logs[1].values[key], rel=5e-5)
 
 
-def test_clipping_and_weight_decay_take_in_the_projector(colours: Config):
-    config = dataclasses.replace(colours, optimizer=dataclasses.replace(colours.optimizer, weight_decay=0.5))
+def test_clipping_and_weight_decay_take_in_the_projector(colors: Config):
+    config = dataclasses.replace(colors, optimizer=dataclasses.replace(colors.optimizer, weight_decay=0.5))
     data, accelerator = build_components(config).train, Accelerator(cpu=True)
     state = initial_state(config, torch.device("cpu"))
     grouped = [p for group in state.optimizer.param_groups for p in group["params"]]
@@ -309,11 +307,11 @@ def test_clipping_and_weight_decay_take_in_the_projector(colours: Config):
     torch.testing.assert_close(readings["grad_norm"], torch.stack(gradients).norm())
 
 
-def test_each_parameter_has_its_own_stream(colours: Config):
-    one = build_alignment(colours.alignment, colours.model, 3).state_dict()
-    same = build_alignment(colours.alignment, colours.model, 3).state_dict()
-    other = build_alignment(colours.alignment, colours.model, 4).state_dict()
-    wide = build_alignment(dataclasses.replace(colours.alignment, hidden=48), colours.model, 3)
+def test_each_parameter_has_its_own_stream(colors: Config):
+    one = build_alignment(colors.alignment, colors.model, 3).state_dict()
+    same = build_alignment(colors.alignment, colors.model, 3).state_dict()
+    other = build_alignment(colors.alignment, colors.model, 4).state_dict()
+    wide = build_alignment(dataclasses.replace(colors.alignment, hidden=48), colors.model, 3)
     assert isinstance(wide, PatchAlignment)
     assert [tuple(wide.projector[i].weight.shape) for i in (0, 2, 4)] == [(48, 32), (48, 48), (6, 48)]
     for name, tensor in one.items():
@@ -324,29 +322,29 @@ def test_each_parameter_has_its_own_stream(colours: Config):
     assert 0.95 * bound < one["projector.0.weight"].abs().max() <= bound
 
 
-def test_the_projector_counts_as_flops_and_not_as_parameters(colours: Config):
-    plain = aligned(colours, encoder="none")
+def test_the_projector_counts_as_flops_and_not_as_parameters(colors: Config):
+    plain = aligned(colors, encoder="none")
     assert isinstance(build_alignment(plain.alignment, plain.model, 0), NoAlignment)
     macs = 4 * (32 * 48 + 48 * 48 + 48 * 6)  # 4 of 16 patches are kept
-    images = colours.training.steps * colours.training.batch_size
-    added = budget.training_flops(aligned(colours, hidden=48)) - budget.training_flops(plain)
+    images = colors.training.steps * colors.training.batch_size
+    added = budget.training_flops(aligned(colors, hidden=48)) - budget.training_flops(plain)
     assert added == 3 * 2 * macs * images
-    assert budget.cost_facts(colours)["params"] == cost.parameters(colours.model)
-    extra = budget.trained_parameters(aligned(colours, hidden=48)) - cost.parameters(colours.model)
+    assert budget.cost_facts(colors)["params"] == cost.parameters(colors.model)
+    extra = budget.trained_parameters(aligned(colors, hidden=48)) - cost.parameters(colors.model)
     assert extra == 32 * 48 + 48 * 48 + 48 * 6 + 48 + 48 + 6
 
 
-def test_features_are_computed_once_and_are_the_encoders(colours: Config, tmp_path: Path):
-    config = dataclasses.replace(colours, cache_dir=str(tmp_path))
-    before = Colours.calls
+def test_features_are_computed_once_and_are_the_encoders(colors: Config, tmp_path: Path):
+    config = dataclasses.replace(colors, cache_dir=str(tmp_path))
+    before = Colors.calls
     first = build_components(config).train.targets
-    calls = Colours.calls
+    calls = Colors.calls
     second = build_components(aligned(config, weight=0.1, block=2)).train.targets
     assert calls > before
-    assert Colours.calls == calls
+    assert Colors.calls == calls
     images = build_dataset(config.data, "train")
     rows = np.array([5, 0, 63, 95])
-    expected = Colours(4, "cpu").encode(torch.from_numpy(np.stack([images[int(i)].image for i in rows])))
+    expected = Colors(4, "cpu").encode(torch.from_numpy(np.stack([images[int(i)].image for i in rows])))
     for targets in (first, second):
         assert targets.features.shape == (96, 16, 6)
         assert isinstance(targets.features, np.memmap)
@@ -355,23 +353,23 @@ def test_features_are_computed_once_and_are_the_encoders(colours: Config, tmp_pa
     assert len([path for path in (tmp_path / "patches").iterdir() if path.is_dir()]) == 1
 
 
-@pytest.mark.parametrize(("seed", "encoder", "side"), [(1, Colours, 4), (0, Shades, 4), (0, Colours, 2)])
+@pytest.mark.parametrize(("seed", "encoder", "side"), [(1, Colors, 4), (0, Shades, 4), (0, Colors, 2)])
 def test_other_data_encoders_and_grids_have_features_of_their_own(
-    colours: Config, tmp_path: Path, seed: int, encoder: type[Colours], side: int
+    colors: Config, tmp_path: Path, seed: int, encoder: type[Colors], side: int
 ):
-    def features(seed: int, encoder: type[Colours], side: int) -> np.ndarray:
-        data = dataclasses.replace(colours.data, train_size=8, seed=seed)
+    def features(seed: int, encoder: type[Colors], side: int) -> np.ndarray:
+        data = dataclasses.replace(colors.data, train_size=8, seed=seed)
         return encode_targets(build_dataset(data, "train"), encoder(side, "cpu"), tmp_path).features
 
-    before = features(0, Colours, 4)
+    before = features(0, Colors, 4)
     other = features(seed, encoder, side)
     assert other.shape == (8, side**2, 6)
     assert not np.array_equal(before, other)
-    assert np.array_equal(before, features(0, Colours, 4))
+    assert np.array_equal(before, features(0, Colors, 4))
 
 
-def test_a_broken_encoding_leaves_nothing_behind(colours: Config, tmp_path: Path):
-    images = build_dataset(dataclasses.replace(colours.data, train_size=8), "train")
+def test_a_broken_encoding_leaves_nothing_behind(colors: Config, tmp_path: Path):
+    images = build_dataset(dataclasses.replace(colors.data, train_size=8), "train")
     with pytest.raises(ConfigError, match=r"'alignment.encoder': Huge gives features that are not finite"):
         encode_targets(images, Huge(4, "cpu"), tmp_path)
     with pytest.raises(ConfigError, match=r"Crooked gives .*\(8, 15, 6\)"):
@@ -397,23 +395,23 @@ def test_lite0_features_are_the_networks_own():
         torch.testing.assert_close(found.permute(0, 3, 1, 2), maps[index], rtol=1e-3, atol=1e-3)
 
 
-def test_scoring_a_run_again_computes_no_patch_features(colours: Config, tmp_path: Path):
-    config = dataclasses.replace(colours, cache_dir=str(tmp_path / "cache"))
+def test_scoring_a_run_again_computes_no_patch_features(colors: Config, tmp_path: Path):
+    config = dataclasses.replace(colors, cache_dir=str(tmp_path / "cache"))
     run(training(config, tmp_path / "run", steps=1))
     config = dataclasses.replace(config, cache_dir=str(tmp_path / "other"), output_dir=str(tmp_path / "run"))
-    calls = Colours.calls
+    calls = Colors.calls
     evaluate_run(tmp_path / "run", config)
-    assert Colours.calls == calls
+    assert Colors.calls == calls
 
 
-def test_settings_survive_and_older_files_are_read(colours: Config, tmp_path: Path):
-    save_config(colours, tmp_path / "config.yaml")
-    assert load_config(tmp_path / "config.yaml") == colours
+def test_settings_survive_and_older_files_are_read(colors: Config, tmp_path: Path):
+    save_config(colors, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == colors
     values = yaml.safe_load((tmp_path / "config.yaml").read_text())
     del values["alignment"]
     (tmp_path / "old.yaml").write_text(yaml.safe_dump(values))
     assert load_config(tmp_path / "old.yaml").alignment.encoder == "none"
-    assert trial_key(colours) != trial_key(aligned(colours, weight=0.4)) != trial_key(aligned(colours, block=2))
+    assert trial_key(colors) != trial_key(aligned(colors, weight=0.4)) != trial_key(aligned(colors, block=2))
 
 
 def test_the_default_block_is_early():
@@ -431,37 +429,37 @@ def test_the_default_block_is_early():
         ({"hidden": 0}, ["'alignment.hidden' is 0"]),
     ],
 )
-def test_mistakes_are_named(colours: Config, change: dict, words: list[str]):
+def test_mistakes_are_named(colors: Config, change: dict, words: list[str]):
     with pytest.raises(ConfigError) as caught:
-        aligned(colours, **change)
+        aligned(colors, **change)
     for word in words:
         assert word in str(caught.value)
 
 
-def test_a_plugin_that_is_not_listed_is_refused(colours: Config):
+def test_a_plugin_that_is_not_listed_is_rejected(colors: Config):
     with pytest.raises(ConfigError, match=r"'alignment\.encoder' is 'nowhere\.Encoder'.*'plugins'"):
-        build_components(aligned(colours, encoder="nowhere.Encoder"))
+        build_components(aligned(colors, encoder="nowhere.Encoder"))
 
 
-def test_a_plan_measures_the_projector_too(colours: Config, monkeypatch: pytest.MonkeyPatch):
+def test_a_plan_measures_the_projector_too(colors: Config, monkeypatch: pytest.MonkeyPatch):
     """Also where one block stands for all: the aligned block is then that one."""
     from sweeps.planning import throughput
 
     monkeypatch.setattr(throughput, "MEASURE_SECONDS", 1e-6)
-    wide = aligned(colours, block=2, hidden=4096)
+    wide = aligned(colors, block=2, hidden=4096)
     narrow, broad = (measure_seconds_per_image(config) for config in (aligned(wide, hidden=1), wide))
     assert narrow is not None
     assert broad is not None
     assert broad > 2 * narrow
 
 
-def test_a_launch_prepares_the_features_of_every_arm(colours: Config, tmp_path: Path):
-    config = dataclasses.replace(colours, cache_dir=str(tmp_path))
+def test_a_launch_prepares_the_features_of_every_arm(colors: Config, tmp_path: Path):
+    config = dataclasses.replace(colors, cache_dir=str(tmp_path))
     (trial, *_) = plan_trials(load_study("alignment", "smoke"), [])
     arms = [dataclasses.replace(trial, config=c) for c in (aligned(config, encoder="none"), config)]
-    before = Colours.calls
+    before = Colors.calls
     prepare_trials(arms, tmp_path / "runs")
-    assert Colours.calls > before
+    assert Colors.calls > before
 
 
 @pytest.mark.slow

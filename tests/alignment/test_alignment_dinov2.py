@@ -90,7 +90,7 @@ def encoded(tmp_path: Path) -> list[Path]:
 
 
 def timms_own(path: Path, images: Tensor, side: int) -> Tensor:
-    """(B, E, side / 14, side / 14): normalised patch tokens of timm's model, with the positions of DINOv2's code."""
+    """(B, E, side / 14, side / 14): normalized patch tokens of timm's model, with the positions of DINOv2's code."""
     network = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0, img_size=side)
     stored = torch.load(path, weights_only=True)
     own, patches = stored["pos_embed"], side // 14
@@ -172,7 +172,7 @@ def test_a_launch_tells_it_before_the_first_arm_is_encoded(tmp_path: Path, hub: 
     assert not encoded(tmp_path)
 
 
-def test_other_files_are_refused_before_anything_is_encoded(tmp_path: Path) -> None:
+def test_other_files_are_rejected_before_anything_is_encoded(tmp_path: Path) -> None:
     for tensors, words in (
         ({"pos_embed": torch.zeros(1, 1370, 384)}, "not DINOv2's small ViT: .*Missing key"),
         ({"pos_embed": torch.zeros(1, 5, 100)}, "a ViT of width 100; DINOv2 without registers has 384"),
@@ -219,7 +219,7 @@ def test_weights_count_by_their_content(small: Path, tmp_path: Path, hub: Path) 
 
 
 @pytest.mark.parametrize("encoder", ["none", "efficientnet-lite0", f"{__name__}.Plain"])
-def test_weights_of_an_encoder_that_takes_none_are_refused(tmp_path: Path, encoder: str) -> None:
+def test_weights_of_an_encoder_that_takes_none_are_rejected(tmp_path: Path, encoder: str) -> None:
     with pytest.raises(ConfigError) as caught:
         composed(tmp_path, f"plugins=[{__name__}]", f"alignment.encoder={encoder}", "alignment.weights=a.pth")
     for words in ("'alignment.weights' is 'a.pth'", f"'alignment.encoder' is {encoder}", "null", "to dinov2"):

@@ -140,7 +140,7 @@ def test_a_stored_former_path_builds_the_same_network() -> None:
         ("from microdit.errors import ConfigError", "microdit.common.errors"),
     ],
 )
-def test_a_plugin_that_imports_a_former_module_is_told_the_new_one(
+def test_a_plugin_that_imports_a_former_module_is_reported_the_new_one(
     line: str, present: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin = "former_" + "".join(filter(str.isalpha, line))

@@ -68,7 +68,7 @@ def test_mistakes_name_file_key_and_choice(values: dict, words: list[str]):
         assert word in str(caught.value)
 
 
-def test_a_key_given_twice_is_refused(tmp_path: Path):
+def test_a_key_given_twice_is_rejected(tmp_path: Path):
     path = tmp_path / "twice.yaml"
     path.write_text("seed: 1\nsteps: 2\nseed: 3\n")
     with pytest.raises(ConfigError, match=r"twice\.yaml.*'seed'.*line 3"):

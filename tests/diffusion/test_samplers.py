@@ -229,12 +229,12 @@ def test_pictures_are_drawn_with_the_samplers_interval_and_weaker_prediction(smo
 @pytest.mark.parametrize(
     ("ends", "key"), [((-1.0, None), "sigma_low"), ((2.0, 2.0), "sigma_high"), ((2.0, 1.0), "null")]
 )
-def test_an_empty_interval_is_refused(ends: tuple[float, float | None], key: str):
+def test_an_empty_interval_is_rejected(ends: tuple[float, float | None], key: str):
     with pytest.raises(ConfigError, match=rf"sampler\.guidance_interval\..*{key}"):
         GuidanceInterval(*ends)
 
 
-def test_an_interval_without_guidance_is_refused(smoke_config: Config):
+def test_an_interval_without_guidance_is_rejected(smoke_config: Config):
     limited = dataclasses.replace(smoke_config.sampler, guidance=1.0, guidance_interval=GuidanceInterval(1.0))
     with pytest.raises(ConfigError, match=r"'sampler\.guidance_interval' is set, but 'sampler\.guidance' is 1"):
         dataclasses.replace(smoke_config, sampler=limited)

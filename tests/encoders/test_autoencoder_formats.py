@@ -1,4 +1,4 @@
-"""Autoencoders in diffusers' real format: their own normalisation, their own precision, and what is wrong with them."""
+"""Autoencoders in diffusers' real format: their own normalization, their own precision, and what is wrong with them."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class Trap:
         return Path.touch, (self.mark,)
 
 
-def test_damaged_and_foreign_clip_weights_are_refused(tmp_path: Path):
+def test_damaged_and_foreign_clip_weights_are_rejected(tmp_path: Path):
     folder = tmp_path / "clip"
     shutil.copytree(TEXT_CLIP, folder)
     weights = folder / "open_clip_model.safetensors"

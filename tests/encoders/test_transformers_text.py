@@ -130,7 +130,7 @@ class Trap:
         return Path.touch, (self.mark,)  # type: ignore[return-value]
 
 
-def test_damaged_and_foreign_weights_are_refused(broken: Path, tmp_path: Path):
+def test_damaged_and_foreign_weights_are_rejected(broken: Path, tmp_path: Path):
     weights = broken / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])

@@ -152,7 +152,7 @@ def test_a_url_is_fetched_once_and_checked(tmp_path: Path, monkeypatch: pytest.M
     assert first.weights == tmp_path / "hub" / "net.pth"
 
 
-def test_files_of_another_layout_are_refused(tmp_path: Path) -> None:
+def test_files_of_another_layout_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save({"pos_embed": torch.zeros(1, 2, 100)}, path)
     with pytest.raises(ConfigError, match=r"other.pth is not torch-fidelity's Inception-v3: it has no 'Mixed_7c"):

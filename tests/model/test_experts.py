@@ -93,6 +93,6 @@ def test_zero_means_dense_everywhere():
     ("values", "key"),
     [((0, 1.0, 2), "num"), ((4, 5.0, 2), "capacity"), ((4, 0.0, 2), "capacity"), ((4, 1.0, -1), "every_n")],
 )
-def test_impossible_experts_are_refused(values, key):
+def test_impossible_experts_are_rejected(values, key):
     with pytest.raises(ConfigError, match=rf"'model\.experts\.{key}'"):
         ExpertsConfig(*values)

@@ -182,7 +182,7 @@ def test_parts_of_the_users_own_play_their_roles(plugin):
     first, again = DiT(config, seed=0), DiT(config, seed=0)
     assert [block.attn.proj.in_features for block in first.blocks] == [64, 32, 64]
     assert first.masking.kept == 8
-    assert first.masking.shift.abs().max() > 0  # initialised with all others
+    assert first.masking.shift.abs().max() > 0  # initialized with all others
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 

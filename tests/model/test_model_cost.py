@@ -98,6 +98,6 @@ def test_masking_saves_in_the_backbone_alone():
     assert cost.forward_flops(masked, masked=False) == cost.forward_flops(full)
 
 
-def test_an_unknown_preset_is_refused_with_the_nearest():
+def test_an_unknown_preset_is_rejected_with_the_nearest():
     with pytest.raises(ConfigError, match="'DiT-XL/2'"):
         preset("DiT-XL2")

@@ -95,12 +95,12 @@ def test_names_in_the_message_are_the_files_own(weights):
         load_released(weights, CONFIG)
 
 
-def test_another_architecture_is_refused(weights):
+def test_another_architecture_is_rejected(weights):
     with pytest.raises(CheckpointError, match=r"'pos_embed' is \(1, 16, 64\), these settings give \(1, 256, 512\)"):
         load_released(weights, preset("MicroDiT_Tiny_2"))
 
 
-def test_other_positions_are_refused(weights):
+def test_other_positions_are_rejected(weights):
     with pytest.raises(CheckpointError, match="pos_interp_scale"):
         load_released(weights, released_config(ARGUMENTS | {"pos_interp_scale": 2.0}))
 

@@ -38,7 +38,7 @@ def finetune(base: Path, data: Path, out: Path, *words: str) -> int:
     return main(["finetune", str(base), "--data", str(data), "--out", str(out), *words])
 
 
-def colour(folder: Path, out: Path) -> np.ndarray:
+def color(folder: Path, out: Path) -> np.ndarray:
     assert main(["sample", str(folder), "a cat", "--count", "8", "--steps", "4", "--out", str(out)]) == 0
     with Image.open(out) as picture:
         return np.asarray(picture).reshape(-1, 3).mean(0)
@@ -55,7 +55,7 @@ def test_samples_take_on_the_style_of_eight_pictures(
     assert f'next: microdit sample {tmp_path / "tuned"} "a caption"' in captured.out
     metrics = json.loads((tmp_path / "tuned" / "metrics.json").read_text())
     assert np.isfinite(metrics["final/val_loss"])
-    plain, tuned = (colour(folder, tmp_path / "cat.png") for folder in (base, tmp_path / "tuned"))
+    plain, tuned = (color(folder, tmp_path / "cat.png") for folder in (base, tmp_path / "tuned"))
     assert np.abs(tuned - BLUE).max() < 0.5 * np.abs(plain - BLUE).max()
     after = load_file(base / "model.safetensors")
     assert all((before[name] == after[name]).all() for name in before), "the run it started from stays as it is"

@@ -72,7 +72,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_sizes_that_do_not_fit_are_refused_before_anything_is_recorded(
+def test_sizes_that_do_not_fit_are_rejected_before_anything_is_recorded(
     capsys: pytest.CaptureFixture[str], cache_dir: Path, tmp_path: Path
 ) -> None:
     assert main(["study=masking_ratio", "scale=smoke", "data.resolution=33", f"cache_dir={cache_dir}"]) == 2

@@ -196,7 +196,7 @@ def test_muon_of_cpus_is_torchs_but_for_its_precision(nesterov: bool):
         assert (a - b).norm() < 0.02 * b.norm()
 
 
-def test_a_stored_state_goes_on_in_a_fresh_optimizer(tmp_path: Path):
+def test_a_stored_state_resumes_in_a_fresh_optimizer(tmp_path: Path):
     nets = [small_dit(), small_dit()]
     first, fresh = (build_optimizer(net, MUON) for net in nets)
     fill_gradients(nets[0], 0)
@@ -228,7 +228,7 @@ def test_adamw_is_torchs_own():
         (lambda net, config: net, ["'optimizer.type' is 'mine'", "must make an Optimizer"]),
     ],
 )
-def test_an_optimizer_that_is_none_or_forgets_parameters_is_refused(
+def test_an_optimizer_that_is_none_or_forgets_parameters_is_rejected(
     build: Callable, words: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(optim.OPTIMIZERS._entries, "mine", build)

@@ -38,7 +38,7 @@ def phases(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_each_phase_goes_on_from_the_one_before(phases: Path) -> None:
+def test_each_phase_resumes_from_the_one_before(phases: Path) -> None:
     configs = [load_config(phases / f"phase{number}" / "config.yaml") for number in (1, 2, 3, 4)]
     assert [c.training.steps for c in configs] == [17, 2, 3, 1]
     assert [c.model.masking.ratio for c in configs] == [0.75, 0.0, 0.75, 0.0]

@@ -83,7 +83,7 @@ def begun_by(other: Path, folder: Path) -> None:
     shutil.copytree(other / "checkpoints" / "step_00000002", folder / "checkpoints" / "step_00000002")
 
 
-def test_two_processes_train_as_one_and_go_on_with_what_one_began(smoke_config: Config, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_and_resume_with_what_one_began(smoke_config: Config, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for side in (one, two):
         side.mkdir()

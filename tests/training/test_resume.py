@@ -154,7 +154,7 @@ def test_a_kill_tears_no_hole_between_the_recorded_curve_and_the_checkpoint(smok
     assert sorted(first.kept | again.losses) == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_checkpoint_that_has_no_room_is_named_and_the_run_goes_on_from_the_one_before(
+def test_a_checkpoint_that_has_no_room_is_named_and_the_run_resumes_from_the_one_before(
     smoke_config: Config, tmp_path: Path
 ):
     whole = with_training(smoke_config, tmp_path / "whole", steps=6, checkpoint_every=2)

@@ -90,7 +90,7 @@ def test_a_finished_download_asks_nothing_again(tmp_path: Path, python: Path, we
 
 
 @pytest.mark.parametrize("sign", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
-def test_an_interrupted_download_goes_on(tmp_path: Path, python: Path, web: Web, sign: signal.Signals) -> None:
+def test_an_interrupted_download_resumes(tmp_path: Path, python: Path, web: Web, sign: signal.Signals) -> None:
     kinds = [f"ok/{k}.jpg" for k in range(7)] + [f"gate/{k}.jpg" for k in range(7, 14)]
     write(tmp_path / "coyo", rows_of(web, *kinds))
     call = words(tmp_path, python, "--shard-size", "1", "--timeout", "60", "--threads", "1")

@@ -172,7 +172,7 @@ def test_the_order_of_rows_and_files_is_nothing(changes: list[dict[str, Any]], d
         assert len({r["url"] for r in once}) == len(once)
 
 
-def test_a_found_selection_is_kept_and_another_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_found_selection_is_kept_and_another_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     coyo, out = write(tmp_path / "coyo", many(3)), tmp_path / "out"
     chosen(coyo, out, "--per-class", "2")
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}

@@ -357,7 +357,7 @@ def test_a_wrong_split_is_said(tmp_path: Path, splits: list[str | None], message
         load(json_folder(tmp_path, rows), "val")
 
 
-def test_two_captions_of_one_image_in_two_splits_are_refused(tmp_path: Path) -> None:
+def test_two_captions_of_one_image_in_two_splits_are_rejected(tmp_path: Path) -> None:
     rows = [{"file_name": "0.png", "text": "one", "split": split} for split in ("train", "val")]
     with pytest.raises(DataError, match=r"1 images are in two splits: 0\.png"):
         load(json_folder(tmp_path, rows))

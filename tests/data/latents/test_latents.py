@@ -163,7 +163,7 @@ def test_several_processes_write_the_same_as_one(place: Path, tmp_path: Path, ca
 # ---- what is interrupted ----
 
 
-def test_killed_in_the_middle_it_goes_on(place: Path, tmp_path: Path):
+def test_killed_in_the_middle_it_resumes(place: Path, tmp_path: Path):
     child = (
         "import os, sys\nfrom microdit.data.latents import writer as encode\nwrite = encode.write_shard\n"
         "def once(*words):\n    if '000001' in words[1]:\n        os.kill(os.getpid(), 9)\n    return write(*words)\n"
@@ -256,7 +256,7 @@ def test_sizes_are_the_datas_own_unless_given(place: Path, scale: str):
     assert compose_config([*words, "model.input_size=4"]).model.input_size == 4
 
 
-def test_what_does_not_fit_is_told_apart(place: Path, tmp_path: Path):
+def test_what_does_not_fit_is_reported_apart(place: Path, tmp_path: Path):
     wrong = said(on_latents(place / "done", tmp_path, "model.in_channels=4", "model.input_size=4"))
     assert "'model.in_channels' is 4, but the autoencoder's number of latent channels is 16" in wrong
     assert f"'model.input_size' is 4, but the side in the latents of {place / 'done'} is 8" in wrong

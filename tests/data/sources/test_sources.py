@@ -75,7 +75,7 @@ def test_without_the_package_the_extra_is_named(tmp_path: Path, capsys: pytest.C
     assert "pip install 'microdit[hub]'" in capsys.readouterr().err
 
 
-def test_what_is_no_source_is_told_what_one_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_is_no_source_is_reported_what_one_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert encode(tmp_path / "nothing", tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert all(word in said for word in ("folder of captioned images", "hf:NAME", "webdataset tars", "MDS"))
@@ -95,7 +95,7 @@ def test_captions_of_tars_follow_the_rule_of_text_files(tmp_path: Path):
     assert open_images(tmp_path / "out").caption(3) == "one two three"
 
 
-def test_tars_are_read_in_order_and_go_on(tmp_path: Path):
+def test_tars_are_read_in_order_and_resume(tmp_path: Path):
     pytest.importorskip("datasets", reason=HUB)
     tar(tmp_path / "00.tar", range(5))
     tar(tmp_path / "01.tar", range(5, 10))
@@ -304,7 +304,7 @@ def test_features_of_an_unknown_encoder_are_of_a_known_layer(mds: tuple[Path, Pa
         build_components(compose_config([*words, "text.layer=penultimate"]))
 
 
-def test_a_python_without_the_library_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_python_without_the_library_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "index.json").write_text(json.dumps({"version": 2, "shards": [{"format": "mds"}]}))
     assert put((tmp_path, Path(sys.executable)), tmp_path / "out") == 2
     assert "can't import streaming" in capsys.readouterr().err

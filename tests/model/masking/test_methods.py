@@ -169,7 +169,7 @@ def test_path_drop_guidance_leaves_caption_and_middle_blocks_out():
     assert (out - guided(denoiser, y, 3.0)(x, sigma)).abs().max() > 0.01
 
 
-def test_path_drop_is_refused_where_nothing_can_be_dropped():
+def test_path_drop_is_rejected_where_nothing_can_be_dropped():
     with pytest.raises(ConfigError, match=r"route\.path_drop' is 0\.1, but 'model\.masking\.method' routing .* sprint"):
         build(MaskingConfig("routing", 0.75, route=RouteConfig(1, 1, path_drop=0.1)))
     with pytest.raises(ConfigError, match=r"route\.path_drop' is 1"):
@@ -232,7 +232,7 @@ def test_every_part_of_a_method_learns():
         ),
     ],
 )
-def test_impossible_methods_are_refused(masking, words):
+def test_impossible_methods_are_rejected(masking, words):
     with pytest.raises(ConfigError) as caught:
         check_model(dataclasses.replace(BASE, masking=MaskingConfig(**masking)))
     for word in words:
@@ -242,6 +242,6 @@ def test_impossible_methods_are_refused(masking, words):
 @pytest.mark.parametrize(
     "call", [lambda: DecoderConfig(depth=-1), lambda: RouteConfig(before=-1), lambda: MaskingConfig(reconstruction=-1)]
 )
-def test_negative_settings_are_refused(call):
+def test_negative_settings_are_rejected(call):
     with pytest.raises(ConfigError, match="must be at least 0"):
         call()

@@ -125,7 +125,7 @@ def test_nothing_to_drop_means_no_plan(method):
         ({"method": "defered"}, ["'model.masking.method' is 'defered'", "'deferred'"]),
     ],
 )
-def test_an_impossible_mask_is_refused_with_the_nearest_possible(values, words):
+def test_an_impossible_mask_is_rejected_with_the_nearest_possible(values, words):
     with pytest.raises(ConfigError) as caught:
         check_model(DiTConfig(masking=dataclasses.replace(MaskingConfig(), **values)))
     assert all(word in str(caught.value) for word in words), caught.value

@@ -180,7 +180,7 @@ metrics: {{primary: val_loss}}
             ("optimizer.lr", "flops", ["holds flops", "arm 'b'"]),
         ],
     )
-    def test_what_can_not_match_is_refused(
+    def test_what_can_not_match_is_rejected(
         self, key: str, holds: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)

@@ -95,7 +95,7 @@ def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], words: list
         assert word in str(caught.value)
 
 
-def test_a_search_prunes_reports_and_goes_on_where_more_trials_are_asked(
+def test_a_search_prunes_reports_and_resumes_where_more_trials_are_asked(
     tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -128,7 +128,7 @@ def pictures(tmp_path: Path) -> Path:
     folder.mkdir()
     for k in range(24):
         Image.fromarray(np.full((50, 70, 3), 10 * k, np.uint8)).save(folder / f"{k}.png")
-        (folder / f"{k}.txt").write_text(f"grey number {k}")
+        (folder / f"{k}.txt").write_text(f"gray number {k}")
     return folder
 
 

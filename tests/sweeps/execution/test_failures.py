@@ -101,7 +101,7 @@ def kill_workers() -> None:
             child.kill()
 
 
-def test_killed_and_interrupted_sweeps_go_on_to_the_same_weights(
+def test_killed_and_interrupted_sweeps_resume_to_the_same_weights(
     launch: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     study = "{question: Same, arms: {only: {}}, seeds: [0]}"

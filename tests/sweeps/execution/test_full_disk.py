@@ -44,7 +44,9 @@ def fill(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_in_a_sentence_and_loses_nothing(small_disk: Path, tmp_path: Path, cache_dir: Path) -> None:
+def test_a_full_disk_is_reported_in_a_sentence_and_loses_nothing(
+    small_disk: Path, tmp_path: Path, cache_dir: Path
+) -> None:
     struck, calm = tmp_path / "struck", tmp_path / "calm"
     calm.mkdir()
     settings = f"{UNSCORED} seeds=[0]"

@@ -32,7 +32,7 @@ def ask_one_to_leave(folder: Path, number: int) -> str:
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_asked_to_leave_keeps_a_checkpoint_and_the_sweep_goes_on(
+def test_a_worker_that_is_asked_to_leave_keeps_a_checkpoint_and_the_sweep_resumes(
     tmp_path: Path, cache_dir: Path
 ) -> None:
     struck, calm = tmp_path / "struck", tmp_path / "calm"

@@ -79,7 +79,7 @@ def test_replaced_prompts_are_scored_anew_with_the_same_weights(
     Path("prompts.txt").write_text("a red car\na blue cat\n")
     words = line(cache_dir, "evaluation.prompts=prompts.txt")
     assert main(words) == 0
-    Path("prompts.txt").write_text("a red dog\na grey owl\n")
+    Path("prompts.txt").write_text("a red dog\na gray owl\n")
     assert main(words) == 0
     assert "finished before" not in capsys.readouterr().out
     first, second = runs()

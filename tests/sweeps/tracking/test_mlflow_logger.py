@@ -212,7 +212,7 @@ def finish(store: Store, trial: Trial, config: Config, launch: Launch, **facts: 
     return record.run_id
 
 
-def test_a_launch_goes_on_or_begins_anew(store: Store, trials: list[Trial], tmp_path: Path) -> None:
+def test_a_launch_resumes_or_begins_anew(store: Store, trials: list[Trial], tmp_path: Path) -> None:
     first = begin(store, trials, tmp_path)
     assert begin(store, trials, tmp_path) == first
     fewer = begin(store, trials[:1], tmp_path)
