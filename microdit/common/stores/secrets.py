@@ -27,6 +27,7 @@ SECRET_VARIABLES = (
 )
 SHORTEST_KNOWN = 3  # characters below which a word is not looked for in free text
 SCHEME = re.compile(r"(?P<name>[A-Za-z][\w+.\-]{0,40})://")  # bounded: a text of one long word stays quick
+HOST = re.compile(r"(?:\[[^\]\s]*\]|[\w.\-%]+)(?::\d*)?")  # without one after it, an '@' is part of a password
 PORT = re.compile(r"\d{1,5}(?=[/?#\s'\"),;]|$)")
 SECRET_KEY = re.compile(r"pass(word|wd|phrase|code)?$|pwd$|secret|token|credential|api_?key|access_?key", re.IGNORECASE)
 QUERY = re.compile(r"(?P<lead>[?&](?P<key>[^=&\s?]+)=)(?P<value>(?:[^&\s'\"]|['\"](?=\w))*)")
@@ -93,7 +94,7 @@ def _end(text: str, scheme: re.Match[str], start: int) -> int:
     if scheme["name"].lower() in ("http", "https"):
         authority = re.compile(r"[^/?#\s]*").match(text, start)
         assert authority is not None
-        if (at := text.rfind("@", start, authority.end())) >= 0:
+        if (at := text.rfind("@", start, authority.end())) >= 0 and HOST.fullmatch(text, at + 1, authority.end()):
             return at
         if port is not None:
             return start
