@@ -92,16 +92,17 @@ def _end(text: str, scheme: re.Match[str], start: int) -> int:
     stop = len(text) if line < 0 else line
     port = PORT.match(text, start)
     if scheme["name"].lower() in ("http", "https"):
-        authority = re.compile(r"[^/?#\s]*").match(text, start)
+        authority = re.compile(r"[^/?#]*" if _is_whole(text) else r"[^/?#\s]*").match(text, start)
         assert authority is not None
         if (at := text.rfind("@", start, authority.end())) >= 0 and HOST.fullmatch(text, at + 1, authority.end()):
             return at
         if port is not None:
             return start
-    if _is_whole(text) and (following is None or not re.search(r"\s", text[start : following.start()])):
-        return max(text.rfind("@", start), start)  # SQLAlchemy takes line breaks and '://' in a password too
     first = text.find("@", start)
-    if following is not None and (port is not None or 0 <= first < following.start()):
+    another = following is not None and (port is not None or 0 <= first < following.start())
+    if _is_whole(text) and not (another and following and re.search(r"\s", text[start : following.start()])):
+        return max(text.rfind("@", start), start)  # SQLAlchemy takes line breaks and '://' in a password too
+    if another and following is not None:
         stop = min(stop, following.start())
     return max(text.rfind("@", start, stop), start)
 
