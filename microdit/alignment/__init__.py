@@ -1,1 +1,1 @@
-"""Representation alignment (REPA, arXiv 2410.06940): hidden tokens learn to tell what a frozen network sees."""
+"""Align hidden tokens with a frozen network's features (REPA, arXiv 2410.06940)."""

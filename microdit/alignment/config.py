@@ -24,7 +24,10 @@ class AlignmentConfig:
         check_settings("alignment", self)
 
     def block_of(self, depth: int) -> int:
-        """Return the aligned block (from 1) of `depth` backbone blocks; raise ConfigError if it is out of range."""
+        """Return the aligned block, counted from 1, of `depth` backbone blocks.
+
+        Raises ConfigError if the block is out of range.
+        """
         block = max(depth // 3, 1) if self.block is None else self.block
         nearest = min(max(block, 1), depth)
         if block != nearest:

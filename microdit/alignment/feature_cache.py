@@ -1,4 +1,6 @@
-"""What hidden tokens are aligned with: patch features of the clean images, computed once and memory-mapped.
+"""Compute the patch features that hidden tokens are aligned with.
+
+They are computed once from the clean images, stored in the cache and memory-mapped.
 
 N images, B batch, T patches, E features of a patch. A cache folder is named by data, encoder and grid, is written under
 a lock and renamed into place whole, and is then only read; it takes 2 N T E bytes.
@@ -55,7 +57,9 @@ def build_alignment_features(
 def encode_targets(
     images: CaptionedImages, encoder: PatchEncoder, cache_dir: Path, memory: Path | None = None
 ) -> PatchTargets:
-    """Encodes `images`, or opens what an earlier call with the same content left in `cache_dir`.
+    """Encode `images`, or open the stored features of an earlier call.
+
+    An earlier call's features in `cache_dir` are reused if the content is the same.
 
     Raises ConfigError if the encoder returns another shape than declared, or values beyond half precision.
     """
@@ -79,7 +83,10 @@ def encode_targets(
 
 
 def _opened(folder: Path, shape: tuple[int, ...], memory: Path | None) -> np.ndarray | None:
-    """The features in `folder`; None if there are none, or, with a line in the log, if they are damaged."""
+    """Open the features in `folder`; return None if they are missing or damaged.
+
+    Damaged features are logged.
+    """
     if not folder.is_dir():
         return None
     path = folder / FEATURES

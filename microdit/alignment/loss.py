@@ -1,4 +1,4 @@
-"""The alignment term of the training loss, and the projector that it trains beside the network.
+"""Compute the alignment term of the loss, and train its projector.
 
 B batch, T patches, K kept patches, D model width, P projector width, E features of a patch.
 """
@@ -34,7 +34,9 @@ class NoAlignment(nn.Module):
 
 
 class PatchAlignment(nn.Module):
-    """REPA (arXiv 2410.06940 section 3.3): tokens of a block, projected, become like a frozen network's features.
+    """Align projected tokens of one block with a frozen network's features.
+
+    This is REPA (arXiv 2410.06940, section 3.3).
 
     The projector (three linears with SiLU between them) is trained with the network and is no part of it: sampling
     doesn't need it, so neither the average nor model.safetensors holds it.
@@ -51,7 +53,7 @@ class PatchAlignment(nn.Module):
         self._tokens: Tensor | None = None  # (B, K, D), between the network's forward pass and this module's
 
     def attach(self, net: DiT) -> None:
-        """From now on, forward passes of `net` that record gradients leave here what the block gives."""
+        """Record the block's output in every forward pass of `net` that has gradients."""
         net.blocks[self.block - 1].register_forward_hook(self._keep)
 
     def _keep(self, block: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> None:
@@ -59,7 +61,9 @@ class PatchAlignment(nn.Module):
             self._tokens = tokens
 
     def forward(self, loss: Tensor, target: Tensor, plan: PatchMask | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """`loss` - weight x the mean cosine over the patches that the block saw (equation 8); reads that cosine.
+        """Return the weighted loss of equation 8, and the cosine to log.
+
+        The result is `loss` - weight x the mean cosine over the patches that the block saw.
 
         Args:
             loss: the denoising loss of the network's last forward pass, a scalar.
@@ -81,7 +85,10 @@ Alignment = NoAlignment | PatchAlignment
 
 
 def build_alignment(config: AlignmentConfig, model: DiTConfig, seed: int | None) -> Alignment:
-    """The term that `config` names for a network of `model`; `seed` of its initial weights, None leaves them as is."""
+    """Build the alignment term that `config` names for a network of `model`.
+
+    `seed` sets its initial weights; None leaves them as they are.
+    """
     features = build_encoder(config, model.side).width
     if not features:
         return NoAlignment()

@@ -1,4 +1,6 @@
-"""Frozen networks that hidden tokens are aligned with: one feature vector per patch of a clean image.
+"""Load frozen networks that give one feature vector per patch of a clean image.
+
+Hidden tokens are aligned with these features.
 
 B batch, H W image height and width, G patches per side, T patches (T = G * G), E features of a patch.
 """
@@ -42,7 +44,10 @@ LITE0_MAPS = ((2, 16), (4, 24), (8, 40), (16, 112), (32, 320))  # stride and cha
 
 
 class PatchEncoder:
-    """The role: a frozen encoder for a grid of `side` x `side` patches, built as `PatchEncoder(side, device)`.
+    """Encode images as one feature vector per patch; base class of all encoders.
+
+    An encoder is frozen and is built as `PatchEncoder(side, device)` for a grid of `side` x `side`
+    patches.
 
     Counting costs builds one, too: load weights at the first `encode`.
     """
@@ -56,7 +61,10 @@ class PatchEncoder:
 
     @classmethod
     def from_config(cls, config: AlignmentConfig, side: int, device: torch.device | str) -> PatchEncoder:
-        """Build the encoder that `config` describes; override if the class reads more than its name."""
+        """Build the encoder that `config` describes.
+
+        Override it if the class reads more than its name.
+        """
         return cls(side, device)
 
     def check(self) -> None:
@@ -64,7 +72,10 @@ class PatchEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """Name everything that determines an image's features except the grid; cached features are keyed by it."""
+        """Name everything that determines an image's features, except the grid.
+
+        It is part of the key of cached features.
+        """
         raise NotImplementedError
 
     def encode(self, images: Tensor) -> Tensor:
@@ -79,7 +90,9 @@ class NoEncoder(PatchEncoder):
 
 
 class Lite0Patches(PatchEncoder):
-    """ImageNet EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946), the network whose pooled features `fd` compares.
+    """Encode patches with ImageNet EfficientNet-Lite0 (arXiv 1905.11946).
+
+    It is the network whose pooled features `fd` compares (Tan & Le).
 
     Images are scaled to 224 x 224, as it was trained. Of its feature maps (112, 56, 28, 14, 7 per side) the one nearest
     to G in ratio is taken, and resized to G x G bilinearly, with antialiasing if it shrinks. On one CPU thread about
@@ -113,7 +126,9 @@ class Lite0Patches(PatchEncoder):
 
 
 class Dinov2Patches(PatchEncoder):
-    """DINOv2 (Oquab et al., arXiv 2304.07193), REPA's own encoder: its patch tokens after the last norm.
+    """Encode patches with DINOv2 (arXiv 2304.07193), as REPA does.
+
+    The features are its patch tokens after the last norm (Oquab et al.).
 
     A token sees 14 x 14 pixels. Images are scaled bicubically to 14 G pixels per side, so that there is one token per
     patch; if G is below 16, to 224, and the 16 x 16 tokens are resized to G x G as Lite0's maps are. `weights` is a
@@ -159,7 +174,10 @@ class Dinov2Patches(PatchEncoder):
 
 
 def _on_grid(features: Tensor, side: int) -> Tensor:
-    """Return feature maps (B, E, H, W) resized to (B, T, E): bilinear, antialiased if they shrink."""
+    """Return feature maps (B, E, H, W) resized to (B, T, E).
+
+    Resizing is bilinear, and antialiased if the maps shrink.
+    """
     grid = F.interpolate(features, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
     return grid.flatten(2).transpose(1, 2)
 
@@ -187,11 +205,17 @@ def encoder_class(config: AlignmentConfig) -> type[PatchEncoder]:
 
 
 def build_encoder(config: AlignmentConfig, side: int, device: torch.device | str = "cpu") -> PatchEncoder:
-    """Build the encoder that `config` names for `side` x `side` patches; none if the weight is 0."""
+    """Build the encoder that `config` names for `side` x `side` patches.
+
+    Returns `NoEncoder` if the weight is 0.
+    """
     role = encoder_class(config) if config.weight else NoEncoder
     return role.from_config(config, side, device)
 
 
 def check_encoder(config: AlignmentConfig, side: int) -> None:
-    """Raise ConfigError if something that `config` names is missing or of another kind; encode nothing."""
+    """Check what `config` names without encoding anything.
+
+    Raises ConfigError if something is missing or of another kind.
+    """
     build_encoder(config, side).check()

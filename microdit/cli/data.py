@@ -32,7 +32,10 @@ def add_data_commands(commands: Any) -> None:
 
 
 def with_show(argv: Sequence[str]) -> list[str]:
-    """Return `argv` with `show` inserted: `microdit data CONFIG` means `microdit data show CONFIG`."""
+    """Return `argv` with `show` inserted if it names no command.
+
+    `microdit data CONFIG` means `microdit data show CONFIG`.
+    """
     words = list(argv)
     if words[:1] == ["data"] and words[1:2] and words[1] not in (*KINDS, "-h", "--help"):
         words.insert(1, SHOW)

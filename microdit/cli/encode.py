@@ -1,4 +1,7 @@
-"""`microdit data encode`: encode latents and caption features of a source once for all runs."""
+"""Implement `microdit data encode`: encode a source once for all runs.
+
+It writes latents and caption features.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +133,10 @@ def _describe(index: Mapping[str, Any]) -> None:
 
 
 def _text_encoder(arguments: argparse.Namespace, device: str) -> Any:
-    """Return the text encoder, or None without --captions; it is tried before the long work on images."""
+    """Return the text encoder, or None without --captions.
+
+    It is tried before the images, whose encoding takes long.
+    """
     from microdit.encoders.text import TextConfig, build_text_encoder
 
     if not arguments.captions:

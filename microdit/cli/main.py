@@ -1,4 +1,7 @@
-"""The `microdit` command: resolved configurations and files in, weights, images and scores out."""
+"""Run the `microdit` command.
+
+It reads resolved configurations and files, and writes weights, images and scores.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,10 @@ def _load(first_line: bool) -> None:
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments; unlike in plain argparse, key=value words may stand anywhere among the options."""
+    """Return the parsed arguments.
+
+    Unlike in plain argparse, key=value words may stand anywhere among the options.
+    """
     parser = _parser()
     arguments, others = parser.parse_known_args(words)
     if others and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in others)):

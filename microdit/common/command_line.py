@@ -30,7 +30,10 @@ class UsageError(MicroditError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises UsageError with the nearest name instead of printing its usage."""
+    """Parse arguments; raise UsageError with the nearest name on an error.
+
+    argparse would print the usage instead.
+    """
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError; argparse calls this for each error of the user."""
@@ -236,7 +239,9 @@ def run_command(
     interrupted: str = "interrupted",
     mask: Callable[[str], str] = str,
 ) -> int:
-    """Run a command and return its exit code, its output made safe for any terminal and its errors one line each.
+    """Run a command and return its exit code.
+
+    Output is made safe for any terminal, and each error is printed as one line.
 
     Args:
         prog: the program's name, the start of each error's line.

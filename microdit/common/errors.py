@@ -1,4 +1,7 @@
-"""Errors that a user can cause and fix: one clear sentence each, without a traceback at the command line."""
+"""Define errors that a user can cause and fix.
+
+The command line prints each as one sentence, without a traceback.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,10 @@ class StopTraining(Exception):
 
 
 def nearest(name: object, choices: Iterable[object]) -> str:
-    """Return a hint that ends an error message: the closest valid choice, or all if none is close."""
+    """Return a hint with the closest valid choice, or all if none is close.
+
+    It ends an error message.
+    """
     valid = [str(choice) for choice in choices]
     word = name if isinstance(name, str) else shown(name)
     close = difflib.get_close_matches(word[:MAX_VALUE_CHARACTERS], valid, n=1, cutoff=0.55)
@@ -60,7 +66,10 @@ def nearest(name: object, choices: Iterable[object]) -> str:
 
 
 def shown(value: object, most: int = MAX_VALUE_CHARACTERS) -> str:
-    """Return a value for an error message: its repr, printable and at most `most` characters long."""
+    """Return a value's repr for an error message.
+
+    It is printable and at most `most` characters long.
+    """
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # Python converts no integer of more than 4300 digits

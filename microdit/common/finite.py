@@ -1,4 +1,4 @@
-"""Reject NaN and infinity before they are stored or printed: they are a failure, not a value."""
+"""Reject NaN and infinity before they are stored or printed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGEST = sys.float_info.max  # what MLflow's sqlite store returns for infinity
 
 
 def is_sound(value: float | None) -> bool:
-    """Return whether `value` is a finite number, and not the one that a store returns for infinity."""
+    """Return whether `value` is finite and not a store's substitute for infinity."""
     return value is not None and -LARGEST < float(value) < LARGEST
 
 

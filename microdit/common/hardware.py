@@ -1,4 +1,7 @@
-"""Describe the hardware and versions of a run: other ones may change a score's last digits."""
+"""Describe the hardware and software versions of a run.
+
+Other hardware or versions may change a score's last digits.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ CPUINFO = Path("/proc/cpuinfo")  # Linux; elsewhere `platform` is asked
 
 
 def device_name(device: torch.device) -> str:
-    """Return the GPU's product name, or `cpu (AMD EPYC)` with the processor's name if it is known."""
+    """Return the GPU's product name, or a name such as `cpu (AMD EPYC)`.
+
+    The processor's name is added if it is known.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = cpu_name() if device.type == "cpu" else ""

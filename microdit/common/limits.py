@@ -1,4 +1,6 @@
-"""Declare which values a setting allows, beside the setting itself, and check them in one place.
+"""Declare which values a setting allows, and check them in one place.
+
+The declaration stands beside the setting.
 
     @dataclass(frozen=True)
     class MixerConfig:
@@ -28,7 +30,11 @@ NOT_EMPTY = "not empty"  # mark of a text that is left out or null rather than "
 
 @dataclass(frozen=True)
 class Range:
-    """Allowed numbers: from `least` to `most`, both included, or between the excluded ends `above` and `below`."""
+    """Declare the allowed numbers of a setting.
+
+    They range from `least` to `most`, both included, or between the excluded ends `above` and
+    `below`.
+    """
 
     least: float | None = None
     most: float | None = None
@@ -65,7 +71,9 @@ class Range:
 
 
 def check_settings(path: str, config: object) -> None:
-    """Check each field of a dataclass against its annotation: `Range`, `NOT_EMPTY` and `Literal`.
+    """Check each field of a dataclass against its annotation.
+
+    Annotations are `Range`, `NOT_EMPTY` and `Literal`.
 
     Args:
         path: dotted key of `config` for messages, "" for the root, or "--" if its fields are options of a command.
@@ -96,7 +104,10 @@ def field_types(cls: type) -> dict[str, Any]:
 
 @cache
 def _rules(cls: type) -> dict[str, tuple[tuple[Any, ...], tuple[Any, ...], bool]]:
-    """Return the marks, the choices of a Literal and whether None is allowed, of the fields that have any."""
+    """Return the rules of all fields that have any.
+
+    These are the marks, the choices of a Literal, and whether None is allowed.
+    """
     rules = {}
     for name, kind in field_types(cls).items():
         marks: tuple[Any, ...] = ()

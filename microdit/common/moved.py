@@ -1,4 +1,6 @@
-"""Former locations of public modules and names, so that users' YAML and Python files find the present ones.
+"""Map former locations of public modules and names to the present ones.
+
+Users' YAML and Python files may still contain the former ones.
 
 Dotted class paths in YAML are translated; imports in users' modules are not, and the error names the new location.
 """
@@ -112,7 +114,7 @@ MOVED_NAMES = {
 
 
 def present_path(path: str) -> str | None:
-    """Return the present location of a dotted module or name that was moved, None if it was not."""
+    """Return the present location of a moved module or name, or None."""
     if path in MOVED_NAMES:
         return MOVED_NAMES[path]
     module, _, name = path.rpartition(".")
@@ -125,7 +127,10 @@ def present_path(path: str) -> str | None:
 
 
 def import_hint(error: ImportError) -> str:
-    """Return where a module or name that could not be imported is located now, as the end of a message, or ""."""
+    """Return a message's ending that names the present location, or "".
+
+    It is for a module or name that could not be imported.
+    """
     wanted = error.name or ""
     name = re.match(r"cannot import name '(\w+)'", str(error))
     if name:

@@ -1,4 +1,6 @@
-"""Convert plain mappings (YAML, JSON, Hydra) to frozen dataclasses and back, with errors that name the key.
+"""Convert plain mappings (YAML, JSON, Hydra) to frozen dataclasses and back.
+
+Errors name the key.
 
 The dataclasses are beside the components that they configure.
 """
@@ -162,7 +164,11 @@ def _convert_scalar(kind: Any, value: Any, source: str, key: str, infinite: bool
 
 
 def _check_value(value: Any, source: str, key: str, infinite: bool = False) -> None:
-    """Raise ConfigError for a number that is not finite or has more than 64 bits, and for an overlong text."""
+    """Check the size of a number or text.
+
+    Raises ConfigError for a number that is not finite or has more than 64 bits, and for an overlong
+    text.
+    """
     if isinstance(value, float) and not math.isfinite(value) and not (infinite and value > 0):
         raise ConfigError(f"{source}: '{key}' is {value}; it must be a finite number")
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
@@ -173,7 +179,10 @@ def _check_value(value: Any, source: str, key: str, infinite: bool = False) -> N
 
 
 def _check_free(value: Any, source: str, key: str, level: int = 0) -> None:
-    """Raise ConfigError for a free value that is not made of finite numbers, text, lists and mappings."""
+    """Check that a free value is made of finite numbers, text, lists and mappings.
+
+    Raises ConfigError otherwise.
+    """
     if level > MAX_LEVELS:
         raise ConfigError(f"{source}: '{key}' is nested too deeply; at most {MAX_LEVELS} levels are read")
     if isinstance(value, Mapping):

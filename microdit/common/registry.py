@@ -1,4 +1,6 @@
-"""Extension points: each role has a registry that maps a name in YAML to the class or function that plays it.
+"""Register the implementations of each extension point.
+
+Each role has a registry that maps a name in YAML to a class or function.
 
 A name is one of ours, one that a user registered with a decorator, or the dotted path of a class or function. A dotted
 path runs code, so it reaches only into `microdit` and into modules that the configuration lists in `plugins`.

@@ -22,7 +22,10 @@ def derive_seed(seed: int, stream: str, step: int = 0) -> int:
 
 
 def hash_to_unit_interval(seed: int, name: object) -> float:
-    """Return a uniform hash of `name` in [0, 1), which makes a split independent of other names."""
+    """Return a uniform hash of `name` in [0, 1).
+
+    A split by this hash is independent of other names.
+    """
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 

@@ -1,4 +1,7 @@
-"""Tables for a terminal: aligned by tabulate, and narrow enough to be read without wrapping."""
+"""Print tables for a terminal.
+
+They are aligned by tabulate, and narrow enough not to wrap.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,10 @@ def _fitting(rows: Sequence[Sequence[str]], keep: Collection[int]) -> list[int]:
 
 
 def _cut_cells(rows: list[list[str]], shown: Sequence[int]) -> bool:
-    """Cut the cells of the widest columns in place until the table fits; return whether any was cut."""
+    """Cut cells of the widest columns in place until the table fits.
+
+    Returns whether any cell was cut.
+    """
     cut = False
     while (excess := _width(rows, shown) - MAX_TABLE_CHARACTERS) > 0:
         widest = max(shown, key=lambda i: max(len(row[i]) for row in rows))

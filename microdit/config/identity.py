@@ -1,4 +1,4 @@
-"""The identity of a run: which settings, data and weights make two runs the same experiment."""
+"""Identify a run by the settings, data and weights that define the experiment."""
 
 from __future__ import annotations
 
@@ -97,12 +97,18 @@ def _owner(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
 
 
 def trial_key(config: Config) -> str:
-    """Return 16 hex digits that identify this experiment, including its seed; see `EXCLUDED_FROM_KEY`."""
+    """Return 16 hex digits that identify this experiment, including its seed.
+
+    See `EXCLUDED_FROM_KEY`.
+    """
     return _digest({"algorithm": ALGORITHM, **identity_mapping(config)})
 
 
 def training_key(config: Config) -> str:
-    """Return 16 hex digits that identify the trained weights; sampling and scoring are left out."""
+    """Return 16 hex digits that identify the trained weights.
+
+    Settings of sampling and scoring are left out.
+    """
     values = {name: value for name, value in identity_mapping(config).items() if name not in NOT_PART_OF_TRAINING_KEY}
     return _digest({"algorithm": ALGORITHM, **values})
 

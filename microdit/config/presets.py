@@ -1,4 +1,6 @@
-"""Named recipes without Hydra: the defaults, one file of `experiments/scale/`, and `key=value` words.
+"""Load named recipes without Hydra.
+
+A recipe is the defaults, one file of `experiments/scale/`, and `key=value` words.
 
 `microdit-sweep` composes the same files through Hydra; a test keeps both results equal.
 """
@@ -26,12 +28,17 @@ _CHOICE = re.compile(r"\$\{choose:\$\{([\w.]+)\},(\w+),(\w+),(\w+)\}")  # (key, 
 
 
 def preset_names() -> list[str]:
-    """Return the names of the recipes: smoke, demo, gpu, paper and any other file of `experiments/scale/`."""
+    """Return the names of the recipes.
+
+    These are smoke, demo, gpu, paper and any other file of `experiments/scale/`.
+    """
     return sorted(path.stem for path in (EXPERIMENTS / "scale").glob("*.yaml"))
 
 
 def apply_preset(values: dict[str, Any], name: str, overrides: Sequence[str] = ()) -> None:
-    """Apply a named recipe and `key=value` words to a complete nested mapping of settings, in place.
+    """Apply a named recipe and `key=value` words to settings in place.
+
+    `values` is a complete nested mapping.
 
     Sizes of the network that nobody sets follow the data and the encoders.
 
@@ -81,7 +88,10 @@ def _read_preset(name: str) -> dict[str, Any]:
 def _merge(
     values: dict[str, Any], changes: Mapping[str, Any], source: str, strict: bool = True, path: str = ""
 ) -> None:
-    """Lay nested `changes` over `values` in place; if `strict`, only keys that exist may be set."""
+    """Merge nested `changes` into `values` in place.
+
+    If `strict`, only existing keys may be set.
+    """
     for key, value in changes.items():
         dotted = f"{path}.{key}" if path else key
         if strict and key not in values and not path.endswith(".options"):

@@ -92,7 +92,9 @@ class Config:
 
     @classmethod
     def preset(cls, name: str = "demo", overrides: Sequence[str] = ()) -> Config:
-        """Return a named recipe with some settings changed; the same that `microdit-sweep train scale=NAME` trains.
+        """Return a named recipe with some settings changed.
+
+        `microdit-sweep train scale=NAME` trains the same one.
 
         Args:
             name: smoke (seconds), demo (minutes on a CPU), gpu (about an hour per study) or paper.
@@ -137,7 +139,10 @@ class Config:
         self._check_guidance()
 
     def _check_names(self) -> None:
-        """Resolve the implementations that the settings name, so that a wrong name is an error before any work."""
+        """Resolve the implementations that the settings name.
+
+        A wrong name is thus an error before any work.
+        """
         OPTIMIZERS.resolve(self.optimizer.type)
         LR_SCHEDULES.resolve(self.schedule.type)
         OBJECTIVES.resolve(self.diffusion.objective)
@@ -170,7 +175,9 @@ class Config:
 
 
 def config_from_mapping(values: Mapping[str, Any], source: str = "config") -> Config:
-    """Validate a resolved mapping, after importing its plugins: names that they register are valid settings.
+    """Validate a resolved mapping, after importing its plugins.
+
+    Names that the plugins register are valid settings.
 
     Raises:
         ConfigError: if a setting is wrong; names `source` and the key.

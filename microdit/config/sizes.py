@@ -1,4 +1,7 @@
-"""Sizes of the network that data and encoders decide, derived from their configurations without loading weights."""
+"""Derive network sizes from the configurations of data and encoders.
+
+No weights are loaded.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ class Sizes:
 
 
 class HasSizes(Protocol):
-    """The settings of a run that decide or contain sizes; `microdit.config.schema.Config` has them."""
+    """Describe the settings of a run that decide or contain sizes.
+
+    `microdit.config.schema.Config` has them.
+    """
 
     @property
     def data(self) -> DataConfig: ...
@@ -103,7 +109,10 @@ def check_sizes(config: HasSizes, sizes: Sizes) -> None:
 
 
 def _sizes_of_latents(path: Any) -> tuple[int | None, int | None]:
-    """Return channels and downsampling factor of encoded images; None if their folder is missing."""
+    """Return channels and downsampling factor of encoded images.
+
+    Returns None if their folder is missing.
+    """
     if not isinstance(path, str) or not Path(path).expanduser().is_dir():
         return None, None
     try:

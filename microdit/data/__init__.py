@@ -1,1 +1,4 @@
-"""Captioned images: the embedded emoji scenes, the user's own folder, and the cache of their features."""
+"""Provide captioned images and the cache of their features.
+
+The images are the embedded emoji scenes or the user's own folder.
+"""

@@ -1,4 +1,7 @@
-"""Write CIFAR-10 as a captioned folder for `data=folder`: test images are val, captions come from templates."""
+"""Write CIFAR-10 as a captioned folder for `data=folder`.
+
+Test images become the split val. Captions come from templates.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ SIDE = 32
 
 
 def caption(label: str, seed: int, number: int) -> str:
-    """Return a caption from a template and a noun, drawn by the image's number over both splits."""
+    """Return a caption made of a template and a noun.
+
+    Both are drawn by the image's number over both splits.
+    """
     draw = derive_seed(seed, STREAM, number)
     noun = NOUNS[label][draw // len(TEMPLATES) % len(NOUNS[label])]
     return TEMPLATES[draw % len(TEMPLATES)].format(noun)
@@ -87,7 +93,10 @@ def _open(root: Path, download: bool) -> Path:
 
 
 def _images(archive: tarfile.TarFile, split: str) -> Iterator[tuple[int, Image.Image]]:
-    """Yield label and image of each row: one byte, then planes of red, green and blue, 32 x 32 each."""
+    """Yield label and image of each row.
+
+    A row is one byte, then planes of red, green and blue, 32 x 32 each.
+    """
     for name in FILES[split]:
         member = archive.extractfile(f"{FOLDER}/{name}")
         assert member is not None

@@ -117,12 +117,17 @@ class ImageCaptionDataset:
 
 
 def in_memory_name(train: CaptionedImages, val: CaptionedImages) -> str:
-    """Return the `data.name` of a run on two datasets; it identifies their content by the fingerprints."""
+    """Return the `data.name` of a run on two datasets.
+
+    It identifies their content by the fingerprints.
+    """
     return f"{IN_MEMORY}:{hashlib.sha256(f'{train.fingerprint}/{val.fingerprint}'.encode()).hexdigest()[:16]}"
 
 
 def check_dataset(data: object, role: str) -> CaptionedImages:
-    """Return `data` if it follows the dataset protocol, judged by its attributes and its first item.
+    """Return `data` if it follows the dataset protocol.
+
+    Its attributes and its first item are checked.
 
     Raises:
         DataError: if it does not; names what is wrong with the argument called `role`.

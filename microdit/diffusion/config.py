@@ -1,4 +1,4 @@
-"""Settings of the training objective, of the noise levels that it sees, and of the samplers."""
+"""Define settings of the training objective, its noise levels, and the samplers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ class GuidanceInterval:
         return self.sigma_low == 0 and self.sigma_high is None
 
     def contains(self, sigma: Tensor) -> Tensor:
-        """Return which of the levels (B,) are inside, as (B,) bool. The ends are rounded as the levels are."""
+        """Return which of the levels (B,) are inside the range, as (B,) bool.
+
+        The ends are rounded as the levels are.
+        """
         above = sigma > self.sigma_low
         return above if self.sigma_high is None else above & (sigma <= self.sigma_high)
 
@@ -66,7 +69,10 @@ EVERYWHERE = GuidanceInterval()
 
 @dataclass(frozen=True)
 class ChurnConfig:
-    """Noise added between steps (EDM, algorithm 2); `amount` (S_churn) 0 keeps the sampler deterministic."""
+    """Configure noise added between sampling steps (EDM, algorithm 2).
+
+    `amount` (S_churn) 0 keeps the sampler deterministic.
+    """
 
     amount: Annotated[float, Range(-1e6, 1e6)] = 0.0
     sigma_min: Annotated[float, Range(-1e12, 1e12)] = 0.0  # S_tmin

@@ -1,4 +1,6 @@
-"""EDM: preconditioning and loss weight (Karras et al., arXiv 2206.00364, section 5 and table 1).
+"""Implement EDM's preconditioning and loss weight.
+
+See Karras et al., arXiv 2206.00364, section 5 and table 1.
 
 B batch, C latent channels, H W latent height and width, S text tokens, Y text width.
 """

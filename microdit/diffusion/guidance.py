@@ -1,4 +1,7 @@
-"""Classifier-free guidance, by captions or by path-drop, and the noise levels at which it applies."""
+"""Apply classifier-free guidance, by captions or by path-drop.
+
+The configuration limits the noise levels at which it applies.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ def guided(
     interval: GuidanceInterval = EVERYWHERE,
     by: GuidedBy = "caption",
 ) -> Model:
-    """Return a model of (x, sigma) under classifier-free guidance (arXiv 2207.12598, equation 6).
+    """Return a model of (x, sigma) under classifier-free guidance.
+
+    See arXiv 2207.12598, equation 6.
 
     Args:
         denoiser: the conditional model.

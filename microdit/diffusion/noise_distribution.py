@@ -13,7 +13,9 @@ from microdit.diffusion.config import DiffusionConfig
 
 
 class NoiseDistribution:
-    """The role: the distribution of sigma in training. Implement `quantile`; override `draw` if there is a faster way.
+    """Describe the distribution of sigma in training; base class.
+
+    Implement `quantile`; override `draw` if there is a faster way.
 
     Args:
         config: settings of the diffusion; `config.options` holds free keys.
@@ -39,7 +41,9 @@ class NoiseDistribution:
         return self.quantile(share.clamp(1e-9, 1 - 1e-9)).float()
 
     def mid_quantiles(self, count: int) -> Tensor:
-        """Return `count` ascending noise levels (count,), float32: the middle of each of `count` equal shares.
+        """Return `count` ascending noise levels (count,), float32.
+
+        They are the middles of `count` equal shares of the distribution.
 
         They integrate over the distribution without sampling noise, so that a validation loss changes only with the
         weights.
@@ -77,5 +81,8 @@ def draw_sigma(batch: int, config: DiffusionConfig, generator: torch.Generator) 
 
 
 def quantile_sigma(count: int, config: DiffusionConfig) -> Tensor:
-    """Return `count` noise levels (count,) at the mid-quantiles of the training distribution, ascending."""
+    """Return `count` ascending quantiles of the noise distribution, (count,).
+
+    They are the mid-quantiles of the training distribution.
+    """
     return build_noise_distribution(config).mid_quantiles(count)

@@ -15,7 +15,9 @@ NoiseSchedule = Callable[[SamplerConfig], Tensor]  # settings -> sigma (steps + 
 
 
 def karras(config: SamplerConfig) -> Tensor:
-    """Return noise levels from sigma_max to sigma_min, then 0; equal steps in sigma^(1/rho) (EDM, equation 5).
+    """Return noise levels from sigma_max to sigma_min, then 0.
+
+    Steps are equal in sigma^(1/rho) (EDM, equation 5).
 
     Returns:
         (steps + 1,), float64.

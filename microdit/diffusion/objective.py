@@ -1,4 +1,6 @@
-"""The training objective as a role: what the network predicts from a noisy latent, and the loss that trains it.
+"""Define the training objective as a role.
+
+It sets what the network predicts from a noisy latent, and the loss.
 
 B batch, C latent channels, H W latent height and width, T patches, S text tokens, Y text width.
 """
@@ -14,7 +16,9 @@ from microdit.model.conditioning import Captions
 
 
 class Objective(nn.Module):
-    """The role: a denoiser D(x; sigma) made of a network, and its loss. Implement `forward` and `loss_weight`.
+    """Build a denoiser D(x; sigma) and its loss from a network; base class.
+
+    Implement `forward` and `loss_weight`.
 
     The state x of training and of all samplers is clean + sigma * noise, with unit normal noise. Any other Gaussian
     path a clean + b noise is this one divided by a, with sigma = b / a: an objective on such a path scales x in
@@ -51,7 +55,9 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def loss(self, x: Tensor, y: Captions, sigma: Tensor, noise: Tensor, plan: PatchMask | None = None) -> Tensor:
-        """Return the loss of each image (B,): the weighted squared error, averaged as the masking method defines.
+        """Return the loss of each image, (B,).
+
+        It is the weighted squared error, averaged as the masking method defines.
 
         Args:
             x: clean latents (B, C, H, W).

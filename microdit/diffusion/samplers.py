@@ -1,4 +1,6 @@
-"""Samplers of the probability-flow ODE and its stochastic variant (Karras et al., arXiv 2206.00364).
+"""Integrate the probability-flow ODE and its stochastic variant.
+
+See Karras et al., arXiv 2206.00364.
 
 B batch, C latent channels, H W latent height and width.
 
@@ -55,7 +57,10 @@ def sample_euler(
     generators: Sequence[torch.Generator] = (),
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """Integrate by Euler's method: EDM, algorithm 2 without its lines 7 to 9 (DDIM's step, arXiv 2010.02502)."""
+    """Integrate by Euler's method (EDM, algorithm 2 without lines 7 to 9).
+
+    This is DDIM's step (arXiv 2010.02502).
+    """
     steps = len(sigmas) - 1
     for i in range(steps):
         x, sigma = _churn(x, sigmas[i].item(), steps, config.churn, generators)
@@ -73,7 +78,10 @@ def sample_heun(
     generators: Sequence[torch.Generator] = (),
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """Integrate by Heun's method: EDM, algorithm 2. The last step, to sigma 0, has no correction."""
+    """Integrate by Heun's method (EDM, algorithm 2).
+
+    The last step, to sigma 0, has no correction.
+    """
     steps = len(sigmas) - 1
     for i in range(steps):
         x, sigma = _churn(x, sigmas[i].item(), steps, config.churn, generators)
@@ -120,7 +128,10 @@ def sample(
 
 
 def slope(model: Model, x: Tensor, sigma: float) -> Tensor:
-    """Return dx/dsigma = (x - D(x; sigma)) / sigma, (B, C, H, W) float64 (EDM, equation 3 with sigma(t) = t)."""
+    """Return the slope dx/dsigma = (x - D(x; sigma)) / sigma.
+
+    It is (B, C, H, W) float64 (EDM, equation 3 with sigma(t) = t).
+    """
     levels = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
     return (x - model(x.float(), levels).double()) / sigma
 

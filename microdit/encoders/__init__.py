@@ -1,1 +1,4 @@
-"""Frozen networks around the diffusion transformer: autoencoders, text encoders, feature networks."""
+"""Load the frozen networks around the diffusion transformer.
+
+These are autoencoders, text encoders and feature networks.
+"""

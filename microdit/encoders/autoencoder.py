@@ -1,4 +1,6 @@
-"""Encode images as latents and decode them, with any diffusers `AutoencoderKL` from a folder or the model hub.
+"""Encode images as latents and decode them.
+
+Any diffusers `AutoencoderKL` from a folder or the model hub works.
 
 B batch, H W image height and width, C latent channels, f downsampling factor.
 """
@@ -73,7 +75,9 @@ def build_autoencoder(config: AutoencoderConfig, device: torch.device | str = "c
 
 
 def autoencoder_folder(path: str) -> Path:
-    """Return the folder that `path` names, from the model hub or its cache if it is OWNER/NAME[/SUBFOLDER].
+    """Return the folder that `path` names.
+
+    OWNER/NAME[/SUBFOLDER] is looked up in the model hub's cache or downloaded.
 
     Raises:
         ConfigError: if it can't be found; the message has the files needed.

@@ -1,4 +1,6 @@
-"""DINOv2 from the authors' checkpoint file, for images of any size that its patches divide.
+"""Load DINOv2 from the authors' checkpoint file.
+
+Images may have any size that its patches divide.
 
 Oquab et al., arXiv 2304.07193; as a metric of generated images: Stein et al., arXiv 2306.04675.
 """

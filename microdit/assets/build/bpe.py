@@ -1,4 +1,7 @@
-"""Learn a small byte-pair vocabulary from captions, in the format of open_clip's SimpleTokenizer."""
+"""Learn a small byte-pair vocabulary from captions.
+
+The format is that of open_clip's SimpleTokenizer.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ END = "</w>"
 
 
 def learn_merges(captions: Iterable[str], count: int) -> list[tuple[str, str]]:
-    """Merge the most frequent pair `count` times (Sennrich et al., arXiv 1508.07909, section 3.2).
+    """Merge the most frequent pair `count` times.
+
+    See Sennrich et al., arXiv 1508.07909, section 3.2.
 
     Ties go to the pair that sorts first, so the vocabulary is a function of the captions. There are fewer merges if
     every word has become one piece.

@@ -101,7 +101,9 @@ class Scenes:
 
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:
-    """Return what open_clip's `encode_text` does, (B, S) -> (B, E), without the padding behind the longest caption.
+    """Return the result of open_clip's `encode_text`, (B, S) -> (B, E).
+
+    The padding behind the longest caption is skipped.
 
     The tower is causal, so the padding cannot affect the tokens before it.
     """

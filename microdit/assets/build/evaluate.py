@@ -35,7 +35,10 @@ def held_out(count: int, resolution: int = 64) -> list[Sample]:
 
 
 def psnr(items: Sequence[Sample], latent_noise: float = 0.0) -> float:
-    """Return the mean PSNR in dB of the autoencoder's round trip, with noise added to unit-variance latents."""
+    """Return the mean PSNR of the autoencoder's round trip, in dB.
+
+    Noise is added to unit-variance latents.
+    """
     autoencoder = build_autoencoder(AutoencoderConfig())
     draw = generator(SEED, "latent noise")
     values = []
@@ -61,7 +64,11 @@ def retrieval(images: Tensor, texts: Tensor, captions: Sequence[str]) -> tuple[f
 
 
 def swap_accuracy(images: Tensor, embed: Embed, captions: Sequence[str], attribute: str) -> tuple[float, int]:
-    """Return the share of images nearer to their caption than to one with `attribute` changed, and how many have it."""
+    """Return how often an image is nearer to its caption than to a changed one.
+
+    The changed caption differs in `attribute`. Returns the share, and the number of images that
+    have the attribute.
+    """
     rng = numpy_generator(SEED, f"swap {attribute}")
     pairs = [(i, changed) for i, c in enumerate(captions) if (changed := swap(c, attribute, rng)) is not None]
     rows = [i for i, _ in pairs]

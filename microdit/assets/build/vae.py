@@ -72,7 +72,7 @@ def loss_of(vae: Any, x: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def psnr(vae: Any, images: Tensor, noise: float = 0.0) -> tuple[float, Tensor]:
-    """Return the mean PSNR in dB over `images` (N, 3, H, W) uint8, and the latents (N, 4, h, w)."""
+    """Return mean PSNR in dB and latents (N, 4, h, w) of uint8 images (N, 3, H, W)."""
     values, latents = [], []
     draw = generator(SEED, "psnr")
     with torch.no_grad():
@@ -138,7 +138,10 @@ def main() -> None:
 
 
 def save(vae: Any, latents: Tensor, out: Path) -> None:
-    """Write the diffusers folder in float16, scaled so that latents have mean 0 and unit standard deviation."""
+    """Write the diffusers folder in float16.
+
+    Latents are scaled to mean 0 and unit standard deviation.
+    """
     import copy
 
     kept = copy.deepcopy(vae).to(memory_format=torch.contiguous_format)

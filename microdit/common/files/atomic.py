@@ -1,4 +1,4 @@
-"""Write files atomically, remove what killed writers left, and name files by their content.
+"""Write files atomically, remove files of killed writers, name files by content.
 
 A file or folder is made in a scratch folder `.NAME.XXXXXXXX` beside its target and renamed into place. While its writer
 runs, it holds a lock in that folder, so `sweep` can distinguish abandoned scratch folders.
@@ -103,7 +103,10 @@ def sweep(root: Path | str, depth: int = 0) -> list[Path]:
 
 
 def _is_scratch(path: Path, name: str) -> bool:
-    """Return whether a folder has an owner's lock or, from an older version, only the named file."""
+    """Return whether a folder is a scratch folder.
+
+    It then has an owner's lock or, from an older version, only the named file.
+    """
     try:
         found = os.listdir(path)
     except OSError:

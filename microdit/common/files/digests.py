@@ -53,7 +53,9 @@ def _json_digest(values: Mapping[str, Any]) -> str:
 
 
 def file_state(path: Path | str) -> tuple[int, ...]:
-    """Return size, times, inode and device of a file, which change if it is written, replaced or renamed.
+    """Return size, times, inode and device of a file.
+
+    They change if the file is written, replaced or renamed.
 
     This includes the time of the inode's last change (ctime), which unlike the time of modification no user can set.
     """
@@ -62,7 +64,10 @@ def file_state(path: Path | str) -> tuple[int, ...]:
 
 
 def content_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content, cached in the process until its `file_state` changes."""
+    """Return the SHA-256 of a file's content.
+
+    It is cached in the process until the file's `file_state` changes.
+    """
     return _content_digest(path.resolve(), file_state(path))
 
 

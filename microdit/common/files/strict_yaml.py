@@ -1,4 +1,6 @@
-"""Read untrusted YAML: every fault is one error, and size, nesting and expanded aliases are limited.
+"""Read untrusted YAML with limits on size, nesting and expanded aliases.
+
+Every fault raises the same type of error.
 
 Keys must be text. For JSON and text see `text.py`.
 """
@@ -42,7 +44,10 @@ def load_yaml(text: str, source: str, kind: Kind = ConfigError) -> Any:
 
 
 def _check_encodable(value: Any, text: str) -> None:
-    """Raise ValueError if an escape in `text` is a lone surrogate, which no file or terminal can hold."""
+    """Raise ValueError if an escape in `text` is a lone surrogate.
+
+    No file or terminal can hold one.
+    """
     if SURROGATE.search(text):
         json.dumps(value, ensure_ascii=False, default=str).encode()
 
@@ -115,7 +120,10 @@ class StrictLoader(yaml.SafeLoader):
         return value
 
     def allows_infinity(self, node: yaml.Node) -> bool:
-        """Return whether a non-finite number is accepted here: infinity is, and each setting then checks it."""
+        """Return whether a non-finite number is accepted here.
+
+        Infinity is accepted; each setting checks it afterwards.
+        """
         return "inf" in node.value.lower()
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -24,7 +24,10 @@ DIGEST = "sha256"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
-    """Write contiguous tensors, metadata and their digest, not atomically: use a temporary path."""
+    """Write contiguous tensors, metadata and their digest.
+
+    The write is not atomic: use a temporary path.
+    """
     on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     stored = {**(facts or {}), DIGEST: tensors_digest(on_cpu, facts or {})}
     save_file(on_cpu, path, {METADATA: json.dumps(stored, sort_keys=True)})
@@ -54,7 +57,9 @@ def _metadata(stored: Any) -> dict[str, str]:
 
 
 def read_tensors(path: Path, signed: bool = False) -> dict[str, Tensor]:
-    """Read a safetensors file onto the CPU and verify its digest, which is required if `signed`.
+    """Read a safetensors file onto the CPU and verify its digest.
+
+    If `signed`, a missing digest is an error.
 
     Raises:
         CheckpointError: if the file is missing, truncated or damaged, or has NaN or infinity.

@@ -1,4 +1,6 @@
-"""Read captions, prompts, tables and JSON from text files: one rule for encodings and line ends.
+"""Read captions, prompts, tables and JSON from text files.
+
+All use the same rules for encodings and line ends.
 
 The rule:
 - Text is UTF-8, with or without a byte order mark. UTF-16, UTF-32, invalid bytes and NUL characters are rejected.
@@ -116,7 +118,10 @@ def check_characters(text: str, where: str, error: type[MicroditError] = DataErr
 
 
 def clean_caption(caption: str, where: str, error: type[MicroditError] = DataError) -> str:
-    """Return a checked caption without a byte order mark, with each run of white space as one blank."""
+    """Return a checked caption without a byte order mark.
+
+    Each run of white space becomes one blank.
+    """
     return collapse_blanks(check_characters(caption, where, error).removeprefix("\ufeff"))
 
 
@@ -168,7 +173,10 @@ def json_rows(path: Path, error: type[MicroditError] = DataError) -> Iterator[tu
 
 
 def csv_rows(path: Path, error: type[MicroditError] = DataError) -> Iterator[tuple[int, list[str]]]:
-    """Yield first line and fields of each CSV record, including the header, without blank lines."""
+    """Yield first line number and fields of each CSV record, header included.
+
+    Blank lines are skipped.
+    """
     reader = csv.reader(io.StringIO(read_text(path, error), newline=""), strict=True)
     first = 1
     try:
@@ -207,7 +215,10 @@ def _reject_constant(word: str) -> None:
 
 
 def _bad_escape(text: str) -> tuple[int, str] | None:
-    """Return place and kind of the first escape in valid JSON that is not a character, or None."""
+    """Return place and kind of the first invalid escape in valid JSON, or None.
+
+    An escape is invalid if it is not a character.
+    """
     high: re.Match[str] | None = None  # a first surrogate that waits for its second
     for match in ESCAPE.finditer(text):
         code = int(match[1], 16) if match[1] else -1

@@ -1,1 +1,4 @@
-"""Processes and their terminals: identity, signals, distributed ranks, output and waiting messages."""
+"""Handle processes and terminals.
+
+The modules cover identity, signals, distributed ranks, output and waiting messages.
+"""

@@ -1,4 +1,6 @@
-"""The processes of one run, as started by torchrun: which one writes, and which one reports an error.
+"""Coordinate the processes of one run, as started by torchrun.
+
+The module decides which process writes, and which one reports an error.
 
 Everything here also works for a single process. torchrun sets each process's rank in the environment.
 """
@@ -22,7 +24,9 @@ def world_size() -> int:
 
 
 def should_report_error() -> bool:
-    """Return whether this process reports an error: true in the first process of the run that calls it.
+    """Return whether this process reports an error.
+
+    True in the first process of the run that calls it.
 
     An error of one process makes the others fail in their communication; those errors are consequences.
     """

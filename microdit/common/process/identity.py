@@ -1,4 +1,6 @@
-"""Identify a process across machines, containers and reboots, and prove that a process of this machine has ended.
+"""Identify a process across machines, containers and reboots.
+
+The module can also prove that a process of this machine has ended.
 
 An identity is the text `HOST+PLACE/PID/START`. PLACE is a digest of machine id, boot id and the process's PID and time
 namespaces: a PID is meaningful only to a reader with the same PLACE. START is the process's start in clock ticks since

@@ -1,4 +1,7 @@
-"""Make a command's output safe: every character can be printed, and a closed pipe ends the command quietly."""
+"""Make a command's output safe for any terminal or pipe.
+
+Every character can be printed, and a closed pipe ends the command quietly.
+"""
 
 from __future__ import annotations
 

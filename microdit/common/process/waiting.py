@@ -1,4 +1,6 @@
-"""Report on stderr what the program is waiting for: after 2 s, then every 10 s, until the wait ends.
+"""Report on stderr what the program is waiting for.
+
+The first line appears after 2 s, further ones every 10 s, until the wait ends.
 
     with waiting("workers to save a checkpoint and stop"):
         process.join()
@@ -37,7 +39,10 @@ def _say(text: str) -> None:
 
 
 class Reporter:
-    """Prints lines about the waits of this process from one thread, started when the first wait begins."""
+    """Print lines about the waits of this process.
+
+    One thread prints them; it starts when the first wait begins.
+    """
 
     def __init__(
         self, say: Callable[[str], None] = _say, first: float = FIRST_SECONDS, again: float = AGAIN_SECONDS

@@ -1,1 +1,4 @@
-"""Addresses and searches of the MLflow and Optuna stores, shared by `sweeps` and `analysis`."""
+"""Address and search the MLflow and Optuna stores.
+
+`sweeps` and `analysis` share this package.
+"""

@@ -1,4 +1,7 @@
-"""The form of a claim about a study, in `analysis/claims/claims.yaml` and under `claims` in a study's own YAML."""
+"""Define the form of a claim about a study.
+
+Claims are in `analysis/claims/claims.yaml` and under `claims` in a study's own YAML.
+"""
 
 from __future__ import annotations
 

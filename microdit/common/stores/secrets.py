@@ -1,4 +1,6 @@
-"""Masks passwords in URIs, as SQLAlchemy or an HTTP client reads them, and known ones anywhere.
+"""Mask passwords in URIs, and known passwords in any text.
+
+URIs are read as SQLAlchemy or an HTTP client reads them.
 
 A URI's password is what SQLAlchemy's grammar takes for one, up to the last '@' of the line: a hand-written password may
 contain '@', '/', '?', ':' or spaces. If in doubt, too much is masked.
@@ -48,7 +50,10 @@ def masked(text: str) -> str:
 
 
 def remember(uri: str) -> None:
-    """Mask the passwords of `uri` from now on wherever `masked` finds them, also outside of a URI."""
+    """Mask the passwords of `uri` in all later calls of `masked`.
+
+    They are also masked outside of a URI.
+    """
     _known.update(_forms(uri))
 
 
@@ -86,7 +91,10 @@ def _passwords(text: str) -> list[tuple[int, int]]:
 
 
 def _end(text: str, scheme: re.Match[str], start: int) -> int:
-    """Return the end of the password that may begin at `start`: an '@', or `start` if there is none."""
+    """Return the end of the password that may begin at `start`.
+
+    It is the position of an '@', or `start` if there is none.
+    """
     following = SCHEME.search(text, start)
     line = text.find("\n", start)
     stop = len(text) if line < 0 else line

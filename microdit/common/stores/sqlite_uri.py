@@ -60,7 +60,10 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def check_utf8(text: str) -> None:
-    """Raise ValueError if `text` has bytes that aren't UTF-8, which stores and YAML can't hold."""
+    """Raise ValueError if `text` has bytes that aren't UTF-8.
+
+    Stores and YAML can't hold such bytes.
+    """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

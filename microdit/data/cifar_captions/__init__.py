@@ -1,1 +1,4 @@
-"""`cifar-captions`: captioned photographs of the ten CIFAR-10 classes, selected from COYO-700M's metadata."""
+"""Select captioned photographs of the ten CIFAR-10 classes.
+
+`cifar-captions` takes them from COYO-700M's metadata.
+"""

@@ -1,4 +1,6 @@
-"""Rows that passed the filters: texts on disk, a few numbers per row in memory, and the choice among them.
+"""Hold the rows that passed the filters, and choose among them.
+
+Texts are on disk; a few numbers per row are in memory.
 
 The choice depends on the rows' content and the seed, not on their order: each row has a rank, drawn from (seed, stream)
 with the row in the stream's name, and of equal rows the lowest rank stays.
@@ -35,7 +37,9 @@ STREAM = "cifar-captions"
 
 
 class CandidatePool:
-    """Candidates of one selection: about 26 bytes of memory per row, their texts in a scratch file.
+    """Hold the candidates of one selection.
+
+    They take about 26 bytes of memory per row; their texts are in a scratch file.
 
     URLs and perceptual hashes are compared by 64-bit hashes. Among ten million candidates two different ones collide
     with a probability of about 3e-6.
@@ -63,7 +67,9 @@ class CandidatePool:
             self._writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
 
     def choose(self, per_class: int | None, balance: bool) -> tuple[pa.Table, dict[str, int]]:
-        """Choose rows, at most `per_class` per class, or as many as the smallest class has (`balance`).
+        """Choose rows, at most `per_class` per class.
+
+        With `balance`, each class gets as many as the smallest class has.
 
         Returns:
             The chosen rows in the order of their ranks, and how many each rule dropped.

@@ -1,4 +1,7 @@
-"""Find the classes that a caption names, by lists of words and of phrases that mean something else."""
+"""Find the classes that a caption names.
+
+The lists hold words, and phrases that mean something else.
+"""
 
 from __future__ import annotations
 
@@ -133,6 +136,9 @@ def _alternatives(phrases: Iterable[str]) -> str:
 
 
 def _loose(phrase: str) -> str:
-    """Let a blank be several or a hyphen, and a final s follow an apostrophe, as in "bird's eye"."""
+    """Return a pattern that allows variants of blanks and of a final s.
+
+    A blank may be several or a hyphen, and a final s may follow an apostrophe, as in "bird's eye".
+    """
     words = [re.sub(r"(?<=\w)s$", "['’]?s['’]?", re.escape(word)) for word in phrase.split(" ")]
     return BLANK.join(words)

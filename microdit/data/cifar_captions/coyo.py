@@ -1,4 +1,7 @@
-"""Stream COYO-shaped metadata: parquet files of a folder or glob, or a dataset of the Hugging Face hub."""
+"""Stream COYO-shaped metadata.
+
+Sources are parquet files of a folder or glob, or a dataset of the Hugging Face hub.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,10 @@ class ParquetSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """The train split of a dataset of the Hugging Face hub, streamed by the library `datasets`."""
+    """Stream the train split of a dataset of the Hugging Face hub.
+
+    The library `datasets` reads it.
+    """
 
     given: str
     stream: Any = field(repr=False)
@@ -102,7 +108,10 @@ Source = ParquetSource | HubSource
 
 
 def open_source(given: str) -> Source:
-    """Return the source that `--coyo` names: a folder, a glob, a file, or else a dataset "owner/name" of the hub."""
+    """Return the source that `--coyo` names.
+
+    It is a folder, a glob, a file, or else a dataset "owner/name" of the hub.
+    """
     path = Path(given).expanduser()
     if path.is_dir():
         files = sorted(path.rglob("*.parquet"))

@@ -20,7 +20,10 @@ Keep = Callable[[pa.RecordBatch], Any]
 
 @dataclass(frozen=True)
 class RowFilter:
-    """One filter: its name in the card, the columns it reads, and the mask of the rows that it keeps."""
+    """Describe one filter of rows.
+
+    It has its name in the card, the columns it reads, and the mask of the rows that it keeps.
+    """
 
     name: str
     columns: tuple[str, ...]

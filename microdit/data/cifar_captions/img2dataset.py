@@ -109,7 +109,10 @@ def progress(shards: Path) -> tuple[int, int]:
 
 
 def _end_left_over(noted: Path) -> None:
-    """End the img2dataset of an earlier call that was killed: two of them would write the same files."""
+    """End the img2dataset process of an earlier call that was killed.
+
+    Two such processes would write the same files.
+    """
     if not noted.is_file():
         return
     identity = noted.read_text(encoding="utf-8").strip()

@@ -1,4 +1,7 @@
-"""Choose rows of COYO-700M's metadata and write the selection before anything is downloaded."""
+"""Choose rows of COYO-700M's metadata.
+
+The selection is written before anything is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ URL_RULE = 1  # version of the url rule; a selection made by another version is 
 
 
 def select(request: Request, out: Path) -> Card:
-    """Write `selection.parquet`, `card.json` and `card.md` into `out`, or reuse those of the same request.
+    """Write `selection.parquet`, `card.json` and `card.md` into `out`.
+
+    Files of the same request are reused.
 
     Raises:
         DataError: if `out` has the selection of another request, or no row passes.
@@ -155,7 +160,10 @@ def _splits(chosen: pa.Table, request: Request) -> list[str]:
 
 
 def fingerprint(chosen: pa.Table) -> str:
-    """Return a digest of the chosen rows in order, independent of the source's files and batches."""
+    """Return a digest of the chosen rows in order.
+
+    It is independent of the source's files and batches.
+    """
     digest = hashlib.sha256()
     for batch in chosen.select(["id", "url", "caption", "label", "classes", "split"]).to_batches():
         for row in batch.to_pylist():

@@ -86,7 +86,10 @@ def _of_number(address: Address) -> str | None:
 
 
 def _meanings(address: Address) -> list[Address]:
-    """Return the addresses that a packet to `address` may reach, including an embedded IPv4 address."""
+    """Return the addresses that a packet to `address` may reach.
+
+    They include an embedded IPv4 address.
+    """
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     if address.ipv4_mapped is not None:

@@ -169,7 +169,10 @@ def load_art(code: str) -> np.ndarray:
 
 @cache
 def painted(code: str, color: str | None) -> np.ndarray:
-    """Return the drawing painted in `color` (None: the original), (72, 72, 4) uint8 RGBA, read-only."""
+    """Return the drawing painted in `color`, or the original if that is None.
+
+    The result is (72, 72, 4) uint8 RGBA and read-only.
+    """
     drawing, art = BY_CODE[code], load_art(code)
     if color is None or color == drawing.color:
         return art

@@ -32,7 +32,9 @@ def place_all(
     backdrop: Backdrop,
     vary: bool,
 ) -> list[Box]:
-    """Return the boxes of all drawings (`codes`, first group first), inside the frame and without overlap.
+    """Return the boxes of all drawings, inside the frame and without overlap.
+
+    They are in the order of `codes`, first group first.
 
     Without `vary`, every object has its middle size and is in the middle of its free place.
     """

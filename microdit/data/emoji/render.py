@@ -28,7 +28,10 @@ def aspect(code: str) -> tuple[float, float]:
 
 @cache
 def visible_box(code: str) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of the pixels that are not transparent, in art pixels."""
+    """Return the bounding box of the pixels that are not transparent.
+
+    It is left, top, right and bottom, in art pixels.
+    """
     alpha = painted(code, None)[..., 3] > 16
     rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

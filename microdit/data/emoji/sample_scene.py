@@ -33,12 +33,18 @@ from microdit.data.emoji.scene import (
 
 
 def held_out(kind: str, background: str, count: int) -> bool:
-    """Return whether this composition occurs in the composition split only (see the module's docstring)."""
+    """Return whether this composition occurs in the composition split only.
+
+    See the module's docstring.
+    """
     return (BACKGROUNDS.index(background) + 5 * CLASSES.index(kind) + 3 * (count - 1)) % 8 == 0
 
 
 def sample_scene(draws: UniformDraws, options: Options, composition: bool) -> Scene:
-    """Draw one scene; with `composition` its first group is a held-out composition, else no group is."""
+    """Draw one scene.
+
+    With `composition`, its first group is a held-out composition; otherwise no group is.
+    """
     kind = draws.pick(CLASSES)
     count = 1 + draws.weighted((0.45, 0.35, 0.2)[: options.max_objects])
     mixed = count > 1 and draws.chance(0.5)
@@ -81,7 +87,10 @@ def _sizes(draws: UniformDraws, counts: tuple[int, ...]) -> tuple[str | None, ..
 
 @cache
 def looks_on(kind: str, background: str, options: Options) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
-    """Return the drawings of a class that stand out from a background, each with its possible colors."""
+    """Return the drawings of a class that stand out from a background.
+
+    Each comes with its possible colors.
+    """
     result = []
     for drawing in DRAWINGS[kind][: options.drawings]:
         colors = dict.fromkeys((drawing.color, *(drawing.colors if options.hues else ())))
@@ -131,7 +140,10 @@ def _pick_background(
 
 @cache
 def _companions(kind: str, counts: tuple[int, ...], options: Options, composition: bool) -> tuple[str, ...]:
-    """Return the classes that may share an image with `kind`: a plain background of this split suits both."""
+    """Return the classes that may share an image with `kind`.
+
+    For each of them, a plain background of this split suits both.
+    """
     others = [name for name in CLASSES if name != kind]
     if len(counts) == 1:
         return tuple(others)
@@ -142,7 +154,10 @@ def _companions(kind: str, counts: tuple[int, ...], options: Options, compositio
 def _backgrounds(
     kinds: tuple[str, ...], counts: tuple[int, ...], options: Options, composition: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the plain and the scenic backgrounds that suit these groups and belong to this split."""
+    """Return the plain and the scenic backgrounds that suit these groups.
+
+    All belong to this split.
+    """
 
     def allowed(background: str) -> bool:
         out = [held_out(kind, background, count) for kind, count in zip(kinds, counts, strict=True)]

@@ -1,4 +1,6 @@
-"""The parts of a scene of `emoji-captions`: groups of objects, their looks and places, and the background.
+"""Define the parts of a scene of `emoji-captions`.
+
+These are groups of objects, their looks and places, and the background.
 
 All positions and sizes are shares of the frame's side; x grows to the right, y downwards.
 """

@@ -1,4 +1,7 @@
-"""Pair image files with the entries of a `prompts.json`, by names or by numbers in the names."""
+"""Pair image files with the entries of a `prompts.json`.
+
+They are paired by names or by numbers in the names.
+"""
 
 from __future__ import annotations
 

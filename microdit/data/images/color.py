@@ -1,4 +1,6 @@
-"""Convert decoded pixels to opaque 8-bit sRGB: sample depth, color profiles, gamma, transparency.
+"""Convert decoded pixels to opaque 8-bit sRGB.
+
+This covers sample depth, color profiles, gamma and transparency.
 
 V a sample's value, H W image height and width.
 """
@@ -23,7 +25,10 @@ class Unreadable(Exception):
 
 
 def check_colors(image: Image.Image) -> None:
-    """Raise Unreadable if the file's colors are known not to be sRGB's but cannot be converted."""
+    """Raise Unreadable if the file's colors can't be converted to sRGB.
+
+    Files without known colors count as sRGB.
+    """
     if image.info.get("icc_profile") or "srgb" in image.info:
         return
     mark = image.getexif().get_ifd(INTEROPERABILITY).get(1)

@@ -61,7 +61,10 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 
 def load_square(path: Path, resolution: int) -> np.ndarray:
-    """Return the central square of the image at `path`, resampled to (resolution, resolution, 3) uint8 sRGB."""
+    """Return the central square of the image at `path`.
+
+    It is resampled to (resolution, resolution, 3) uint8 sRGB.
+    """
     return central_square(read_image(path), resolution)
 
 
@@ -123,7 +126,10 @@ def _check_kind(image: Image.Image) -> None:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return how the file packs its pixels as Pillow names it, such as "L;4" and "RGB;16B"; "" if unknown."""
+    """Return how the file packs its pixels, as Pillow names it; "" if unknown.
+
+    Examples are "L;4" and "RGB;16B".
+    """
     tiles = getattr(image, "tile", [])
     arguments = tiles[0][3] if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments

@@ -1,1 +1,4 @@
-"""Encoded images and captions: their file format, its reader and writer, and the dataset `latents`."""
+"""Store encoded images and captions.
+
+The package has the file format, its reader and writer, and the dataset `latents`.
+"""

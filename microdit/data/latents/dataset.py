@@ -55,7 +55,10 @@ class LatentImages:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the shards' checksums, the split, its size, and whether originals are used."""
+        """Return a digest of the encoded split.
+
+        It covers the shards' checksums, the split, its size, and whether originals are used.
+        """
         parts = [self.index["fingerprint"], self.split, str(len(self)), "originals" if self._originals else "decoded"]
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
@@ -96,7 +99,9 @@ class LatentImages:
         return Sample(image, self.images.caption(i), int(self.images.labels[i]), {"file": key})
 
     def decoder(self, device: torch.device | str = "cpu") -> Autoencoder:
-        """Return the autoencoder of the latents, by default loaded from the path recorded when they were encoded.
+        """Return the autoencoder of the latents.
+
+        By default it is loaded from the path recorded when they were encoded.
 
         Raises:
             ConfigError: if it is missing at that path or has other weights.
@@ -119,7 +124,9 @@ class LatentImages:
         self._decoder = autoencoder
 
     def encoded(self, text_encoder: TextEncoder, cache_dir: Path, store_captions: bool) -> EncodedDataset:
-        """Return what training reads, with caption features from the folder itself or from the cache.
+        """Return the encoded data that training reads.
+
+        Caption features come from the folder itself or from the cache.
 
         Files whose checksums were verified are not read again until they change.
 
@@ -173,7 +180,9 @@ def check_autoencoder(root: Path, index: Mapping[str, Any], autoencoder: Autoenc
 
 
 def settings_from_latents(path: str) -> dict[str, int]:
-    """Return the settings that follow from encoded images, by dotted keys: resolution, latent channels, latent size.
+    """Return the settings that follow from encoded images, by dotted keys.
+
+    These are resolution, latent channels and latent size.
 
     Raises:
         DataError: if the folder is missing or unfinished.

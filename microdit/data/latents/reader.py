@@ -1,4 +1,6 @@
-"""Read folders of encoded images: memory-mapped shards of latents, captions and labels, and an index.
+"""Read folders of encoded images.
+
+They have memory-mapped shards of latents, captions and labels, and an index.
 
 `index.json` is written last, when all shards are complete: a folder without one is unfinished. N images, C channels, s
 latent size.
@@ -59,7 +61,10 @@ class EncodedImages:
         return unpack(self.shards[part][what], self.shards[part][f"{what}_ends"], place)
 
     def sigma_data(self, split: str | None) -> float:
-        """Return the standard deviation of all latent values of a split, or of all images, computed in float64."""
+        """Return the standard deviation of all latent values of a split or of all images.
+
+        It is computed in float64.
+        """
         return sigma_of(self.index["statistics"], split)
 
 

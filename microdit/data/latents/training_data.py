@@ -96,7 +96,10 @@ class EncodedDataset:
         return replace(self, features=features)
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Captions]:
-        """Return latents (B, C, h, w) and caption features (B, S, Y), float32, masked if the encoder masks them."""
+        """Return latents (B, C, h, w) and caption features (B, S, Y), float32.
+
+        The features are masked if the encoder masks them.
+        """
         latents = torch.from_numpy(self.images.take(indices).astype(np.float32))
         return latents, self.features.take(indices)
 
@@ -106,7 +109,10 @@ class EncodedDataset:
 
 
 def data_fingerprint(train: EncodedDataset, val: EncodedDataset) -> str:
-    """Return 16 hex digits that identify all content a run reads: latents, captions and targets of both splits."""
+    """Return 16 hex digits that identify all content a run reads.
+
+    It covers latents, captions and targets of both splits.
+    """
     return _key(train.fingerprint, val.fingerprint, train.targets.fingerprint)
 
 
@@ -142,7 +148,10 @@ def encode_dataset(
 
 
 def _discard_damaged(folder: Path, memory: Path) -> None:
-    """Remove damaged files of a cache folder, with one line in the log, so that they are encoded again."""
+    """Remove damaged files of a cache folder, so that they are encoded again.
+
+    One line is logged.
+    """
     bad = find_damaged(sorted(folder.glob(f"*{SUFFIX}")), check_shard, memory)
     for name in (INDEX, HEADER):
         try:
@@ -207,7 +216,10 @@ class DatasetSource:
 
 
 class BatchSampler:
-    """Choose the images of each step: a new permutation per epoch, a function of (seed, step) alone."""
+    """Choose the images of each step as a function of (seed, step) alone.
+
+    Each epoch has a new permutation.
+    """
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
         self.count = count

@@ -1,4 +1,6 @@
-"""Write folders of encoded images, shard by shard, in one or several processes, resuming earlier calls.
+"""Write folders of encoded images, shard by shard.
+
+One or several processes write, and later calls resume earlier ones.
 
 Shard k holds a source's images k S to (k + 1) S whichever process writes it, so processes need no communication. B
 batch, C latent channels, s latent size, f the autoencoder's downsampling factor.
@@ -57,7 +59,10 @@ class Source(Protocol):
         ...
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
-        """Yield all chunks of `size` images by number, with None instead of records for unwanted ones."""
+        """Yield all chunks of `size` images by number.
+
+        Unwanted chunks have None instead of records.
+        """
         ...
 
 

@@ -1,4 +1,6 @@
-"""Captioned images read by the package `datasets`: saved on disk, from the hub, or in webdataset tars.
+"""Read captioned images with the package `datasets`.
+
+They may be saved on disk, on the hub, or in webdataset tars.
 
 Images are decoded by this project's reader, as those of a folder are. Needs the package `datasets` (the extra `hub`).
 """
@@ -193,7 +195,10 @@ def _count(split: Any) -> int | None:
 
 
 def _stamp(word: str) -> str | None:
-    """Return a digest of the names and sizes of local files, which detects changes between calls."""
+    """Return a digest of the names and sizes of local files.
+
+    It detects changes between calls.
+    """
     path = Path(word).expanduser()
     files = sorted(path.rglob("*.arrow")) if path.is_dir() else [Path(name) for name in tars(word)]
     facts = [(file.name, file.stat().st_size) for file in files]

@@ -1,4 +1,7 @@
-"""A folder of captioned images, read as by the dataset `folder`: the same splits in the same order."""
+"""Read a folder of captioned images like the dataset `folder`.
+
+The splits are the same and in the same order.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Import MDS folders of the released code: copy latents and caption features into our shards."""
+"""Import MDS folders of the released code.
+
+Latents and caption features are copied into our shards.
+"""
 
 from __future__ import annotations
 
