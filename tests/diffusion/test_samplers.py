@@ -282,10 +282,22 @@ def test_limits_of_settings_are_allowed_values():
             DiffusionConfig(sigma_data=wrong)
 
 
-def test_a_callback_sees_the_latents_after_each_step():
+def test_sigma_falls_from_a_larger_to_a_smaller_value():
+    for low in (2.0, 3.0):
+        with pytest.raises(ConfigError, match=r"'sampler\.sigma_min'"):
+            SamplerConfig(sigma_min=low, sigma_max=2.0)
+
+
+def test_settings_of_churn_have_bounds():
+    with pytest.raises(ConfigError, match=r"'sampler\.churn\.amount' is 10000000\.0"):
+        ChurnConfig(amount=1e7)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_a_callback_sees_the_latents_after_each_step(sampler: str):
     seen: list[tuple[int, int, torch.Tensor]] = []
     noise = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    config = SamplerConfig(steps=3)
+    config = SamplerConfig(sampler, steps=3)
     drawn = sample(lambda x, sigma: x / 2, noise, config, callback=lambda *step: seen.append(step))
     assert [(step, steps) for step, steps, _ in seen] == [(1, 3), (2, 3), (3, 3)]
     assert torch.equal(seen[-1][2].float(), drawn)
