@@ -61,7 +61,9 @@ def open_dinov2(path: Path, digest: str) -> nn.Module:
 
 
 def build_dinov2(path: Path, side: int, key: str) -> nn.Module:
-    """Return a network from normalized pixels (B, 3, `side`, `side`) to the final class token (B, F).
+    """Return a network from normalized pixels to the final class token (B, F).
+
+    The pixels are (B, 3, `side`, `side`).
 
     `forward_features` returns the patch tokens.
 
@@ -115,7 +117,10 @@ def _width(stored: Mapping[str, Tensor], path: Path, key: str) -> int:
 
 
 def _positions(stored: Tensor, side: int) -> Tensor:
-    """Return position embeddings (1, 1 + M^2, F) for `side` x `side` patches, interpolated as in the authors' code."""
+    """Return position embeddings (1, 1 + M^2, F) for `side` x `side` patches.
+
+    They are interpolated as in the authors' code.
+    """
     width = stored.shape[-1]
     own = math.isqrt(stored.shape[1] - 1)
     if own == side:

@@ -23,7 +23,10 @@ LITE0_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage; the stored weights nu
 
 
 def lite0_pixels(images: Tensor) -> Tensor:
-    """Resize and normalize images (B, 3, H, W) uint8 to (B, 3, 224, 224) in [-1, 1], channels last."""
+    """Resize and normalize images (B, 3, H, W) uint8 to (B, 3, 224, 224).
+
+    Values are in [-1, 1]; the memory format is channels last.
+    """
     x = images.float().contiguous(memory_format=torch.channels_last)
     x = F.interpolate(x, size=(LITE0_SIDE, LITE0_SIDE), mode="bilinear", align_corners=False, antialias=True)
     return (x - 127.5) / 127.5
@@ -88,7 +91,9 @@ def lite0_key(stored: str) -> str:
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Fold each batch normalization of a timm network into the preceding convolution, in place.
+    """Fold each batch normalization into the preceding convolution, in place.
+
+    The network is a timm one.
 
     The outputs agree to a relative 1e-6, and every activation is read and written once less.
     """

@@ -1,4 +1,7 @@
-"""Local copies of model-hub repositories, downloaded or found in the client's cache, and errors of loading weights."""
+"""Find local copies of model-hub repositories, and classify loading errors.
+
+Repositories are downloaded or found in the client's cache.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,9 @@ def short(error: Exception, limit: int = 300) -> str:
 def hub_folder(
     repository: str, needed: str, weights: Sequence[str], key: str, remedy: str, subfolder: str = ""
 ) -> Path:
-    """Return the local copy of `repository`, or of a folder in it: its small files and its weights.
+    """Return the local copy of `repository`, or of a folder in it.
+
+    It has the small files and the weights.
 
     Args:
         repository: OWNER/NAME.

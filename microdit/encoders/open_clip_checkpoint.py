@@ -1,4 +1,6 @@
-"""Open a local folder in open_clip's format, with its own tokenizer's merge list if it has one.
+"""Open a local folder in open_clip's format.
+
+Its own tokenizer's merge list is used if it has one.
 
 B batch, S text tokens, E embedding width.
 """

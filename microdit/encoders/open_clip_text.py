@@ -61,7 +61,9 @@ def is_name(path: str) -> bool:
 
 
 def known_name(path: str, key: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return open_clip's facts about `MODEL/TAG`: the model's settings, and where its weights are published.
+    """Return open_clip's facts about `MODEL/TAG`.
+
+    These are the model's settings, and where its weights are published.
 
     Raises:
         ConfigError: if open_clip has no such model or weights; the message has the nearest name.
@@ -84,7 +86,9 @@ def known_name(path: str, key: str) -> tuple[Mapping[str, Any], Mapping[str, Any
 
 
 def named_source(path: str) -> ClipSource:
-    """Return a source for open_clip's `MODEL/TAG`, whose weights open_clip downloads, or finds in its cache, on demand.
+    """Return a source for open_clip's `MODEL/TAG`.
+
+    When the weights are needed, open_clip downloads them or finds them in its cache.
 
     Raises:
         ConfigError: if open_clip has no such model or weights; the message has the nearest name.
@@ -126,7 +130,9 @@ def models() -> list[str]:
 
 
 class ClipText:
-    """Token features of a CLIP's text tower after its final norm, without pooling and projection; all S tokens count.
+    """Encode captions as token features of a CLIP's text tower.
+
+    The features come after its final norm, without pooling and projection. All S tokens count.
 
     Loads its weights at the first caption, since a run with encoded captions needs only its sizes.
     """

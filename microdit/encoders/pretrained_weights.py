@@ -1,4 +1,7 @@
-"""Find the weights of networks that are too large to bundle, or report exactly what is missing."""
+"""Find the weights of networks that are too large to bundle.
+
+If weights are missing, the error lists exactly which.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,9 @@ PUBLISHED: Mapping[str, Published] = {
 
 
 def find_weights(network: str, given: str | None, keys: SettingNames) -> Path:
-    """Return the file of `network`'s weights: `given`, or the published one in torch hub's folder.
+    """Return the file of `network`'s weights.
+
+    It is `given`, or the published file in torch hub's folder.
 
     Only a URL in `given` is downloaded, once, to torch hub's folder.
 
@@ -79,7 +84,10 @@ def find_weights(network: str, given: str | None, keys: SettingNames) -> Path:
 
 
 def weights_identity(given: str) -> str:
-    """Return what identifies weights: 16 digits of a file's digest, else (for a URL) the setting."""
+    """Return a text that identifies weights.
+
+    It has 16 digits of a file's digest, or (for a URL) the setting.
+    """
     path = Path(given).expanduser()
     return content_digest(path)[:16] if path.is_file() else given
 

@@ -1,4 +1,4 @@
-"""Record the text features that a network was trained on, and compare them when its weights are used.
+"""Record the text features of a training, and compare them when weights are used.
 
 Other features of the same size would give other images without any error.
 """
@@ -76,7 +76,7 @@ def published_name(path: str) -> str:
 
 
 def check_features(weights: Path, config: TextConfig) -> None:
-    """Compare the configured text features with those that `weights` were trained on, if recorded.
+    """Compare the configured text features with those recorded for `weights`, if any.
 
     Raises:
         ConfigError: if they differ; the message has the setting, both values and the remedy.
@@ -103,7 +103,9 @@ def check_features(weights: Path, config: TextConfig) -> None:
 
 
 def _check_architecture(name: str, folder: Path, where: str) -> None:
-    """Check that a local folder's text tower can be the published one, as far as open_clip describes it.
+    """Check that a local folder's text tower can be the published one.
+
+    Only what open_clip describes is compared.
 
     Raises:
         ConfigError: if it can't.

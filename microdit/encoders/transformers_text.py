@@ -1,4 +1,6 @@
-"""Token features of transformers' text encoders (T5, CLIP text, sentence encoders), with attention masks.
+"""Encode captions with transformers' text encoders, with attention masks.
+
+Supported are T5, CLIP text and sentence encoders; the features are per token.
 
 B batch, S text tokens, Y width of the encoder.
 """
@@ -154,7 +156,10 @@ class TransformersText:
 
 
 def _drop_last_block(model: nn.Module, folder: Path) -> None:
-    """Remove the last block, so that the penultimate block's output passes the final norm, if there is one."""
+    """Remove the last block.
+
+    The penultimate block's output then passes the final norm, if there is one.
+    """
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     stacks = [
         part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers
@@ -187,7 +192,10 @@ def _weights(folder: Path) -> list[Path]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Turn off progress bars and reports of intentionally unused weights (such as a T5's decoder)."""
+    """Turn off progress bars and reports of intentionally unused weights.
+
+    An example is a T5's decoder.
+    """
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

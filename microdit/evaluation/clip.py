@@ -1,4 +1,6 @@
-"""The scoring CLIP: the bundled one, trained separately from the text encoder, or any open_clip folder.
+"""Load the CLIP model that scores images.
+
+It is the bundled one, trained separately from the text encoder, or any open_clip folder.
 
 B batch, E embedding width.
 """
@@ -90,7 +92,9 @@ def _fingerprint(folder: Path, files: str) -> str:
 
 
 def clip_folder(path: str) -> Path:
-    """Return the open_clip folder that `path` names: builtin, a folder, `MODEL/TAG`, or `hf-hub:OWNER/NAME`.
+    """Return the open_clip folder that `path` names.
+
+    `path` is builtin, a folder, `MODEL/TAG`, or `hf-hub:OWNER/NAME`.
 
     The last two are looked up in Hugging Face's cache; nothing is downloaded.
 

@@ -1,4 +1,6 @@
-"""Settings of the scores: number of images, metrics, networks, and real images to compare with.
+"""Define the settings of the scores.
+
+They are the number of images, the metrics, the networks, and the real images to compare with.
 
 Imports nothing heavy, because the configuration tree loads this file.
 """

@@ -36,7 +36,10 @@ class FeatureNetwork:
 
     @property
     def fingerprint(self) -> str:
-        """Name everything that determines the features of an image; stored features are keyed by it."""
+        """Name everything that determines the features of an image.
+
+        It is part of the key of stored features.
+        """
         raise NotImplementedError
 
     def features(self, images: Tensor) -> Tensor:

@@ -52,12 +52,17 @@ class _SingleLayer(FeatureExtractorBase):
 
 @cache
 def _lite0() -> nn.Module:
-    """Return the network, loaded once per process, though torch-fidelity makes an extractor for every set of images."""
+    """Return the network, loaded once per process.
+
+    torch-fidelity makes an extractor for every set of images.
+    """
     return fold_batch_norm(build_lite0()).eval().to(memory_format=torch.channels_last)
 
 
 class EfficientNetLite0Features(_SingleLayer):
-    """ImageNet EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946; 4.65 M parameters), pooled before the classifier.
+    """Extract features of ImageNet EfficientNet-Lite0, pooled before the classifier.
+
+    The network has 4.65 M parameters (Tan & Le, arXiv 1905.11946).
 
     Input uint8 (B, 3, H, W) of any size, resized to 224 x 224 bilinearly (with antialiasing when shrinking). Output (B,
     1280) as float64, so that means and covariances are summed in it. About 50 images/s on one CPU thread.
@@ -139,7 +144,9 @@ class InceptionFeatures(_SingleLayer):
 
 
 class DinoFeatures(_SingleLayer):
-    """DINOv2's class token after the last norm, of images resized and normalized as in torch-fidelity.
+    """Extract DINOv2's class token after the last norm.
+
+    Images are resized and normalized as in torch-fidelity.
 
     Input uint8 (B, 3, H, W), output (B, F) float32.
     """

@@ -1,4 +1,6 @@
-"""Fréchet and kernel distances, precision and recall, with stored features and floors of real images.
+"""Measure Fréchet and kernel distances, precision and recall.
+
+Features are stored, and floors of real images are measured.
 
 Fréchet distance: Heusel et al., arXiv 1706.08500, equation 6. KID: Bińkowski et al., arXiv 1801.01401, section 4: the
 unbiased squared MMD with the kernel (x·y / width + 1)^3, averaged over random subsets; near 0 it may be negative.
@@ -88,11 +90,17 @@ class Distances:
             return found
 
     def _reference_name(self, net: FeatureNet) -> str:
-        """Return the name of the reference's stored features, from everything that determines them."""
+        """Return the name of the reference's stored features.
+
+        It covers everything that determines them.
+        """
         return f"v{FEATURES_VERSION}-{self.real.name}-{net.name}-{net.digest[:12]}-{net.resize}"
 
     def _measure(self, images: SampledImages | RealImages, net: FeatureNet, metrics: Sequence[str]) -> dict[str, float]:
-        """Return metrics of images by torch-fidelity's functions of features, without its own cache of pickles."""
+        """Measure metrics of images with torch-fidelity's functions of features.
+
+        torch-fidelity's own cache of pickles is not used.
+        """
         from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
         from torch_fidelity.metric_kid import kid_features_to_metric
         from torch_fidelity.metric_prc import prc_features_to_metric

@@ -71,7 +71,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _by_eigenvalues(product: np.ndarray) -> tuple[float, float]:
-    """Return the sum of singular values by eigenvalues of the smaller Gram matrix, and a bound of its rounding error.
+    """Return the sum of singular values, and a bound of its rounding error.
+
+    They are computed from eigenvalues of the smaller Gram matrix.
 
     About three times as fast as singular values. But each eigenvalue has the rounding error of the largest, which the
     square root amplifies near 0: with a steep spectrum, or without full rank, the bound is large.

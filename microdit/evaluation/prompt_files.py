@@ -1,4 +1,7 @@
-"""Read prompts from a file: COCO's annotation format, or a text file with one prompt per line."""
+"""Read prompts from a file.
+
+The file has COCO's annotation format, or one prompt per line.
+"""
 
 from __future__ import annotations
 

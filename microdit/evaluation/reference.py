@@ -1,4 +1,7 @@
-"""The real images that samples are compared with, and those that replace samples for the floor."""
+"""Select the real images that samples are compared with.
+
+Others replace the samples to measure the floor.
+"""
 
 from __future__ import annotations
 
@@ -48,18 +51,26 @@ class RealImages(Dataset[Tensor]):
 
 
 def reference_rows(size: int, samples: int, reference_count: int) -> tuple[np.ndarray, int]:
-    """Return a dataset's rows in the order of scoring, and how many of the first are the reference."""
+    """Return a dataset's rows in the order of scoring.
+
+    Also returns how many of the first rows are the reference.
+    """
     count = min(reference_count, max(size - samples, size // 2))
     return numpy_generator(0, "evaluation-reference").permutation(size), count
 
 
 def originals_digest(data: CaptionedImages, rows: Iterable[int]) -> str:
-    """Return a digest of the files of these rows that the data's fingerprint doesn't cover; "" if there are none."""
+    """Return a digest of files that the data's fingerprint doesn't cover.
+
+    They are the originals of these rows; the digest is "" if there are none.
+    """
     return data.originals_digest(rows) if isinstance(data, HasOriginals) else ""
 
 
 class ReferenceSplit:
-    """Two disjoint sets of a dataset's images: the reference, and `held`, as many as there are samples.
+    """Split a dataset's images into two disjoint sets.
+
+    They are the reference, and `held`, which has as many images as there are samples.
 
     The distance of `held` to the reference is the floor, the score of a perfect generator at these counts. If the
     dataset is too small for both, the reference shrinks, at most to half. If `held` is then smaller than the samples,

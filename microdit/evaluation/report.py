@@ -26,7 +26,9 @@ UNSCORED = "none"
 
 
 def feature_net_name(config: EvalConfig) -> str:
-    """Return the scoring networks with the first digits of their digests, and the digest of prompts from a file.
+    """Return the scoring networks with the first digits of their digests.
+
+    If prompts come from a file, its digest is added.
 
     Scores are comparable only if it is equal. Without samples it is empty, and no weights are needed.
     """
@@ -39,7 +41,9 @@ def feature_net_name(config: EvalConfig) -> str:
 
 
 def check_scoring(config: EvalConfig) -> None:
-    """Check that everything `config` names exists and has the right format, without computing anything.
+    """Check that everything `config` names exists and has the right format.
+
+    Nothing is computed.
 
     Raises:
         ConfigError: if something is missing or of another kind.

@@ -87,7 +87,10 @@ def score(
 def _of_the_user(
     images: np.ndarray, captions: Sequence[str], real: ReferenceSplit, config: EvalConfig
 ) -> dict[str, float]:
-    """Return the user's metrics of `images`, against real images that are not in the reference."""
+    """Return the user's metrics of `images`.
+
+    The real images they are compared with are not in the reference.
+    """
     functions = {score_name(name): METRIC_FUNCTIONS.resolve(name) for name in config.metrics}
     functions = {name: function for name, function in functions.items() if function is not None}
     if not functions:
@@ -104,7 +107,10 @@ def agreement(
     config: EvalConfig,
     clip: ScoringClip,
 ) -> dict[str, float]:
-    """Return `clip_score` and `class_accuracy` of images (N, H, W, 3) uint8, as far as requested and known."""
+    """Return `clip_score` and `class_accuracy`, as far as requested and known.
+
+    Images are (N, H, W, 3) uint8.
+    """
     batches = range(0, len(images), config.batch_size)
     embedded = torch.cat([clip.embed_images(torch.from_numpy(images[i : i + config.batch_size])) for i in batches])
     values = {}
@@ -126,7 +132,10 @@ def clip_score(images: Tensor, texts: Tensor) -> float:
 
 
 def class_accuracy(images: Tensor, labels: Sequence[int], classes: Tensor) -> float:
-    """Return the share of embedded images (N, E) nearest to their class among (classes, E), without labels of -1."""
+    """Return the share of images that are nearest to their own class.
+
+    Embeddings are (N, E) for images and (classes, E) for classes. Labels of -1 are ignored.
+    """
     wanted = torch.tensor(list(labels))
     known = wanted >= 0
     found = (images.cpu()[known] @ classes.cpu().T).argmax(1)

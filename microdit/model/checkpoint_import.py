@@ -1,4 +1,7 @@
-"""Import of the paper's released weights: renamed, loaded safely, or rejected with a list of what does not fit."""
+"""Import the paper's released weights.
+
+They are renamed and loaded safely, or rejected with a list of the keys that do not fit.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,10 @@ def _load(weights: dict[str, Tensor], config: DiTConfig, where: str) -> DiT:
 
 
 def released_config(values: Mapping[str, Any], masking: MaskingConfig | None = None) -> DiTConfig:
-    """Our settings for the released model's own constructor arguments (as a mapping of its argument names)."""
+    """Return our settings for the released model's constructor arguments.
+
+    The arguments are a mapping from argument names to values.
+    """
     attention, feed_forward = values["qkv_multipliers"], values["ffn_multipliers"]
     use_mixer = values.get("use_patch_mixer", True)
     return DiTConfig(
@@ -99,7 +105,9 @@ def import_released(
     beside: Callable[[Path, DiTConfig], None] | None = None,
     input_size: int | None = None,
 ) -> str:
-    """Convert a released checkpoint to `out`/model.safetensors and `out`/model.yaml; return a line about the result.
+    """Convert a released checkpoint to `out`/model.safetensors and `out`/model.yaml.
+
+    Returns a line about the result.
 
     Args:
         checkpoint: as `source` of `load_released`.
@@ -137,7 +145,10 @@ def import_released(
 
 
 def _at_size(config: DiTConfig, positions: Tensor | None, input_size: int | None, where: str) -> DiTConfig:
-    """Return a preset at another latent size: that of the stored `positions` (1, T, D), or `input_size`."""
+    """Return a preset at another latent size.
+
+    The size is that of the stored `positions` (1, T, D), or `input_size`.
+    """
     scale = config.pos_interp_scale * (input_size or config.input_size) / config.input_size
     if positions is not None and positions.ndim == 3:
         stored = math.isqrt(positions.shape[1]) * config.patch_size

@@ -52,7 +52,10 @@ def unpack(captions: Captions) -> tuple[Tensor, Tensor | None]:
 
 
 def replace_empty_captions(captions: Captions) -> tuple[Tensor, Tensor | None]:
-    """Return tokens and mask, with fully padded captions replaced by the null caption (no attention over no tokens)."""
+    """Replace fully padded captions with the null caption.
+
+    Attention over no tokens would give NaN. Returns tokens and mask.
+    """
     tokens, mask = unpack(captions)
     if mask is None:
         return tokens, None
@@ -75,7 +78,10 @@ def mean_token(tokens: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def round_to_half(captions: Captions) -> Captions:
-    """On the CPU, tokens rounded to half precision as kept features are: the same training and scores either way."""
+    """Round tokens to half precision on the CPU.
+
+    Stored features have half precision, so training and scores are the same in both cases.
+    """
     tokens, mask = unpack(captions)
     return with_mask(tokens.half().float().cpu(), None if mask is None else mask.cpu())
 

@@ -43,7 +43,10 @@ class ExpertsConfig:
         return self.every_n > 0 and (index + 1) % self.every_n == 0 and index != depth - 1
 
     def in_mixer(self, index: int) -> bool:
-        """Whether mixer block `index` has experts: as in the backbone, but never the first, and the last too."""
+        """Return whether mixer block `index` has experts.
+
+        The rule is that of the backbone, except that the first block has none and the last one may have some.
+        """
         return self.every_n > 0 and index > 0 and (index + 1) % self.every_n == 0
 
 
@@ -78,7 +81,10 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class RouteConfig:
-    """Numbers of first and last backbone blocks that see all patches; the blocks between see the kept ones."""
+    """Set the numbers of first and last backbone blocks that see all patches.
+
+    The blocks between them see the kept patches.
+    """
 
     before: Annotated[int, Range(0)] = 2
     after: Annotated[int, Range(0)] = 2

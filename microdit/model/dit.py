@@ -27,7 +27,9 @@ from microdit.model.width_schedules import hidden_width
 
 
 class DiT(nn.Module):
-    """DiT (arXiv 2212.09748) with captions, deferred masking and the width schedules of arXiv 2407.15811.
+    """Implement DiT with captions, deferred masking and width schedules.
+
+    See arXiv 2212.09748 for DiT and arXiv 2407.15811 for the rest.
 
     Args:
         config: the architecture.
@@ -63,7 +65,9 @@ class DiT(nn.Module):
 
     @classmethod
     def from_preset(cls, name: str, seed: int | None = 0) -> DiT:
-        """Build the network of a named architecture, such as "DiT-Tiny/2"; `list_presets` returns all names.
+        """Build the network of a named architecture, such as "DiT-Tiny/2".
+
+        `list_presets` returns all names.
 
         Args:
             name: of the architecture.
@@ -94,13 +98,20 @@ class DiT(nn.Module):
         return self.unpatchify(self.masking.restore(x, plan))
 
     def condition(self, t: Tensor, y: Captions) -> tuple[Tensor, Captions]:
-        """Return noise level and pooled caption (B, D), and the caption tokens for attention (B, S, D)."""
+        """Return the condition and the caption tokens.
+
+        The condition is noise level and pooled caption, (B, D). The tokens are (B, S, D), for
+        attention.
+        """
         tokens, mask = replace_empty_captions(y)
         tokens = self.caption_block(self.y_embedder(tokens), mask)
         return self.t_embedder(t) + self.pooled_embedder(mean_token(tokens, mask)), with_mask(tokens, mask)
 
     def unpatchify(self, x: Tensor) -> Tensor:
-        """Return (B, C, h, w) from (B, T, p p C), whose values are in (row, column, channel) order."""
+        """Return (B, C, h, w) from (B, T, p p C).
+
+        Values within a patch are in (row, column, channel) order.
+        """
         side, p = self.config.side, self.config.patch_size
         x = x.view(len(x), side, side, p, p, self.config.in_channels)
         return torch.einsum("brspqc->bcrpsq", x).reshape(len(x), self.config.in_channels, side * p, side * p)

@@ -24,7 +24,9 @@ BOUND = 2.0  # of truncated normals: absolute, as in the released model, so in e
 
 @torch.no_grad()
 def initialize(net: nn.Module, seed: int) -> None:
-    """Set every parameter as the released model does (`tests/model/reference/tiny_init.json` has its statistics).
+    """Set every parameter as the released model does.
+
+    `tests/model/reference/tiny_init.json` has its statistics.
 
     Linears are Xavier-uniform, embedders normal (0.02). Biases are zero, except the patch embedding's: it keeps a
     convolution's default. In blocks, the inputs of attention and feed-forwards are normal (0.02). Their outputs, and

@@ -23,7 +23,10 @@ ALIASES = {"MicroDiT_Tiny_2": "MicroDiT-Tiny/2", "MicroDiT_XL_2": "MicroDiT-XL/2
 
 
 def list_presets() -> tuple[str, ...]:
-    """Return the names that `preset` and `DiT.from_preset` take; released names such as MicroDiT_XL_2 are aliases."""
+    """Return the names that `preset` and `DiT.from_preset` take.
+
+    Released names such as MicroDiT_XL_2 are aliases.
+    """
     return PRESETS
 
 

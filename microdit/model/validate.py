@@ -1,4 +1,7 @@
-"""Checks of a model's settings that need the registries of feed-forwards and masking methods."""
+"""Check the model settings that need registries.
+
+These are the registries of feed-forwards and masking methods.
+"""
 
 from __future__ import annotations
 

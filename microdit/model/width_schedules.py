@@ -71,14 +71,19 @@ def round_up(value: float, multiple_of: int) -> int:
 
 
 def attention_width(width: int, ratio: float, head_dim: int, multiple_of: int | None) -> int:
-    """Return the width of queries, keys or values: a whole number of heads. Ratio 1 is the model width itself."""
+    """Return the width of queries, keys or values.
+
+    It is a whole number of heads. Ratio 1 is the model width itself.
+    """
     if ratio == 1:
         return width
     return round_up(width * ratio, multiple_of or head_dim)
 
 
 def hidden_width(width: int, ratio: float, matrices: int, multiple_of: int | None) -> int:
-    """Return the hidden width of a feed-forward with `matrices` weight matrices, at a ratio counted for two.
+    """Return the hidden width of a feed-forward with `matrices` weight matrices.
+
+    The ratio is counted for two matrices.
 
     A gated feed-forward has three matrices, so its hidden width is two thirds of `width * ratio`: at one ratio all
     kinds have equal parameters and FLOPs, within rounding up to `multiple_of`.

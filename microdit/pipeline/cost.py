@@ -1,4 +1,7 @@
-"""Compute what a whole run costs from its settings; `microdit.model.cost.network` defines what is counted."""
+"""Compute the cost of a whole run from its settings.
+
+`microdit.model.cost.network` defines what is counted.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,17 @@ COST_METRICS = (
 
 
 def text_tokens(config: Config) -> int:
-    """Return the number of text tokens per caption: the text encoder's, or CLIP's 77 if it is unknown."""
+    """Return the number of text tokens per caption.
+
+    It is the text encoder's, or CLIP's 77 if that is unknown.
+    """
     return text_length(config.text) or cost.TEXT_TOKENS
 
 
 def forward_flops(config: Config, masked: bool = True) -> int:
-    """Return the FLOPs of one image's forward pass in training, through the network and the alignment's projector.
+    """Return the FLOPs of one image's forward pass in training.
+
+    It counts the network and the alignment's projector.
 
     The alignment's encoder is not counted. Like the autoencoder, it encodes each image once, before training.
     """
@@ -40,7 +48,10 @@ def forward_flops(config: Config, masked: bool = True) -> int:
 
 
 def image_flops(config: Config, masked: bool = True) -> int:
-    """Return the FLOPs of one image in a training step; the backward pass counts as two forward passes."""
+    """Return the FLOPs of one image in a training step.
+
+    The backward pass counts as two forward passes.
+    """
     return 3 * forward_flops(config, masked)
 
 
@@ -53,7 +64,10 @@ def training_flops(config: Config) -> int:
 
 
 def trained_parameters(config: Config) -> int:
-    """Return the number of parameters that the optimizer updates: the network's and the alignment's."""
+    """Return the number of parameters that the optimizer updates.
+
+    It counts the network's and the alignment's.
+    """
     aligned = _alignment(config.alignment, config.model).parameters()
     return cost.parameters(config.model) + sum(parameter.numel() for parameter in aligned)
 
@@ -66,7 +80,10 @@ def _alignment(config: AlignmentConfig, model: DiTConfig) -> Alignment:
 
 
 def cost_facts(config: Config) -> dict[str, RunFact]:
-    """Return parameter counts of the sampled network and FLOPs, which a run logs before its first step."""
+    """Return the parameter counts of the sampled network, and FLOPs.
+
+    A run logs them before its first step.
+    """
     return {
         "params": cost.parameters(config.model),
         "active_params": cost.active_parameters(config.model),

@@ -92,7 +92,10 @@ def evaluate(
 
 
 def evaluate_run(folder: Path | str, config: Config) -> dict[str, float]:
-    """Return scores and `val_loss` of the finished run in `folder`, measured by the settings `config`."""
+    """Return scores and `val_loss` of the finished run in `folder`.
+
+    They are measured by the settings `config`.
+    """
     check_scoring(config.evaluation)
     accelerator = build_accelerator(config)
     denoiser = load_denoiser(config, Path(folder) / WEIGHTS).to(accelerator.device)
@@ -100,7 +103,10 @@ def evaluate_run(folder: Path | str, config: Config) -> dict[str, float]:
 
 
 def evaluate_images(folder: Path | str, config: Config) -> dict[str, float]:
-    """Return scores of a folder of captioned images against `config`'s dataset; see `evaluate_folder` for its files."""
+    """Return scores of captioned images against `config`'s dataset.
+
+    See `evaluate_folder` for the files of the folder.
+    """
     evaluation = dataclasses.replace(config.evaluation, prompts=None)  # the folder has its own captions
     check_scoring(evaluation)
     reference = build_dataset(config.data, config.evaluation.reference_split)
@@ -110,7 +116,10 @@ def evaluate_images(folder: Path | str, config: Config) -> dict[str, float]:
 
 
 def config_to_evaluate(source: Path | str, changes: Mapping[str, Any]) -> Config:
-    """Load the configuration in a run's folder, or a config.yaml itself; `changes` override keys of `evaluation`."""
+    """Load the configuration in a run's folder, or a config.yaml itself.
+
+    `changes` override keys of `evaluation`.
+    """
     source = Path(source)
     config = load_config(source / CONFIG if source.is_dir() else source)
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **changes))
@@ -135,7 +144,9 @@ def _evaluate_denoiser(
 def generate_and_score(
     config: Config, components: RunInputs, denoiser: Objective, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Draw `evaluation.samples` prompts and score the images; the work is sharded over all processes.
+    """Draw `evaluation.samples` prompts and score the images.
+
+    The work is sharded over all processes.
 
     Prompts are held-out captions, or those of the file `evaluation.prompts`, which have no classes.
 
@@ -159,19 +170,28 @@ def generate_and_score(
 
 
 def evaluation_prompts(config: Config, components: RunInputs, count: int) -> Prompts:
-    """Return the first `count` prompts of the file `evaluation.prompts`, or of the held-out captions."""
+    """Return the first `count` evaluation prompts.
+
+    They come from the file `evaluation.prompts` or from the held-out captions.
+    """
     if config.evaluation.prompts is None:
         return held_out_prompts(components.val, range(count))
     return written_prompts(read_prompts(config.evaluation.prompts, count), components.text_encoder)
 
 
 def noise_stream(noise: int) -> str:
-    """Return the name of the random stream of sample set 0, 1, ...; a single evaluation uses the first."""
+    """Return the name of the random stream of sample set 0, 1, ...
+
+    A single evaluation uses the first stream.
+    """
     return f"evaluation/noise{noise}" if noise else "evaluation"
 
 
 def prefix_scores(scores: Mapping[str, float], noise: int) -> dict[str, float]:
-    """Return scores under the names that a run logs; of further sample sets only those that depend on the noise."""
+    """Return scores under the names that a run logs.
+
+    Of further sample sets, only scores that depend on the noise are included.
+    """
     if not noise:
         return {final_metric(name): value for name, value in scores.items()}
     of_real = (*NOT_SCORES, *(name for name in scores if name.endswith((FLOOR_SUFFIX, REAL_SUFFIX))))
@@ -186,7 +206,10 @@ def _draw(
     prompts: Prompts,
     stream: str,
 ) -> np.ndarray:
-    """Return an image per prompt (N, H, W, 3) uint8; each process draws its shard, and all are gathered."""
+    """Return an image per prompt, (N, H, W, 3) uint8.
+
+    Each process draws its shard, and all shards are gathered.
+    """
     bounds = np.linspace(0, len(prompts.captions), accelerator.num_processes + 1).astype(int)
     first, stop = map(int, bounds[accelerator.process_index :][:2])
     own = generate(

@@ -21,7 +21,10 @@ from microdit.training.init_weights import WEIGHTS
 def export_final(
     config: Config, denoiser: Objective, images: np.ndarray, shown: Prompts, text: TextRecord, recorder: RunLogger
 ) -> None:
-    """Write averaged weights with a record of their text features, shown samples and prompts; log them as artifacts."""
+    """Write averaged weights, sample images and prompts, and log them as artifacts.
+
+    The weights come with a record of their text features.
+    """
     output = Path(config.output_dir)
     save_weights(denoiser, output / WEIGHTS, text)
     save_png(strip(images), output / "samples" / "final.png")

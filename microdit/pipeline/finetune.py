@@ -1,4 +1,7 @@
-"""Style fine-tuning: train a finished run for a few more steps on a folder of captioned images."""
+"""Fine-tune the style of a finished run.
+
+It is trained for a few more steps on a folder of captioned images.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,9 @@ CAPTION_DROPOUT = 0.1  # guidance needs the null caption
 def finetune_config(
     run: Path, data: Path, out: Path, steps: int | None = None, overrides: Sequence[str] = ()
 ) -> Config:
-    """Return a configuration that starts from a finished run's weights and trains on a folder of captioned images.
+    """Return a configuration that fine-tunes a finished run.
+
+    It starts from the run's weights and trains on a folder of captioned images.
 
     It reuses the run's network, encoders, optimizer, sampler and seed. It trains on all patches, at a low constant
     learning rate.
@@ -91,7 +96,10 @@ def _style(base: Config, run: Path, data: Path, out: Path, steps: int) -> Config
 
 
 def summary(config: Config) -> str:
-    """Return a line or two about the data, the steps, the learning rate and the scores of a fine-tuning."""
+    """Return a summary of a fine-tuning in one or two lines.
+
+    It has the data, the steps, the learning rate and the scores.
+    """
     counts = [len(build_dataset(config.data, split)) for split in ("train", "val")]
     training = config.training
     words = (

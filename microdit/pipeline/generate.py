@@ -1,4 +1,6 @@
-"""Generate images of caption features: initial noise, guided sampling, decoding; and arrange and save them.
+"""Generate images of caption features, and arrange and save them.
+
+The steps are initial noise, guided sampling and decoding.
 
 N images, B batch, C latent channels, H W height and width, S text tokens, Y text width.
 """
@@ -22,7 +24,10 @@ from microdit.pipeline.prompts import Features
 
 
 def initial_noise(seed: int, stream: str, indices: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
-    """Return unit normal noise (B, C, H, W); image i's depends on (seed, stream, i) only, not on the batch."""
+    """Return unit normal noise (B, C, H, W).
+
+    Image i's noise depends on (seed, stream, i) only, not on the batch.
+    """
     return torch.stack([torch.randn(shape, generator=generator(seed, stream, i)) for i in indices])
 
 

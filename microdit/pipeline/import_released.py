@@ -1,4 +1,6 @@
-"""Convert a checkpoint of the paper's released model to a folder that `microdit sample` and `Pipeline` read.
+"""Convert a checkpoint of the paper's released model to a folder.
+
+`microdit sample` and `Pipeline` read it.
 
 The folder also records the text encoder and the autoencoder that the model was trained with.
 """
@@ -34,7 +36,9 @@ def import_model(
     autoencoder: str | None = None,
     resolution: int | None = None,
 ) -> str:
-    """Convert a released checkpoint to a folder with weights, model.yaml and config.yaml; return a line about it.
+    """Convert a released checkpoint to a folder; return a line about it.
+
+    The folder has weights, model.yaml and config.yaml.
 
     Args:
         checkpoint: a .safetensors or .pt file.

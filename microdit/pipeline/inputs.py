@@ -1,4 +1,7 @@
-"""What a run needs before its first step: device, data and frozen networks, checked against each other."""
+"""Build what a run needs before its first step.
+
+Device, data and frozen networks are checked against each other.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ class RunInputs:
 
     @property
     def data_fingerprint(self) -> str:
-        """Digest of all data that training reads, and of the original images that scores compare with."""
+        """Return a digest of all data that training reads.
+
+        It includes the original images that scores compare with.
+        """
         trained_on = data_fingerprint(self.train, self.val)
         return f"{trained_on}-{self.originals[:8]}" if self.originals else trained_on
 
@@ -71,7 +77,9 @@ def choose_device(config: Config) -> torch.device:
 
 
 def build_accelerator(config: Config) -> Accelerator:
-    """Return an accelerator for the configured device and precision; on a CPU, set the number of threads.
+    """Return an accelerator for the configured device and precision.
+
+    On a CPU, this also sets the number of threads.
 
     Raises:
         ConfigError: if the device is missing, or the batch size is no multiple of processes x accumulation.
@@ -98,7 +106,9 @@ def build_accelerator(config: Config) -> Accelerator:
 
 
 def build_components(config: Config, device: torch.device | str = "cpu", images: Images | None = None) -> RunInputs:
-    """Open or build everything that training reads; encode the data once into `config.cache_dir`.
+    """Open or build everything that training reads.
+
+    The data are encoded once into `config.cache_dir`.
 
     Args:
         config: the settings.

@@ -67,7 +67,9 @@ class Pipeline:
         overrides: Sequence[str] = (),
         device: torch.device | str | None = None,
     ) -> Pipeline:
-        """Load a run's folder, a folder that `microdit import` or `save_pretrained` wrote, or a .safetensors file.
+        """Load a run's folder, an exported folder or a .safetensors file.
+
+        `microdit import` and `save_pretrained` write exported folders.
 
         Args:
             source: the folder or file.
@@ -217,7 +219,9 @@ class Pipeline:
 
 
 def load_denoiser(config: Config, path: Path) -> Objective:
-    """Load the averaged weights at `path` into the network that `config` describes, ready to sample on the CPU.
+    """Load the averaged weights at `path` into the network of `config`.
+
+    The network is on the CPU, ready to sample.
 
     Raises:
         CheckpointError: if the file is missing, damaged or doesn't fit.

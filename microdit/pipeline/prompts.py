@@ -17,7 +17,10 @@ from microdit.model.conditioning import Captions, round_to_half
 
 @dataclass(frozen=True)
 class Features:
-    """Caption features that are read in batches; at the paper's size all of them exceed the memory."""
+    """Read caption features in batches.
+
+    At the paper's size, all of them exceed the memory.
+    """
 
     rows: range
     read: Callable[[range], Captions]  # some of the rows -> (B, S, Y) float32
@@ -50,7 +53,10 @@ def held_out_prompts(data: EncodedDataset, indices: Sequence[int]) -> Prompts:
 
 
 def shown_prompts(data: EncodedDataset, count: int) -> Prompts:
-    """Return `count` captions for sample images, of each class in turn; the same for every run on this data."""
+    """Return `count` captions for sample images, of each class in turn.
+
+    They are the same for every run on this data.
+    """
     by_class = {label: list(np.flatnonzero(data.labels == label)) for label in sorted(set(data.labels.tolist()))}
     indices: list[int] = []
     while len(indices) < min(count, len(data)):

@@ -1,4 +1,7 @@
-"""The logger interface of a whole run; it keeps the core independent of any experiment tracker."""
+"""Define the logger interface of a whole run.
+
+It keeps the core independent of any experiment tracker.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ class RunLogger(StepLogger, Protocol):
     """Receives everything that a run reports; called on the main process only."""
 
     def start(self, config: Config, facts: Mapping[str, RunFact]) -> None:
-        """Called once before the first step; `facts` has fingerprints, parameter counts, FLOPs and the device."""
+        """Log `facts` once before the first step.
+
+        They are fingerprints, parameter counts, FLOPs and the device.
+        """
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Log an image (H, W, 3) uint8 at `step`."""

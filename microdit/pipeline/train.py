@@ -38,7 +38,9 @@ def train(
     logger: RunLogger | None = None,
     progress: bool = False,
 ) -> TrainingResult:
-    """Train a network, score it, and return it; resumes from the newest checkpoint in `config.output_dir`.
+    """Train a network, score it, and return it.
+
+    Training resumes from the newest checkpoint in `config.output_dir`.
 
     Args:
         config: the settings, such as `Config.preset("demo")`.

@@ -1,4 +1,7 @@
-"""One run from configuration to scores: data, training, samples, evaluation, all reported to a logger."""
+"""Run everything from configuration to scores.
+
+Data, training, samples and evaluation are reported to a logger.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +108,9 @@ def _check_memory(config: Config, device: torch.device, processes: int) -> None:
 
 
 def prepare(config: Config) -> RunInputs:
-    """Check all settings and encode the data into the cache, without training; called once before many runs start.
+    """Check all settings and encode the data into the cache, without training.
+
+    It is called once before many runs start.
 
     Raises:
         MicroditError: if a setting, a file or the data can't be used.
@@ -148,7 +153,7 @@ def run_facts(config: Config, components: RunInputs, accelerator: Accelerator) -
 
 
 def run_identity(config: Config, components: RunInputs) -> Identity:
-    """Return what a checkpoint must have been trained with to be resumed: settings, algorithm and data."""
+    """Return the settings, algorithm and data that a resumed checkpoint must match."""
     return Identity(training_key(config), ALGORITHM, data_fingerprint(components.train, components.val))
 
 

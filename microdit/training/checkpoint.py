@@ -1,4 +1,6 @@
-"""Checkpoints: one folder per step, renamed into place whole, from which training resumes bit for bit.
+"""Write and read checkpoints, from which training resumes bit for bit.
+
+There is one folder per step; it is renamed into place when complete.
 
     checkpoints/step_00000500/{weights,ema,alignment,optimizer}.safetensors, optimizer.json, state.json
 
@@ -36,7 +38,10 @@ FORMAT = 2  # 1: the optimizer's state was a pickle (optimizer.pt)
 
 @dataclass(frozen=True)
 class PartialLogWindow:
-    """Sums over the steps since the last reading of the loss, so that an interruption does not change the curve."""
+    """Hold sums over the steps since the loss was last logged.
+
+    With them, an interruption does not change the curve.
+    """
 
     sums: Mapping[str, float] = field(default_factory=dict)  # of each reading, by its name
     steps: int = 0
@@ -45,7 +50,10 @@ class PartialLogWindow:
 
 @dataclass
 class TrainState:
-    """What training changes: network, alignment, averaged weights, optimizer, steps and seconds."""
+    """Hold everything that training changes.
+
+    These are network, alignment, averaged weights, optimizer, steps and seconds.
+    """
 
     net: DiT
     alignment: Alignment
@@ -62,7 +70,9 @@ class TrainState:
 
     @property
     def averaged(self) -> DiT:
-        """The unsharded network to evaluate: averaged weights once averaging has begun, raw weights before.
+        """Return the unsharded network to evaluate.
+
+        It has averaged weights once averaging has begun, raw weights before.
 
         If weights are sharded, all processes must read it.
         """
@@ -93,7 +103,10 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Checkpoints under `root`, oldest first. Incomplete ones are included; they are rejected when they are read."""
+    """Return the checkpoints under `root`, oldest first.
+
+    Incomplete ones are included; they are rejected when they are read.
+    """
     found = [path for path in root.glob("step_*") if path.is_dir() and re.fullmatch(r"step_\d{8,}", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 

@@ -29,7 +29,10 @@ class MuonConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101), or another with the same learning rate, decay and groups."""
+    """Configure AdamW (arXiv 1711.05101) or another optimizer.
+
+    All use the same learning rate, decay and groups. AdamW is by Loshchilov & Hutter.
+    """
 
     type: str = "adamw"  # adamw | muon | dotted path of a callable (net, OptimizerConfig) -> Optimizer
     lr: Annotated[float, Range(above=0, most=1e38)] = 1.6e-4
@@ -60,7 +63,9 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """Exponential moving average of the weights; `decay` 0 means none, and the last weights are evaluated.
+    """Configure the exponential moving average of the weights.
+
+    With `decay` 0 there is none, and the last weights are evaluated.
 
     `start_step` counts from the beginning. A negative one counts back from the end: the paper's "0.995 over the last
     10K steps" is `decay: 0.995, start_step: -10000`.
@@ -79,7 +84,10 @@ class EmaConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The training loop: steps, batch size, precision, logging, validation, samples and checkpoints."""
+    """Configure the training loop.
+
+    Settings cover steps, batch size, precision, logging, validation, samples and checkpoints.
+    """
 
     steps: Annotated[int, Range(1, 10**9)] = 60_000
     batch_size: Annotated[int, Range(1, 1 << 20)] = 2048  # images per optimizer step, over all processes

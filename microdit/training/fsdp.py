@@ -51,7 +51,10 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, own: Tensor) -> Tensor:
-    """Of a whole tensor, the part that this process has of `own`; all processes must have the same."""
+    """Return this process' shard of a whole tensor, sharded like `own`.
+
+    All processes must have the same tensor.
+    """
     if not is_shared(own):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor

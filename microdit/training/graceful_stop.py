@@ -1,4 +1,7 @@
-"""Stopping politely: a signal asks, the loop ends its step, keeps a checkpoint, and leaves."""
+"""Stop training on a signal.
+
+The loop ends its step, saves a checkpoint and returns.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,10 @@ class GracefulStop:
         self.requested, self._asked = True, now
 
     def agreed(self, accelerator: Accelerator, step: int) -> bool:
-        """Return whether any process was asked to stop; all processes must call it after the same steps."""
+        """Return whether any process was asked to stop.
+
+        All processes must call it after the same steps.
+        """
         if accelerator.num_processes == 1:
             return self.requested
         if accelerator.device.type != "cpu" and step % AGREE_EVERY:

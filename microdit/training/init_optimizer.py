@@ -1,4 +1,6 @@
-"""The optimizer state of another run to start from: its last checkpoint has it. Checked before anything is computed.
+"""Load another run's optimizer state to start from.
+
+It is in that run's last checkpoint, and is checked before anything is computed.
 
 Only the state is restored: moments and their step counts. Rates, decay and all other settings are this run's own, and
 its schedule starts at step 0.
@@ -61,7 +63,9 @@ def optimizer_digest(init: str) -> str:
 
 
 def check_initial_optimizer(config: Recipe) -> None:
-    """Compare the state that `training.init_optimizer` would restore with this run's optimizer, by its headers alone.
+    """Check that `training.init_optimizer` fits this run's optimizer.
+
+    Only headers are read.
 
     Raises:
         ConfigError: if there is no such state, or it is of another type of optimizer.
@@ -129,7 +133,10 @@ def _check_type(config: Recipe, run: Path) -> None:
 
 
 def _by_name(state: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Tensors of the state of each parameter of the network, by the parameter's name in the network."""
+    """Return the state's tensors of each parameter of the network.
+
+    Keys are the parameters' names in the network.
+    """
     found: dict[str, dict[str, Tensor]] = {}
     try:
         for group in state["param_groups"]:

@@ -36,7 +36,9 @@ DEPTH_HINTS = (
 
 
 def weights_file(path: str) -> Path:
-    """The file that `training.init` means: itself, or the weights in a run's or an imported model's folder.
+    """Return the file that `training.init` means.
+
+    It is the path itself, or the weights in a run's or an imported model's folder.
 
     Raises ConfigError if there is none.
     """
@@ -53,12 +55,17 @@ def weights_file(path: str) -> Path:
 
 
 def weights_digest(path: str) -> str:
-    """16 hex digits of the content of `weights_file`: the identity of initial weights, independent of the path."""
+    """Return 16 hex digits of the content of `weights_file`.
+
+    They identify initial weights independently of the path.
+    """
     return content_digest(weights_file(path))[:16]
 
 
 def initial_sigma_data(path: str) -> float:
-    """The sigma_data that the weights were trained with: with another one, they would not denoise as they did.
+    """Return the sigma_data that the weights were trained with.
+
+    With another value, the weights would denoise differently.
 
     Raises CheckpointError if the file is damaged, and ConfigError if it does not record it.
     """
@@ -75,7 +82,10 @@ def initial_sigma_data(path: str) -> float:
 
 
 def check_initial(config: Recipe) -> None:
-    """Raise what loading would, before any work; and ConfigError if the run would overwrite its initial weights."""
+    """Raise the errors of loading initial weights, before any work.
+
+    Raises ConfigError also if the run would overwrite its initial weights.
+    """
     init = config.training.init
     if init is None:
         return

@@ -1,4 +1,7 @@
-"""The logger interface of the training loop; it keeps the core independent of any experiment tracker."""
+"""Define the logger interface of the training loop.
+
+It keeps the core independent of any experiment tracker.
+"""
 
 from __future__ import annotations
 
@@ -13,4 +16,7 @@ class StepLogger(Protocol):
         """Log scalars at `step`, the number of finished optimizer steps."""
 
     def flush(self) -> None:
-        """Write what is buffered. Called before each checkpoint: a resumed run logs no earlier step again."""
+        """Write what is buffered.
+
+        It is called before each checkpoint, so that a resumed run logs no earlier step again.
+        """

@@ -1,4 +1,7 @@
-"""What the loop measures while it goes: its readings, its speed, and the first step that was not finite."""
+"""Measure readings and speed of the training loop.
+
+It also finds the first step that was not finite.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from microdit.training.checkpoint import PartialLogWindow, TrainState, checkpoin
 
 
 class StepMetrics:
-    """Means of what the steps give, and speed, since the last reading; remembers the first step that was not finite.
+    """Average the steps' values and measure speed since the last log.
+
+    It stores the first step that was not finite.
 
     Readings stay on the device until they are read, so a GPU does not wait at every step.
     """

@@ -31,12 +31,18 @@ def write_optimizer(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_optimizer(folder: Path) -> dict[str, Any]:
-    """The state dict that `write_optimizer` was given; raises CheckpointError naming a damaged file."""
+    """Return the state dict that `write_optimizer` wrote.
+
+    Raises CheckpointError naming a damaged file.
+    """
     return _read(folder, read_tensors(folder / TENSORS, signed=True))
 
 
 def read_layout(folder: Path) -> dict[str, Any]:
-    """The same state dict with tensors on the meta device: types and shapes, from the file's header alone."""
+    """Return the state dict with tensors on the meta device.
+
+    Types and shapes come from the file's header alone.
+    """
     path = folder / TENSORS
     try:
         with safe_open(path, "pt") as stored, torch.device("meta"):

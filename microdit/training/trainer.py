@@ -57,14 +57,19 @@ class TrainingLoss(nn.Module):
     def forward(
         self, x: Tensor, y: Captions, sigma: Tensor, noise: Tensor, target: Tensor, plan: PatchMask | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss to minimize, and the values to log: the denoising loss and the alignment term's values."""
+        """Return the loss to minimize, and the values to log.
+
+        The values are the denoising loss and those of the alignment term.
+        """
         denoising = self.denoiser.loss(x, y, sigma, noise, plan).mean()
         loss, readings = self.alignment(denoising, target, plan)
         return loss, {"train/loss": denoising.detach(), **readings}
 
 
 def initial_state(config: Recipe, device: torch.device, mesh: DeviceMesh | None = None) -> TrainState:
-    """Weights from the seed or from `training.init`, on `device`; an optimizer with fresh or restored state.
+    """Return weights on `device` and an optimizer with fresh or restored state.
+
+    Weights come from the seed or from `training.init`.
 
     Weights, average and optimizer state are sharded over a `mesh` of processes.
     """
@@ -102,7 +107,9 @@ def train(
     progress: bool = False,
     stop: GracefulStop | None = None,
 ) -> TrainState:
-    """Train to `config.training.steps`, resuming from the newest checkpoint under `config.output_dir`.
+    """Train to `config.training.steps`.
+
+    Training resumes from the newest checkpoint under `config.output_dir`.
 
     Validates during training. The final validation is the caller's, since a run that resumes after the last step needs
     it too.
@@ -178,7 +185,10 @@ def optimizer_step(
     state: TrainState,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
-    """One update of `state` at 0-based `step`; returns this process' means of the loss' readings, and `grad_norm`."""
+    """Update `state` once, at 0-based `step`.
+
+    Returns this process' means of the loss' readings, and `grad_norm`.
+    """
     settings, device = config.training, accelerator.device
     own = settings.batch_size // accelerator.num_processes
     first = accelerator.process_index * own
@@ -207,8 +217,11 @@ def optimizer_step(
 def draw_batch(
     config: Recipe, step: int, data: EncodedDataset, order: BatchSampler, net: DiT, own: slice = slice(None)
 ) -> tuple[Tensor, Captions, Tensor, Tensor, Tensor, PatchMask | None]:
-    """All that `step` decides: images (B, C, H, W), captions (B, S, Y), sigma (B,), noise (B, C, H, W), patch features
-    to align with (B, T, E), mask; of the global batch the rows `own`.
+    """Draw the rows `own` of the global batch at `step`.
+
+    Returns:
+        Images (B, C, H, W), captions (B, S, Y), sigma (B,), noise (B, C, H, W), patch features to align with (B, T, E),
+        and the mask.
     """
     seed, batch, rows = config.seed, config.training.batch_size, order(step)[own]
     x, y = data.batch(rows)

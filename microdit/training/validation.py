@@ -17,7 +17,9 @@ BANDS = 4  # the noise levels, ascending, in equal shares
 
 
 def validation_noise(config: Recipe) -> DiffusionConfig:
-    """Return the noise distribution of validation: training's, or a log-normal one if `evaluation` sets its numbers.
+    """Return the noise distribution of validation.
+
+    It is training's, or a log-normal one if `evaluation` sets its numbers.
 
     Validation losses of arms that train on different distributions compare only on one distribution.
     """
@@ -34,7 +36,9 @@ def validation_noise(config: Recipe) -> DiffusionConfig:
 
 @torch.no_grad()
 def validate(denoiser: Objective, val: EncodedDataset, config: Recipe, batch_size: int = 64) -> dict[str, float]:
-    """Return the unmasked denoising loss over the first `val_images` held-out images, repeated if there are fewer.
+    """Return the unmasked denoising loss over held-out images.
+
+    It uses the first `val_images`, repeated if there are fewer.
 
     Noise levels are quantiles, so the number has no sampling noise; it depends on `evaluation.seed`, not on the run's
     seed. It is the objective's own loss, so losses of different objectives do not compare.

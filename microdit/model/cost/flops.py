@@ -1,4 +1,7 @@
-"""FLOPs of linears; what else a part computes, it counts itself in its `flops` method (see `cost` for the rules)."""
+"""Count the FLOPs of linears.
+
+A part that computes more counts it in its `flops` method; see `cost` for the rules.
+"""
 
 from __future__ import annotations
 

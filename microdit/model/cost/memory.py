@@ -1,4 +1,6 @@
-"""Memory that a run needs at the least, by arithmetic alone: what no machine has is rejected before anything is built.
+"""Compute the least memory that a run needs.
+
+It is pure arithmetic, so that too large runs are rejected before anything is built.
 
 The parameter count is rough: the blocks' matrices, by width, depth and experts. It decides between possible and
 absurd; `microdit.model.cost.network` counts exactly.

@@ -49,7 +49,10 @@ def parameter_groups(config: DiTConfig) -> dict[str, int]:
 
 
 def active_parameters(config: DiTConfig) -> int:
-    """Return the number of parameters that an average token uses: of `num` experts, `capacity`."""
+    """Return the number of parameters that an average token uses.
+
+    Of `num` experts, it uses `capacity`.
+    """
     idle = 0.0
     for module in meta_network(config).modules():
         if isinstance(module, ExpertChoice):
@@ -58,7 +61,10 @@ def active_parameters(config: DiTConfig) -> int:
 
 
 def flops_by_part(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: bool = True) -> dict[str, int]:
-    """Return the FLOPs of one image's forward pass, by part; `masked` as in training, else with all patches."""
+    """Return the FLOPs of one image's forward pass, by part.
+
+    `masked` counts the kept patches as in training, otherwise all patches.
+    """
     net = meta_network(config)
     patches = config.patches
     return {

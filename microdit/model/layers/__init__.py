@@ -1,1 +1,4 @@
-"""The network's layers: attention, blocks, feed-forwards, experts, patch-mixer and embeddings."""
+"""Define the network's layers.
+
+They are attention, blocks, feed-forwards, experts, patch-mixer and embeddings.
+"""

@@ -13,7 +13,10 @@ from microdit.model.cost.flops import linear_flops
 
 
 def _norm(width: int, eps: float, on: bool) -> nn.Module:
-    """Non-affine LayerNorm over all heads together (query-key normalization, arXiv 2302.05442 section 2)."""
+    """Return a non-affine LayerNorm over all heads together, or the identity.
+
+    The norm is query-key normalization (arXiv 2302.05442, section 2).
+    """
     return nn.LayerNorm(width, eps=eps, elementwise_affine=False) if on else nn.Identity()
 
 
@@ -59,7 +62,9 @@ class CrossAttention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, head_dim: int, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(h)) v over heads of width h; (B, L, A), (B, S, A), (B, S, A) -> (B, L, A).
+    """Return softmax(q k^T / sqrt(h)) v over heads of width h.
+
+    Shapes are (B, L, A), (B, S, A), (B, S, A) -> (B, L, A).
 
     Keys whose `mask` (B, S) is False get no weight.
     """

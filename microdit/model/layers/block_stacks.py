@@ -1,4 +1,7 @@
-"""Stacks of DiT blocks with the widths and experts of a configuration: the backbone's and the patch-mixer's."""
+"""Build stacks of DiT blocks with a configuration's widths and experts.
+
+They are used by the backbone and the patch-mixer.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Transformer blocks: the DiT block with adaLN-zero and cross-attention, the caption block, the head.
+"""Define the transformer blocks.
+
+They are the DiT block with adaLN-zero and cross-attention, the caption block, and the head.
 
 B batch, L tokens, S text tokens, D width (of the block), W width (of the condition).
 """
@@ -31,7 +33,10 @@ class BlockShape:
 
 
 class Modulation(nn.Sequential):
-    """`count` shifts, scales and gates from the condition (adaLN, DiT, arXiv 2212.09748 section 3.2)."""
+    """Compute `count` shifts, scales and gates from the condition.
+
+    This is adaLN (DiT, arXiv 2212.09748, section 3.2).
+    """
 
     def __init__(self, shape: BlockShape, count: int) -> None:
         super().__init__(nn.GELU("tanh"), nn.Linear(shape.condition_width, count * shape.width))
@@ -47,7 +52,10 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class DiTBlock(nn.Module):
-    """Self-attention, cross-attention to the caption, feed-forward; modulated and gated by the condition."""
+    """Apply self-attention, cross-attention to the caption, and feed-forward.
+
+    Each is modulated and gated by the condition.
+    """
 
     def __init__(self, shape: BlockShape, attention_width: int, mlp: FeedForward) -> None:
         super().__init__()
@@ -72,7 +80,10 @@ class DiTBlock(nn.Module):
 
 
 class CaptionBlock(nn.Module):
-    """Pre-norm self-attention and feed-forward over caption tokens, before they are attended to."""
+    """Apply pre-norm self-attention and feed-forward to caption tokens.
+
+    This happens before the image tokens attend to them.
+    """
 
     def __init__(self, shape: BlockShape, mlp: FeedForward) -> None:
         super().__init__()
@@ -91,7 +102,10 @@ class CaptionBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """The head: modulated LayerNorm, then a linear to the patch's values in (row, column, channel) order."""
+    """Apply a modulated LayerNorm and a linear to each patch's values.
+
+    The values are in (row, column, channel) order.
+    """
 
     def __init__(self, shape: BlockShape, patch_values: int) -> None:
         super().__init__()

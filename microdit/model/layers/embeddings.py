@@ -48,7 +48,10 @@ class TimestepEmbedder(nn.Module):
 
 
 class CaptionMLP(nn.Module):
-    """Linear, GELU, LayerNorm, Linear: caption features to the model width, and pooled ones to the condition."""
+    """Apply Linear, GELU, LayerNorm and Linear to captions.
+
+    Caption features are mapped to the model width, and pooled ones to the condition.
+    """
 
     def __init__(self, width_in: int, width: int, eps: float) -> None:
         super().__init__()
@@ -65,7 +68,9 @@ class CaptionMLP(nn.Module):
 
 
 def sincos_positions(width: int, side: int, interp_scale: float) -> Tensor:
-    """Fixed two-dimensional sin-cos positions (1, side * side, width), row by row; columns fill the first half.
+    """Return fixed two-dimensional sin-cos positions (1, side * side, width).
+
+    Positions run row by row; columns fill the first half of the width.
 
     Coordinates are divided by `interp_scale`, so that a grid twice as fine spans the range seen at the base grid.
     """

@@ -1,4 +1,6 @@
-"""Feed-forwards. They take the final hidden width; `width_schedules.hidden_width` does all rounding.
+"""Define the feed-forwards.
+
+They take the final hidden width; `width_schedules.hidden_width` does all rounding.
 
 B batch, L tokens, D width, F hidden width.
 """
@@ -26,7 +28,10 @@ class FeedForward(nn.Module):
     depth_scaled: ClassVar[tuple[str, ...]] = ()
 
     def flops(self, tokens: int) -> int:
-        """Return the FLOPs for `tokens` tokens of one image; override if not all are in linears over every token."""
+        """Return the FLOPs for `tokens` tokens of one image.
+
+        Override it if not all are in linears over every token.
+        """
         return linear_flops(self, tokens)
 
 

@@ -1,4 +1,6 @@
-"""Expert-choice mixture of experts (Zhou et al., arXiv 2202.09368): each expert takes the tokens it wants most.
+"""Implement an expert-choice mixture of experts (arXiv 2202.09368).
+
+Each expert takes the tokens with its highest scores (Zhou et al.).
 
 B batch, L tokens, D width, F hidden width, E experts, K tokens an expert takes.
 """
@@ -14,7 +16,9 @@ from microdit.model.layers.feed_forward import FeedForward
 
 
 class ExpertChoice(FeedForward):
-    """E two-layer GELU feed-forwards over gathered tokens; a token's outputs are weighted by its gate and summed.
+    """Apply E two-layer GELU feed-forwards over gathered tokens.
+
+    A token's outputs are weighted by its gate and summed.
 
     A token that no expert takes passes by (the block's residual keeps it). There is no auxiliary loss: every expert is
     full by construction.

@@ -1,4 +1,6 @@
-"""The patch-mixer: light layers over all patches before most of them are dropped (arXiv 2407.15811 section 3).
+"""Implement the patch-mixer (arXiv 2407.15811, section 3).
+
+Its light layers see all patches before most patches are dropped.
 
 B batch, T patches, K kept patches, S text tokens, D model width, M mixer width.
 """
@@ -38,11 +40,16 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def project_out(self, x: Tensor) -> Tensor:
-        """Return kept patches (B, K, M) at the model's width (B, K, D); called after masking, to map fewer of them."""
+        """Return kept patches (B, K, M) at the model's width, (B, K, D).
+
+        It is called after masking, to map fewer of them.
+        """
         return x
 
     def flops(self, tokens: int, kept: int, text_tokens: int) -> int:
-        """Return the FLOPs for one image; override if they are not all in linears over every patch.
+        """Return the FLOPs for one image.
+
+        Override it if they are not all in linears over every patch.
 
         Args:
             tokens: T.
@@ -66,7 +73,10 @@ class NoMixer(nn.Module):
 
 
 class PatchMixer(Mixer):
-    """DiT blocks at the mixer's width, with linear maps in and out if it differs from the model's."""
+    """Mix all patches with DiT blocks at the mixer's width.
+
+    Linear maps lead in and out if it differs from the model's.
+    """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
@@ -103,5 +113,8 @@ register_mixer = MIXERS.register
 
 
 def build_mixer(config: DiTConfig, used: bool) -> Mixer | NoMixer:
-    """Build the mixer that `config` names; none if the masking method has no use for one, or its depth is 0."""
+    """Build the mixer that `config` names, if one is needed.
+
+    There is none if the masking method doesn't use one or its depth is 0.
+    """
     return MIXERS.resolve(config.mixer.type)(config) if used and config.mixer.depth else NoMixer()

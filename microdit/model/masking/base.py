@@ -25,7 +25,9 @@ class MaskingLossInputs:
 
 
 class Masking(nn.Module):
-    """The role: drop patches before the backbone, return zeros for them after the head, exclude them from the loss.
+    """Drop patches before the backbone; base class of all masking methods.
+
+    Their outputs after the head are zeros, and the loss excludes them.
 
     A method with parts of its own (a decoder, say) builds them in its constructor. A method whose blocks see different
     patches overrides `backbone` and, for the count of FLOPs, `seen_by`. Free settings are in `self.config.options`.
@@ -71,7 +73,10 @@ class Masking(nn.Module):
         return random_mask(batch, self.side, self.config.ratio, self.config.block_size, generator)
 
     def unmasked_plan(self, batch: int, generator: torch.Generator) -> PatchMask | None:
-        """Return the plan of a training step on all patches; None unless the method varies more than the patches."""
+        """Return the plan of a training step on all patches, or None.
+
+        It is None unless the method varies more than the patches.
+        """
         return None
 
     def drop(self, x: Tensor, plan: PatchMask | None) -> Tensor:
@@ -124,7 +129,10 @@ def gather_kept(x: Tensor, plan: PatchMask | None) -> Tensor:
 
 
 def scatter_tokens(kept: Tensor, dropped: Tensor, plan: PatchMask) -> Tensor:
-    """Return kept (B, K, D) and dropped tokens (B, T - K, D, ascending) in the order of patches: (B, T, D)."""
+    """Return kept and dropped tokens in the order of patches, (B, T, D).
+
+    Kept ones are (B, K, D). Dropped ones are (B, T - K, D), ascending.
+    """
     both = torch.cat([kept, dropped], dim=1)
     return both.gather(1, plan.ids_restore.unsqueeze(-1).expand(-1, -1, both.shape[-1]))
 
@@ -134,11 +142,16 @@ class NoMasking(Masking):
 
 
 class NaiveMasking(Masking):
-    """Drop patches directly (as MaskDiT and MAE do): the backbone has no information about them."""
+    """Drop patches directly, as MaskDiT and MAE do.
+
+    The backbone has no information about them.
+    """
 
 
 class DeferredMasking(Masking):
-    """Drop patches after the patch-mixer, which passes information from all patches to the kept ones.
+    """Drop patches after the patch-mixer.
+
+    The mixer passes information from all patches to the kept ones.
 
     arXiv 2407.15811, section 3.
     """

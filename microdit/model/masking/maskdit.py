@@ -1,4 +1,6 @@
-"""MaskDiT (Zheng et al., "Fast Training of Diffusion Models with Masked Transformers", arXiv 2306.09305).
+"""Implement MaskDiT (arXiv 2306.09305).
+
+See Zheng et al., "Fast Training of Diffusion Models with Masked Transformers".
 
 B batch, T patches, K kept patches, V values of a patch, W model width, D decoder width, S text tokens, C latent
 channels, H W latent size.
@@ -24,7 +26,9 @@ from microdit.model.width_schedules import hidden_width
 
 
 class MaskDiT(Masking):
-    """Encode visible patches with the backbone, then decode all patches with a light decoder and a mask token.
+    """Encode visible patches with the backbone, and decode all patches.
+
+    A light decoder and a mask token do the decoding.
 
     The loss is the denoising error on visible patches (section 3.3, equation 3) plus `reconstruction` times a masked
     autoencoder's error on the others (equation 4): the squared distance between D(x; sigma) and the *noisy* patch,

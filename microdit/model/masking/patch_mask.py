@@ -87,7 +87,10 @@ def kept_patches(side: int, ratio: float, block_size: int) -> int:
 
 
 def random_mask(batch: int, side: int, ratio: float, block_size: int, generator: torch.Generator) -> PatchMask:
-    """Return a mask of uniformly random blocks, on the generator's device; kept patches ascend within an image."""
+    """Return a mask of uniformly random blocks, on the generator's device.
+
+    Kept patches ascend within an image.
+    """
     kept = kept_patches(side, ratio, block_size) // block_size**2
     coarse = side // block_size
     order = torch.rand(batch, coarse**2, generator=generator, device=generator.device).argsort(dim=1)[:, :kept]

@@ -15,7 +15,9 @@ from microdit.model.masking.tread import TokenRouting
 
 
 class SparseDenseFusion(TokenRouting):
-    """SPRINT (Park et al., arXiv 2510.21986 section 3): shallow features of all patches, deep ones of the kept.
+    """Fuse shallow features of all patches with deep ones of kept patches.
+
+    This is SPRINT (Park et al., arXiv 2510.21986, section 3).
 
     A learned token replaces the tokens that the deep path lacks. Both features are concatenated and projected to the
     width. In training, a share of images (`route.path_drop`; the authors' code takes 0.1) has no deep path at all, so

@@ -16,7 +16,9 @@ from microdit.model.masking.patch_mask import PatchMask
 
 
 class TokenRouting(Masking):
-    """TREAD (Krause et al., arXiv 2501.04765 section 3): patches that are not kept skip the middle blocks.
+    """Let patches that are not kept skip the middle blocks.
+
+    This is TREAD (Krause et al., arXiv 2501.04765, section 3).
 
     They rejoin the others unchanged after the last of these blocks. Without a plan the network is a plain DiT.
     """
@@ -54,7 +56,10 @@ class TokenRouting(Masking):
         return x
 
     def join(self, x: Tensor, deep: Tensor, plan: PatchMask | None) -> Tensor:
-        """Return all tokens (B, T, D), from those before the route (B, T, D) and those that took it (B, K, D)."""
+        """Return all tokens (B, T, D) after the route.
+
+        The inputs are tokens before the route (B, T, D) and those that took it (B, K, D).
+        """
         if plan is None:
             return deep
         skipped = plan.ids_restore.argsort(1)[

@@ -27,7 +27,10 @@ register_lr_schedule = LR_SCHEDULES.register
 
 
 def learning_rate(step: int, steps: int, peak: float, config: ScheduleConfig) -> float:
-    """Return the learning rate of 0-based `step` in a run of `steps`: linear warmup to `peak`, then the schedule."""
+    """Return the learning rate of 0-based `step` in a run of `steps`.
+
+    It has a linear warmup to `peak`, then follows the schedule.
+    """
     if step < config.warmup_steps:
         return peak * (step + 1) / config.warmup_steps
     span = max(steps - 1 - config.warmup_steps, 1)

@@ -29,7 +29,10 @@ class CpuMuon(torch.optim.Muon):
 
 
 def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Return `matrix` (M, N) with singular values near 1, by a quintic Newton-Schulz iteration."""
+    """Return `matrix` (M, N) with singular values near 1.
+
+    The method is a quintic Newton-Schulz iteration.
+    """
     a, b, c = coefficients
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix

@@ -24,7 +24,9 @@ NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
 def parameter_groups(net: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return every trainable parameter under exactly one of `GROUPS`, by the type of its module.
+    """Return every trainable parameter under exactly one of `GROUPS`.
+
+    The group depends on the type of the parameter's module.
 
     Raises:
         AssertionError: if a parameter is in two groups or in none.
@@ -53,7 +55,10 @@ def _group_of(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
 
 
 def hidden_matrices(net: nn.Module) -> list[Tensor]:
-    """Return the 2-D weights of all linears in `STACKS`: also adaLN's and expert gates', not the experts' 3-D ones."""
+    """Return the 2-D weights of all linears in `STACKS`.
+
+    They include adaLN's and expert gates' weights, but not the experts' 3-D ones.
+    """
     return [
         module.weight
         for path, module in net.named_modules()
@@ -62,7 +67,9 @@ def hidden_matrices(net: nn.Module) -> list[Tensor]:
 
 
 def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Build the optimizer that `config.type` names; each group lists its parameters' names under 'param_names'.
+    """Build the optimizer that `config.type` names.
+
+    Each group lists its parameters' names under 'param_names'.
 
     Raises:
         ConfigError: if it isn't an optimizer, or doesn't hold every trainable parameter of `net` exactly once.
@@ -89,7 +96,9 @@ def adamw(net: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
 
 
 def muon(net: nn.Module, config: OptimizerConfig) -> ChainedOptimizer:
-    """Muon (Jordan et al., https://kellerjordan.github.io/posts/muon) over hidden matrices, AdamW over all others.
+    """Build Muon for hidden matrices, and AdamW for all other parameters.
+
+    See Jordan et al., https://kellerjordan.github.io/posts/muon.
 
     Embedders, the caption block, head, norms, biases and experts are AdamW's: Muon is meant for the 2-D weights of
     hidden layers. Its update is scaled to AdamW's root mean square (Liu et al., arXiv 2502.16982, section 2.2), so that
@@ -120,7 +129,9 @@ register_optimizer = OPTIMIZERS.register
 
 
 class ChainedOptimizer(torch.optim.Optimizer):
-    """Several optimizers over disjoint parameters as one, with one list of groups, one state and one state dict.
+    """Combine several optimizers over disjoint parameters.
+
+    They have one list of groups, one state and one state dict.
 
     The parts step in turn on the groups and the state that this one holds.
     """
