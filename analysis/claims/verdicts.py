@@ -6,48 +6,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
-from analysis import labels
-from analysis.claims.selection import claims_of, pairs, select, value_of, words
+from analysis.claims.kinds.base import Check
+from analysis.claims.kinds.registry import kind_of
+from analysis.claims.selection import claims_of
 from analysis.io.columns import mean_or_none
 from analysis.io.results import Results
-from analysis.stats.paired import differences, holm, p_value, paired_test
-from analysis.stats.power import ALPHA, format_seeds_needed, seeds_needed
-from analysis.stats.trend import Trend, trend_of
+from analysis.stats.paired import holm, p_value
+from analysis.stats.power import ALPHA, format_seeds_needed
 from microdit.common.contract import final_metric
-from microdit.common.numbers import Estimate, format_number, signed
+from microdit.common.errors import ConfigError
+from microdit.common.numbers import signed
 from microdit.common.stores.claims import Claim
 
-GAP_PREFIX = "gap"  # of the name of a check on a gap
 REPRODUCED, CONTRADICTED, INCONCLUSIVE, NOT_TESTED = "reproduced", "contradicted", "inconclusive", "not tested here"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison or trend of a claim.
-
-    Attributes:
-        what: the arms or the axis.
-        value: in the metric's units and direction; for a gap, the lead of `arm` over `against`.
-        gain: `value` with the sign that supports the claim positive; for not_worse shifted by the margin.
-        p: two-sided, for the hypothesis that gain is 0.
-        needed: total number of seeds for a significant result; None above power.MAX_SEEDS or if n = 1.
-    """
-
-    what: str
-    metric: str
-    value: Estimate
-    unit: str
-    gain: float
-    p: float
-    needed: int | None
-    detail: str = ""
-
-    @property
-    def holds(self) -> bool:
-        return self.gain > 0 and self.p < ALPHA
 
 
 @dataclass(frozen=True)
@@ -75,7 +48,10 @@ def judge(results: Results, claim: Claim) -> Verdict:
     metrics = [m for m in claim.metrics if mean_or_none(results.frame, final_metric(m)) is not None]
     if not metrics:
         return Verdict(claim, NOT_TESTED, (), why=f"no run has {', '.join(claim.metrics)}")
-    found, why = {"trend": _trends, "gap_grows": _gaps}.get(claim.kind, _pairs)(results, claim, metrics)
+    try:
+        found, why = kind_of(results.study, claim).checks(results, claim, metrics)
+    except ConfigError as error:  # the launch has stored the claim, so an exception would prevent every report
+        return Verdict(claim, NOT_TESTED, (), why=str(error))
     checks = tuple(check for check in found if check.value.n)
     if not checks:
         return Verdict(claim, NOT_TESTED, (), why=why or "the arms share no seed")
@@ -156,124 +132,7 @@ def _deciding_check(verdict: Verdict) -> Check:
 
 def _numbers(results: Results, check: Check) -> str:
     title = results.label(check.metric)
-    arrow = "" if check.what.startswith(GAP_PREFIX) else f" {results.arrow(check.metric)}".rstrip()
+    arrow = f" {results.arrow(check.metric)}".rstrip() if check.has_direction else ""
     detail = f", {check.detail}" if check.detail else ""
     value = signed(check.value).removesuffix(" (n=1)")
     return f"{check.what}: {value} {title}{arrow}{check.unit}, {p_value(check.p)}, n={check.value.n}{detail}"
-
-
-def _pairs(results: Results, claim: Claim, metrics: Sequence[str]) -> tuple[list[Check], str]:
-    found = pairs(results, claim)
-    if not found:
-        return [], _why_no_pair(results, claim)
-    checks = []
-    for arm, against in found:
-        for metric in metrics:
-            sign = -1.0 if results.lower_is_better(metric) else 1.0
-            values = differences(results.frame, final_metric(metric), arm, against)
-            checks.append(_pair_check(results, claim, f"{arm} against {against}", metric, values, sign, against))
-    return checks, ""
-
-
-def _pair_check(
-    results: Results, claim: Claim, what: str, metric: str, values: np.ndarray, sign: float, against: str
-) -> Check:
-    """Return Student's paired t test of the gain, plus the margin for not_worse.
-
-    The margin is a share of the mean of `against`, which is taken as known.
-    """
-    share, detail = claim.margin.get(metric, 0.0), ""
-    margin = share * abs(float(results.frame.loc[results.frame["arm"] == against, final_metric(metric)].mean()))
-    if claim.kind == "not_worse":
-        detail = f"margin {format_number(margin, digits=2)}"
-    tested = paired_test(sign * values + margin)
-    needed = _at_least_one_more(seeds_needed(tested.difference.mean, tested.deviation), tested.n)
-    shown = paired_test(values).difference
-    return Check(what, metric, shown, "", tested.difference.mean, tested.p, needed, detail)
-
-
-def _trends(results: Results, claim: Claim, metrics: Sequence[str]) -> tuple[list[Check], str]:
-    checks = []
-    for group, arms in _groups(results, claim).items():
-        places = {arm: place for arm in arms if _number(place := value_of(results, arm, claim.axis))}
-        part = results.frame[results.frame["arm"].isin(places)]
-        part = part.assign(place=part["arm"].map(places))
-        for metric in metrics:
-            table = part.pivot_table(index="seed", columns="place", values=final_metric(metric), aggfunc="mean")
-            found = trend_of(table)
-            if found:
-                towards = 1.0 if claim.better == "larger" else -1.0
-                sign = -towards if results.lower_is_better(metric) else towards
-                what = f"trend over {labels.setting_label(claim.axis)}{group}"
-                checks.append(_trend_check(what, metric, found, sign))
-    narrowed = f" among arms with {words(claim.where)}" if claim.where else ""
-    return checks, f"fewer than two values of {claim.axis} per seed{narrowed}"
-
-
-def _groups(results: Results, claim: Claim) -> dict[str, list[str]]:
-    """Return the arms of a trend by the settings they share.
-
-    The key is "" if there is only one group.
-    """
-    groups: dict[str, list[str]] = {}
-    for arm in select(results, claim.where):
-        agree = ", ".join(f"{labels.setting_label(key)} {value_of(results, arm, key)}" for key in claim.same)
-        groups.setdefault(f" at {agree}" if agree else "", []).append(arm)
-    return groups if len(groups) > 1 else {"": next(iter(groups.values()), [])}
-
-
-def _gaps(results: Results, claim: Claim, metrics: Sequence[str]) -> tuple[list[Check], str]:
-    """Check the trend of the lead of `arm` over `against`.
-
-    Axis values that only one of them has are left out.
-    """
-    at = {}
-    for arm in select(results, claim.arm):
-        for against in select(results, claim.against):
-            place, other = value_of(results, arm, claim.axis), value_of(results, against, claim.axis)
-            if _number(place) and place == other:
-                at[place] = (arm, against)
-    if len(at) < 2:
-        return [], f"fewer than two values of {claim.axis} that both have"
-    checks = []
-    for metric in metrics:
-        sign = -1.0 if results.lower_is_better(metric) else 1.0
-        table = results.frame.pivot_table(index="seed", columns="arm", values=final_metric(metric), aggfunc="mean")
-        gaps = {
-            place: sign * (table[arm] - table[against])
-            for place, (arm, against) in at.items()
-            if arm in table and against in table
-        }
-        found = trend_of(pd.DataFrame(gaps))
-        if found:
-            checks.append(_trend_check(f"{GAP_PREFIX} over {labels.setting_label(claim.axis)}", metric, found, 1.0))
-    return checks, "no seed has two values of the axis"
-
-
-def _trend_check(what: str, metric: str, found: Trend, sign: float) -> Check:
-    needed = _at_least_one_more(seeds_needed(found.slope.mean, found.deviation), found.n)
-    right, every = found.steps
-    detail = f"{found.test}, rho {found.rho:.2f}, {right} of {every} steps in that direction"
-    unit = f" per {found.unit}"
-    return Check(what, metric, found.slope, unit, sign * found.slope.mean, found.p, needed, detail)
-
-
-def _at_least_one_more(needed: int | None, have: int) -> int | None:
-    """Return at least one seed more than an inconclusive check has.
-
-    The estimate from few seeds may be lower.
-    """
-    return None if needed is None else max(needed, have + 1)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
-
-
-def _why_no_pair(results: Results, claim: Claim) -> str:
-    if claim.pairs:
-        return "fewer than two arms"
-    for selector in (claim.arm, claim.against):
-        if not select(results, selector):
-            return f"no arm with {words(selector)}"
-    return f"no two arms with the same {' and '.join(claim.same)}"

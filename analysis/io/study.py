@@ -36,7 +36,7 @@ class Study:
 
     arms: overrides by arm name, in the study's order. direction: of `primary`, minimize or maximize. x, hue: settings
     on the figure's axis and in its legend. objectives: of a search with several, direction by metric. claims: of
-    the study's YAML.
+    the study's YAML. plugins: modules with classes that the study names by dotted paths.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Study:
     search: Mapping[str, Any] = field(default_factory=dict)
     objectives: Mapping[str, str] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
+    plugins: tuple[str, ...] = ()
 
 
 def study_names(client: Any) -> list[str]:
@@ -148,7 +149,15 @@ def study_of(values: Mapping[str, Any], parent: Any) -> Study:
         search=dict(space),
         objectives=dict(as_mapping(values.get("objectives"))),
         claims=tuple(parse_claim(c, STUDY_FILE, ReportError, own=True) for c in values.get("claims") or ()),
+        plugins=_modules(values.get("plugins")),
     )
+
+
+def _modules(value: Any) -> tuple[str, ...]:
+    """Return the names of a list of modules; none for None."""
+    if not isinstance(value, list | None) or not all(isinstance(name, str) for name in value or ()):
+        raise ReportError(f"'plugins' must be a list of modules, not {shown(value)}")
+    return tuple(value or ())
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:

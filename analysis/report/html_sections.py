@@ -14,7 +14,8 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from analysis.claims.verdicts import NOT_TESTED, Check, Verdict, numbers, origin, verdicts
+from analysis.claims.kinds.base import Check
+from analysis.claims.verdicts import NOT_TESTED, Verdict, numbers, origin, verdicts
 from analysis.io.columns import code_versions, config_column, tag_column
 from analysis.io.comparable_runs import NOT_RECORDED, identity
 from analysis.io.results import Results

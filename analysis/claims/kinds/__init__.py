@@ -1,0 +1,1 @@
+"""Kinds of claims: how each one is tested."""
