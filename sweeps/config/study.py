@@ -115,6 +115,7 @@ class Study:
             "metrics": {"primary": f.metrics.primary, "direction": f.metrics.direction},
             "figure": {"x": f.figure.x, "hue": f.figure.hue},
             "claims": [dict(claim) for claim in f.claims],
+            "plugins": _plugins(self.overrides),
         }
 
 
@@ -160,21 +161,32 @@ def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> S
     for axis in (file.figure.x, file.figure.hue):
         if axis not in ("", "arm", *COST_AXES):
             check_key(axis, source=f"{source}, figure")
-    _check_claims(file, source)
+    overrides = {**file.overrides, **choice.overrides}
+    _check_claims(file, overrides, source)
     chosen = seeds or (file.seeds if choice.seeds is None else choice.seeds)
     if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
         raise ConfigError(f"{source}: 'seeds' is {list(chosen)}; give whole numbers from 0, each once, at least one")
     if file.search and len(chosen) > 1:
         raise ConfigError(f"{source}: a search tries each point at one seed; give seeds: [{chosen[0]}]")
-    return Study(path.stem, scale, source, file, arms, chosen, {**file.overrides, **choice.overrides})
+    return Study(path.stem, scale, source, file, arms, chosen, overrides)
 
 
-def _check_claims(file: StudySpec, source: str) -> None:
+def _check_claims(file: StudySpec, overrides: Mapping[str, Any], source: str) -> None:
     for number, values in enumerate(file.claims):
         place = f"{source}, claims[{number}]"
-        for key in parse_claim(values, place, own=True).setting_keys:
+        claim = parse_claim(values, place, own=True)
+        if claim.has_own_kind and not any(claim.kind.startswith(f"{name}.") for name in _plugins(overrides)):
+            module = claim.kind.rpartition(".")[0]
+            raise ConfigError(f"{place}: 'kind' is '{claim.kind}'; list its module '{module}' in 'overrides.plugins'")
+        for key in claim.setting_keys:
             if key not in ("arm", *COST_AXES, SECONDS, USD):
                 check_key(re.sub(r"\.\d+$", "", key), source=place)  # `some.list.1` is an element of a list
+
+
+def _plugins(overrides: Mapping[str, Any]) -> list[str]:
+    """Return the modules that the study lists; the trial's configuration checks the value."""
+    value = overrides.get("plugins")
+    return [str(name) for name in value] if isinstance(value, list | tuple) else []
 
 
 def _scale_choice(file: StudySpec, scale: str, source: str) -> ScaleChoice:

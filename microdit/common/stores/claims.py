@@ -14,16 +14,31 @@ from microdit.common.errors import ConfigError, MicroditError, named, nearest, s
 Selector = Mapping[str, Any]  # settings that select arms
 
 OWN_SOURCE = "this study"  # source of a claim that a study's YAML makes without naming one
-KINDS = ("better", "not_worse", "trend", "gap_grows")
-NEEDED_KEYS = {
-    "trend": ("axis", "better"),
-    "gap_grows": ("axis", "arm", "against"),
-    "not_worse": ("margin",),
-    "better": (),
+PAIR_KEYS = ("arm", "against")  # not needed if `pairs` selects the arms
+
+
+@dataclass(frozen=True)
+class ClaimForm:
+    """The fields that a kind of claim needs, checked without importing the kind.
+
+    Attributes:
+        needs: names of fields that must have a value.
+        takes_pairs: whether the field `pairs` may replace `arm` and `against`.
+    """
+
+    needs: tuple[str, ...]
+    takes_pairs: bool = False
+
+
+FORMS: Mapping[str, ClaimForm] = {  # our kinds; `analysis.claims.kinds.registry` has the implementations
+    "better": ClaimForm(PAIR_KEYS, takes_pairs=True),
+    "not_worse": ClaimForm(("margin", *PAIR_KEYS), takes_pairs=True),
+    "trend": ClaimForm(("axis", "better")),
+    "gap_grows": ClaimForm(("axis", *PAIR_KEYS)),
 }
 TYPES: Mapping[str, type] = {
     **dict.fromkeys(("text", "trust", "kind", "section", "source", "pairs", "axis", "better"), str),
-    **dict.fromkeys(("arm", "against", "where", "margin"), dict),
+    **dict.fromkeys(("arm", "against", "where", "margin", "options"), dict),
     **dict.fromkeys(("metrics", "same"), list),
 }
 TYPE_NAMES: Mapping[type, str] = {str: "text", dict: "a mapping", list: "a list"}
@@ -48,6 +63,12 @@ class Claim:
     better: str = ""
     where: Selector = field(default_factory=dict)
     margin: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # free settings of a kind named by a dotted path
+
+    @property
+    def has_own_kind(self) -> bool:
+        """Whether the kind is a user's class, named by its dotted path."""
+        return "." in self.kind
 
     @property
     def setting_keys(self) -> tuple[str, ...]:
@@ -59,11 +80,14 @@ class Claim:
 def parse_claim(values: Any, source: str, error: type[MicroditError] = ConfigError, own: bool = False) -> Claim:
     """Return the claim that a mapping describes.
 
+    A kind named by a dotted path is not imported, so only the fields that all kinds share are checked.
+
     Args:
         values: the mapping.
         source: file and place, for messages.
         error: class of the exception.
-        own: whether a study makes the claim about itself: it has no trust level, and `source` is the study.
+        own: whether a study makes the claim about itself: it has no trust level, `source` is the study, and `kind` may
+            be a dotted path.
 
     Raises:
         error: if a key is unknown or missing, or a value is not allowed.
@@ -84,19 +108,26 @@ def parse_claim(values: Any, source: str, error: type[MicroditError] = ConfigErr
     defaults = {"trust": "", "source": OWN_SOURCE} if own else {}
     lists = {"metrics": tuple(map(str, values["metrics"])), "same": tuple(map(str, values.get("same", ())))}
     claim = Claim(**{**defaults, **values, **lists})
+    _check_kind(claim, place, error, own)
     _check_values(claim, place, error)
     return claim
 
 
-def _check_values(claim: Claim, place: str, error: type[MicroditError]) -> None:
-    if claim.kind not in KINDS:
-        raise error(f"{place}: 'kind' is '{named(claim.kind)}'; {nearest(claim.kind, KINDS)}")
-    needed = NEEDED_KEYS[claim.kind]
-    if claim.kind in ("better", "not_worse") and not claim.pairs:
-        needed = (*needed, "arm", "against")
-    for key in needed:
-        if not getattr(claim, key):
+def _check_kind(claim: Claim, place: str, error: type[MicroditError], own: bool) -> None:
+    if own and claim.has_own_kind and all(part.isidentifier() for part in claim.kind.split(".")):
+        return
+    if claim.kind not in FORMS:
+        hint = " (or name a class of yours by its dotted path)" if own else ""
+        raise error(f"{place}: 'kind' is '{named(claim.kind)}'; {nearest(claim.kind, FORMS)}{hint}")
+    if claim.options:
+        raise error(f"{place}: a claim of kind {claim.kind} has no 'options'; only a kind of your own has")
+    form = FORMS[claim.kind]
+    for key in form.needs:
+        if not getattr(claim, key) and not (form.takes_pairs and claim.pairs and key in PAIR_KEYS):
             raise error(f"{place}: a claim of kind {claim.kind} needs '{key}'")
+
+
+def _check_values(claim: Claim, place: str, error: type[MicroditError]) -> None:
     for key, choices in (("better", ("larger", "smaller")), ("pairs", ("successive",))):
         value = getattr(claim, key)
         if value not in ("", *choices):
