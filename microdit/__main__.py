@@ -1,4 +1,4 @@
-"""`python -m microdit` is the `microdit` command."""
+"""Run the `microdit` command as `python -m microdit`."""
 
 import sys
 

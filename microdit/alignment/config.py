@@ -1,4 +1,4 @@
-"""Settings of the alignment of hidden tokens with a frozen network's patch features."""
+"""Define settings of the alignment with a frozen network's patch features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from microdit.common.limits import NOT_EMPTY, Range, check_settings
 
 @dataclass(frozen=True)
 class AlignmentConfig:
-    """REPA (arXiv 2410.06940): the encoder, the aligned block and the weight of the term."""
+    """Configure REPA (arXiv 2410.06940): encoder, aligned block and weight."""
 
     encoder: str = "none"  # none | efficientnet-lite0 | dinov2 | dotted path of a PatchEncoder class
     block: int | None = None  # backbone block, from 1, whose output is aligned; null: a third of the depth

@@ -2,8 +2,9 @@
 
 They are computed once from the clean images, stored in the cache and memory-mapped.
 
-N images, B batch, T patches, E features of a patch. A cache folder is named by data, encoder and grid, is written under
-a lock and renamed into place whole, and is then only read; it takes 2 N T E bytes.
+N images, B batch, T patches, E features of a patch. The name of a cache folder depends on data,
+encoder and grid. The folder is written under a lock, renamed into place when complete, and then only read. It takes
+2 N T E bytes.
 """
 
 from __future__ import annotations
@@ -36,20 +37,23 @@ BATCH = 64  # images encoded at once
 
 @dataclass(frozen=True)
 class PatchTargets:
-    """Features of each patch of each training image."""
+    """Hold the features of each patch of each training image."""
 
     features: np.ndarray  # (N, T, E) float16, memory-mapped
     fingerprint: str  # of the images, the encoder and the grid
 
     def batch(self, indices: np.ndarray) -> Tensor:
-        """(B, T, E) float16."""
+        """Return the features of some rows, (B, T, E) float16."""
         return torch.from_numpy(self.features[indices])
 
 
 def build_alignment_features(
     config: AlignmentConfig, side: int, images: CaptionedImages, device: torch.device | str, cache_dir: Path
 ) -> PatchTargets | NoTargets:
-    """What `config` aligns with, for a grid of `side` x `side` patches of `images`."""
+    """Open or compute the features that `config` aligns with.
+
+    They are on a grid of `side` x `side` patches of `images`.
+    """
     encoder = build_encoder(config, side, device)
     return encode_targets(images, encoder, cache_dir, cache_dir.parent / CHECKED) if encoder.width else NoTargets()
 

@@ -17,19 +17,19 @@ from microdit.model.init import initialize_module
 
 
 class NoAlignment(nn.Module):
-    """The denoising loss alone."""
+    """Train with the denoising loss alone."""
 
     features = 0  # E
 
     def attach(self, net: DiT) -> None:
-        """Nothing of the network is read."""
+        """Read nothing from the network."""
 
     def forward(self, loss: Tensor, target: Tensor, plan: PatchMask | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss as it is, and no reading."""
+        """Return the loss unchanged, and no values to log."""
         return loss, {}
 
     def flops(self, tokens: int) -> int:
-        """FLOPs of one image's forward pass."""
+        """Return the FLOPs of one image's forward pass."""
         return 0
 
 
@@ -77,7 +77,7 @@ class PatchAlignment(nn.Module):
         return loss - self.weight * cosine, {"train/alignment": cosine.detach()}
 
     def flops(self, tokens: int) -> int:
-        """FLOPs of one image's forward pass with `tokens` patches kept."""
+        """Return the FLOPs of one image's forward pass with `tokens` patches kept."""
         return linear_flops(self.projector, tokens)
 
 

@@ -79,12 +79,15 @@ class PatchEncoder:
         raise NotImplementedError
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, H, W, 3) uint8 -> (B, T, E), row by row; only directions matter, not lengths."""
+        """Return features (B, T, E), row by row, of images (B, H, W, 3) uint8.
+
+        Only their directions matter, not their lengths.
+        """
         raise NotImplementedError
 
 
 class NoEncoder(PatchEncoder):
-    """Nothing is aligned."""
+    """Provide no features, for runs without alignment."""
 
     width = 0
 

@@ -1,1 +1,1 @@
-"""Weights of the bundled autoencoder and of the two bundled CLIPs."""
+"""Locate the weights of the bundled autoencoder and of the two bundled CLIPs."""

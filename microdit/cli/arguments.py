@@ -1,4 +1,4 @@
-"""Types of command-line options: finite numbers of a sensible size."""
+"""Parse command-line options: finite numbers of a sensible size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base of the three commands: one parser, one way to write options, one way to end.
+"""Provide the common parser, option syntax and exit handling of the commands.
 
 Options are written `--name value`, settings of a recipe `key=value`. `microdit-sweep` and `microdit-report` also read
 their own options as `name=value`, as Hydra's users write them. Every command ends with 0, with 2 and one line on stderr

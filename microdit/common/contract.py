@@ -239,5 +239,5 @@ class SearchRange:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of that class."""
+        """Return the keyword arguments of that class."""
         return {"low": self.low, "high": self.high, "log": self.log, "step": self.step}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-CPUINFO = Path("/proc/cpuinfo")  # Linux; elsewhere `platform` is asked
+CPUINFO = Path("/proc/cpuinfo")  # Linux; elsewhere `platform` is used
 
 
 def device_name(device: torch.device) -> str:

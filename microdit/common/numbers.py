@@ -1,4 +1,4 @@
-"""Means with Student's 95% intervals, and numbers in print. Needs no torch."""
+"""Compute means with Student's 95% intervals, and format numbers, without torch."""
 
 from __future__ import annotations
 

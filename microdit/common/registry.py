@@ -135,5 +135,8 @@ def _is_allowed(module: str) -> bool:
 
 
 def _definition(item: Any) -> tuple[Any, Any]:
-    """Module and qualified name, which stay the same if a definition is run again."""
+    """Return module and qualified name of a definition.
+
+    They stay the same if the definition is run again.
+    """
     return getattr(item, "__module__", None), getattr(item, "__qualname__", repr(item))

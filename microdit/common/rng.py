@@ -1,4 +1,4 @@
-"""The only source of random numbers: a stream is identified by (seed, stream, step).
+"""Provide all random numbers, in streams identified by (seed, stream, step).
 
 No generator is kept between steps. So a resumed run draws the same numbers as an uninterrupted one, and two arms of a
 study with the same seed share data order, diffusion noise and masks, whatever else differs.

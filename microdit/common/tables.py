@@ -20,7 +20,7 @@ def text_table(
 ) -> str:
     """Return a table with a header, at most 100 characters wide.
 
-    To make it fit, columns are left out from the right, and then the widest cells are cut; a line below says so.
+    To make it fit, columns are left out from the right, and then the widest cells are cut; a line below reports it.
 
     Args:
         rows: the header and the rows, all of one length.

@@ -1,1 +1,1 @@
-"""The configuration of a whole run, and its identity."""
+"""Define the configuration of a whole run, and its identity."""

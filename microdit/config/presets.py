@@ -40,7 +40,7 @@ def apply_preset(values: dict[str, Any], name: str, overrides: Sequence[str] = (
 
     `values` is a complete nested mapping.
 
-    Sizes of the network that nobody sets follow the data and the encoders.
+    Network sizes that are not set follow from the data and the encoders.
 
     Args:
         values: the defaults; nested mappings, changed in place.

@@ -1,4 +1,4 @@
-"""The configuration of a whole run: the root of the tree of frozen dataclasses.
+"""Define the configuration of a whole run: the root of frozen dataclasses.
 
 Every component declares its own dataclass; this file gathers them and checks what concerns several.
 `experiments/base.yaml` shows every key with a comment.

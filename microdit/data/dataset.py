@@ -36,7 +36,7 @@ class CaptionedImages(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of everything that determines the content.
+        """Return a digest of everything that determines the content.
 
         The key of cached features and statistics.
         """

@@ -1,4 +1,4 @@
-"""Captioned images held in memory: the dataset for data that Python code made or loaded.
+"""Provide captioned images that Python code made or loaded, held in memory.
 
 N images, H W height and width.
 """

@@ -16,7 +16,7 @@ GuidedBy = Literal["caption", "path_drop"]  # what the weaker prediction of guid
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """What the network is trained to predict, and at which noise levels."""
+    """Configure what the network is trained to predict, and at which noise levels."""
 
     p_mean: Annotated[float, Range(-100, 100)] = -0.6  # ln(sigma) ~ N(p_mean, p_std^2), for `distribution` lognormal
     p_std: Annotated[float, Range(above=0, most=100)] = 1.2
@@ -34,7 +34,9 @@ DEFAULT_DIFFUSION = DiffusionConfig()
 
 @dataclass(frozen=True)
 class GuidanceInterval:
-    """Noise levels at which guidance applies: sigma_low < sigma <= sigma_high; by default all.
+    """Set the noise levels at which guidance applies; by default all.
+
+    It applies if sigma_low < sigma <= sigma_high.
 
     At others the conditional model runs alone (Kynkäänniemi et al., arXiv 2404.07724, section 3).
     """
@@ -52,7 +54,7 @@ class GuidanceInterval:
 
     @property
     def everywhere(self) -> bool:
-        """Whether all levels are included."""
+        """Return whether all levels are included."""
         return self.sigma_low == 0 and self.sigma_high is None
 
     def contains(self, sigma: Tensor) -> Tensor:
@@ -85,7 +87,10 @@ class ChurnConfig:
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How samples are drawn; with `guidance` 1 the conditional model runs alone."""
+    """Configure how samples are drawn.
+
+    With `guidance` 1 the conditional model runs alone.
+    """
 
     type: str = "heun"  # heun | euler | dotted path of a sampler function
     steps: Annotated[int, Range(1, 10**5)] = 18

@@ -1,4 +1,4 @@
-"""Noise levels that training and validation see.
+"""Draw the noise levels of training and validation.
 
 B batch.
 """

@@ -1,4 +1,4 @@
-"""Noise schedules: the noise levels that a sampler steps through."""
+"""Compute the noise levels that a sampler steps through."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Objective(nn.Module):
     An objective has no parameters of its own.
 
     Args:
-        net: predicts (B, C, H, W) from scaled latents, a number per image that tells the noise level, and captions.
+        net: predicts (B, C, H, W) from scaled latents, a number per image that encodes the noise level, and captions.
         sigma_data: standard deviation of the latents.
         config: settings of the diffusion; `config.options` holds free keys.
     """

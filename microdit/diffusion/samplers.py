@@ -26,7 +26,7 @@ StepCallback = Callable[[int, int, Tensor], None]  # (step from 1, steps, latent
 
 
 class Sampler(Protocol):
-    """The role: integrate a state from the first noise level to the last."""
+    """Integrate a state from the first noise level to the last; base of samplers."""
 
     def __call__(
         self,

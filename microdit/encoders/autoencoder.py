@@ -40,7 +40,10 @@ class AutoencoderConfig:
 
 
 class Autoencoder(Protocol):
-    """A frozen encoder and decoder; latents are scaled to about unit standard deviation."""
+    """Encode and decode images with a frozen network.
+
+    Latents are scaled to about unit standard deviation.
+    """
 
     channels: int
     downsampling: int
@@ -122,7 +125,7 @@ def autoencoder_sizes(path: str) -> tuple[int, int] | None:
 
 
 class Pixels:
-    """No autoencoder: latents are the pixels, from -1 to 1."""
+    """Use the pixels, from -1 to 1, as latents."""
 
     channels = 3
     downsampling = 1
@@ -135,7 +138,7 @@ class Pixels:
         return _to_uint8(latents)
 
     def describe(self) -> dict[str, Any]:
-        """Its sizes."""
+        """Return the sizes."""
         return {"class": "pixels", "fingerprint": self.fingerprint, "channels": 3, "downsampling": 1}
 
 

@@ -1,4 +1,4 @@
-"""Token features of open_clip's text towers, from a folder or by open_clip's names.
+"""Encode captions with open_clip's text towers, from a folder or by name.
 
 B batch, S text tokens, Y width of the text tower.
 """

@@ -48,7 +48,10 @@ class TextConfig:
 
 
 class TextEncoder(Protocol):
-    """A frozen map from captions to token features; without a mask all S positions count."""
+    """Map captions to token features with a frozen network.
+
+    Without a mask, all S positions count.
+    """
 
     width: int
     length: int

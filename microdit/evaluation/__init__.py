@@ -1,1 +1,1 @@
-"""Scores of generated images: distances to real images, and agreement with captions."""
+"""Score generated images: distances to real images, agreement with captions."""

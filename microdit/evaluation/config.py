@@ -21,7 +21,7 @@ BUILTIN_NET = "efficientnet-lite0"  # bundled in a package; the other networks' 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What `score` computes and at which size.
+    """Configure what `score` computes and at which size.
 
     `reference_split` is "train" by default, since the model should reproduce the training distribution. Captions come
     from the validation split. If both splits are draws of one distribution (as emoji scenes are), the larger one gives

@@ -1,4 +1,4 @@
-"""Scores and feature networks of the user's, by name or dotted path.
+"""Load the user's scores and feature networks, by name or dotted path.
 
 B batch, F features, H W image height and width, N images.
 """
@@ -23,7 +23,9 @@ Metric = Callable[[np.ndarray, Sequence[str], np.ndarray], float]
 
 
 class FeatureNetwork:
-    """The role: maps images to the features that fd, kid, precision and recall compare.
+    """Map images to the features that fd, kid, precision and recall compare.
+
+    Base class of feature networks.
 
     Args:
         weights: `evaluation.feature_weights`.

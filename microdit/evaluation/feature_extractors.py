@@ -1,4 +1,4 @@
-"""Networks whose features the distances use, as feature extractors of torch-fidelity.
+"""Wrap feature networks as feature extractors of torch-fidelity.
 
 Each is a subclass of torch-fidelity's `FeatureExtractorBase`, registered under a name. torch-fidelity gives it datasets
 of uint8 images (3, H, W) and computes the metrics from its features.

@@ -43,7 +43,10 @@ class FeatureNet:
 
     @property
     def is_inception(self) -> bool:
-        """Whether a Fréchet distance on it is FID: only on the published Inception-v3."""
+        """Return whether a Fréchet distance on this network is called FID.
+
+        It is only on the published Inception-v3.
+        """
         return self.title == "inception-v3"
 
 

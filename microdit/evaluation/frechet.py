@@ -1,4 +1,6 @@
-"""Fréchet distances between Gaussians in float64, exact if covariances are rank-deficient.
+"""Compute Fréchet distances between Gaussians in float64.
+
+They are exact if covariances are rank-deficient.
 
 d^2 = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^1/2: Heusel et al., arXiv 1706.08500, equation 6.
 With roots R (r, F), S = R^T R, the last trace is the sum of the singular values of R1 R2^T (r1, r2), so no matrix

@@ -26,7 +26,7 @@ from microdit.model.dit import DiT
 from microdit.model.presets import preset
 from microdit.model.width_schedules import WidthConfig
 
-# (beginning of a released name, of ours); everything else is called alike.
+# (beginning of a released name, of ours); all other names are the same.
 NAMES = (
     ("y_embedder.y_proj.", "y_embedder."),
     ("y_emb_preprocess.", "caption_block."),
@@ -43,11 +43,11 @@ LISTED = 6  # names of one kind that a message lists
 
 
 def load_released(source: Path | str | Mapping[str, Tensor], config: DiTConfig) -> DiT:
-    """A `DiT` with released weights.
+    """Return a `DiT` with released weights.
 
     Args:
         source: a .safetensors or .pt/.pth/.bin file, or a state dict; plain, or nested under `dit.` beside an
-            autoencoder and a text encoder, whose entries are left aside. Pickles are parsed, never unpickled.
+            autoencoder and a text encoder, whose entries are ignored. Pickles are parsed, never unpickled.
         config: the architecture, from `preset` or `released_config`.
 
     Raises CheckpointError listing missing, unexpected and misshapen entries.
@@ -162,7 +162,7 @@ def _at_size(config: DiTConfig, positions: Tensor | None, input_size: int | None
 
 
 def load_imported_folder(folder: Path | str) -> DiT:
-    """Opens what `import_released` wrote."""
+    """Open a folder that `import_released` wrote."""
     folder = Path(folder)
     net = DiT(_read_config(folder / "model.yaml"), seed=None)
     weights = dict(_read(folder / "model.safetensors"))

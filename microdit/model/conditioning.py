@@ -1,7 +1,7 @@
-"""Caption tokens, all of which count or only some: what the network is conditioned on.
+"""Represent the caption tokens that the network is conditioned on.
 
 B batch, S text tokens, Y token width. A plain tensor (B, S, Y) counts every token, as CLIP's 77 are used;
-`MaskedTokens` also says which ones are padding. The null caption is all zeros, and all of its tokens count.
+`MaskedTokens` also marks the padding. The null caption is all zeros, and all of its tokens count.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class MaskedTokens:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice) -> MaskedTokens:
-        """Some captions of the batch."""
+        """Return some captions of the batch."""
         return MaskedTokens(self.tokens[rows], self.mask[rows])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedTokens:
-        """The same on another device."""
+        """Return the captions on another device."""
         return MaskedTokens(
             self.tokens.to(device, non_blocking=non_blocking), self.mask.to(device, non_blocking=non_blocking)
         )
 
     def repeat_interleave(self, count: int, dim: int = 0) -> MaskedTokens:
-        """Each caption `count` times in a row."""
+        """Repeat each caption `count` times in a row."""
         return MaskedTokens(self.tokens.repeat_interleave(count, dim), self.mask.repeat_interleave(count, dim))
 
 
@@ -42,12 +42,15 @@ Captions = Tensor | MaskedTokens
 
 
 def with_mask(tokens: Tensor, mask: Tensor | None) -> Captions:
-    """Tokens (B, S, Y), and which count (B, S); None: all."""
+    """Combine tokens (B, S, Y) with a mask of those that count (B, S).
+
+    None means that all count.
+    """
     return tokens if mask is None else MaskedTokens(tokens, mask)
 
 
 def unpack(captions: Captions) -> tuple[Tensor, Tensor | None]:
-    """Tokens (B, S, Y), and which count (B, S); None: all."""
+    """Return tokens (B, S, Y), and which count, (B, S); None: all."""
     return (captions.tokens, captions.mask) if isinstance(captions, MaskedTokens) else (captions, None)
 
 
@@ -64,13 +67,13 @@ def replace_empty_captions(captions: Captions) -> tuple[Tensor, Tensor | None]:
 
 
 def map_tokens(function: Callable[[Tensor], Tensor], captions: Captions) -> Captions:
-    """`function` of each token, the mask kept."""
+    """Apply `function` to each token and keep the mask."""
     tokens, mask = unpack(captions)
     return with_mask(function(tokens), mask)
 
 
 def mean_token(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean over tokens that count: (B, S, Y) -> (B, Y)."""
+    """Return the mean over tokens that count: (B, S, Y) -> (B, Y)."""
     if mask is None:
         return tokens.mean(1)
     kept = mask.unsqueeze(-1)
@@ -87,7 +90,7 @@ def round_to_half(captions: Captions) -> Captions:
 
 
 def drop_captions(captions: Captions, rows: Tensor) -> Captions:
-    """The null caption in `rows` (B,) bool."""
+    """Replace the captions in `rows` (B,) bool with the null caption."""
     tokens, mask = unpack(captions)
     return with_mask(
         torch.where(rows.view(-1, 1, 1), torch.zeros(()), tokens), None if mask is None else mask | rows.view(-1, 1)
@@ -95,7 +98,7 @@ def drop_captions(captions: Captions, rows: Tensor) -> Captions:
 
 
 def append_null_captions(captions: Captions) -> Captions:
-    """The captions, then as many null captions: 2B in all."""
+    """Append as many null captions as there are captions: 2B in all."""
     tokens, mask = unpack(captions)
     return with_mask(
         torch.cat([tokens, torch.zeros_like(tokens)]),

@@ -1,4 +1,4 @@
-"""The architecture's settings, every part of it reachable from YAML."""
+"""Define the architecture's settings, all of them configurable in YAML."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ExpertsConfig:
             )
 
     def in_backbone(self, index: int, depth: int) -> bool:
-        """Whether backbone block `index` of `depth` has experts."""
+        """Return whether backbone block `index` of `depth` has experts."""
         return self.every_n > 0 and (index + 1) % self.every_n == 0 and index != depth - 1
 
     def in_mixer(self, index: int) -> bool:
@@ -160,12 +160,12 @@ class DiTConfig:
 
     @property
     def side(self) -> int:
-        """G, patches per side."""
+        """Return G, the patches per side."""
         return self.input_size // self.patch_size
 
     @property
     def patches(self) -> int:
-        """T, patches of an image."""
+        """Return T, the patches of an image."""
         return self.side**2
 
     @property

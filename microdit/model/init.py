@@ -1,4 +1,4 @@
-"""Initial values of all parameters, and the random stream that each one draws from.
+"""Initialize all parameters, each from its own random stream.
 
 Each parameter draws from its own stream, named after it. Arms of a study that share a seed start equal wherever their
 shapes agree, regardless of their other parameters.
@@ -55,7 +55,10 @@ def initialize_module(part: nn.Module, seed: int, name: str) -> None:
 
 
 def _rules(net: nn.Module) -> dict[str, Rule]:
-    """One rule for each parameter: a general one, then the exceptions of the parts."""
+    """Return one rule for each parameter.
+
+    There is a general rule, then the exceptions of the parts.
+    """
     rules = _general_rules(net)
     for path in ("t_embedder", "y_embedder", "pooled_embedder"):
         rules |= {f"{name}.weight": _normal for name, _ in _linears(path, net.get_submodule(path))}
@@ -80,13 +83,16 @@ def _general_rules(part: nn.Module) -> dict[str, Rule]:
 
 
 def _depth_for_output(net: nn.Module, path: str) -> int:
-    """1-based place of a backbone block; the backbone's depth for a block of any other stack."""
+    """Return the 1-based place of a backbone block.
+
+    For a block of any other stack, return the backbone's depth.
+    """
     stack, _, index = path.rpartition(".")
     return int(index) + 1 if stack == "blocks" else sum(1 for _ in net.get_submodule("blocks").children())
 
 
 def _weights(path: str, block: DiTBlock | CaptionBlock) -> dict[str, list[str]]:
-    """The weight matrices of attention and feed-forward, by branch, each branch's output last."""
+    """Return the weights of attention and feed-forward by branch, outputs last."""
     found = {}
     for branch in ("attn", "cross_attn", "mlp"):
         module = getattr(block, branch, None)
@@ -103,12 +109,12 @@ def _branches(path: str, block: DiTBlock | CaptionBlock) -> dict[str, Rule]:
 
 
 def _outputs(path: str, block: DiTBlock | CaptionBlock) -> list[str]:
-    """The matrix of each branch that leads back to the residual stream."""
+    """Return the matrix of each branch that leads back to the residual stream."""
     return [weights[-1] for weights in _weights(path, block).values() if weights]
 
 
 def _depth_scaled(path: str, block: DiTBlock) -> list[str]:
-    """The outputs, and what else the feed-forward scales like its output."""
+    """Return the outputs, and what else the feed-forward scales like its output."""
     return _outputs(path, block) + [f"{path}.mlp.{name}" for name in block.mlp.depth_scaled]
 
 

@@ -1,4 +1,4 @@
-"""Widths of attention and feed-forwards from the first block to the last.
+"""Set widths of attention and feed-forwards from the first block to the last.
 
 Constant, or growing with depth (layer-wise scaling, arXiv 2407.15811 section 3; OpenELM, arXiv 2404.14619).
 """

@@ -32,7 +32,7 @@ PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Pipeline:
-    """A trained network with its autoencoder and text encoder: captions in, images out.
+    """Generate images of captions with a network, its autoencoder and text encoder.
 
         pipe = Pipeline.from_pretrained("runs/demo")
         images = pipe(["a cat"], num_samples=4, steps=18, guidance=2.0, seed=0)
@@ -150,12 +150,12 @@ class Pipeline:
 
     @property
     def device(self) -> torch.device:
-        """The device that computes."""
+        """Return the device that computes."""
         return next(self.denoiser.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the network's matrices."""
+        """Return the precision of the network's matrices."""
         return next(parameter.dtype for parameter in self.denoiser.parameters() if parameter.ndim > 1)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:

@@ -18,7 +18,7 @@ RunFact = str | int | float
 
 
 class RunLogger(StepLogger, Protocol):
-    """Receives everything that a run reports; called on the main process only."""
+    """Receive everything that a run reports; called on the main process only."""
 
     def start(self, config: Config, facts: Mapping[str, RunFact]) -> None:
         """Log `facts` once before the first step.
@@ -33,11 +33,11 @@ class RunLogger(StepLogger, Protocol):
         """Store a finished file in `folder` of the run's artifacts."""
 
     def finish(self, status: str) -> None:
-        """Called once at the end with 'FINISHED', 'FAILED' or 'KILLED'."""
+        """Close the log with 'FINISHED', 'FAILED' or 'KILLED'; called once at the end."""
 
 
 class NullLogger:
-    """Logs nothing; a base for loggers that need only some of the methods."""
+    """Log nothing; a base for loggers that need only some of the methods."""
 
     def start(self, config: Config, facts: Mapping[str, RunFact]) -> None: ...
 

@@ -86,6 +86,9 @@ def _checked_images(config: Config, data: CaptionedImages | None, val_data: Capt
 
 
 def _data_config(config: Config, data: CaptionedImages, val_data: CaptionedImages) -> DataConfig:
-    """The settings that record the run's data; their name identifies its content."""
+    """Return the settings that record the run's data.
+
+    Their name identifies the content.
+    """
     name = in_memory_name(data, val_data)
     return DataConfig(name, resolution=data.resolution, train_size=len(data), val_size=len(val_data))

@@ -81,7 +81,10 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Identity:
-    """Identity of a run: a checkpoint resumes only with the same settings, algorithm and data."""
+    """Identify a run.
+
+    A checkpoint resumes only with the same settings, algorithm and data.
+    """
 
     training_key: str
     algorithm: int
@@ -98,7 +101,7 @@ class StoredCheckpoint:
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
-    """The folder of the checkpoint of `step`."""
+    """Return the folder of the checkpoint of `step`."""
     return root / f"step_{step:08d}"
 
 

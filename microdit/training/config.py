@@ -78,7 +78,7 @@ class EmaConfig:
         check_settings("training.ema", self)
 
     def first_step(self, steps: int) -> int:
-        """The step (0-based) at which averaging begins in a run of `steps` steps."""
+        """Return the step (0-based) at which averaging begins in a run of `steps` steps."""
         return self.start_step if self.start_step >= 0 else max(steps + self.start_step, 0)
 
 
@@ -129,7 +129,7 @@ class TrainingConfig:
 
     @property
     def masked_steps(self) -> int:
-        """Steps before the unmasked tail."""
+        """Return the number of steps before the unmasked tail."""
         return self.steps - round(self.unmasked_tail * self.steps)
 
 

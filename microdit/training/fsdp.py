@@ -1,8 +1,10 @@
-"""Weights sharded over the processes of a run (FSDP), for networks too large for one GPU.
+"""Shard weights over the processes of a run (FSDP).
+
+It is meant for networks too large for one GPU.
 
 Each process holds a part of every weight, of its average and of its optimizer state; a block's weights are gathered
 while it runs. What is written or evaluated is unsharded, so a run resumes with any number of processes.
-torch's parts for it take a second to import, so only runs that need them do.
+The torch modules for it take a second to import, so only runs that use it import them.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ if TYPE_CHECKING:
 
 
 def mesh_of(accelerator: Accelerator) -> DeviceMesh:
-    """All processes of the run in a row."""
+    """Return a one-dimensional mesh of all processes of the run."""
     from torch.distributed.device_mesh import init_device_mesh
 
     return init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Leaves to each process its part of every weight of `module`, block by block."""
+    """Shard every weight of `module` over the processes, block by block."""
     from torch.distributed.fsdp import fully_shard
 
     if not any(True for _ in module.parameters()):
@@ -41,7 +43,7 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def is_shared(tensor: Tensor) -> bool:
-    """Whether it is torch's DTensor, a part of a whole one."""
+    """Return whether a tensor is sharded (torch's DTensor)."""
     return hasattr(tensor, "full_tensor")
 
 
@@ -64,7 +66,7 @@ def shard_like(tensor: Tensor, own: Tensor) -> Tensor:
 
 
 def whole_weights(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of `module`, whole and contiguous."""
+    """Return the unsharded, contiguous state dict of `module`."""
     return {name: full_tensor(tensor).detach().contiguous() for name, tensor in module.state_dict().items()}
 
 
@@ -82,7 +84,7 @@ def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
-    """Loads what `whole_optimizer` gave."""
+    """Load an unsharded optimizer state that `whole_optimizer` returned."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers: Iterable[int] = (number for group in stored["param_groups"] for number in group["params"])
     owners = dict(zip(numbers, parameters, strict=True))

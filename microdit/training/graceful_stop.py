@@ -26,7 +26,7 @@ ECHO_SECONDS = 1.0  # within which a second signal is the first one's echo: torc
 
 
 class GracefulStop:
-    """What a signal handler and the training loop share.
+    """Share the stop request between a signal handler and the training loop.
 
     While the loop watches, the first `ask` waits for the end of a step. A second one, or one outside the loop, raises
     KeyboardInterrupt at once. Any process may be asked to stop; all agree on the step (`agreed`).
@@ -71,7 +71,7 @@ class GracefulStop:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """The loop looks at `requested` after each step."""
+        """Mark that the loop looks at `requested` after each step."""
         self._watched = True
         try:
             yield
@@ -81,7 +81,9 @@ class GracefulStop:
 
 @contextmanager
 def handle_stop_signals() -> Iterator[GracefulStop]:
-    """Ctrl-C, SIGTERM and SIGHUP ask for a stop; the earlier handlers are restored afterwards.
+    """Request a stop on Ctrl-C, SIGTERM and SIGHUP.
+
+    The earlier handlers are restored afterwards.
 
     What the process then waits for is printed at once, and again every 10 s.
     """

@@ -28,12 +28,12 @@ from microdit.training.optim.optimizers import OPTIMIZERS
 from microdit.training.optimizer_file import REST, TENSORS, read_layout
 
 OPTIMIZER_KEY = "training.init_optimizer"
-NET = "net."  # names of the network's parameters begin so; others (the projector of an alignment) start anew
+NET = "net."  # names of the network's parameters begin with this; others (such as an alignment's projector) start fresh
 LISTED = 4  # problems that a message names
 
 
 def source_checkpoint(init: str) -> Path:
-    """The last checkpoint of the run that `training.init` names.
+    """Return the last checkpoint of the run that `training.init` names.
 
     Raises:
         ConfigError: if it names no run's folder, or the run has no checkpoint whose optimizer can be read.
@@ -56,7 +56,7 @@ def source_checkpoint(init: str) -> Path:
 
 
 def optimizer_digest(init: str) -> str:
-    """16 hex digits of the content of the optimizer's state that would be restored."""
+    """Return 16 hex digits of the content of the optimizer state to restore."""
     folder = source_checkpoint(init)
     content = "/".join(content_digest(folder / name) for name in (TENSORS, REST))
     return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -98,7 +98,7 @@ def load_initial_optimizer(optimizer: torch.optim.Optimizer, init: str) -> None:
     """Give `optimizer` the stored state of every parameter of the network.
 
     Raises:
-        CheckpointError: if the checkpoint is damaged or doesn't fit; `check_initial_optimizer` says why before.
+        CheckpointError: if the checkpoint is damaged or doesn't fit; `check_initial_optimizer` reports it earlier.
     """
     folder = source_checkpoint(init)
     stored = _by_name(read_checkpoint(folder).optimizer, folder)

@@ -1,4 +1,4 @@
-"""Initial weights from another run: location, identity, and whether they fit."""
+"""Locate, identify and check initial weights from another run."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def check_initial(config: Recipe) -> None:
 
 
 def load_initial(net: DiT, path: str) -> None:
-    """Gives `net` the weights that `training.init` names.
+    """Load the weights that `training.init` names into `net`.
 
     Position embeddings are not weights: those of `net` stay, so the resolution may differ. Raises CheckpointError if
     the weights do not fit; `check_initial` reports why beforehand.
@@ -142,7 +142,10 @@ def _check_shapes(weights: Shapes, own: Shapes, file: Path) -> None:
 
 
 def _settings(weights: Shapes, own: Shapes) -> str:
-    """The settings that would make the network fit, as far as shapes tell; ends with a space."""
+    """Return the settings that would make the network fit, as far as shapes show.
+
+    The text ends with a space.
+    """
     found = []
     for name, dimension, key in SHAPE_HINTS:
         if name in weights and len(weights[name]) == len(own[name]):

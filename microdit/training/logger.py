@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class StepLogger(Protocol):
-    """Receives the metrics of the training loop, on the main process only."""
+    """Receive the metrics of the training loop, on the main process only."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log scalars at `step`, the number of finished optimizer steps."""

@@ -33,13 +33,16 @@ class StepMetrics:
         before = state.interval
         self._since, self._count = self._begin - before.seconds, before.steps
         self._names = tuple(before.sums)
-        # A scalar until the first step tells how many readings there are.
+        # A scalar until the first step shows how many readings there are.
         self._sums = torch.tensor([*before.sums.values()] if before.sums else 0.0, device=device)
         self._bad = torch.zeros((), dtype=torch.long, device=device)
         self._done = 0
 
     def add(self, done: int, readings: Mapping[str, Tensor]) -> None:
-        """The scalars of step `done`, counted from 1; every step has the same names."""
+        """Add the scalars of step `done`, counted from 1.
+
+        Every step has the same names.
+        """
         self._names = tuple(readings)
         values = torch.stack([*readings.values()])
         self._sums = self._sums + values
@@ -49,7 +52,7 @@ class StepMetrics:
         self._done = done
 
     def read(self, accelerator: Accelerator, folder: Path) -> dict[str, float]:
-        """Means since the last reading, over all processes."""
+        """Return means since the last reading, over all processes."""
         self.check(folder)
         means = (accelerator.reduce(self._sums, "mean") / self._count).tolist()
         now = time.monotonic()
@@ -59,7 +62,7 @@ class StepMetrics:
         return dict(zip(self._names, means, strict=True)) | {"images_per_second": speed}
 
     def interval(self, accelerator: Accelerator) -> PartialLogWindow:
-        """What the next reading will be made of, over all processes."""
+        """Return what the next reading is computed from, over all processes."""
         sums = accelerator.reduce(self._sums, "mean").tolist() if self._count else []
         return PartialLogWindow(
             dict(zip(self._names, sums, strict=bool(sums))), self._count, time.monotonic() - self._since
@@ -74,7 +77,7 @@ class StepMetrics:
             raise DivergenceError(f"loss or gradient is not finite at step {bad}; {where}")
 
     def seconds(self) -> float:
-        """Training time so far, over all resumptions."""
+        """Return the training time so far, over all resumptions."""
         return self._base + time.monotonic() - self._begin
 
     def seconds_left(self, steps: int) -> float:
@@ -83,7 +86,7 @@ class StepMetrics:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """A context whose time does not count as training."""
+        """Return a context whose time does not count as training."""
         entered = time.monotonic()
         try:
             yield

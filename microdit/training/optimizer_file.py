@@ -1,4 +1,6 @@
-"""An optimizer's state as two files: its tensors in safetensors, everything else in JSON.
+"""Store an optimizer's state as two files: tensors and JSON.
+
+The tensors are in safetensors, everything else in JSON.
 
 Any state dict of nested dicts, lists, tuples, numbers, strings and tensors can be stored, so that optimizers of
 plugins can, too. Nothing of it is ever unpickled.
@@ -64,7 +66,10 @@ def _read(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for `value`, with its tensors moved to `tensors` under the path that leads to them."""
+    """Return JSON for `value`, with its tensors moved to `tensors`.
+
+    Each is stored under the path that leads to it.
+    """
     if isinstance(value, Tensor):
         name = path.removeprefix(".")
         tensors[name] = value.detach().contiguous().clone()  # safetensors rejects tensors that share memory

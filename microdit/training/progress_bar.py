@@ -1,4 +1,4 @@
-"""A progress line that is a bar at a terminal and a plain line now and then in a log file."""
+"""Show progress as a bar at a terminal, or as plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PLAIN_SECONDS = 10.0  # between two lines of a log file
 
 
 class Progress:
-    """Shows step, loss, images/s and the time left, if `enabled`."""
+    """Show step, loss, images/s and the time left, if `enabled`."""
 
     def __init__(self, steps: int, first: int, enabled: bool) -> None:
         self.steps = steps
@@ -22,7 +22,7 @@ class Progress:
             self._bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True, desc="training")
 
     def update(self, step: int, loss: float, images_per_second: float, seconds_left: float) -> None:
-        """Called at every logged step, counted from 1."""
+        """Update the display at a logged step, counted from 1."""
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{loss:.4f}", images_s=f"{images_per_second:.0f}", refresh=False)
             self._bar.update(step - self._bar.n)
@@ -41,7 +41,7 @@ class Progress:
 
 
 def format_seconds(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Format seconds as 1:02:03 or 2:03."""
     minutes, rest = divmod(max(round(seconds), 0), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""The training loop. Each step is a function of (weights, seed, step) alone.
+"""Run the training loop; each step depends on (weights, seed, step) alone.
 
 B images of the global batch. Every random draw is made for the whole global batch on the CPU and then sliced, so the
 numbers don't depend on how many processes or micro-batches share it. A process reads its own images and captions only.
@@ -43,7 +43,7 @@ Sampling = Callable[[int, DiT], object]  # (finished steps, the network to sampl
 
 
 class TrainingLoss(nn.Module):
-    """The loss as a module's forward, as DistributedDataParallel requires.
+    """Compute the loss in a module's forward, as DistributedDataParallel requires.
 
     Build it once per network: it hooks into the aligned block.
     """

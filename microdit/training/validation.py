@@ -1,4 +1,4 @@
-"""Validation loss, on the same images, noise levels and noise for every arm and step."""
+"""Compute the validation loss on the same images and noise for all arms and steps."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Scripts that trained the bundled networks."""
+"""Train the bundled networks."""

@@ -39,7 +39,7 @@ CONTEXT = 32
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of one of the two; they share no randomness."""
+    """Configure the training of one of the two CLIPs; they share no randomness."""
 
     seed: int
     embed_dim: int
@@ -70,7 +70,7 @@ RECIPES = {
 
 
 class Scenes:
-    """An endless stream of scenes of every setting of the dataset, each used once."""
+    """Generate an endless stream of scenes of every setting, each used once."""
 
     def __init__(self, seed: int) -> None:
         options = [(1, True, True), (2, True, True), (3, True, False), (3, True, True)]

@@ -1,1 +1,1 @@
-"""Reading and writing files: atomic writes, digests, text, YAML and tensors."""
+"""Read and write files: atomic writes, digests, text, YAML and tensors."""

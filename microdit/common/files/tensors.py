@@ -1,4 +1,6 @@
-"""Files of tensors: safetensors with metadata and a digest, verified on load.
+"""Write and read tensors in safetensors files with metadata and a digest.
+
+The digest is verified on load.
 
 The digest covers names, types, shapes, values and metadata, but not the file's layout. Files of other programs have no
 digest and are loaded without this check. Equal tensors and metadata give equal files, byte for byte.

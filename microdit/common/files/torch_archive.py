@@ -53,7 +53,7 @@ class _Name:
 
 @dataclass(frozen=True)
 class _Storage:
-    """Where a tensor's values are."""
+    """Describe where a tensor's values are stored."""
 
     dtype: torch.dtype
     key: str
@@ -62,7 +62,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _View:
-    """A tensor that is not read yet."""
+    """Describe a tensor that is not read yet."""
 
     storage: _Storage
     offset: int
@@ -219,7 +219,7 @@ def _parse(stream: IO[bytes]) -> Any:
 
 
 def _marked(stack: list[Any]) -> list[Any]:
-    """Pop everything above the last mark, and the mark."""
+    """Remove and return everything above the last mark, and the mark."""
     place = len(stack) - 1 - stack[::-1].index(MARK)
     taken = stack[place + 1 :]
     del stack[place:]

@@ -18,7 +18,7 @@ READY = ".ready"
 
 @dataclass(frozen=True)
 class Tool:
-    """A package, and the option that names a Python that has it."""
+    """Describe a package, and the option that names a Python that has it."""
 
     package: str  # name on the package index
     module: str

@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop."""
+"""Handle signals that request a process to stop."""
 
 from __future__ import annotations
 

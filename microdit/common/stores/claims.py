@@ -72,7 +72,7 @@ class Claim:
 
     @property
     def setting_keys(self) -> tuple[str, ...]:
-        """The settings that the claim refers to."""
+        """Return the settings that the claim refers to."""
         selected = (*self.arm, *self.against, *self.where, *self.same, self.axis)
         return tuple(dict.fromkeys(key for key in selected if key))
 

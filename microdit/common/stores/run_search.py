@@ -1,4 +1,4 @@
-"""Searches of MLflow runs by exact tags, with any characters in their values.
+"""Search MLflow runs by exact tags, with any characters in their values.
 
 MLflow's filter language has no escapes: a value is quoted and must not contain its own quote character. Conditions that
 can't be written in it are checked here.

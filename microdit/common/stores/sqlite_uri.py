@@ -1,4 +1,4 @@
-"""Converts the path of a sqlite file to its URI and back, for any characters in the path.
+"""Convert the path of a sqlite file to its URI and back, for any characters.
 
 SQLAlchemy reads '?' in a URI as the start of options and decodes '%XX', so a path can't simply be appended to
 `sqlite:///`.

@@ -60,7 +60,10 @@ class ClassPhrases:
 
     @cached_property
     def _by_first_word(self) -> Mapping[str, re.Pattern[str]]:
-        """One pattern per first word: a single pattern for all phrases takes 12 times as long."""
+        """Return one pattern per first word.
+
+        A single pattern for all phrases takes 12 times as long.
+        """
         groups: dict[str, list[str]] = {}
         for phrase in self.meaning:
             groups.setdefault(_first_word(phrase), []).append(phrase)

@@ -1,4 +1,4 @@
-"""Settings of a `cifar-captions` build: what is chosen, and how it is downloaded."""
+"""Define settings of a `cifar-captions` build: selection and download."""
 
 from __future__ import annotations
 

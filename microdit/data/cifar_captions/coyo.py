@@ -45,7 +45,7 @@ class ParquetSource:
 
     @property
     def identity(self) -> list[list[Any]]:
-        """Names and sizes, by which a later call checks that the files are the same."""
+        """Return names and sizes, which show later whether the files are the same."""
         return [[path.name, path.stat().st_size] for path in self.files]
 
     def describe(self) -> list[dict[str, Any]]:

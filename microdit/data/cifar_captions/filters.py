@@ -1,4 +1,4 @@
-"""The filters that a row of COYO-700M must pass, in order.
+"""Define the filters that a row of COYO-700M must pass, in order.
 
 Each counts the rows it drops.
 """

@@ -84,14 +84,14 @@ def _free_cells(draws: UniformDraws, count: int) -> list[Box]:
 
 
 def _side_by_side(cells: list[Box]) -> list[Box]:
-    """Rearrange cells above each other side by side, since nothing floats above the ground."""
+    """Rearrange stacked cells side by side, since nothing floats above the ground."""
     if cells[0][2] <= cells[1][0] or cells[1][2] <= cells[0][0]:
         return cells
     return [(y0, x0, y1, x1) for x0, y0, x1, y1 in cells]
 
 
 class _Middle:
-    """Replaces the random draws if nothing varies."""
+    """Replace the random draws if nothing varies."""
 
     @staticmethod
     def uniform(low: float, high: float) -> float:

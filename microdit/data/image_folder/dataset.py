@@ -57,7 +57,7 @@ class ImageFolder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest of this split's names, captions, labels, contents and the resolution.
+        """Return a digest of names, captions, labels, contents and resolution.
 
         Reads every file once.
         """

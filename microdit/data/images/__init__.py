@@ -1,1 +1,1 @@
-"""The image reader: correct sRGB pixels, or an error that names the file."""
+"""Read images as correct sRGB pixels, or raise an error that names the file."""

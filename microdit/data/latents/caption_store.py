@@ -99,7 +99,7 @@ class CaptionStore:
 
     @property
     def files(self) -> list[Path]:
-        """All files of features."""
+        """Return all files of features."""
         return [shard.path for shard in self._shards]
 
     def contains(self, wanted: np.ndarray) -> np.ndarray:

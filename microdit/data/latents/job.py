@@ -16,7 +16,10 @@ DEFAULT_SHARD_SIZE, DEFAULT_BATCH_SIZE = 4096, 64  # images
 
 @dataclass(frozen=True)
 class ShardJob:
-    """How shards are written, and which: this process writes shard k if k % parts == part."""
+    """Configure how shards are written, and which.
+
+    This process writes shard k if k % parts == part.
+    """
 
     shard_size: Annotated[int, Range(1)] = DEFAULT_SHARD_SIZE
     batch_size: Annotated[int, Range(1)] = DEFAULT_BATCH_SIZE

@@ -41,7 +41,7 @@ class EncodedImages:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, C, s, s)."""
+        """Return the shape (N, C, s, s)."""
         return (len(self), *self.latents.shape[1:])
 
     def take(self, images: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Files of many rows: safetensors, memory-mapped, named by the digest of their content.
+"""Store many rows in safetensors files, memory-mapped and named by their digest.
 
 A shard is written under a temporary name and renamed, so an existing shard is complete. Its name ends in the first
 digits of its SHA-256, so later changes are detected.
@@ -128,7 +128,7 @@ def check_digest(path: Path) -> None:
 
 
 class ConcatArray:
-    """Arrays of several files as one (N, ...), read row by row."""
+    """Read arrays of several files as one (N, ...), row by row."""
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         self._parts = list(parts)
@@ -139,7 +139,7 @@ class ConcatArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, ...)."""
+        """Return the shape (N, ...)."""
         return (len(self), *self._parts[0].shape[1:])
 
     def place(self, row: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What training reads: images and captions, encoded once into memory-mapped shards.
+"""Encode images and captions for training, once, into memory-mapped shards.
 
 They are precomputed (`microdit data encode`), or encoded into the cache when a run starts; both use the same files and
 resume after an interruption. N images, C channels, S text tokens, Y width of the text encoder.
@@ -50,7 +50,7 @@ class Targets(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the features' content; "" if there are none."""
+        """Return a digest of the features' content; "" if there are none."""
         ...
 
     def batch(self, indices: np.ndarray) -> Tensor:
@@ -83,12 +83,12 @@ class EncodedDataset:
 
     @property
     def labels(self) -> np.ndarray:
-        """Labels (N,) int64, -1 if unknown."""
+        """Return labels (N,) int64, -1 if unknown."""
         return self.images.labels
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape (N, C, h, w) of the latents."""
+        """Return the shape (N, C, h, w) of the latents."""
         return self.images.shape
 
     def with_features(self, features: CaptionFeatures) -> EncodedDataset:

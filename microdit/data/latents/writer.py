@@ -48,14 +48,14 @@ class Record:
 
 
 class Source(Protocol):
-    """Images in an order that is the same every time."""
+    """Provide images in an order that is the same every time."""
 
     resolution: int
     classes: tuple[str, ...]
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """JSON that identifies the dataset."""
+        """Return JSON that identifies the dataset."""
         ...
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
@@ -73,13 +73,13 @@ def chunk_ranges(count: int, size: int) -> Iterator[tuple[int, range]]:
 
 
 class Latents(Protocol):
-    """Turns records into latents."""
+    """Convert records to latents."""
 
     shape: tuple[int, int, int]  # (C, s, s)
 
     @property
     def header(self) -> Mapping[str, Any]:
-        """JSON that describes the autoencoder."""
+        """Return JSON that describes the autoencoder."""
         ...
 
     def encode(self, loaded: list[np.ndarray]) -> Tensor:

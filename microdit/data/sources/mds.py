@@ -1,4 +1,4 @@
-"""MDS folders of precomputed latents, as written by the paper's released code.
+"""Read MDS folders of precomputed latents, as the released code writes them.
 
 Columns `caption`, `latents_256`, `latents_512` (fp16 bytes, multiplied by the autoencoder's scaling_factor) and
 `caption_latents` (fp16 bytes of S tokens). They are read by mosaicml-streaming in a separate virtual environment; it
@@ -82,7 +82,7 @@ class MdsSource:
 
     @property
     def images(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return self._reader.count
 
     def _records(self, start: int, stop: int) -> Iterator[Record]:
@@ -119,7 +119,7 @@ class MdsSource:
 
 
 class GivenLatents:
-    """Precomputed latents and what is known of their autoencoder."""
+    """Hold precomputed latents and the recorded facts about their autoencoder."""
 
     def __init__(self, shape: tuple[int, int, int], path: str, described: Mapping[str, Any] | None) -> None:
         self.shape = shape
@@ -143,7 +143,7 @@ class GivenLatents:
 
 
 class _Reader:
-    """The process that reads the folder."""
+    """Run the process that reads the folder."""
 
     def __init__(self, folder: Path, python: Path) -> None:
         # With torchrun's variables it would wait for other processes.

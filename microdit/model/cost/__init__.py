@@ -1,1 +1,1 @@
-"""What a network costs: FLOPs, parameters and memory."""
+"""Compute the cost of a network: FLOPs, parameters and memory."""

@@ -9,5 +9,8 @@ from torch import nn
 
 
 def linear_flops(module: nn.Module, tokens: int) -> int:
-    """FLOPs of all linears in `module`, each applied to `tokens` tokens; a multiply-add is 2."""
+    """Return the FLOPs of all linears in `module`, each applied to `tokens` tokens.
+
+    A multiply-add counts as 2.
+    """
     return sum(2 * tokens * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))

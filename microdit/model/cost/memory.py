@@ -22,7 +22,7 @@ GIB = 1 << 30
 
 
 def approximate_parameters(model: DiTConfig) -> float:
-    """Parameters of the blocks, to within a small factor."""
+    """Estimate the parameters of the blocks, to within a small factor."""
     attention, hidden = ((width.start + width.end) / 2 for width in (model.attn_width, model.ffn_width))
     every = model.experts.every_n
     expert_blocks = model.depth // every if every else 0
@@ -34,7 +34,10 @@ def approximate_parameters(model: DiTConfig) -> float:
 
 
 def batch_bytes(model: DiTConfig, resolution: int, batch_size: int) -> float:
-    """Bytes of one global batch: its latents, noise and images, before any activation."""
+    """Return the bytes of one global batch.
+
+    It has latents, noise and images; activations are not included.
+    """
     return batch_size * (8.0 * model.in_channels * model.input_size**2 + 3.0 * resolution**2)
 
 

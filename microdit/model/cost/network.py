@@ -1,4 +1,4 @@
-"""Costs of a network, counted from its structure: parameters, active parameters, FLOPs.
+"""Count the costs of a network: parameters, active parameters, FLOPs.
 
 A multiply-add is 2 FLOPs. Counted are all matrix products: linears, the patch convolution, both products of attention,
 experts by the tokens they take. Norms, activations, softmax and the position table are not. A training step is three

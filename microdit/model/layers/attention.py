@@ -40,7 +40,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Image tokens ask, caption tokens answer; always at full width."""
+    """Attend from image tokens to caption tokens, always at full width."""
 
     def __init__(self, width: int, head_dim: int, bias: bool, qk_norm: bool, eps: float) -> None:
         super().__init__()

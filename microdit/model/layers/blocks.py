@@ -47,7 +47,7 @@ class Modulation(nn.Sequential):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B, L, D) scaled and shifted by (B, 1, D) each."""
+    """Scale and shift x (B, L, D) by (B, 1, D) each."""
     return x * (1 + scale) + shift
 
 

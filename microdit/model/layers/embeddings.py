@@ -1,4 +1,4 @@
-"""From latents, noise levels and caption features to tokens and conditions.
+"""Embed latents, noise levels and captions as tokens and conditions.
 
 B batch, C latent channels, T patches, S text tokens, Y text width, D width.
 """
@@ -74,7 +74,7 @@ def sincos_positions(width: int, side: int, interp_scale: float) -> Tensor:
 
     Coordinates are divided by `interp_scale`, so that a grid twice as fine spans the range seen at the base grid.
     """
-    # On the CPU wherever the network is made: on the meta device, arange alone loads seconds of Python.
+    # On the CPU, whatever the network's device: on the meta device, arange alone loads seconds of Python.
     coordinate = torch.arange(side, dtype=torch.float64, device="cpu") / interp_scale
     rows, columns = torch.meshgrid(coordinate, coordinate, indexing="ij")
     halves = [_sincos(width // 2, axis.flatten()) for axis in (columns, rows)]

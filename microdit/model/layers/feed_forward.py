@@ -17,7 +17,9 @@ from microdit.model.cost.flops import linear_flops
 
 
 class FeedForward(nn.Module):
-    """The role: a map (B, L, D) -> (B, L, D), built as `FeedForward(width, hidden, bias)`.
+    """Map (B, L, D) -> (B, L, D); base class of feed-forwards.
+
+    Feed-forwards are built as `FeedForward(width, hidden, bias)`.
 
     `matrices` counts its weight matrices of size width x hidden, which gives the hidden width at equal cost. Its last
     linear is its output, which initialization scales down with depth; `depth_scaled` names further parameters that are

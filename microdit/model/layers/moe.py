@@ -32,7 +32,7 @@ class ExpertChoice(FeedForward):
         self.w2 = nn.Parameter(torch.empty(num, hidden, width))
 
     def taken(self, tokens: int) -> int:
-        """K, the tokens of one image that an expert takes."""
+        """Return K, the tokens of one image that an expert takes."""
         return max(int(self.capacity * tokens / len(self.w1)), 1)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, L, D) -> (B, L, D)

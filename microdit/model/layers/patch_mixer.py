@@ -17,7 +17,7 @@ from microdit.model.layers.block_stacks import mixer_blocks
 
 
 class Mixer(nn.Module):
-    """The role: mixes all patches before the mask is applied. Implement `forward`.
+    """Mix all patches before the mask is applied; base class. Implement `forward`.
 
     Args:
         config: the architecture; `config.mixer` has depth and widths, `config.mixer.options` free keys.
@@ -60,7 +60,7 @@ class Mixer(nn.Module):
 
 
 class NoMixer(nn.Module):
-    """Passes patches to the backbone unchanged."""
+    """Pass patches to the backbone unchanged."""
 
     def forward(self, x: Tensor, c: Tensor, y: Captions) -> Tensor:
         return x

@@ -1,1 +1,1 @@
-"""Masking methods: which patches the backbone sees, and which the loss counts."""
+"""Choose the patches that the backbone sees and the loss counts."""

@@ -1,4 +1,4 @@
-"""Masking methods: the role, and the paper's own three.
+"""Define the masking role and the paper's own three methods.
 
 B batch, T patches, K kept patches, V values of a patch, D width, S text tokens, C latent channels, H W latent size.
 """
@@ -55,7 +55,7 @@ class Masking(nn.Module):
 
     @property
     def kept(self) -> int:
-        """K, the number of patches that a plan keeps."""
+        """Return K, the number of patches that a plan keeps."""
         return kept_patches(self.side, self.config.ratio, self.config.block_size)
 
     def entering(self, masked: bool) -> int:

@@ -1,4 +1,4 @@
-"""TREAD: tokens that skip the middle blocks of the backbone without being lost.
+"""Implement TREAD: tokens skip the middle blocks without being lost.
 
 B batch, T patches, K kept patches, D width, S text tokens. The first `route.before` and the last `route.after` blocks
 see all patches, so that the loss is over all of them.
