@@ -1,4 +1,4 @@
-"""Shared by all tests: a complete configuration of seconds, and a cache that one session fills once."""
+"""Provide fixtures for all tests: a configuration that trains in seconds, and a shared cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ settings.load_profile("untimed")
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Encoded data and reference features, shared by the session's runs.
+    """Return the cache of encoded data and reference features, shared by the session's runs.
 
     MICRODIT_TEST_CACHE names a folder that many sessions share, as mutation runs do.
     """
@@ -31,6 +31,6 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke_config(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """The `smoke` scale without scoring."""
+    """Return the `smoke` scale without scoring."""
     out = tmp_path_factory.mktemp("run")
     return compose_config(["scale=smoke", "evaluation.samples=0", f"cache_dir={cache_dir}", f"output_dir={out}"])

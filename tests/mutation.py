@@ -4,7 +4,7 @@
 
 mutmut makes the mutants and finds which tests reach which function (once, into `mutants/`; remove that folder after a
 change of the sources). This script then forks one process per mutant from one that has imported all tests. A mutant
-meets its quickest tests first; survivors meet all the others. Verdicts are kept, so an interrupted command continues.
+runs its quickest tests first; survivors run all others. Verdicts are stored, so an interrupted command resumes.
 Error messages are not mutated (pyproject.toml, [tool.mutmut]).
 """
 
@@ -33,7 +33,7 @@ AREAS = {
 SMALLEST = (
     "microdit.model.cost.flops.*"  # a run of these few mutants makes all of them, and the statistics of the tests
 )
-QUICK_SECONDS = 10.0  # tests that a mutant meets first, as long as they take together
+QUICK_SECONDS = 10.0  # total time of the tests that a mutant runs first
 CANNOT_RUN = (4, 5)  # pytest's codes for a wrong command, such as a conftest that can't be imported, and for no tests
 SLOWEST_SECONDS = 200.0  # a mutant that takes longer hangs, and counts as killed
 

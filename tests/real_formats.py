@@ -1,4 +1,4 @@
-"""Tiny networks with random weights in the very formats of the real ones, for tests."""
+"""Create tiny networks with random weights in the formats of the real ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-# What the published autoencoders' configurations say, beside their sizes.
+# Settings of the published autoencoders' configurations, besides their sizes.
 SDXL: dict[str, Any] = {"latent_channels": 4, "scaling_factor": 0.13025, "force_upcast": True}
 FLUX: dict[str, Any] = {  # as Stable Diffusion 3's is, with other factors
     "latent_channels": 16,
@@ -32,7 +32,7 @@ WORDS = (
 
 
 def autoencoder(levels: int = 4, **settings: Any) -> Any:
-    """A diffusers AutoencoderKL that halves the picture `levels` - 1 times."""
+    """Return a diffusers AutoencoderKL that halves the image `levels` - 1 times."""
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
@@ -46,7 +46,7 @@ def autoencoder(levels: int = 4, **settings: Any) -> Any:
 
 
 def autoencoder_folder(folder: Path, levels: int = 4, **settings: Any) -> Path:
-    """The same, saved."""
+    """Save such an autoencoder."""
     autoencoder(levels, **settings).save_pretrained(folder)
     return folder
 
@@ -150,12 +150,12 @@ def inception_weights(path: Path) -> Path:
 
 
 def dinov2_weights(path: Path) -> Path:
-    """Random weights in the layout of DINOv2's ViT-S/14, positions for 518 pixels; pictures are told apart."""
+    """Return random weights in the layout of DINOv2's ViT-S/14 for 518 pixels, which distinguish images."""
     import timm
 
     torch.manual_seed(0)
     network = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0, img_size=518)
-    for weight in network.parameters():  # its own start is as good as blind
+    for weight in network.parameters():  # with its own initial values, outputs barely depend on the image
         nn.init.normal_(weight, std=0.06)
     torch.save(network.state_dict() | {"mask_token": torch.zeros(1, 384)}, path)
     return path

@@ -1,4 +1,4 @@
-"""The public API, used as a program uses it: `import microdit as md` and nothing else of ours."""
+"""Test the public API with `import microdit as md` alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDE = 32
 
 
 def squares(count: int, offset: int = 0) -> md.ImageCaptionDataset:
-    """Plain squares of `count` gray levels."""
+    """Return plain squares of `count` gray levels."""
     images = np.stack([np.full((SIDE, SIDE, 3), 5 * i + offset, np.uint8) for i in range(count)])
     return md.ImageCaptionDataset(images, [f"gray number {i}" for i in range(count)])
 

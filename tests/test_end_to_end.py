@@ -1,4 +1,4 @@
-"""The whole road at `smoke` scale, by the commands that a user types: YAML, trials, MLflow, table, figures."""
+"""Test the complete workflow at `smoke` scale by commands: YAML, trials, MLflow, table, figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ARMS = ("none", "naive_75", "deferred_75", "maskdit_75")
 
 @dataclass(frozen=True)
 class Road:
-    """A folder in which the commands ran, and what they said."""
+    """Return the folder in which the commands ran, and their output."""
 
     folder: Path
     sweep: subprocess.CompletedProcess[str]

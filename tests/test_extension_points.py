@@ -1,4 +1,4 @@
-"""Every role of the core played by a user's file, by name and by dotted path; flow matching against closed forms."""
+"""Test users' implementations of every role, by name and by dotted path; flow matching against closed forms."""
 
 from __future__ import annotations
 

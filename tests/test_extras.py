@@ -1,4 +1,4 @@
-"""Every extra of pyproject.toml can be installed beside the others, and brings what its error messages promise."""
+"""Test that all extras of pyproject.toml can be installed together and provide the promised modules."""
 
 from __future__ import annotations
 

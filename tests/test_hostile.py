@@ -1,4 +1,4 @@
-"""Hostile and absurd input: exactly one clear error each, short and printable, and never a hang."""
+"""Test hostile and absurd input: exactly one clear, short, printable error, and no hang."""
 
 from __future__ import annotations
 

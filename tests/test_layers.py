@@ -109,7 +109,7 @@ def test_local_imports_of_our_own_modules_are_in_command_line_modules_only() -> 
 
 
 def test_the_core_runs_without_hydra_optuna_and_mlflow() -> None:
-    """Not by reading its source, but by taking those packages away."""
+    """The packages are removed instead of reading the source."""
     code = (
         "import sys\n"
         "for name in ('hydra', 'omegaconf', 'optuna', 'mlflow'): sys.modules[name] = None\n"

@@ -1,4 +1,4 @@
-"""Alignment with a frozen network's patch features: its loss, what it leaves alone, and what it keeps on disk."""
+"""Test alignment with a frozen network's patch features: the loss, unchanged draws, and the feature cache."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Huge(Colors):
 
 
 class Log(NullLogger):
-    """Keeps the curves; ends the run from outside after `kill_at` finished steps."""
+    """Record the curves; interrupt the run after `kill_at` finished steps."""
 
     def __init__(self, kill_at: int = 0) -> None:
         self.values: dict[tuple[str, int], float] = {}
@@ -94,7 +94,7 @@ class Log(NullLogger):
 
 @pytest.fixture(scope="module")
 def colors(smoke_config: Config) -> Config:
-    """Aligned with a plugin that costs nothing, at deferred masking."""
+    """Align with a cheap plugin, with deferred masking."""
     return dataclasses.replace(smoke_config, plugins=(__name__,), alignment=AlignmentConfig(HERE, weight=0.5))
 
 
@@ -113,7 +113,7 @@ def masked(config: Config, method: str, ratio: float) -> Config:
 
 
 def tokens_after(net: DiT, block: int, x: Tensor, t: Tensor, y: Tensor, plan: PatchMask | None) -> Tensor:
-    """What a block gives, by walking the network again, without hooks."""
+    """Return a block's output by running the network again, without hooks."""
     tokens = net.x_embedder(x) + net.pos_embed
     c, y = net.condition(t, y)
     tokens = net.mixer.project_out(net.masking.drop(net.mixer(tokens, c, y), plan))
@@ -123,7 +123,7 @@ def tokens_after(net: DiT, block: int, x: Tensor, t: Tensor, y: Tensor, plan: Pa
 
 
 def a_step(config: Config) -> tuple[TrainingLoss, list[Tensor], PatchMask | None]:
-    """A loss module at its initial weights, and the inputs of its first step."""
+    """Return a loss module at its initial weights, and the inputs of its first step."""
     data = build_components(config).train
     state = initial_state(config, torch.device("cpu"))
     *inputs, plan = draw_batch(config, 0, data, BatchSampler(len(data), 8, 0), state.net)
@@ -133,7 +133,7 @@ def a_step(config: Config) -> tuple[TrainingLoss, list[Tensor], PatchMask | None
 @pytest.mark.parametrize(("method", "ratio"), [("none", 0.0), ("naive", 0.5), ("deferred", 0.75)])
 @pytest.mark.parametrize("block", [1, 2])
 def test_the_loss_is_that_of_the_paper(colors: Config, method: str, ratio: float, block: int):
-    """Written out patch by patch: -lambda / N sum of cosines, over the patches that are kept."""
+    """Compute the term patch by patch: -lambda / N sum of cosines over the kept patches."""
     module, inputs, plan = a_step(masked(aligned(colors, block=block, weight=0.3), method, ratio))
     x, y, sigma, noise, target = inputs
     loss, readings = module(*inputs, plan)
@@ -385,7 +385,7 @@ def test_lite0_gives_the_map_nearest_to_the_grid(side: int, grid: int):
 
 
 def test_lite0_features_are_the_networks_own():
-    """On a grid as fine as the feature map nothing is resized: the very values, patch for patch."""
+    """On a grid as fine as the feature map, nothing is resized: values are equal patch by patch."""
     images = torch.randint(0, 256, (3, 224, 224, 3), generator=generator(0, "images"), dtype=torch.uint8)
     maps = build_lite0().forward_intermediates(images.permute(0, 3, 1, 2) / 127.5 - 1, intermediates_only=True)
     for index, (stride, channels) in enumerate(LITE0_MAPS[2:], start=2):
@@ -442,7 +442,7 @@ def test_a_plugin_that_is_not_listed_is_rejected(colors: Config):
 
 
 def test_a_plan_measures_the_projector_too(colors: Config, monkeypatch: pytest.MonkeyPatch):
-    """Also where one block stands for all: the aligned block is then that one."""
+    """If the network has a single block, that block is aligned."""
     from sweeps.planning import throughput
 
     monkeypatch.setattr(throughput, "MEASURE_SECONDS", 1e-6)

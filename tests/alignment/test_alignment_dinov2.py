@@ -1,4 +1,4 @@
-"""Alignment with DINOv2: its features against timm's own, what counts as the same, and what is told before it costs."""
+"""Test alignment with DINOv2: features against timm's, fingerprints, and errors before any work."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from sweeps.planning.trials import plan_trials, prepare_trials
 
 
 class Plain(PatchEncoder):
-    """A plugin that knows of no weights."""
+    """Encode patches without weights, as a plugin."""
 
     width = 3
     fingerprint = "plain"
 
 
 class Weighed(Plain):
-    """A plugin that brings weights of its own."""
+    """Encode patches with weights from a file, as a plugin."""
 
     takes_weights = True
 
@@ -52,7 +52,7 @@ class Weighed(Plain):
 
 
 class Log(NullLogger):
-    """Keeps the curve of the alignment."""
+    """Record the curve of the alignment."""
 
     def __init__(self) -> None:
         self.alignment: dict[int, float] = {}
@@ -69,7 +69,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub folder without files, and no way to fetch any."""
+    """Use an empty hub folder, with downloads disabled."""
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a download")
@@ -109,7 +109,7 @@ def timms_own(path: Path, images: Tensor, side: int) -> Tensor:
 
 @pytest.mark.parametrize(("grid", "side", "pixels"), [(16, 224, 300), (18, 252, 64), (4, 224, 64)])
 def test_features_are_those_of_timms_model(small: Path, grid: int, side: int, pixels: int) -> None:
-    """All in one process: networks of several sides don't get in one another's way."""
+    """Networks for several grid sizes can be used in one process."""
     images = torch.randint(0, 256, (2, pixels, pixels, 3), generator=generator(0, "images"), dtype=torch.uint8)
     expected = timms_own(small, images, side)
     if grid < 16:

@@ -1,4 +1,4 @@
-"""How long the trace term of a Fréchet distance takes by each route, on the same covariances in one process.
+"""Time the trace term of a Fréchet distance by each method, on the same covariances in one process.
 
 python tests/benchmarks/frechet_trace.py
 """
@@ -17,10 +17,10 @@ DECAY = 0.8  # the standard deviations of the made-up features fall off as 1 / i
 
 
 def bench_frechet(features: int = 2048, repeats: int = 2) -> str:
-    """A table of seconds (the quickest of `repeats`, all routes in turns), speed against sqrtm, and the distances.
+    """Return a table of seconds (fastest of `repeats`, methods interleaved), speed against sqrtm, and distances.
 
-    Each route starts from the covariances (F, F) of two sets of 2F made-up pictures each. In the rank-deficient case
-    the other set has F / 2 pictures; ours then starts from its features.
+    Each route starts from the covariances (F, F) of two sets of 2F made-up images each. In the rank-deficient case
+    the other set has F / 2 images; our method then starts from its features.
     """
     rng = np.random.default_rng(0)
     mix = rng.normal(size=(features, features)) * np.arange(1, features + 1) ** -DECAY
@@ -42,7 +42,7 @@ def bench_frechet(features: int = 2048, repeats: int = 2) -> str:
     def schur(product: np.ndarray) -> float:
         return float(np.trace(sqrtm(product)).real)
 
-    def general(product: np.ndarray) -> float:  # torch-fidelity's route
+    def general(product: np.ndarray) -> float:  # torch-fidelity's method
         return float(np.sqrt(np.linalg.eigvals(product).astype(np.complex128)).real.sum())
 
     routes: dict[str, Callable[[], float]] = {

@@ -1,4 +1,4 @@
-"""Training speed of masking methods beside each other: ratios of one process, in turns, not seconds alone.
+"""Compare the training speed of masking methods, interleaved in one process.
 
 python tests/benchmarks/masking_speed.py [--config config.yaml] [--steps 8]
 """
@@ -26,7 +26,7 @@ WARMUP = 2
 
 
 def bench_masking(config: Path | None, steps: int = 8) -> str:
-    """A table of images/s and GFLOPs for each masking method at the sizes of `config`.
+    """Return a table of images/s and GFLOPs for each masking method at the sizes of `config`.
 
     The arms take turns step by step, so that a load on the machine slows all of them alike; each arm's time is its
     median step.

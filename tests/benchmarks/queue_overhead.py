@@ -1,8 +1,8 @@
-"""What the queue and the records cost: seconds a trial beyond its training, and milliseconds a logged metric.
+"""Measure the overhead of queue and logging: seconds per trial, and milliseconds per logged metric.
 
     python tests/benchmarks/queue_overhead.py
 
-Trials of one step at `smoke` scale through the real command's road; both stores are fresh sqlite files in a temporary
+Trials of one step at `smoke` scale run as by the real command; both stores are fresh sqlite files in a temporary
 folder. A worker's first trial is left out (it imports torch and loads the networks).
 """
 
@@ -30,7 +30,7 @@ UNSCORED = ("evaluation.samples=0", "training.val_images=8")
 
 
 def bench(trials: int = TRIALS, workers: tuple[int, ...] = WORKERS) -> None:
-    """Prints one row a number of workers, then the cost of a metric."""
+    """Print one row per number of workers, then the cost of a metric."""
     rows = [["workers", "trials", "wall s", "s/trial beyond training (median)", "s/trial wall x workers"]]
     for count in workers:
         with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +65,7 @@ def _row(workers: int, trials: int, root: Path) -> list[str]:
 
 
 def metric_seconds(root: Path) -> float:
-    """Seconds that one metric takes through the recorder, in the batches that it makes."""
+    """Return seconds per metric through the recorder, in the recorder's own batches."""
     from sweeps.tracking.mlflow_logger import MlflowLogger, RunSpec
 
     uri = f"sqlite:///{root / 'mlflow.db'}"

@@ -1,11 +1,11 @@
-"""What a report of a big store costs: time and peak memory on one that is made for it.
+"""Measure time and peak memory of a report on a large generated store.
 
     python tests/benchmarks/report_scaling.py [runs=10000] [points=100] [arms=100]
 
-Two studies in one sqlite store: one of that many runs and one of 20, as a user's latest study lies among all the
+Two studies in one sqlite store: one of that many runs and one of 20, like a user's latest study among all the
 others. Each run has two curves that a report reads and one that it doesn't, of that many points each, beside the
 scores, settings and tags that a trial leaves. They are written straight into MLflow's tables, in a temporary folder;
-each report is then made by a process of its own, whose peak memory is told.
+each report is then made in its own process, whose peak memory is printed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Rows = dict[str, list[tuple[Any, ...]]]
 
 
 def bench(words: Sequence[str]) -> None:
-    """Makes the store, then a report of each study in a process of its own, and prints what those took."""
+    """Create the store, run a report of each study in its own process, and print the costs."""
     sizes = _sizes(words)
     with tempfile.TemporaryDirectory() as folder:
         begin = time.monotonic()
@@ -81,7 +81,7 @@ def _sizes(words: Sequence[str]) -> dict[str, int]:
 
 
 def measure(uri: str, study: str, out: Path) -> tuple[int, list[tuple[str, float, float, float]]]:
-    """Runs of a study, and each part of its report: seconds, CPU seconds, and this process's peak MiB by then."""
+    """Print a study's runs and, per part of its report, seconds, CPU seconds and peak MiB so far."""
     quiet()
     begin = time.monotonic()
     from analysis.figures.curves import curve_figure
@@ -106,7 +106,7 @@ def measure(uri: str, study: str, out: Path) -> tuple[int, list[tuple[str, float
 
 
 def fill(root: Path, runs: int, points: int, arms: int) -> str:
-    """Makes a store under `root` with a launch of `runs` finished trials and one of a few; returns its URI."""
+    """Create a store under `root` with a launch of `runs` finished trials and a small one; return its URI."""
     from mlflow import MlflowClient
 
     quiet()
@@ -123,7 +123,7 @@ def fill(root: Path, runs: int, points: int, arms: int) -> str:
 def _launch(
     client: Any, database: sqlite3.Connection, root: Path, study: str, numbers: range, points: int, arms: int
 ) -> None:
-    """A study's experiment, parent run and trials, the latter numbered through the whole store."""
+    """Write a study's experiment, parent run and trials, numbered through the whole store."""
     experiment = client.create_experiment(f"microdit/{study}", (root / "artifacts").as_uri())
     tags = {"microdit.role": "study", "microdit.study": study, "microdit.scale": "demo"}
     parent = client.create_run(experiment, tags=tags).info.run_id
@@ -144,7 +144,7 @@ def _launch(
 
 
 def settings_of(arms: int) -> dict[str, dict[str, Any]]:
-    """Arms by name: none, then naive and deferred masking at rising ratios."""
+    """Return arms by name: none, then naive and deferred masking at rising ratios."""
     found: dict[str, dict[str, Any]] = {"none": {"model.masking.method": "none", "model.masking.ratio": 0.0}}
     for number in range(1, arms):
         method, ratio = ("naive", "deferred")[number % 2], round(0.9 * ((number + 1) // 2) / (arms // 2 + 1), 4)
@@ -165,14 +165,14 @@ def _study(settings: dict[str, dict[str, Any]], seeds: int) -> dict[str, Any]:
 
 
 class _Trial:
-    """The rows and the config.yaml of one finished trial."""
+    """Return the rows and the config.yaml of one finished trial."""
 
     def __init__(self, study: str, number: int, arm: str, seed: int, settings: dict[str, Any]) -> None:
         self.id, self.study, self.arm, self.seed = f"{number:032x}", study, arm, seed
         self.number, self.settings = number, settings
 
     def write(self, rows: Rows, points: int, root: Path, experiment: int, parent: str) -> None:
-        """Adds the rows to those of each table, and leaves config.yaml in the run's place under `root`."""
+        """Add the rows to each table, and write config.yaml to the run's folder under `root`."""
         start = BEGIN + 1000 * self.number
         artifacts = root / self.id / "artifacts"
         name = f"{self.arm}/seed{self.seed}"

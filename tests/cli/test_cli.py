@@ -1,4 +1,4 @@
-"""The `microdit` command as a person meets it: a run, its pictures and scores, and one-line errors."""
+"""Test the `microdit` command: a run, its images and scores, and one-line errors."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_the_data_can_be_looked_at(run_folder: Path, tmp_path: Path, capsys: pyt
 
 
 def test_prompts_of_a_file_are_drawn_and_scored(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Held-out captions, written to a file, give the scores of the run; others give others, and no class accuracy."""
+    """Held-out captions from a file give the run's scores; other prompts give other scores and no class accuracy."""
     config = load_config(run_folder / "config.yaml")
     held_out = build_dataset(config.data, "val")
     prompts = tmp_path / "prompts.txt"

@@ -65,7 +65,7 @@ def test_a_mistake_is_one_line_with_the_nearest_name(
 
 
 def complete(program: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> set[str]:
-    """What bash suggests for the last of `words`."""
+    """Return bash's completions for the last of `words`."""
     assert MAINS[program](["--print-completion", "bash"]) == 0
     listed = " ".join(f"'{word}'" for word in [program, *words])
     script = f"""{capsys.readouterr().out}

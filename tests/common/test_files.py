@@ -1,4 +1,4 @@
-"""Atomic writes, what they leave when killed, and digests that notice every change."""
+"""Test atomic writes, cleanup after killed writers, and digests that detect every change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ with atomic_path(sys.argv[1]) as temporary:
 
 
 def leave(target: Path) -> Path:
-    """Kill a process that writes `target`; returns what it left."""
+    """Kill a process that writes `target`; return the files that remain."""
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
     assert writer.stdout.readline() == "ready\n"

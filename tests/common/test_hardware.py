@@ -1,4 +1,4 @@
-"""What a run says of the machine that it ran on."""
+"""Test the hardware facts that a run records."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_a_run_tells_its_processor_and_its_versions(smoke_config: Config, tmp_pa
     run(smoke_config, record)
     assert str(record.facts["device"]).startswith("cpu")
     assert record.facts["versions"] == f"python {platform.python_version()}, torch {torch.__version__}"
-    json.dumps(record.facts)  # whatever records it needs no more than words and numbers
+    json.dumps(record.facts)  # facts are only words and numbers
 
 
 @pytest.mark.parametrize(
     ("text", "name"),
     [
         ("processor : 0\nmodel name\t: AMD EPYC: 9\nmodel name\t: AMD EPYC: 9\n", "cpu (AMD EPYC: 9)"),
-        ("", None),  # a processor that tells no model
+        ("", None),  # a processor without a model name
     ],
 )
 def test_the_processor_is_named_where_the_system_tells(

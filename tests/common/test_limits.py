@@ -1,4 +1,4 @@
-"""Settings declare the values they allow; a wrong one is named with the whole range."""
+"""Test allowed values of settings; errors name the setting and the whole range."""
 
 from __future__ import annotations
 

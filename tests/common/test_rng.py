@@ -1,4 +1,4 @@
-"""Random streams: named, independent, the same everywhere."""
+"""Test that random streams are named, independent and reproducible."""
 
 from __future__ import annotations
 

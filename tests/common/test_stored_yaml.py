@@ -1,4 +1,4 @@
-"""YAML of finished runs: one kind of error, and limits that hold for hostile documents."""
+"""Test reading YAML of finished runs: one error type, and limits for hostile documents."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""One rule for encodings and line ends, seen through every reader of captions, tables and prompts."""
+"""Test that all readers of captions, tables and prompts share one rule for encodings and line ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of `torch.save` are parsed, not unpickled: the same tensors as torch reads, and no code of theirs runs."""
+"""Test that files of `torch.save` are parsed, not unpickled: the same tensors, and no code runs."""
 
 from __future__ import annotations
 

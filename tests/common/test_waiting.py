@@ -1,4 +1,4 @@
-"""A program that waits says for what and for how long."""
+"""Test that a waiting program reports for what and for how long."""
 
 from __future__ import annotations
 

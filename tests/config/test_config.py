@@ -1,4 +1,4 @@
-"""Settings as a user writes them: values survive the round trip, mistakes get one clear sentence."""
+"""Test settings from YAML: values survive the round trip, and mistakes give a one-sentence error."""
 
 from __future__ import annotations
 

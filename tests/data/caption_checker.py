@@ -1,6 +1,6 @@
-"""Reads a caption of `emoji-captions` back and compares it with the picture's attributes.
+"""Parse a caption of `emoji-captions` and compare it with the image's attributes.
 
-It parses the sentence and does not know how it was written, so it finds slips of the grammar as well as wrong facts.
+The parser is independent of the generator, so it finds grammatical errors as well as wrong facts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FRAMES = r"(?:a picture of|a drawing of|an image of|there is|there are)"
 
 @dataclass(frozen=True)
 class Phrase:
-    """One group of objects as a caption names it."""
+    """Describe one group of objects as a caption names it."""
 
     number: str
     size: str | None
@@ -36,7 +36,7 @@ class Phrase:
 
 
 def check_caption(item: Sample) -> list[str]:
-    """The caption's statements that `item.attributes` (or `item.label`) contradict, as sentences; none if all hold."""
+    """Return the caption's statements that `item.attributes` (or `item.label`) contradict, as sentences."""
     phrases, between, background, verb, rest = _parse(item.caption)
     objects: Sequence[Mapping[str, Any]] = item.attributes["objects"]
     groups = [[thing for thing in objects if thing["group"] == g] for g in sorted({o["group"] for o in objects})]
@@ -62,7 +62,7 @@ def check_caption(item: Sample) -> list[str]:
 
 
 def _parse(caption: str) -> tuple[list[Phrase], str, str | None, str, str]:
-    """Phrases of objects, the words between them, the background's name, the verb, and what is left over."""
+    """Return object phrases, the words between them, the background's name, the verb, and the remaining words."""
     nouns = sorted((n for singular in _nouns() for n in (singular, plural(singular))), key=len, reverse=True)
     pattern = re.compile(
         rf"\b(?P<number>an?|two|three) (?:(?P<size>{'|'.join(_size_words())}) )?"
@@ -132,7 +132,7 @@ def _check_relation(words: str, groups: Sequence[Sequence[Mapping[str, Any]]]) -
 
 
 def _nouns() -> dict[str, set[tuple[str, str]]]:
-    """Every noun -> the (class, drawing) pairs that it is true of."""
+    """Map every noun to its (class, drawing) pairs."""
     result: dict[str, set[tuple[str, str]]] = {}
     for kind, drawings in DRAWINGS.items():
         for drawing in drawings:

@@ -1,4 +1,4 @@
-"""A web server and what downloads from it: the real img2dataset, or a stand-in with the same outside."""
+"""Provide a web server, and the real img2dataset or a stand-in with the same interface."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["stand_in", pytest.param("real", marks=pytest.mark.slow)])
 def python(request: pytest.FixtureRequest) -> Path:
-    """A Python that has img2dataset, or something of its outside."""
+    """Return a Python that has img2dataset, or a stand-in with its interface."""
     if request.param == "stand_in":
         return request.getfixturevalue("stand_in")
     found = Path(os.environ.get("MICRODIT_IMG2DATASET", "~/.cache/microdit/img2dataset/bin/python")).expanduser()

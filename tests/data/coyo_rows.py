@@ -1,4 +1,4 @@
-"""COYO-shaped metadata for tests, and a web server with all that a list of urls meets."""
+"""Provide COYO-shaped metadata, and a web server with the usual faults of url lists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def row(number: int, text: str | None, **changes: Any) -> dict[str, Any]:
-    """A row with all of COYO-700M's columns that passes the default filters."""
+    """Return a row with all of COYO-700M's columns that passes the default filters."""
     return {
         "id": 10**12 + number,
         "url": f"http://images.invalid/{number}.jpg",

@@ -1,4 +1,4 @@
-"""Image files made byte by byte, so that tests need not trust the library that reads them."""
+"""Write image files byte by byte, independently of the library that reads them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png(size: tuple[int, int], bits: int, color_type: int, rows: Sequence[bytes], *between: bytes) -> bytes:
-    """A PNG file of packed rows; `between` are chunks before the pixels."""
+    """Return a PNG file of packed rows; `between` are chunks before the pixels."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, color_type, 0, 0, 0))
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(between) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")

@@ -1,4 +1,4 @@
-"""Samplers against problems whose solution is known, and the laws of EDM's preconditioning."""
+"""Test samplers on problems with known solutions, and the laws of EDM's preconditioning."""
 
 from __future__ import annotations
 

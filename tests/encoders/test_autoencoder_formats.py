@@ -1,4 +1,4 @@
-"""Autoencoders in diffusers' real format: their own normalization, their own precision, and what is wrong with them."""
+"""Test autoencoders in diffusers' format: normalization, precision, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped ImageNet weights are loaded into the right network, and folding changes nothing."""
+"""Test that the shipped ImageNet weights fit the network, and that folding keeps its outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The encoders: real formats, shipped weights, round trips, and one clear error for what isn't there."""
+"""Test the encoders: real formats, shipped weights, round trips, and one clear error if something is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which text encoder a path names: open_clip's names, hubs, folders; and weights that are none."""
+"""Test which text encoder a path names: open_clip's names, hubs, folders; and invalid weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def refusal(path: object, **settings: Any) -> str:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No hub, and nothing of it kept."""
+    """Disable the hub, with an empty cache."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
@@ -133,14 +133,14 @@ def test_no_hub_is_asked_for_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", never)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", never)
-    shutil.copytree(TEXT_CLIP, tmp_path / "ViT-B-32" / "openai")  # looks like a name where it lies, but is a folder
+    shutil.copytree(TEXT_CLIP, tmp_path / "ViT-B-32" / "openai")  # looks like a name, but is a folder
     monkeypatch.chdir(tmp_path)
     here = build_text_encoder(TextConfig("ViT-B-32/openai"))
     assert torch.equal(here.encode(["a cat"]), build_text_encoder(TextConfig()).encode(["a cat"]))
 
 
 class Trap:
-    """What a pickle must not be able to do: call something."""
+    """Call a function when unpickled, which loading must prevent."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

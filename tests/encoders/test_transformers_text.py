@@ -1,4 +1,4 @@
-"""Text encoders in transformers' format, tiny and random but complete, against transformers' own forward."""
+"""Test tiny, random text encoders in transformers' format against transformers' own forward pass."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def refusal(folder: Path) -> str:
 
 
 class Trap:
-    """What a pickle must not be able to do: call something."""
+    """Call a function when unpickled, which loading must prevent."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -174,7 +174,7 @@ def test_a_run_learns_from_masked_captions(folders: dict[str, Path], smoke_confi
 
 
 def assert_run(config: Config, text: TextConfig, width: int, folder: Path) -> None:
-    """Trains a few steps with caption dropout and draws under guidance; no number may be lost on the way."""
+    """Train a few steps with caption dropout and sample with guidance; all values must be finite."""
     from microdit.pipeline.generate import generate
     from microdit.pipeline.pretrained import Pipeline
     from microdit.pipeline.train_and_evaluate import run

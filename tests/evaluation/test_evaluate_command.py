@@ -1,4 +1,4 @@
-"""`microdit evaluate` on pictures from anywhere: readable, machine-readable, and one line for each mistake."""
+"""Test `microdit evaluate` on any images: text and JSON output, and one line per mistake."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def config_file(smoke_config: Config, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def pictures(smoke_config: Config, tmp_path: Path) -> Path:
-    """Real pictures with their captions, as somebody else's generator would leave them."""
+    """Write real images with their captions, like another generator's output."""
     data, folder = build_dataset(smoke_config.data, "val"), tmp_path / "pictures"
     folder.mkdir()
     items = [data[i] for i in range(COUNT)]
@@ -109,7 +109,7 @@ def test_the_names_of_images_change_no_score(
 def test_images_are_scored_as_training_reads_them(
     config_file: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Transparent, turned, palette and larger files that show the same pictures have the same scores."""
+    """Transparent, rotated, palette and larger files of the same images have the same scores."""
     expected = scores(config_file, pictures, capsys)
     for number, file in enumerate(sorted(pictures.glob("*.png"))):
         picture = Image.open(file).convert("RGB")
@@ -125,7 +125,7 @@ def test_images_are_scored_as_training_reads_them(
             clear.save(file)
         elif number % 4 == 2:
             wide = Image.new("RGB", (64, 32), (255, 0, 255))
-            wide.paste(picture, (16, 0))  # the central square is the picture
+            wide.paste(picture, (16, 0))  # the central square is the image
             wide.save(file)
     assert scores(config_file, pictures, capsys) == expected
 

@@ -1,4 +1,4 @@
-"""Fréchet distances against closed forms and SciPy's square root of a matrix, whatever the rank."""
+"""Test Fréchet distances against closed forms and SciPy's matrix square root, for any rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several evaluation noises on one network: the first is that of a single evaluation, and only the noise differs."""
+"""Test several evaluation noises on one network: the first equals a single evaluation's."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_the_first_noise_is_that_of_a_single_evaluation(parts: Parts) -> None:
 
 
 class Process:
-    """One of two processes that draw together, as `evaluate` sees it."""
+    """Imitate one of two processes that draw together."""
 
     def __init__(self, index: int) -> None:
         self.process_index, self.num_processes, self.is_main_process = index, 2, index == 0
 
 
 def test_processes_share_each_noise(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes draw the same pictures as one; only the main one scores."""
+    """Two processes draw the same images as one; only the main process scores."""
     config, components, denoiser, alone = parts
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, noises=2))
     scored: list[np.ndarray] = []

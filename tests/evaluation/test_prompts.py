@@ -1,4 +1,4 @@
-"""Prompts from a file: COCO's captions or lines of text, and one clear error for each fault."""
+"""Test prompts from a file: COCO's captions or lines of text, and one clear error per fault."""
 
 from __future__ import annotations
 

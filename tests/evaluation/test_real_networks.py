@@ -1,4 +1,4 @@
-"""Inception-v3 and DINOv2 from files: torch-fidelity's own numbers, names that don't overstate, clear errors."""
+"""Test Inception-v3 and DINOv2 from files: torch-fidelity's numbers, accurate names, clear errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features of real images are computed once: same numbers, no second reading, safe among processes."""
+"""Test the cache of real images' features: same numbers, computed once, safe for several processes."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_cached_features_give_identical_numbers_without_reading_the_reference(tm
 
 
 class Planted:
-    """What leaves a trace when it is unpickled."""
+    """Leave a trace when unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace

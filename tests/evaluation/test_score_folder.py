@@ -1,4 +1,4 @@
-"""Scoring a folder of pictures: the same numbers as scoring arrays, and one clear error for each fault."""
+"""Test scoring a folder of images: the same numbers as for arrays, and one clear error per fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores move the right way, agree with independent arithmetic, and say what they were measured with."""
+"""Test that scores change in the right direction, agree with independent arithmetic, and record their networks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from microdit.evaluation.report import describe, feature_net_name
 from microdit.evaluation.score import class_accuracy, score
 
 COUNT = 96
-# As many reference pictures as samples, and one subset of all: KID then does not depend on which are drawn.
+# As many reference images as samples, and one subset of all: KID then does not depend on which are drawn.
 CONFIG = EvalConfig(reference_count=COUNT, kid_subsets=1, kid_subset_size=COUNT)
 DATA = DataConfig(max_objects=1, train_size=2 * COUNT, val_size=COUNT)
 
@@ -68,7 +68,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def at_best(real: Drawn, reference: CaptionedImages, cache: Path) -> dict[str, float]:
-    """The scores of real, held-out pictures."""
+    """Return the scores of real, held-out images."""
     return score(real.images, real.captions, real.labels, reference, CONFIG, cache)
 
 

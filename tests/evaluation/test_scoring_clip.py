@@ -1,4 +1,4 @@
-"""Scores on a CLIP of the user's: through the same loader, found in a folder or a cache, named by what it is."""
+"""Test scores with a user's CLIP: same loader, found in a folder or a cache, identified by content."""
 
 from __future__ import annotations
 

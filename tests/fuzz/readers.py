@@ -1,4 +1,4 @@
-"""Every reader of a file that others may have written: a valid seed, and the call that reads it.
+"""List every reader of foreign files, each with a valid seed and the call that reads it.
 
 A reader gets a folder that holds the seed's other files, and the mutated file in its place. It may raise only the
 project's own errors.
@@ -147,7 +147,7 @@ def _listing(path: Path) -> Any:
     values = read_json(path / "prompts.json", ReportError)
     try:
         return tiles(np.zeros((16, 64, 3), np.uint8), values)
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):  # a report leaves the pictures out
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):  # a report omits the images
         return None
 
 

@@ -1,4 +1,4 @@
-"""What tests of small networks share: weights that give every part a say, and inputs for a latent of 4 x 8 x 8."""
+"""Provide random weights that use every part of a small network, and inputs for a latent of 4 x 8 x 8."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from microdit.model import DiT
 
 
 def randomise(net: DiT) -> DiT:
-    """Replaces all weights, the zeros that a network starts from included, by random ones; the same for a name."""
+    """Replace all weights, including initial zeros, with random ones that depend on the name."""
     for name, parameter in net.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator(0, name))
         parameter.data = 1 + 0.1 * noise if "norm" in name else 0.1 * noise

@@ -1,4 +1,4 @@
-"""Captions of different lengths: padding is neither attended to nor averaged; padding alone is the null caption."""
+"""Test captions of different lengths: padding is ignored, and padding alone is the null caption."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MASKINGS = {
 
 
 def build(method: str = "deferred") -> DiT:
-    """A small network with every weight random, so that every part has a say."""
+    """Return a small network with all weights random, so that every part affects the output."""
     net = DiT(dataclasses.replace(BASE, masking=MASKINGS[method]), seed=3)
     for name, parameter in net.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator(0, name))
@@ -69,7 +69,7 @@ def test_only_tokens_that_count_are_seen(method: str):
     changed = net(x, t, MaskedTokens(tokens, y.mask))
     assert not torch.allclose(changed[0], out[0], atol=1e-3)
     assert torch.equal(changed[1:], out[1:])
-    assert not torch.allclose(net(x, t, y.tokens)[0], out[0], atol=1e-3)  # without the mask padding has a say
+    assert not torch.allclose(net(x, t, y.tokens)[0], out[0], atol=1e-3)  # without the mask, padding affects the output
 
 
 @torch.no_grad()

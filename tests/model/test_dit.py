@@ -1,4 +1,4 @@
-"""What the network promises: shapes, what a dropped patch can and can't tell, and where it starts."""
+"""Test the network: shapes, information of dropped patches, and initial outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METHODS = {
 
 
 def build(method: str, trained: bool = True, **changes) -> DiT:
-    """A small network; `trained` replaces the zeros it starts from, so that every part has a say."""
+    """Return a small network; `trained` replaces initial zeros, so that every part affects the output."""
     net = DiT(dataclasses.replace(BASE, masking=METHODS[method], **changes), seed=3)
     return (randomise(net) if trained else net).eval()
 

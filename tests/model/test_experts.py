@@ -1,4 +1,4 @@
-"""Expert choice against the plainest possible loop."""
+"""Test expert choice against a simple loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The architecture from YAML: every key reaches the network, impossible values name the key and a way out."""
+"""Test the architecture from YAML: every key takes effect, and invalid values give an error with a fix."""
 
 from __future__ import annotations
 

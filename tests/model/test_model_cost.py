@@ -1,4 +1,4 @@
-"""Costs counted by structure agree with PyTorch's own counter and with the figures known of the released models."""
+"""Test counted costs against PyTorch's own counter and the published figures of the released models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Released checkpoints open, from every wrapping they come in; damaged ones are refused with a list."""
+"""Test released checkpoints in every known wrapping; damaged ones are rejected with a list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Widths of attention and feed-forwards: ends met, never falling, always whole heads, equal cost where promised."""
+"""Test widths of attention and feed-forwards: end values, monotonic growth, whole heads, equal cost."""
 
 from __future__ import annotations
 

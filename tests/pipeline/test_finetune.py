@@ -1,4 +1,4 @@
-"""`microdit finetune`: a run goes on, on a folder of a few captioned pictures, and its samples take on their style."""
+"""Test `microdit finetune`: a run trained further on a few captioned images adopts their style."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def base(smoke_config: Config) -> Path:
 
 @pytest.fixture(scope="module")
 def blue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight captioned pictures of one style: blue."""
+    """Write eight captioned images of one style: blue."""
     folder = tmp_path_factory.mktemp("blue")
     for number, thing in enumerate(("cat", "dog", "car", "ship", "frog", "bird", "horse", "truck")):
         Image.fromarray(np.tile(BLUE, (40, 48, 1))).save(folder / f"{thing}.png")

@@ -1,4 +1,4 @@
-"""Weights are used with the text features that they were trained on, or rejected by name."""
+"""Test that weights are used with the text features of their training, or rejected by name."""
 
 from __future__ import annotations
 

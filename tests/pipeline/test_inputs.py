@@ -1,4 +1,4 @@
-"""A process that runs many trials opens the frozen networks and the data once, and anew when their files change."""
+"""Test that a process loads frozen networks and data once, and again if their files change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images and scores that are not finite are failures with a reason: uint8 would hide NaN, and a score would be made."""
+"""Test that non-finite images and scores fail with a reason."""
 
 from __future__ import annotations
 

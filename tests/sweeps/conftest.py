@@ -1,4 +1,4 @@
-"""An empty store made once: sqlite's schema takes MLflow seconds."""
+"""Provide an empty store, created once because MLflow takes seconds to create sqlite's schema."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def blank_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(blank_store: Path, tmp_path: Path) -> Store:
-    """An empty store of a test's own, under its tmp_path."""
+    """Return an empty store for one test, under its tmp_path."""
     shutil.copy(blank_store, tmp_path / "mlflow.db")
     return Store(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path)

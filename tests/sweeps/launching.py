@@ -1,4 +1,4 @@
-"""A small study launched in processes of its own, and what it leaves in the store."""
+"""Launch a small study in separate processes, and read its results from the store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNSCORED = f"{LONG} evaluation.samples=0"
 def start(
     folder: Path, cache: Path, settings: str = SCORED, workers: int = 2, said: str = "said.txt"
 ) -> subprocess.Popen[bytes]:
-    """The command in `folder`; what it says is added to file `said` there."""
+    """Start the command in `folder`; its output is appended to the file `said` there."""
     (folder / "mine.yaml").write_text(STUDY)
     words = ["study=mine.yaml", "scale=smoke", f"workers={workers}", f"cache_dir={cache}", *settings.split()]
     surroundings = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE")}
@@ -58,7 +58,7 @@ def opened(folder: Path) -> Queue:
 
 
 def wait_for_checkpoints(folder: Path, count: int, after: int = 0) -> None:
-    """Returns when `count` trials have a checkpoint of a step behind `after`."""
+    """Return when `count` trials have a checkpoint of a step later than `after`."""
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         found = folder.glob("runs/mine/smoke/*/checkpoints/step_*/state.json")
@@ -69,7 +69,7 @@ def wait_for_checkpoints(folder: Path, count: int, after: int = 0) -> None:
 
 
 def table(folder: Path) -> dict[str, dict[str, float]]:
-    """Final metrics and the loss curve of each trial: one run each, finished, no step of the curve twice."""
+    """Return final metrics and loss curve of each trial, checking for one finished run and no repeated step."""
     client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("microdit/mine")
     assert experiment is not None

@@ -1,4 +1,4 @@
-"""`microdit-sweep` as a user meets it: help, plans, configurations, and one line for each mistake."""
+"""Test the `microdit-sweep` command: help, plans, configurations, and one line per mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On import, train for two steps and record it: what libraries import late is then there for every fork."""
+"""Train for two steps on import, so that lazily imported libraries are loaded in every fork."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A CUDA device without a GPU: torch's FakeTensorMode computes shapes, dtypes and devices of tensors, and no values.
+"""Simulate a CUDA device without a GPU: FakeTensorMode computes shapes, dtypes and devices, but no values.
 
-A tensor left on the CPU raises where a GPU would raise. What a program reads from a tensor is made up, so the harness
-answers reads and records where each one happens: on a GPU every such place waits for the device.
+A tensor left on the CPU raises as it would with a GPU. Values that a program reads from a tensor are made up. The
+harness records where each read happens, because on a GPU every such place waits for the device.
 
-Not possible under the mode, and hence done outside it or left out:
+Not possible under the mode, and therefore done outside it or omitted:
 - a network's initial weights (torch's trunc_normal_ looks at what it drew) and weights read from files: modules are
   made as real ones on the CPU and then moved to the device, under the mode, by the program's own `.to(device)`;
 - writing checkpoints and safetensors files, the encoded-data cache and PNG files: there are no values to write;
@@ -113,7 +113,7 @@ def _answering(reads: Reads) -> dict[str, Callable[..., Any]]:
 
 
 def backward(loss: Tensor) -> None:
-    """What torch's autograd engine does, which needs a driver for tensors on CUDA: it asks for their streams."""
+    """Replace torch's autograd engine, which needs a driver for the streams of CUDA tensors."""
     order: list[Any] = []
     _visit(loss.grad_fn, order, set())
     incoming: dict[Any, list[Tensor | None]] = {node: [None] * len(node._input_metadata) for node in order}
@@ -188,7 +188,7 @@ def made_outside(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def accelerator_on_cuda(config: Config, patch: pytest.MonkeyPatch) -> Accelerator:
-    """Accelerate's own, told that its device is a GPU."""
+    """Return accelerate's Accelerator with a GPU as its device."""
     accelerator = build_accelerator(config)
     for state in (accelerator.state, PartialState()):
         patch.setitem(state.__dict__, "device", CUDA)

@@ -1,4 +1,4 @@
-"""What torchrun starts in the tests of several processes: trains each given config.yaml, and keeps its curve.
+"""Train each given config.yaml and record its curve; torchrun starts this script in multi-process tests.
 
 torchrun --nproc-per-node 2 several.py A/config.yaml B/config.yaml
 """
@@ -17,7 +17,7 @@ from microdit.pipeline.train_and_evaluate import run
 
 
 class Curve(NullLogger):
-    """Keeps every step's metrics in `curve.json` of the run's folder."""
+    """Write every step's metrics to `curve.json` in the run's folder."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "curve.json"

@@ -1,4 +1,4 @@
-"""What a run hands to the loss at each step: its own noise, levels, mask, dropped captions and images."""
+"""Test the inputs of the loss at each step: noise, levels, mask, dropped captions and images."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def with_changes(base: Config, changes: dict[str, Any]) -> Config:
 
 
 def prepared(config: Config) -> RunInputs:
-    """Real data; features to align with are made up, as encoding them takes seconds."""
+    """Return real data; the features to align with are random, since encoding takes seconds."""
     plain = replace(config, alignment=replace(config.alignment, encoder="none"))
     components = build_components(plain)
     if config.alignment.encoder == "none":

@@ -1,4 +1,4 @@
-"""Runs that start from another run's optimizer state: what is restored, how it is identified, what is rejected."""
+"""Test starting from another run's optimizer state: restoring, identification and rejection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = ("scale=smoke", "data.train_size=16", "data.val_size=8", "evaluation.sam
 
 @pytest.fixture(scope="module")
 def train(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Trains a run of smoke size through the command and returns its folder."""
+    """Train a run of smoke size through the command and return its folder."""
 
     def run(*words: str) -> Path:
         out = tmp_path_factory.mktemp("chain") / "run"

@@ -188,7 +188,7 @@ def test_muon_of_cpus_is_torchs_but_for_its_precision(nesterov: bool):
             b.grad = a.grad.clone()
         for optimizer in optimizers:
             optimizer.step()
-        if step == 1:  # each goes on from the other's state
+        if step == 1:  # each resumes from the other's state
             first, second = (optimizer.state_dict() for optimizer in optimizers)
             optimizers[0].load_state_dict(second)
             optimizers[1].load_state_dict(first)

@@ -1,4 +1,4 @@
-"""Runs that start from another run's weights: the released recipe's four phases, and every start that doesn't fit."""
+"""Test starting from another run's weights: the released recipe's four phases, and rejected starts."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_each_phase_resumes_from_the_one_before(phases: Path) -> None:
     assert [c.training.init_optimizer for c in configs] == [False, True, False, True]
 
 
-# What the released configurations of the four phases say. The step counter of phases 2 and 4 goes on from the phase
-# before (`max_duration` 280,000 and 55,000 batches); steps are counted per phase here.
+# Values of the released configurations of the four phases. The step counter of phases 2 and 4 continues from the
+# phase before (`max_duration` 280,000 and 55,000 batches); steps are counted per phase here.
 RELEASED: dict[str, dict[str, object]] = {
     "phase1": {
         "data.resolution": 256,

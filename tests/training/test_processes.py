@@ -1,4 +1,4 @@
-"""A run shared by two processes, started by torchrun as a user starts it: the same run as in one process."""
+"""Test a run on two processes, started by torchrun: the results equal those of one process."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ KEEPING = {"training.keep_checkpoints": 9}
 
 
 def begun_by(other: Path, folder: Path) -> None:
-    """Gives `folder` the checkpoint of the second of four steps of `other`, as if that run had been stopped there."""
+    """Copy the checkpoint of step 2 of 4 of `other` to `folder`, as if that run had been stopped there."""
     shutil.copytree(other / "checkpoints" / "step_00000002", folder / "checkpoints" / "step_00000002")
 
 
@@ -185,7 +185,7 @@ def test_a_stop_asked_of_torchrun_keeps_a_checkpoint(smoke_config: Config, tmp_p
 def test_one_process_that_is_asked_to_stop_takes_the_other_along(
     smoke_config: Config, tmp_path: Path, number: int
 ) -> None:
-    """SIGTERM: both keep the checkpoint together. SIGUSR1 kills one: torchrun ends the other at once."""
+    """After SIGTERM, both save the checkpoint. After SIGUSR1 kills one, torchrun ends the other at once."""
     path = stored(smoke_config, tmp_path / "run", LONG)
     process = torchrun("-m", "microdit", "train", str(path))
     wait_for(tmp_path / "run" / "samples" / "step_00000020.png", process)

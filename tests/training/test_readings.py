@@ -1,4 +1,4 @@
-"""What a run reports while it trains: means and speed since the last reading, the first bad step, the progress line."""
+"""Test logging during training: means and speed since the last log, the first non-finite step, progress."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 class Clock:
-    """A clock that a test moves."""
+    """Simulate a clock that a test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0

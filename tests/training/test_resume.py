@@ -1,4 +1,4 @@
-"""Stopped anywhere and started again, a run ends with the very same weights, bit for bit."""
+"""Test that a run stopped anywhere and resumed ends with identical weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from microdit.training.optimizer_file import read_optimizer, write_optimizer
 
 
 class Killed(BaseException):
-    """Like a signal: no handler of ordinary errors may swallow it."""
+    """Interrupt like a signal, which handlers of ordinary errors must not catch."""
 
 
 class KillAt(NullLogger):
-    """Ends the run from outside after `step` finished steps."""
+    """Interrupt the run after `step` finished steps."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -92,7 +92,7 @@ def test_a_killed_run_resumes_to_identical_weights(smoke_config: Config, tmp_pat
 
 
 class Eventful(Log):
-    """Tells the steps of its metrics to `act`; validation at every step makes each step one."""
+    """Pass the steps of logged metrics to `act`; validation at every step logs each step."""
 
     def __init__(self, act: Callable[[int], None]) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def test_a_stop_within_a_log_interval_leaves_no_mark_on_the_curve(
 
 
 class Buffered(Log):
-    """Keeps what it was told only when flushed, as one does that writes to a database in batches."""
+    """Store metrics only when flushed, like a logger that writes to a database in batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -277,7 +277,7 @@ def test_a_checkpoint_with_a_damaged_file_is_rejected_by_its_name(finished: Conf
 
 
 class Planted:
-    """What leaves a trace when it is unpickled."""
+    """Leave a trace when unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace

@@ -1,4 +1,4 @@
-"""Whole training runs against the update's formulas, computed in float64: learning rate, clipping, AdamW and EMA."""
+"""Test training runs against the update's formulas in float64: learning rate, clipping, AdamW and EMA."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Log(NullLogger):
-    """Keeps each step's readings."""
+    """Record each step's readings."""
 
     def __init__(self) -> None:
         self.readings: dict[int, dict[str, float]] = {}
@@ -65,7 +65,7 @@ def arrays(net: nn.Module) -> Arrays:
 
 
 def gradients(net: DiT, config: Config, step: int) -> Arrays:
-    """What autograd gives for the loss of `step`; the update itself is then computed from it by hand."""
+    """Return autograd's gradients of the loss at `step`; the update is computed from them by hand."""
     data = build_components(config).train
     order = BatchSampler(len(data), config.training.batch_size, config.seed)
     x, y, sigma, noise, _, plan = draw_batch(config, step, data, order, net)
@@ -75,7 +75,7 @@ def gradients(net: DiT, config: Config, step: int) -> Arrays:
 
 
 def decayed(name: str, value: np.ndarray) -> bool:
-    """Weight decay spares all vectors here: norms and biases."""
+    """Weight decay excludes all vectors here: norms and biases."""
     return value.ndim > 1
 
 

@@ -1,4 +1,4 @@
-"""The validation loss: the noise levels that it is measured at."""
+"""Test the noise levels of the validation loss."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Levels(nn.Module):
 def measured(
     config: Config, trained: tuple[float, float], validated: tuple[float | None, float | None]
 ) -> tuple[dict[str, float], list[float]]:
-    """What is reported after training on one distribution and validating on another, and the levels, as ln(sigma)."""
+    """Return the reported loss after training on one distribution and validating on another, and ln(sigma)."""
     evaluation = dataclasses.replace(config.evaluation, p_mean=validated[0], p_std=validated[1])
     config = dataclasses.replace(config, diffusion=DiffusionConfig(*trained), evaluation=evaluation)
     levels = Levels()

@@ -29,7 +29,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Elements, links and text of a page; `stray` are end tags without a matching start tag."""
+    """Collect elements, links and text of a page; `stray` are end tags without a matching start tag."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

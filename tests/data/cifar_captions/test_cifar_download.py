@@ -1,7 +1,7 @@
-"""`microdit data cifar-captions` to its end: a web server of all sorts, interruptions, and training on the images.
+"""Test the complete `microdit data cifar-captions`: web server faults, interruptions, and training.
 
-By default a stand-in takes img2dataset's place: the same arguments, files and records, but its own few lines. Marked
-slow, the same tests run with the real one where it is installed (MICRODIT_IMG2DATASET=PYTHON, or ~/.cache/microdit).
+By default a short stand-in replaces img2dataset, with the same arguments, files and records. The tests marked slow use
+the real one if it is installed (MICRODIT_IMG2DATASET=PYTHON, or ~/.cache/microdit).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from microdit.data.registry import build_dataset
 
 
 def rows_of(web: Web, *kinds: str) -> list[dict[str, Any]]:
-    """One row for each path of the server, cats and dogs in turn."""
+    """Return one row per path of the server, cats and dogs in turn."""
     return [
         row(
             k,
@@ -138,7 +138,7 @@ def test_what_can_go_wrong_is_said(
     bare.write_text("#!/bin/sh\nexit 1\n")
     bare.chmod(0o755)
     assert "that Python can't import img2dataset" in failing(capsys, words(tmp_path, bare))
-    assert (tmp_path / "out" / "selection.parquet").is_file()  # what was done before stays
+    assert (tmp_path / "out" / "selection.parquet").is_file()  # earlier results are kept
     monkeypatch.setenv("STAND_IN_FAILS", "1")
     assert "img2dataset ended with code 1: no space left (all of it: " in failing(capsys, words(tmp_path, stand_in))
     monkeypatch.delenv("STAND_IN_FAILS")
@@ -153,7 +153,7 @@ def test_an_environment_that_cannot_be_made(
     tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "coyo", rows_of(web, "ok/0.jpg"))
-    # pip finds no package anywhere: neither an index nor a folder of packages is left to it.
+    # pip finds no package anywhere: it has neither an index nor a folder of packages.
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     call = words(tmp_path, tmp_path)
     place = call.index("--img2dataset")

@@ -1,4 +1,4 @@
-"""`microdit data cifar-captions --select-only`: what is chosen, what is dropped and why, and that order is nothing."""
+"""Test `microdit data cifar-captions --select-only`: chosen and dropped rows, independent of their order."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_an_option_of_the_wrong_size_is_rejected_by_name(tmp_path: Path, capsys:
 
 
 class Stream:
-    """As much of a streamed dataset of the library `datasets` as is used."""
+    """Imitate the used part of a streamed dataset of the library `datasets`."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table, self.column_names = table, table.column_names

@@ -1,4 +1,4 @@
-"""Which classes captions name: plain words, plurals, synonyms, and phrases that mean something else."""
+"""Test the classes that captions name: words, plurals, synonyms, and phrases that mean something else."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_quick_look_misses_nothing_that_is_found(caption: str) -> None:
 @settings(max_examples=60)
 @given(st.lists(st.one_of(st.sampled_from(NAMING + SILENT), st.sampled_from(["a", "the", "with", "ü"])), max_size=7))
 def test_finding_equals_reading_from_left_to_right(parts: list[str]) -> None:
-    """An independent reading: at each word the longest known phrase counts and its words are spent."""
+    """Find classes independently: at each word, the longest known phrase counts and its words are consumed."""
     tokens = " ".join(parts).split(" ")
     longest = max(phrase.count(" ") + 1 for phrase in WORDS.meaning)
     expected: list[str] = []

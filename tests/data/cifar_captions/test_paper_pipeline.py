@@ -1,4 +1,4 @@
-"""`scale=paper` from COYO's metadata to the report, in the words of a user, on tiny networks in real formats."""
+"""Test `scale=paper` from COYO's metadata to the report, on tiny networks in real formats."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PICTURES = 40
 
 @dataclass(frozen=True)
 class Stack:
-    """Which networks stand for the real ones; `width` is the text encoder's."""
+    """Describe the stand-in networks; `width` is the text encoder's."""
 
     autoencoder: dict[str, object]
     text: str
@@ -60,7 +60,7 @@ STACKS = {
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with a cache of its own."""
+    """Return an empty working folder with its own cache."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -76,7 +76,7 @@ def done(code: int, capsys: pytest.CaptureFixture[str]) -> str:
 def test_from_metadata_to_report(
     stack: Stack, home: Path, python: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # COYO's metadata, with the addresses of pictures, some of which aren't there any more.
+    # COYO's metadata, with urls of images, some of which no longer exist.
     rows = [
         row(k, f"a photo of one {('cat', 'dog')[k % 2]}, number {k}", url=f"{web.address}/ok/{k}.jpg")
         for k in range(PICTURES)
@@ -118,7 +118,7 @@ def test_from_metadata_to_report(
     said = done(sweep(["study=road.yaml", *tiny, *short, "workers=1"]), capsys)
     assert "2 of 2" in said or "done" in said
 
-    # The four phases' second, from the first arm that drops patches; then eight pictures of one's own.
+    # The four phases' second, from the first arm that drops patches; then eight of the user's images.
     first = next(p.parent for p in sorted(home.glob("runs/road/**/model.safetensors")) if "deferred" in str(p))
     phase = [word for word in tiny if not word.startswith("evaluation.samples")]
     words = [f"training.init={first}", "output_dir=phase2", "training.steps=2", "training.ema.start_step=0"]
@@ -137,7 +137,7 @@ def test_from_metadata_to_report(
     assert "unpublished-inception-v3" in said
     assert "2048 features" in said
 
-    # The report says what measured: these weights are nobody's FID.
+    # The report names the network: a distance on these weights is not called FID.
     done(report(["road", "scale=paper"]), capsys)
     results = home / "results" / "road" / "paper"
     with open(results / "runs.csv", newline="") as stream:
@@ -149,4 +149,8 @@ def test_from_metadata_to_report(
     assert (results / "report.html").is_file()
     config = load_config(first / "config.yaml")
     sizes = (config.data.resolution, config.model.in_channels, config.model.input_size)
-    assert sizes == (64, stack.autoencoder["latent_channels"], 8)  # as the latents' header says; the scale has others
+    assert sizes == (
+        64,
+        stack.autoencoder["latent_channels"],
+        8,
+    )  # as in the latents' header; the scale's values differ

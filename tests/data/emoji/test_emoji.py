@@ -1,4 +1,4 @@
-"""What a user of `emoji-captions` relies on: the same pictures everywhere, apart splits, working dials."""
+"""Test `emoji-captions`: reproducible images, disjoint splits, and effective settings."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_objects_lie_inside_the_frame_apart_from_each_other_and_large_enough(i: 
 
 @pytest.mark.parametrize(("resolution", "tolerance"), [(16, 2.2), (32, 1.4), (64, 0.75), (128, 0.45), (256, 0.22)])
 def test_any_resolution_shows_the_same_scene(resolution: int, tolerance: float) -> None:
-    """Averaged over its blocks, a fine picture is the coarse one; off by half a pixel, it would be at twice this."""
+    """A fine image, averaged over blocks, is the coarse one; a shift of half a pixel gives twice this difference."""
     coarse = build_dataset(dataclasses.replace(CONFIG, resolution=resolution), "train")
     fine = build_dataset(dataclasses.replace(CONFIG, resolution=512), "train")
     block = 512 // resolution
@@ -202,7 +202,7 @@ def test_fingerprints_tell_every_setting_and_split_apart() -> None:
 
 
 def test_a_changed_generator_has_a_new_version() -> None:
-    """Caches and results are keyed by the version: if this fails on purpose, raise it and store the new digest."""
+    """Caches and results are keyed by the version; after an intended change, raise it and store the new digest."""
     dataset = build_dataset(DataConfig(resolution=16), "train")
     captions = "".join(dataset[i].caption + "\n" for i in range(200))
     assert (GENERATOR_VERSION, hashlib.sha256(captions.encode()).hexdigest()[:16]) == (1, "0686c33608b6fd39")
@@ -287,7 +287,7 @@ def test_a_plugin_class_is_a_dataset() -> None:
 
 
 def test_the_mirror_image_is_a_mirror_image() -> None:
-    """Two sprites of one drawing, one flipped: the same picture read from the other side."""
+    """Two sprites of one drawing, one flipped, give mirrored images."""
     straight = np.asarray(render._sprite("1f408", "gray", False))
     mirrored = np.asarray(render._sprite("1f408", "gray", True))
     assert (straight[:, ::-1] == mirrored).all()

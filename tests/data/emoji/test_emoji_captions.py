@@ -1,4 +1,4 @@
-"""Captions are true: of the attributes, for every kind of fact, and of the pixels, for colors."""
+"""Test that captions match the attributes for every kind of fact, and the pixels for colors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NEUTRAL = {"white", "gray", "black"}
 
 
 def color_name(hue: float, saturation: float, value: float) -> str:
-    """The plain word for a color; written for this test and independent of how the drawings are painted."""
+    """Return the plain word for a color, independently of how the drawings are painted."""
     if value < 0.3:
         return "black"
     if saturation < 0.16 or (saturation < 0.3 and 190 < hue < 240):

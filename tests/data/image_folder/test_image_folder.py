@@ -1,4 +1,4 @@
-"""The user's own images: both caption conventions, and one clear error for every way a folder can be wrong."""
+"""Test users' image folders: both caption conventions, and one clear error per fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images meet their own prompts, whatever the order in which a folder lists them."""
+"""Test that images are paired with their own prompts, in any listing order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Correct pixels from every kind of image file, or a rejection by name; expected values are computed by hand."""
+"""Test pixels of every kind of image file, and rejections by name; expected values are computed by hand."""
 
 from __future__ import annotations
 

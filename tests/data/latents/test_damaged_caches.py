@@ -1,4 +1,4 @@
-"""What a run keeps in its cache is verified before it is used, and made again, with one line, if it is damaged."""
+"""Test that cached data is verified before use, and recomputed with one log line if it is damaged."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from microdit.pipeline.inputs import build_components
 
 
 def flipped(content: bytes) -> bytes:
-    """Another value of the same size, in the middle of what the file holds."""
+    """Replace a value in the middle of the file by another of the same size."""
     place = len(content) * 2 // 3
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
 def read(config: Config) -> list[torch.Tensor]:
-    """What training reads of the first images."""
+    """Return the data that training reads of the first images."""
     found = build_components(config)
     rows = torch.arange(16).numpy()
     tensors = [found.train.targets.batch(rows)]

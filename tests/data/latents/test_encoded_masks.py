@@ -1,4 +1,4 @@
-"""Encoded captions: masks are kept where the text encoder has them, and datasets that share captions agree on them."""
+"""Test encoded captions: masks are kept if the text encoder has them, and shared captions agree on them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from microdit.training.trainer import draw_batch
 
 
 class Words:
-    """A feature a word from the word's digest, padded with what it is told to."""
+    """Encode each word as a feature from its digest, with configurable padding."""
 
     width, length = 6, 24
 

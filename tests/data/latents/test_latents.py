@@ -1,4 +1,4 @@
-"""`microdit data encode` and training on it: the same as on the fly, resumable, and no file trusted unread."""
+"""Test `microdit data encode` and training on it: same results as on the fly, resuming, verified files."""
 
 from __future__ import annotations
 

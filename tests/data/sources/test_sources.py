@@ -1,6 +1,6 @@
-"""What `microdit data encode` reads besides folders of images: `datasets`, webdataset tars, MDS folders.
+"""Test further sources of `microdit data encode`: `datasets`, webdataset tars, MDS folders.
 
-By default a stand-in takes mosaicml-streaming's place; marked slow, the library itself reads a folder that it wrote.
+By default a stand-in replaces mosaicml-streaming. A test marked slow reads a folder with the library that wrote it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def png(number: int) -> bytes:
 
 
 def as_pictures(images: EncodedImages) -> np.ndarray:
-    """What pixels' latents are of: (N, H, W, 3)."""
+    """Return the pixels of latents, (N, H, W, 3)."""
     z = images.take(np.arange(len(images))).astype(np.float32)
     return np.round((z + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
 
@@ -131,7 +131,7 @@ def test_a_bad_sample_is_named(
     assert encode(tmp_path / "*.tar", tmp_path / "out") == 2
     assert message in capsys.readouterr().err
     done = 2 if message.find("first") < 0 else 0
-    assert len(list((tmp_path / "out").glob("0*.safetensors"))) == done  # what was done stays
+    assert len(list((tmp_path / "out").glob("0*.safetensors"))) == done  # finished shards are kept
 
 
 def test_saved_datasets_keep_their_splits_and_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,4 +1,4 @@
-"""MaskDiT, token routing and sparse-dense fusion against small implementations of their own, patch by patch."""
+"""Test MaskDiT, token routing and sparse-dense fusion against small independent implementations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIGMA_DATA = 0.7
 
 
 def build(masking: MaskingConfig, **changes) -> DiT:
-    """A small network with every weight random, so that every part has a say."""
+    """Return a small network with all weights random, so that every part affects the output."""
     return randomise(DiT(dataclasses.replace(BASE, masking=masking, **changes), seed=3)).eval()
 
 
@@ -109,7 +109,7 @@ def test_routed_patches_skip_the_middle_and_come_back(masked):
 
 
 def fused(net: DiT, deep: bool = True):
-    """SPRINT's backbone, two blocks before the middle one and one after; without the middle one where not `deep`."""
+    """Run SPRINT's backbone: two blocks, the middle one if `deep`, and one block."""
 
     def middle(tokens, kept, c, y):
         shallow = run(net.blocks[:2], tokens, c, y)

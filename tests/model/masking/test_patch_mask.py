@@ -1,4 +1,4 @@
-"""Laws of mask plans: a permutation, the promised count, whole blocks, and nothing lost on the way back."""
+"""Test mask plans: a permutation, the right count, whole blocks, and a lossless inverse."""
 
 from __future__ import annotations
 

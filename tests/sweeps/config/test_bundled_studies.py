@@ -1,4 +1,4 @@
-"""Every study that comes with the project: composed at every scale, held to what it holds, run for two steps."""
+"""Test every bundled study: composed at every scale, checked against its fixed settings, run for two steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searches: every sampler and pruner by name, pruned trials told as such, mistakes before anything runs."""
+"""Test searches: every sampler and pruner by name, reports of pruned trials, and early errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network's sizes follow data and encoders unless they are given; a wrong one is an error before any work."""
+"""Test network sizes: derived from data and encoders unless given; wrong ones are errors before any work."""
 
 from __future__ import annotations
 

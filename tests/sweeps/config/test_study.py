@@ -1,4 +1,4 @@
-"""Studies as their authors write them: what is accepted, and what is refused before anything runs."""
+"""Test study files: which are accepted, and which are rejected before anything runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""However a launch ends, its MLflow run is ended: by itself on every polite way out, by the next command if killed."""
+"""Test that a launch's MLflow run is ended: by the launch, or by the next command if it was killed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def states() -> list[str]:
 
 
 def signalling(number: int, original: Callable[..., object]) -> Callable[..., object]:
-    """`original`, before which this process gets a signal."""
+    """Send this process a signal, then call `original`."""
 
     def call(*args: object, **kwargs: object) -> object:
         os.kill(os.getpid(), number)
@@ -89,7 +89,7 @@ main(sys.argv[1:])
 
 
 def kill_a_launch(cache_dir: Path) -> None:
-    """Leave a launch's run open, as a launcher does that is killed."""
+    """Leave a launch's run open, like a killed launcher."""
     words = [
         "study=mine.yaml",
         "scale=smoke",

@@ -1,4 +1,4 @@
-"""Arms that differ at evaluation only are trained once, and give what each would have given by itself."""
+"""Test that arms which differ at evaluation only are trained once, with the results of separate training."""
 
 from __future__ import annotations
 

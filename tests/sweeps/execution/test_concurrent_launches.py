@@ -1,4 +1,4 @@
-"""Several launches and machines on one study: each trial is one worker's, whoever started it and wherever it runs."""
+"""Test several launches and machines on one study: one worker runs each trial."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def result_lines(text: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_same_command_twice_at_once_runs_each_trial_once(tmp_path: Path) -> None:
-    """Nothing is there before: the two also race for the cache, both databases, the experiment and the queue."""
+    """Nothing exists yet: both launches race to create the cache, both databases, the experiment and the queue."""
     names = ("one", "two")
     launches = [start(tmp_path, tmp_path / "cache", UNSCORED, workers=1, said=f"{name}.txt") for name in names]
     codes = [launch.wait(timeout=600) for launch in launches]
@@ -41,7 +41,7 @@ def test_the_same_command_twice_at_once_runs_each_trial_once(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_trials_of_a_machine_that_vanished_are_finished_elsewhere(tmp_path: Path, cache_dir: Path) -> None:
-    """Its processes are killed, their signatures changed to another host's: only silence tells that they are gone."""
+    """Processes are killed and their signatures changed to another host's, so only silence shows that they died."""
     struck, calm = tmp_path / "struck", tmp_path / "calm"
     for folder in (struck, calm):
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""What happens to a sweep when a trial diverges, a worker is killed, or the user has had enough."""
+"""Test sweeps if a trial diverges, a worker is killed, or the user interrupts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LONG = "training.steps=120 training.checkpoint_every=10 training.log_every=2 tra
 
 @pytest.fixture
 def launch(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], int]:
-    """Runs a study's text at `smoke` scale, unscored, in one worker; returns the exit code."""
+    """Run a study's text at `smoke` scale, unscored, in one worker; return the exit code."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
@@ -105,7 +105,7 @@ def test_killed_and_interrupted_sweeps_resume_to_the_same_weights(
     launch: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     study = "{question: Same, arms: {only: {}}, seeds: [0]}"
-    killed = later(kill_workers)  # another worker goes on with it at once
+    killed = later(kill_workers)  # another worker resumes it at once
     interrupted = later(lambda: os.kill(os.getpid(), signal.SIGTERM), after=60, attempt="2")
     assert launch(study, LONG) == 130
     killed.join()

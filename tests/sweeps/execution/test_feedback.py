@@ -1,4 +1,4 @@
-"""A user sees at once that a command has begun, and that it is stopping."""
+"""Test that a command reports at once that it has begun, and that it is stopping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that is full: one clear sentence, nothing half-written, and the same command goes on once there is room."""
+"""Test a full disk: one clear error, no partial files, and resuming once there is space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL = 64  # MiB
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own at `tmp_path`/struck/runs; only root may mount one."""
+    """Mount a file system at `tmp_path`/struck/runs; only root may."""
     folder = tmp_path / "struck" / "runs"
     folder.mkdir(parents=True)
     line = ["mount", "-t", "tmpfs", "-o", f"size={SMALL}m", "tmpfs", str(folder)]
@@ -32,7 +32,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Leaves no byte free."""
+    """Fill the file system completely."""
     path = folder / "filler"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
     for size in (1 << 20, 1):

@@ -1,4 +1,4 @@
-"""Launchers and workers are killed at random and at chosen moments; weights and tables are those of a calm sweep."""
+"""Test kills of launchers and workers at random and chosen moments; results equal an undisturbed sweep's."""
 
 from __future__ import annotations
 

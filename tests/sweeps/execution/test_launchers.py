@@ -1,4 +1,4 @@
-"""One command, any engine; failures, retries, reuse and multirun through the command line."""
+"""Test the command with every engine: failures, retries, reuse and multirun."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def sweep(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The command in a process of its own, as launchers of other makers need it."""
+    """Run the command in its own process, as third-party launchers require."""
 
     def run(study: str, *words: str) -> subprocess.CompletedProcess[str]:
         Path("mine.yaml").write_text(study)

@@ -1,4 +1,4 @@
-"""The queue's storage is away for longer than a worker may be silent: nobody counts as dead for that."""
+"""Test an outage of the queue's storage: no worker counts as dead because of it."""
 
 from __future__ import annotations
 

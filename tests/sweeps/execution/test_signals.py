@@ -1,4 +1,4 @@
-"""A single worker is asked to leave: by SIGTERM, and by SIGUSR2, as SLURM's jobs are before a time limit."""
+"""Test stopping a single worker by SIGTERM, and by SIGUSR2, which SLURM sends before a time limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LONGER = UNSCORED.replace("steps=150", "steps=600").replace("checkpoint_every=10
 
 
 def ask_one_to_leave(folder: Path, number: int) -> str:
-    """Signals a worker in the middle of a trial, and returns the trial's name once that process has ended."""
+    """Signal a worker during a trial, and return the trial's name once that process has ended."""
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         if any(folder.glob("runs/mine/smoke/*/log.txt")):

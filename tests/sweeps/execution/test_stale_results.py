@@ -1,4 +1,4 @@
-"""Other data under the same names is another run: its scores are new, and no checkpoint of the old data is resumed."""
+"""Test changed data under the same names: it is another run, and old checkpoints are not resumed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def draw(value: int, names: str = "abcdefghijklmnopqrstuvwx") -> None:
-    """Captioned pictures whose names, sizes and times don't depend on `value`."""
+    """Write captioned images whose names, sizes and times don't depend on `value`."""
     Path("pictures").mkdir(exist_ok=True)
     for number, name in enumerate(names):
         picture = np.full((32, 32, 3), value, np.uint8)
@@ -89,7 +89,7 @@ def test_replaced_prompts_are_scored_anew_with_the_same_weights(
 
 
 def test_a_checkpoint_resumes_on_no_other_data(cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In a folder of the user's choice, with either command, if a training or a held-out picture was replaced."""
+    """A replaced training or held-out image is detected by both commands in any folder."""
     draw(40)
     here = line(cache_dir, "output_dir=out", "evaluation.samples=0")
     assert main(here) == 0

@@ -1,4 +1,4 @@
-"""The queue by itself: whatever happens to workers, each trial of the plan stays in it exactly once."""
+"""Test the queue alone: it contains each trial of the plan exactly once, whatever happens to workers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def plan(arms: int, seeds: int = 1) -> dict[int, tuple[dict[str, Any], dict[str,
 
 @pytest.fixture(scope="session")
 def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A storage with its tables, made once."""
+    """Return a storage with its tables, created once."""
     path = tmp_path_factory.mktemp("blank") / "optuna.db"
     open_storage(f"sqlite:///{path}").remove_session()
     return path
@@ -108,7 +108,7 @@ def test_a_trial_that_another_worker_took_is_lost_to_the_first(queue: Queue) -> 
 
 
 class Clock:
-    """The monotonic clock of the observer, moved by hand."""
+    """Simulate the observer's monotonic clock."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.now = time.monotonic()
@@ -129,7 +129,7 @@ seconds = itertools.count(1)
 
 
 def write_heartbeat(queue: Queue, trial_id: int, minutes_off: int = 0) -> None:
-    """A heartbeat of a machine whose clock is that much off; a value never seen before, as real ones are."""
+    """Write a new heartbeat value of a machine whose clock is off by that much."""
     shift = f"{60 * minutes_off + next(seconds)} seconds"
     change = "UPDATE trial_heartbeats SET heartbeat = datetime('now', ?) WHERE trial_id = ?"
     with sqlite3.connect(queue.uri.removeprefix("sqlite:///")) as other:
@@ -144,7 +144,7 @@ def claimed_elsewhere(queue: Queue, worker: str) -> int:
     return trial._trial_id
 
 
-OLD = f"{platform.node()}/1/0"  # as earlier versions signed: the host's name says nothing about its processes
+OLD = f"{platform.node()}/1/0"  # as earlier versions signed: the host's name doesn't identify its processes
 
 
 @pytest.mark.parametrize("worker", ["elsewhere/1/0", OLD, "", "nonsense", "a/b/c/d"])
@@ -196,7 +196,9 @@ def test_after_an_outage_living_workers_have_time_to_beat_again(queue: Queue, mo
     clock = Clock(monkeypatch)
     trial = claimed_elsewhere(queue, "elsewhere/1/0")
     assert clock.look(queue, SILENCE_SECONDS - HEARTBEAT_SECONDS) == []
-    clock.now += 2 * SILENCE_SECONDS  # the storage was away: nobody could beat, and the launcher could not look
+    clock.now += (
+        2 * SILENCE_SECONDS
+    )  # the storage was unreachable: no worker could send heartbeats, and the launcher could not look
     assert clock.look(queue, SILENCE_SECONDS) == []
     write_heartbeat(queue, trial)
     assert clock.look(queue, SILENCE_SECONDS) == []
@@ -321,7 +323,7 @@ def test_four_processes_share_trials_without_taking_one_twice(queue: Queue) -> N
 
 
 class Life(RuleBasedStateMachine):
-    """Any order of claims, ends, failures, deaths and relaunches."""
+    """Try any order of claims, ends, failures, deaths and relaunches."""
 
     blank: Path
     folder: Path

@@ -1,4 +1,4 @@
-"""What a plan says of time and money, and what its FLOPs count."""
+"""Test the time, price and FLOPs that a plan reports."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def trials() -> list[Trial]:
 
 
 def plan(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[dict[str, list[str]], str]:
-    """Rows of the second table by their first cell, and everything printed after it."""
+    """Return rows of the second table by their first cell, and everything printed after it."""
     assert main([*PLAN, *words]) == 0
     text = capsys.readouterr().out
     lines = text[text.index("\narm  ", text.index("PFLOPs to go")) + 1 :].splitlines()

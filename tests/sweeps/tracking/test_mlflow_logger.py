@@ -1,4 +1,4 @@
-"""What a recorded run holds, read back through MLflow as anybody would."""
+"""Test the content of a recorded run, read through MLflow's client."""
 
 from __future__ import annotations
 

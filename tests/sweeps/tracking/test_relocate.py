@@ -1,4 +1,4 @@
-"""A moved or copied runs/: its artifacts are found again, its tags and queue name the new place."""
+"""Test a moved or copied runs/: artifacts are found, and tags and queue name the new location."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME = 'a place, it\'s #1 (50%)? "new" dîr {x}'  # every kind of character that
 
 
 def forget() -> None:
-    """Drop what MLflow keeps as long as a process lives: open files, and where a run's artifacts were."""
+    """Clear MLflow's per-process caches: open files, and artifact locations."""
     _artifact_repos_cache.clear()
     for engine in SqlAlchemyStore._engine_map.values():
         engine.dispose()

@@ -1,4 +1,4 @@
-"""A store that is removed, damaged or denied: what is waited for is reported, and what can't mend fails at once."""
+"""Test a removed, damaged or forbidden store: waits are reported, and permanent faults fail at once."""
 
 from __future__ import annotations
 

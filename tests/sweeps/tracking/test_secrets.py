@@ -1,4 +1,4 @@
-"""A password in a storage URI serves to connect, and is neither shown nor stored."""
+"""Test that a password in a storage URI is used to connect, and is neither shown nor stored."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_jobs_of_other_launchers_hold_no_password(monkeypatch: pytest.MonkeyPatc
 def test_what_a_launch_keeps_and_prints_holds_no_password(
     cache_dir: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """sqlite has no passwords, but its URIs may carry one all the same; every file of the sweep is looked through."""
+    """sqlite has no passwords, but a URI may contain one; every file of the sweep is searched."""
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text("{question: x, arms: {a: {}}, seeds: [0], metrics: {primary: val_loss}}")
     words = ["study=mine.yaml", "scale=smoke", "workers=1", f"cache_dir={cache_dir}", "evaluation.samples=0"]

@@ -1,4 +1,4 @@
-"""sqlite stores are complete or absent, whenever their creation is killed; what can't be used is rejected at once."""
+"""Test that sqlite stores are complete or absent after a kill; unusable ones are rejected at once."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def killed_at(statement: int, work: Callable[[], object]) -> bool:
 
 
 def copying(kind: Kind, blank: Path) -> Kind:
-    """The same kind, built by copying a complete store: a build takes MLflow seconds."""
+    """Build a store by copying a complete one, because MLflow takes seconds to create it."""
     return replace(kind, build=lambda path: shutil.copy(blank, path))
 
 

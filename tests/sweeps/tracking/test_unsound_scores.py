@@ -1,4 +1,4 @@
-"""Scores that are no finite numbers: never written to a store, and read as failures if another version wrote them."""
+"""Test non-finite scores: never written to a store, and read as failures if another version wrote them."""
 
 from __future__ import annotations
 
