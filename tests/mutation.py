@@ -1,4 +1,4 @@
-"""Mutation score of the model, the diffusion, the training loop and the statistics, from a random sample of mutants.
+"""Estimate the mutation score of model, diffusion, training loop and statistics from a random sample.
 
     python tests/mutation.py --margin 0.04 --seed 0
 
@@ -39,7 +39,7 @@ SLOWEST_SECONDS = 200.0  # a mutant that takes longer hangs, and counts as kille
 
 
 def mutants(area: str) -> list[str]:
-    """All mutants of `area`."""
+    """Return all mutants of `area`."""
     names: list[str] = []
     for root in AREAS[area]:
         for path in sorted((FOLDER / root).rglob("*.meta")):
@@ -54,7 +54,7 @@ def sample_size(count: int, margin: float) -> int:
 
 
 class Tests:
-    """Which tests reach which function, and how long they take."""
+    """Hold which tests reach which function, and their durations."""
 
     def __init__(self, more: Sequence[str]) -> None:
         stats = json.loads((FOLDER / "mutmut-stats.json").read_text())
@@ -63,11 +63,11 @@ class Tests:
         self._more = list(more)
 
     def quickest(self) -> list[str]:
-        """The quicker half of all tests."""
+        """Return the quicker half of all tests."""
         return sorted(self._seconds, key=self._seconds.__getitem__)[: len(self._seconds) // 2]
 
     def of(self, mutant: str) -> tuple[list[str], list[str]]:
-        """The quickest tests of a mutant, and the others."""
+        """Return the quickest tests of a mutant, and the others."""
         found = sorted(self._reaching.get(mutant.partition("__mutmut_")[0], ()), key=self._seconds.__getitem__)
         quick, total = list(self._more), 0.0
         for test in found:
@@ -79,7 +79,7 @@ class Tests:
 
 
 def survives(mutant: str, tests: Sequence[str]) -> bool:
-    """Whether all `tests` pass in a fork with the mutant switched on."""
+    """Return whether all `tests` pass in a fork with the mutant switched on."""
     if not tests:
         return True
     child = os.fork()
@@ -109,7 +109,7 @@ def survives(mutant: str, tests: Sequence[str]) -> bool:
 
 
 def run_sample(sample: Sequence[str], verdicts: Path, tests: Tests, again: bool) -> dict[str, bool]:
-    """Whether each mutant of the sample survives."""
+    """Return whether each mutant of the sample survives."""
     known: dict[str, bool] = json.loads(verdicts.read_text()) if verdicts.is_file() else {}
     missing = [name for name in sample if name not in known or (again and known[name])]
     if missing:

@@ -1,6 +1,6 @@
 """Read the fenced blocks of the project's Markdown pages, and the commands inside them.
 
-A comment above a block, invisible when rendered, says how its commands are tested:
+A comment above a block, invisible when rendered, sets how its commands are tested:
 
     <!-- test: slow -->                     run with `-m slow`
     <!-- test: slow setup=run,images -->    prepare files first (see SETUPS in test_readme_commands.py)
@@ -38,7 +38,7 @@ PROGRAMS = (
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block of a page."""
+    """Describe one fenced block of a page."""
 
     page: Path
     line: int

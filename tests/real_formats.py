@@ -52,7 +52,7 @@ def autoencoder_folder(folder: Path, levels: int = 4, **settings: Any) -> Path:
 
 
 def t5_folder(folder: Path, words: Sequence[str] = WORDS) -> Path:
-    """A T5 encoder of transformers, 24 wide, with a unigram vocabulary, as T5's own."""
+    """Return a T5 encoder of transformers, 24 wide, with a unigram vocabulary, as T5's own."""
     import tokenizers
     import transformers
 
@@ -130,11 +130,11 @@ def open_clip_vit_folder(folder: Path) -> Path:
 
 
 def inception_weights(path: Path) -> Path:
-    """Random weights in exactly the layout that torch-fidelity reads, of a scale that keeps features apart."""
+    """Return random weights in exactly the layout that torch-fidelity reads, of a scale that keeps features apart."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Blank(FeatureExtractorInceptionV3):
-        """Keeps its own random weights."""
+        """Keep the random weights."""
 
         def load_state_dict(self, *_: object, **__: object) -> None:  # type: ignore[override]
             return None

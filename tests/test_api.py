@@ -213,7 +213,7 @@ def test_a_registered_masking_method_trains(config: md.Config, tmp_path: Path) -
 
     @md.register_masking("counted")
     class Counted(md.Masking):
-        """Naive masking that counts its plans."""
+        """Mask naively and count the plans."""
 
         def plan(self, batch: int, generator: torch.Generator) -> md.PatchMask | None:
             plans.append(batch)

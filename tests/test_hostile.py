@@ -134,7 +134,7 @@ SETTINGS = [
 @pytest.mark.parametrize("key", SETTINGS)
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_a_setting_that_is_not_finite_is_rejected(key: str, value: str) -> None:
-    """From a YAML, by the same word on Hydra's command line, and as an object of the API."""
+    """The value comes from a YAML, from Hydra's command line, or as an object of the API."""
     with pytest.raises(ConfigError, match=key.rpartition(".")[2]):
         compose_config([f"{key}={value}"])
     values = to_mapping(compose_config([]))

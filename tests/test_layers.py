@@ -36,7 +36,7 @@ MAX_LINES, MAX_MODULES = 400, 12  # of a file, of a package
 
 @cache
 def sources(package: str) -> dict[str, tuple[Path, ast.Module]]:
-    """The modules of a top-level package by dotted name."""
+    """Return the modules of a top-level package by dotted name."""
     found = {}
     for path in sorted((ROOT / package).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts

@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last."""
+"""Test that the notebook runs from its first cell to its last."""
 
 from __future__ import annotations
 

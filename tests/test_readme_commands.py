@@ -50,7 +50,7 @@ def _marked(blocks: list[Block]) -> list[object]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home folder without any cache, shared by the module's commands."""
+    """Return a home folder without any cache, shared by the module's commands."""
     return tmp_path_factory.mktemp("home")
 
 
@@ -210,7 +210,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def anchors(page: Path) -> Iterator[str]:
-    """The anchors that GitHub gives the headings of a page."""
+    """Return the anchors that GitHub gives the headings of a page."""
     for heading in re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
         yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 

@@ -44,7 +44,7 @@ HERE = f"{__name__}.Colors"
 
 
 class Colors(PatchEncoder):
-    """A plugin: the mean color of each patch, and its square."""
+    """Encode a patch as its mean color and the square of it, as a plugin."""
 
     width = 6
     fingerprint = "colors"
@@ -209,7 +209,7 @@ def test_the_loss_traces_into_one_graph(colors: Config):
 
 @pytest.fixture(scope="module")
 def plain(smoke_config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Log]:
-    """A run without alignment, to compare with."""
+    """Return a run without alignment, to compare with."""
     out, log = tmp_path_factory.mktemp("plain"), Log()
     run(training(smoke_config, out, val_every=2), log)
     return out, log

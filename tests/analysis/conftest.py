@@ -1,4 +1,4 @@
-"""A store that many tests read, created once, because MLflow takes seconds to create sqlite's schema."""
+"""Provide stores for many tests, created once because MLflow takes seconds to create sqlite's schema."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ SCORES = {  # clip_fd by arm, seeds 0, 1, 2
 
 
 class StudyWriter:
-    """One launch of a study in the store at `uri`, with artifacts in `root`."""
+    """Write one launch of a study into the store at `uri`, with artifacts in `root`."""
 
     def __init__(self, uri: str, root: Path, name: str, study: Mapping[str, Any], scale: str = "demo") -> None:
         self.client = MlflowClient(uri)

@@ -81,7 +81,7 @@ def _sizes(words: Sequence[str]) -> dict[str, int]:
 
 
 def measure(uri: str, study: str, out: Path) -> tuple[int, list[tuple[str, float, float, float]]]:
-    """Print a study's runs and, per part of its report, seconds, CPU seconds and peak MiB so far."""
+    """Return the number of runs and, per part of the report, seconds, CPU seconds and peak MiB so far."""
     quiet()
     begin = time.monotonic()
     from analysis.figures.curves import curve_figure

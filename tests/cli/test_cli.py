@@ -19,7 +19,7 @@ from microdit.data.registry import build_dataset
 
 @pytest.fixture(scope="module")
 def run_folder(smoke_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished smoke run, trained through the command."""
+    """Return a finished smoke run, trained through the command."""
     folder = tmp_path_factory.mktemp("cli") / "run"
     config = dataclasses.replace(
         smoke_config,

@@ -1,4 +1,4 @@
-"""The three commands share one parser: help with examples, tab completion, and one line for each mistake."""
+"""Test the parser of the three commands: help with examples, tab completion, one line per mistake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names in the store: unchanged values, defined once, and readable without torch."""
+"""Test the names in the store: unchanged, defined once, and importable without torch."""
 
 import ast
 import re

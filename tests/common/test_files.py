@@ -78,7 +78,7 @@ def test_of_unknown_writers_age_decides_and_the_users_folders_stay(tmp_path: Pat
 
 
 def test_an_empty_folder_is_swept_after_a_minute(tmp_path: Path) -> None:
-    """Left by a writer that was killed before it could lock its folder, or while it removed it."""
+    """A writer was killed before it locked its folder, or while it removed it."""
     new, left = tmp_path / ".model.safetensors.abcd1234", tmp_path / ".model.safetensors.efgh5678"
     for path, age in ((new, 0), (left, 61)):
         path.mkdir()

@@ -1,4 +1,4 @@
-"""Former locations lead to present ones."""
+"""Test that former locations resolve to present ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of masking: SQLAlchemy's own view of a URI's password, and free text around it."""
+"""Test password masking against SQLAlchemy's parser, also with free text around a URI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registries of implementations: names, decorators, dotted paths, and what was moved."""
+"""Test registries of implementations: names, decorators, dotted paths, and moved names."""
 
 from __future__ import annotations
 

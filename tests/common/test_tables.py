@@ -1,4 +1,4 @@
-"""Tables line up and fit a terminal of 100 columns."""
+"""Test that tables are aligned and fit a terminal of 100 columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of tensors: equal content gives equal bytes, and a changed fact or value is noticed."""
+"""Test files of tensors: equal content gives equal bytes, and any change is detected."""
 
 from __future__ import annotations
 

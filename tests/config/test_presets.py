@@ -1,4 +1,4 @@
-"""Recipes without Hydra equal those that Hydra composes; the dataclasses' defaults equal the commented base file."""
+"""Test that recipes equal those that Hydra composes, and that defaults equal the commented base file."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def row(number: int, text: str | None, **changes: Any) -> dict[str, Any]:
 
 
 def write(folder: Path, *files: Sequence[dict[str, Any]]) -> Path:
-    """One parquet file for each list of rows."""
+    """Write one parquet file per list of rows."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(files):
         pq.write_table(pa.Table.from_pylist(list(rows)), folder / f"part-{number:05}.parquet")

@@ -34,7 +34,7 @@ def png(size: tuple[int, int], bits: int, color_type: int, rows: Sequence[bytes]
 
 
 def profile(space: bytes = b"RGB ", gamma: float = ADOBE_GAMMA) -> bytes:
-    """An ICC v2 display profile: Adobe RGB's primaries, or gray, with a power as tone curve."""
+    """Return an ICC v2 display profile: Adobe RGB's primaries, or gray, with a power as tone curve."""
     curve = b"curv" + struct.pack(">IIH", 0, 1, round(gamma * 256)) + b"\0\0"
     tags = {b"desc": b"desc" + struct.pack(">II", 0, 5) + b"test\0" + bytes(78), b"cprt": b"text\0\0\0\0none\0\0\0\0"}
     tags[b"wtpt"] = _xyz(D50)

@@ -1,4 +1,4 @@
-"""`microdit data cifar10`, on a small archive in CIFAR-10's own on-disk format."""
+"""Test `microdit data cifar10` on a small archive in CIFAR-10's on-disk format."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ BATCHES = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
 
 
 def pixels(batch: int) -> np.ndarray:
-    """Twenty rows of 3072 bytes: planes of red, green and blue, row by row."""
+    """Return twenty rows of 3072 bytes, planes of red, green and blue, row by row."""
     return np.random.default_rng(batch).integers(0, 256, (20, 3072), np.uint8)
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An archive of twenty images per batch, two per class, and its own MD5 in place of the published one's."""
+    """Return an archive of twenty images per batch, two per class, and its own MD5 in place of the published one's."""
     folder = tmp_path / "cifar"
     folder.mkdir()
     with tarfile.open(folder / cifar10.ARCHIVE, "w:gz") as archive:

@@ -12,7 +12,7 @@ from microdit.diffusion.noise_distribution import NoiseDistribution
 
 
 class Uniform(NoiseDistribution):
-    """Uniform on (0, 1): the quantile is the share itself. Keeps the shares for the test."""
+    """Draw uniformly on (0, 1), and record the shares; the quantile is the share itself."""
 
     def quantile(self, share: Tensor) -> Tensor:
         self.shares = share

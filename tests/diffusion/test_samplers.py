@@ -31,13 +31,13 @@ MEAN, STD = 0.7, 0.5
 
 
 def gaussian_denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-    """The exact denoiser of data ~ N(MEAN, STD^2): the posterior mean."""
+    """Return the exact denoiser of data ~ N(MEAN, STD^2): the posterior mean."""
     s = sigma.view(-1, 1, 1, 1)
     return (STD**2 * x + s**2 * MEAN) / (STD**2 + s**2)
 
 
 def exact_flow(noise: Tensor, sigma_max: float) -> Tensor:
-    """The ODE's solution at sigma 0 for that denoiser, in closed form."""
+    """Return the ODE's solution at sigma 0 for that denoiser, in closed form."""
     return MEAN + (noise.double() * sigma_max - MEAN) * STD / (STD**2 + sigma_max**2) ** 0.5
 
 
@@ -109,7 +109,7 @@ def test_impossible_settings_are_named(key: str, changes: dict):
 
 
 class Counted:
-    """A denoiser linear in x that leans towards its caption; counts the rows that it is asked for."""
+    """Denoise linearly in x, shifted towards the caption, and count the rows."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []

@@ -13,7 +13,7 @@ MILITARY_UNIFORM = 652  # ImageNet's class of Admiral Hopper's portrait
 
 
 def portrait() -> torch.Tensor:
-    """(1, 3, 224, 224) in [-1, 1]: a photograph that ships with matplotlib."""
+    """Return a photograph that ships with matplotlib, (1, 3, 224, 224) in [-1, 1]."""
     image = Image.open(str(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))).convert("RGB")
     side = min(image.size)
     square = image.crop((0, 0, side, side)).resize((224, 224), Image.Resampling.BICUBIC)

@@ -29,7 +29,7 @@ ENDS = (("", 0), ("</w>", 256))
 
 @pytest.fixture(scope="module", params=[True, False], ids=["quickgelu", "gelu"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP in open_clip's format, with the released one's activation (quickgelu) or without."""
+    """Return a random CLIP in open_clip's format, with the released one's activation (quickgelu) or without."""
     out = tmp_path_factory.mktemp("clip")
     settings = {
         "embed_dim": EMBED,
@@ -56,7 +56,7 @@ def merges() -> dict[tuple[str, str], int]:
 
 
 def token_numbers(caption: str) -> list[int]:
-    """The caption's tokens as ids: start, words, end, then zeros; cut at 77 with the end kept.
+    """Return the caption's tokens as ids: start, words, end, then zeros; cut at 77 with the end kept.
 
     Ids: 256 characters ("!" is 0), the same at a word's end, then the merges' results.
     """
@@ -81,7 +81,7 @@ def norm(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
 
 
 def tower(tokens: Tensor, w: dict[str, Tensor], layers: int, quick: bool) -> Tensor:
-    """(B, 77) -> (B, 77, WIDTH): embeddings, `layers` causal blocks, the final norm."""
+    """Map (B, 77) -> (B, 77, WIDTH) by embeddings, `layers` causal blocks and the final norm."""
     x = w["token_embedding.weight"][tokens] + w["positional_embedding"]
     future = torch.full((LENGTH, LENGTH), -math.inf).triu(1)
     for i in range(layers):

@@ -34,13 +34,13 @@ def refusal(path: object, **settings: Any) -> str:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Disable the hub, with an empty cache."""
+    """Disable the hub and empty its cache."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 def tiny_clip(folder: Path) -> dict[str, Any]:
-    """A random CLIP with open_clip's own vocabulary, written as a folder; returns its configuration."""
+    """Write a random CLIP with open_clip's own vocabulary to a folder, and return its configuration."""
     config = {
         "embed_dim": 8,
         "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8},

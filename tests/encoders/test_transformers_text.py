@@ -40,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def broken(folders: dict[str, Path], tmp_path: Path) -> Path:
-    """A T5 folder to damage."""
+    """Return a T5 folder to damage."""
     return Path(shutil.copytree(folders["t5"], tmp_path / "broken"))
 
 

@@ -19,7 +19,7 @@ COUNT = 12
 
 @pytest.fixture(scope="module")
 def config_file(smoke_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete configuration, which need not have been trained."""
+    """Return a complete configuration, which need not have been trained."""
     path = tmp_path_factory.mktemp("evaluate") / "config.yaml"
     evaluation = dataclasses.replace(smoke_config.evaluation, metrics=("clip_fd", "clip_score", "class_accuracy"))
     save_config(dataclasses.replace(smoke_config, evaluation=evaluation), path)

@@ -16,7 +16,7 @@ F = 48
 
 
 def sample(count: int, mean: np.ndarray, variances: np.ndarray, basis: np.ndarray, seed: int) -> np.ndarray:
-    """(count, F) with exactly this mean and the covariance basis diag(variances) basis^T."""
+    """Return features (count, F) with exactly this mean and the covariance basis diag(variances) basis^T."""
     draw = np.random.default_rng(seed).normal(size=(count, F))
     rank = min(count - 1, F)
     orthonormal = np.linalg.qr(draw - draw.mean(0))[0][:, :rank]

@@ -131,7 +131,7 @@ def test_missing_weights_say_which_file_from_where_and_where_to(
         assert words in str(caught.value)
     with pytest.raises(ConfigError, match=f"'evaluation.feature_weights': .*no.pth: no such file; .*{published.name}"):
         check_scoring(replace(config, feature_weights=str(tmp_path / "no.pth")))
-    (tmp_path / published.name).touch()  # where it is looked for
+    (tmp_path / published.name).touch()  # the expected location
     with pytest.raises(ConfigError, match=f"{published.name} (is not torch-fidelity's|can't be read)"):
         check_scoring(config)
 

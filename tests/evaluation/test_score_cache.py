@@ -44,7 +44,7 @@ print(json.dumps(found))
 
 
 class Counting:
-    """A dataset that counts how often it is read."""
+    """Count how often a dataset is read."""
 
     def __init__(self, data: CaptionedImages) -> None:
         self.data = data

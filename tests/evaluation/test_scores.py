@@ -177,7 +177,7 @@ def test_precision_and_recall_equal_independent_arithmetic(
         samples, truth = (network(torch.from_numpy(stack).permute(0, 3, 1, 2))[0].numpy() for stack in stacks)
 
     def covered(points: np.ndarray, by: np.ndarray) -> float:
-        """Share of `points` no farther from one of `by` than that one's third neighbour."""
+        """Return the share of `points` no farther from one of `by` than that one's third neighbor."""
         radii = [sorted(np.linalg.norm(by - x, axis=1))[3] for x in by]
         return float(np.mean([any(np.linalg.norm(p - x) <= r for x, r in zip(by, radii, strict=True)) for p in points]))
 

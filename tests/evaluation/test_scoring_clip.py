@@ -27,7 +27,7 @@ CONFIG_ = EvalConfig(reference_count=16, metrics=("clip_fd", "clip_score", "clas
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The built-in CLIP, saved somewhere else."""
+    """Return a folder with a copy of the built-in CLIP."""
     return Path(shutil.copytree(SCORE_CLIP, tmp_path / "mine"))
 
 

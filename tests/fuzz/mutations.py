@@ -1,4 +1,4 @@
-"""Mutations of valid files: bytes flipped, cut off and inserted, and values of another type in the parsed structure."""
+"""Mutate valid files: flip, cut and insert bytes, and change the types of parsed values."""
 
 from __future__ import annotations
 

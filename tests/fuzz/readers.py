@@ -51,7 +51,7 @@ from sweeps.planning.trials import plan_trials
 
 @dataclass(frozen=True)
 class Reader:
-    """One reader: the mutated file's name, its valid content, what the content is, and the call."""
+    """Describe one reader: the mutated file's name, its valid content and its kind, and the call."""
 
     name: str
     file: str

@@ -1,4 +1,4 @@
-"""Fuzz test of every reader: whatever a file holds, reading it succeeds or raises one of the project's own errors."""
+"""Fuzz every reader: reading any file succeeds or raises one of the project's own errors."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def images() -> tuple[Tensor, Tensor]:
 
 
 def captions(padding: float = 0.0) -> MaskedTokens:
-    """Captions of LENGTHS tokens in 77 places, `padding` in the others."""
+    """Return captions of LENGTHS tokens in 77 places, `padding` in the others."""
     tokens = torch.randn(len(LENGTHS), 77, 12, generator=generator(0, "captions"))
     mask = torch.arange(77) < torch.tensor(LENGTHS).view(-1, 1)
     return MaskedTokens(tokens.masked_fill(~mask.unsqueeze(-1), padding), mask)

@@ -30,7 +30,7 @@ def build(method: str, trained: bool = True, **changes) -> DiT:
 
 
 def patches(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, 8, 8) -> (B, 16, 4 C), patch by patch."""
+    """Map (B, C, 8, 8) -> (B, 16, 4 C), patch by patch."""
     return x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Initial weights follow the released model's, whose statistics are in reference/tiny_init.json."""
+"""Test initial weights against the released model's statistics in reference/tiny_init.json."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMALL = DiTConfig(
 
 
 def released_name(ours: str) -> str:
-    """The released name of one of our parameters."""
+    """Return the released name of one of our parameters."""
     for theirs, prefix in NAMES:
         if ours.startswith(prefix):
             return theirs + ours.removeprefix(prefix)
@@ -63,7 +63,7 @@ def test_initial_scales_are_the_released_ones() -> None:
 
 
 def test_depth_scales_every_block_of_a_backbone_alike() -> None:
-    """Another width, dense blocks and a GELU feed-forward: the scales of the released block with the same number."""
+    """At another width, dense blocks and a GELU feed-forward have the scales of the released block."""
     swiglu = DiT(SMALL, seed=0)
     gelu = DiT(dataclasses.replace(SMALL, ffn=FeedForwardConfig("gelu")), seed=0)
     for i in range(SMALL.depth):

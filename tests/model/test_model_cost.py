@@ -68,7 +68,7 @@ def test_parts_sum_to_the_whole_network(config):
     ],
 )
 def test_the_released_models_cost_what_is_known_of_them(name, figures, mixer, active):
-    """The known multiply-adds leave out the caption's own embedding; ours count it, 77 tokens, in parts of its own."""
+    """The published multiply-adds omit the caption embedding; ours count it (77 tokens) separately."""
     config = preset(name)
     for ratio, giga in figures.items():
         masked = dataclasses.replace(config, masking=MaskingConfig("deferred", ratio))

@@ -1,4 +1,4 @@
-"""The released model's weights give the released model's outputs."""
+"""Test that the released model's weights give its outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that imports everything once and forks a launch per request, with a kill planned somewhere in its life.
+"""Import everything once, and fork a launch with a planned kill per request.
 
 Requests and answers are JSON lines: `{"launch": [folder, words, strike]}` gives a PID, `{"poll": pid}` its exit code or
 null. A strike names a process (the launcher, or its workers) and a moment: a wall-clock delay, the n-th file operation
@@ -95,7 +95,7 @@ def on_entry(module: str, name: str, act: Callable[[], None]) -> None:
 
 
 def fail_once() -> None:
-    """The first trial of this process fails before its training begins, and may be tried again."""
+    """Let the first trial of this process fail before its training begins; it may be retried."""
 
     def fail() -> None:
         raise OSError("an injected failure")
@@ -104,7 +104,7 @@ def fail_once() -> None:
 
 
 def work(*args: Any) -> None:
-    """A worker's life, with the launch's strike if that is meant for workers."""
+    """Run a worker, with the launch's kill if it is meant for workers."""
     from sweeps.execution import launchers
 
     strike = json.loads(Path(STRIKE).read_text())

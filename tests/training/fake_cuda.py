@@ -41,13 +41,13 @@ CUDA = torch.device("cuda", 0)
 
 @dataclass
 class Reads:
-    """Where the program read values of tensors on the device, as `module.function`; `true_at` gets true there."""
+    """Record the functions that read values of device tensors, as `module.function`; `true_at` reads true."""
 
     true_at: frozenset[str] = frozenset()
     of_device: set[str] = field(default_factory=set)
 
     def value(self, tensor: Tensor) -> bool | int | float:
-        """Zero for a tensor on the device, one for a tensor on the CPU and at `true_at`."""
+        """Return zero for a tensor on the device, one for a tensor on the CPU and at `true_at`."""
         number = 1
         if tensor.device.type == "cuda":
             place = _reader()
@@ -57,7 +57,7 @@ class Reads:
 
 
 def _reader() -> str:
-    """The innermost function of the package on the stack."""
+    """Return the innermost function of the package on the stack."""
     frame = sys._getframe()
     while frame is not None:
         path = Path(frame.f_code.co_filename)
@@ -68,7 +68,7 @@ def _reader() -> str:
 
 
 class _Mode(FakeTensorMode):
-    """Answers `item`, `bool`, `int` and `float`, and boolean indices, which take all rows."""
+    """Implement `item`, `bool`, `int`, `float`, and boolean indices, which take all rows."""
 
     def __init__(self, reads: Reads) -> None:
         super().__init__(allow_non_fake_inputs=True)
@@ -86,7 +86,7 @@ class _Mode(FakeTensorMode):
 
 
 def _answering(reads: Reads) -> dict[str, Callable[..., Any]]:
-    """Methods of tensors in the place of torch's: `tolist` and `numpy` give zeros, the latter only on the CPU."""
+    """Replace tensor methods: `tolist` and `numpy` return zeros, the latter only on the CPU."""
     own = {name: getattr(Tensor, name) for name in ("numpy", "tolist", "backward")}
 
     def numpy(tensor: Tensor, *args: Any, **keywords: Any) -> np.ndarray:
@@ -137,7 +137,7 @@ def backward(loss: Tensor) -> None:
 
 
 def _visit(node: Any, order: list[Any], seen: set[Any]) -> None:
-    """Appends the graph under `node`, each node after those that it passes gradients to."""
+    """Append the graph under `node`, each node after those that it passes gradients to."""
     stack = [(node, False)]
     while stack:
         current, done = stack.pop()
@@ -150,7 +150,7 @@ def _visit(node: Any, order: list[Any], seen: set[Any]) -> None:
 
 
 def _to(module: nn.Module, *args: Any, **keywords: Any) -> nn.Module:
-    """`Module.to`, which torch can't do to a module that is fake already: that must be on the device it is sent to."""
+    """Replace `Module.to`, which fails for fake modules; these must already be on the target device."""
     held = [tensor for tensor in (*module.parameters(), *module.buffers()) if isinstance(tensor, FakeTensor)]
     if not held:
         return _REAL_TO(module, *args, **keywords)
@@ -164,7 +164,7 @@ _REAL_TO = nn.Module.to
 
 @contextmanager
 def fake_cuda(true_at: Iterable[str] = ()) -> Iterator[Reads]:
-    """Inside, `.to("cuda")` works, and every operation checks its tensors' devices."""
+    """Let `.to("cuda")` work, and let every operation check its tensors' devices."""
     reads = Reads(frozenset(true_at))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "to", _to)
@@ -178,7 +178,7 @@ def fake_cuda(true_at: Iterable[str] = ()) -> Iterator[Reads]:
 
 
 def made_outside(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, giving real tensors on the CPU also if it is called under the mode."""
+    """Return `function`, giving real tensors on the CPU also if it is called under the mode."""
 
     def outside(*args: Any, **keywords: Any) -> Any:
         with unset_fake_temporarily(), _disable_current_modes():

@@ -26,7 +26,7 @@ STEPS, BATCH = 6, 8
 
 @dataclass(frozen=True)
 class Draw:
-    """The loss's arguments at one step."""
+    """Hold the loss's arguments at one step."""
 
     x: Tensor
     y: Tensor
@@ -36,7 +36,7 @@ class Draw:
 
     @property
     def nulls(self) -> Tensor:
-        """Which captions were dropped (B,): the null caption is all zeros."""
+        """Return which captions were dropped (B,): the null caption is all zeros."""
         return (self.y == 0).flatten(1).all(1)
 
 
@@ -80,7 +80,7 @@ def drawn(smoke_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def shared(one: Tensor, other: Tensor) -> float:
-    """Share of the values of `one` that `other` has too; a few float32 values coincide by chance."""
+    """Return the share of values of `one` that occur in `other`; a few float32 values coincide by chance."""
     return torch.isin(one, other).float().mean().item()
 
 

@@ -220,7 +220,7 @@ def test_latents_are_encoded_and_decoded_on_the_device(small: Config, monkeypatc
 
 @dataclass(frozen=True)
 class PaddedFeatures:
-    """Caption features of which only the first token counts."""
+    """Encode captions so that only the first token counts."""
 
     tokens: CaptionFeatures
 

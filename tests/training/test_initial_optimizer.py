@@ -40,19 +40,19 @@ def train(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 @pytest.fixture(scope="module")
 def source(train: Callable[..., Path]) -> Path:
-    """A finished run of three steps."""
+    """Return a finished run of three steps."""
     return train("training.steps=3")
 
 
 def following(source: Path, **changes: Any) -> Config:
-    """The configuration of a run that starts from `source` with its optimizer, elsewhere."""
+    """Return the configuration of another run that starts from `source` with its optimizer."""
     config = load_config(source / "config.yaml")
     training = dataclasses.replace(config.training, init=str(source), init_optimizer=True)
     return dataclasses.replace(config, output_dir=str(source.parent / "next"), training=training, **changes)
 
 
 def stored_moments(run: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """State of each parameter of the network in the last checkpoint, read from its files without our reader."""
+    """Return each network parameter's state in the last checkpoint, read from its files without our reader."""
     folder = sorted((run / "checkpoints").iterdir())[-1]
     tensors = load_file(folder / "optimizer.safetensors")
     text = (folder / "optimizer.json").read_text()
@@ -66,7 +66,7 @@ def stored_moments(run: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def restored_moments(config: Config) -> dict[str, dict[str, torch.Tensor]]:
-    """State of each parameter of the network before the first step."""
+    """Return each network parameter's state before the first step."""
     state = initial_state(config, torch.device("cpu"))
     return {name: dict(state.optimizer.state[parameter]) for name, parameter in state.net.named_parameters()}
 

@@ -1,4 +1,4 @@
-"""Learning rates, parameter groups and data order."""
+"""Test learning rates, parameter groups and data order."""
 
 from __future__ import annotations
 

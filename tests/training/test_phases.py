@@ -27,7 +27,7 @@ SMALL = ("scale=smoke", "data.train_size=16", "data.val_size=8", "evaluation.sam
 
 @pytest.fixture(scope="module")
 def phases(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The four phases at smoke size, each from the one before, trained through the command."""
+    """Return the four phases at smoke size, each from the one before, trained through the command."""
     root = tmp_path_factory.mktemp("phases")
     start: list[str] = []
     for phase in ("phase1", "phase2", "phase3", "phase4"):

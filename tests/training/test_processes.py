@@ -43,7 +43,7 @@ def finished(process: subprocess.Popen[str], seconds: float = 300) -> tuple[str,
 
 
 def stored(base: Config, folder: Path, changes: Mapping[str, Any]) -> Path:
-    """`base` with other values at dotted keys, as a config.yaml that writes to `folder`."""
+    """Return `base` with other values at dotted keys, as a config.yaml that writes to `folder`."""
     values = to_mapping(base)
     for key, value in ({"output_dir": str(folder), "training.log_every": 1} | dict(changes)).items():
         assign(values, key, value)
@@ -63,7 +63,7 @@ def curve(folder: Path, name: str = "train/loss") -> dict[int, float]:
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
-    """Curves, averaged weights and scores agree, but for the order in which floats are added."""
+    """Check that curves, averaged weights and scores agree, up to the order of floating-point sums."""
     for name in ("train/loss", "grad_norm", "val/loss"):
         expected, got = curve(theirs, name), curve(ours, name)
         assert got.keys() == expected.keys()

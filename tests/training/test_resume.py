@@ -241,7 +241,7 @@ def test_other_settings_do_not_resume_silently(smoke_config: Config, tmp_path: P
 
 @pytest.fixture(scope="module")
 def finished(smoke_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A run of two steps; its tests leave its checkpoint as it was."""
+    """Return a run of two steps; its tests leave its checkpoint as it was."""
     config = with_training(smoke_config, tmp_path_factory.mktemp("finished") / "run", steps=2)
     run(config)
     return config

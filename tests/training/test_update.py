@@ -75,12 +75,12 @@ def gradients(net: DiT, config: Config, step: int) -> Arrays:
 
 
 def decayed(name: str, value: np.ndarray) -> bool:
-    """Weight decay excludes all vectors here: norms and biases."""
+    """Return whether weight decay applies; it excludes all vectors here: norms and biases."""
     return value.ndim > 1
 
 
 def by_formula(config: Config) -> tuple[list[Arrays], list[float]]:
-    """Weights after each step, and the norm of each step's gradient before clipping."""
+    """Return weights after each step, and the norm of each step's gradient before clipping."""
     net = DiT(config.model, seed=config.seed)
     weights = arrays(net)
     first = {name: np.zeros_like(value) for name, value in weights.items()}
@@ -123,7 +123,7 @@ def test_steps_follow_the_formulas(smoke_config: Config, tmp_path: Path, clip: f
 
 
 def test_one_step_follows_the_formula(smoke_config: Config, tmp_path: Path):
-    """The run's first step alone: half the peak rate, after two steps of warmup; a clipped gradient; decay."""
+    """At the first step, the learning rate is half the peak (two warmup steps), with clipping and decay."""
     config = recipe(smoke_config, tmp_path, steps=2, checkpoint_every=1, keep_checkpoints=5)
     trained(config)
     stored = load_file(tmp_path / "checkpoints" / "step_00000001" / "weights.safetensors")
@@ -133,7 +133,7 @@ def test_one_step_follows_the_formula(smoke_config: Config, tmp_path: Path):
 
 @pytest.mark.parametrize(("decay", "start"), [(0.9, 0), (0.9, 2), (0.9, -3), (0.25, 1)])
 def test_the_average_follows_the_formula(smoke_config: Config, tmp_path: Path, decay: float, start: int):
-    """It begins as the weights after its first step: step `start`, or that many before the end."""
+    """The average starts as the weights after its first step: step `start`, or that many before the end."""
     config = recipe(smoke_config, tmp_path, ema=EmaConfig(decay, start))
     state, _ = trained(config)
     history, _ = by_formula(config)

@@ -16,7 +16,7 @@ from microdit.training.validation import validate
 
 
 class Levels(nn.Module):
-    """A denoiser whose loss is ln(sigma); keeps the levels."""
+    """Return ln(sigma) as the loss, and record the levels."""
 
     def __init__(self) -> None:
         super().__init__()

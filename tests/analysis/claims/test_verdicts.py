@@ -1,4 +1,4 @@
-"""Verdicts on planted effects: present, reversed, or pure seed noise."""
+"""Test verdicts on planted effects: present, reversed, or pure seed noise."""
 
 import dataclasses
 from collections.abc import Mapping

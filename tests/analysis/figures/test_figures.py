@@ -1,4 +1,4 @@
-"""The content of figures, read from their artists: styles, positions, limits, and texts."""
+"""Test figures by their artists: styles, positions, limits, and texts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MASKED = {"none": {METHOD: "none", RATIO: 0.0}} | {
 
 
 class Histories:
-    """A client with the losses of every run."""
+    """Imitate a client with the losses of every run."""
 
     def get_metric_history(self, run_id: str, metric: str) -> list[Any]:
         seed = int(run_id.rpartition("-")[2])
@@ -81,7 +81,7 @@ def test_more_than_a_hundred_styles_differ() -> None:
 
 
 def test_neighboring_colors_differ_in_gray_and_for_color_blind_readers() -> None:
-    """Machado et al. (2009), full deuteranomaly and protanomaly, on linear RGB; lightness by luminance."""
+    """Simulate full deuteranomaly and protanomaly (Machado et al., 2009) on linear RGB."""
     blind = [
         [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
         [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],

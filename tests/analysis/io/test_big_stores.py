@@ -34,7 +34,7 @@ METRICS = ("train/loss", "val/loss")
 
 
 class Client:
-    """Only MLflow's public client, as used for stores without a faster way."""
+    """Read with MLflow's public client only, as for stores without a faster reader."""
 
     def __init__(self, uri: str) -> None:
         self._client = open_store(uri)
@@ -47,7 +47,7 @@ class Client:
 
 @pytest.fixture(scope="module")
 def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Sixty runs of thirty arms, some of them odd in every way that MLflow allows."""
+    """Return a store with sixty runs of thirty arms, some of them unusual in every way that MLflow allows."""
     root = tmp_path_factory.mktemp("big")
     shutil.copy(empty_store, root / "mlflow.db")
     uri = fill(root, runs=60, points=12, arms=30)

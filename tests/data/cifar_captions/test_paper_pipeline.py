@@ -149,8 +149,5 @@ def test_from_metadata_to_report(
     assert (results / "report.html").is_file()
     config = load_config(first / "config.yaml")
     sizes = (config.data.resolution, config.model.in_channels, config.model.input_size)
-    assert sizes == (
-        64,
-        stack.autoencoder["latent_channels"],
-        8,
-    )  # as in the latents' header; the scale's values differ
+    # As in the latents' header; the scale's values differ.
+    assert sizes == (64, stack.autoencoder["latent_channels"], 8)

@@ -1,4 +1,4 @@
-"""Keep only http(s) URLs of public hosts in a foreign list; drop and count the rest."""
+"""Test that only http(s) URLs of public hosts are kept, and others are counted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def in_blocks(blocks: list[str]) -> st.SearchStrategy[str]:
 
 
 def spellings(address: str) -> list[str]:
-    """The ways in which inet_aton's documentation allows an address to be written."""
+    """Return the ways in which inet_aton's documentation allows an address to be written."""
     a, b, c, d = map(int, address.split("."))
     whole = int(ipaddress.IPv4Address(address))
     return [

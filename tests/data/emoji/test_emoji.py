@@ -35,7 +35,7 @@ def digest(item: Sample) -> str:
 
 
 def group_counts(item: Sample) -> list[tuple[str, int]]:
-    """(class, count) of each group that the caption names."""
+    """Return (class, count) of each group that the caption names."""
     counts = Counter((thing["group"], thing["class"]) for thing in item.attributes["objects"])
     return [(kind, count) for (_, kind), count in sorted(counts.items())]
 
@@ -265,7 +265,7 @@ class NoDataset:
 
 
 class TinyDataset:
-    """A plugin: the dotted path of a class is enough."""
+    """Provide scenes as a plugin, found by its dotted path."""
 
     classes = ("thing",)
     fingerprint = "tiny"

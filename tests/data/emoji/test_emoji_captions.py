@@ -41,7 +41,7 @@ def color_name(hue: float, saturation: float, value: float) -> str:
 
 
 def color_shares(pixels: np.ndarray) -> dict[str, float]:
-    """Share of each color word in (N, 3) uint8 pixels."""
+    """Return the share of each color word in (N, 3) uint8 pixels."""
     names = [color_name(*hsv) for hsv in zip(*to_hsv(pixels), strict=True)]
     return {name: names.count(name) / len(names) for name in set(names)}
 

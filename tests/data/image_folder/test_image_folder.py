@@ -47,7 +47,7 @@ def captions(dataset: CaptionedImages) -> list[str]:
     return [dataset[i].caption for i in range(len(dataset))]
 
 
-# ---- what works ----
+# ---- valid folders ----
 
 
 def test_text_files_beside_the_images(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_a_smaller_image_than_asked_for_is_enlarged(tmp_path: Path) -> None:
     assert load(tmp_path)[0].image.shape == (16, 16, 3)
 
 
-# ---- what is wrong, and is said ----
+# ---- errors ----
 
 
 def test_missing_captions_are_counted_and_named(tmp_path: Path) -> None:

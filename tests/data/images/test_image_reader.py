@@ -218,7 +218,7 @@ def test_cmyk_ycbcr_and_lab() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
 def test_images_stand_upright(kind: str, orientation: int) -> None:
-    """The four corners where EXIF's table of orientations puts row 0 and column 0."""
+    """Check the four corners: EXIF's table of orientations gives the sides of row 0 and column 0."""
     upright = np.array([[10, 80], [160, 240]])
     turns = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose}
     turns |= {6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).T, 8: np.rot90}

@@ -35,7 +35,7 @@ COUNT, SIDE = 40, 16
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of captioned images and a 16-channel autoencoder, encoded with its captions into `done`."""
+    """Return a folder of captioned images and a 16-channel autoencoder, encoded with its captions into `done`."""
     root = tmp_path_factory.mktemp("latents")
     draw = np.random.default_rng(0)
     (root / "images").mkdir()
@@ -57,7 +57,7 @@ def encode(place: Path, out: Path, *more: str) -> int:
 
 def config_of(place: Path, cache: Path, *more: str) -> Config:
     fixed = f"scale=smoke data.resolution={SIDE} model.in_channels=16 data.train_size=999 data.val_size=99"
-    # Two tests' configurations share nothing but what they say here.
+    # Two tests' configurations share only the values given here.
     rest = f"training.device=cpu evaluation.samples=0 cache_dir={cache} output_dir={cache / 'run'}"
     return compose_config([*fixed.split(), *rest.split(), *more])
 
@@ -79,7 +79,7 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("0*.safetensors"))
 
 
-# ---- what works ----
+# ---- valid input ----
 
 
 def test_training_on_latents_is_training_on_the_images(place: Path, tmp_path: Path):
@@ -160,7 +160,7 @@ def test_several_processes_write_the_same_as_one(place: Path, tmp_path: Path, ca
     assert "2  shards are not written yet by other processes" in capsys.readouterr().out
 
 
-# ---- what is interrupted ----
+# ---- interruptions ----
 
 
 def test_killed_in_the_middle_it_resumes(place: Path, tmp_path: Path):
@@ -192,7 +192,7 @@ def test_a_folder_of_other_settings_is_not_mixed(place: Path, tmp_path: Path, ca
     assert read_index(folder) == read_index(place / "done")
 
 
-# ---- what is wrong ----
+# ---- errors ----
 
 
 def said(config: Config) -> str:

@@ -214,7 +214,7 @@ def rows() -> list[dict[str, str]]:
 def mds(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]
 ) -> tuple[Path, Path]:
-    """An MDS folder and a Python that reads it."""
+    """Return an MDS folder and a Python that reads it."""
     home = tmp_path_factory.mktemp("mds")
     (home / "data").mkdir()
     (home / "data" / "rows.json").write_text(json.dumps(rows))
@@ -245,7 +245,7 @@ def put(mds: tuple[Path, Path], out: Path, *more: str) -> int:
 
 
 def vae(folder: Path) -> Path:
-    """A small autoencoder of the released latents' shape: 4 channels, factor 8."""
+    """Return a small autoencoder of the released latents' shape: 4 channels, factor 8."""
     from diffusers import AutoencoderKL
 
     kinds: dict[str, Any] = {"down_block_types": ("DownEncoderBlock2D",) * 4}

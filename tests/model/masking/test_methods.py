@@ -26,13 +26,13 @@ def build(masking: MaskingConfig, **changes) -> DiT:
 
 
 def patch(image: torch.Tensor, number: int) -> torch.Tensor:
-    """The values of one patch of (C, 8, 8)."""
+    """Return the values of one patch of (C, 8, 8)."""
     row, column = divmod(number, 4)
     return image[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
 
 
 def one_by_one(net: DiT, plan: PatchMask | None, middle, given=None) -> torch.Tensor:
-    """The network image by image; `middle(tokens (T, D), kept numbers, c, y)` gives the head's tokens (T, D)."""
+    """Run the network image by image; `middle(tokens (T, D), kept numbers, c, y)` returns the head's tokens (T, D)."""
     x, t, y = given or inputs(3)
     images = []
     for i in range(len(x)):

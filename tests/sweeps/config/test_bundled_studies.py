@@ -29,7 +29,7 @@ PAGE = EXPERIMENTS / "study" / "README.md"
 
 @pytest.fixture(autouse=True)
 def pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Studies of equal time measure this machine, which takes seconds a network; FLOPs stand in."""
+    """Replace measured times by FLOPs in studies of equal time; measuring takes seconds per network."""
     monkeypatch.setattr(
         "sweeps.planning.throughput_cache.cached_seconds_per_image", lambda config: HELD["flops"][0](config) / 1e15
     )
@@ -75,7 +75,7 @@ def test_arms_differ_from_the_baseline_in_exactly_what_they_name(name: str) -> N
         flat = flatten(identity_mapping(config))
         changed = {key for key in {*flat, *plain} if flat.get(key) != plain.get(key)}
         assert changed <= set(named), f"{arm} differs from {base} in what it doesn't name"
-        flat = flatten(to_mapping(config))  # also what says what runs did before they knew the key
+        flat = flatten(to_mapping(config))  # includes the values that runs without the key used
         for key, value in leaves(study.arms[arm]).items():
             if value != "match":
                 wanted = list(value) if isinstance(value, list) else value

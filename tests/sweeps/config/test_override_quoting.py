@@ -1,4 +1,4 @@
-"""Paths survive Hydra's override grammar and the URIs of sqlite files."""
+"""Test that paths survive Hydra's override grammar and sqlite URIs."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def autoencoder_folder(root: Path, channels: int, blocks: int) -> Path:
-    """Its configuration alone."""
+    """Write an autoencoder's configuration to a folder, without weights."""
     root.mkdir()
     settings = {"_class_name": "AutoencoderKL", "latent_channels": channels, "block_out_channels": [32] * blocks}
     (root / "config.json").write_text(json.dumps(settings))

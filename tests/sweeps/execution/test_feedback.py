@@ -55,7 +55,7 @@ def test_a_run_that_is_asked_to_stop_says_so_at_once_and_stops_after_its_step(
 
 
 def test_signals_that_were_ignored_stay_ignored() -> None:
-    """As under nohup."""
+    """SIGHUP is ignored, as under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with handle_stop_signals() as stop, stop.watched():

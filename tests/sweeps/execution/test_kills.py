@@ -57,7 +57,7 @@ def _sql(who: str, within: str, count: int) -> dict[str, Any]:
 
 
 class Zygote:
-    """The process that forks launches; see `zygote.py`."""
+    """Control the process that forks launches; see `zygote.py`."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
@@ -126,7 +126,7 @@ def assert_sound(folder: Path, calm: Path) -> None:
 
 
 def assert_swept(zygote: Zygote, folder: Path, cache: Path) -> None:
-    """Only a folder of unknown owner may be left, and not for long: its writer was killed before it took its lock."""
+    """Only a scratch folder without a lock may remain for a while: its writer was killed before it took the lock."""
     left = [path for path in folder.rglob(".*") if SCRATCH.fullmatch(path.name)]
     assert not [path for path in left if any(path.iterdir())], "scratch folders of killed processes"
     for path in left:

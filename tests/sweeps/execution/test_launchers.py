@@ -206,7 +206,7 @@ def test_workers_share_out_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_mlflow_server_may_be_away_for_a_while(
     sweep: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    """A server over HTTP, killed in the middle of the sweep and started again 30 seconds later."""
+    """The HTTP server is killed in the middle of the sweep and restarted 30 seconds later."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

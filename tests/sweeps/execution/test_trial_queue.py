@@ -166,7 +166,7 @@ def test_a_worker_of_unknown_fate_is_freed_after_a_minute_of_silence(
 def test_a_clock_that_is_off_frees_no_living_worker(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, minutes: int
 ) -> None:
-    """Of the worker, of the observer or of the database's server: only changes of the heartbeat count."""
+    """The clock of worker, observer or database server is wrong; only changes of the heartbeat count."""
     clock = Clock(monkeypatch)
     trial = claimed_elsewhere(queue, "elsewhere/1/0")
     write_heartbeat(queue, trial, minutes)
@@ -196,9 +196,8 @@ def test_after_an_outage_living_workers_have_time_to_beat_again(queue: Queue, mo
     clock = Clock(monkeypatch)
     trial = claimed_elsewhere(queue, "elsewhere/1/0")
     assert clock.look(queue, SILENCE_SECONDS - HEARTBEAT_SECONDS) == []
-    clock.now += (
-        2 * SILENCE_SECONDS
-    )  # the storage was unreachable: no worker could send heartbeats, and the launcher could not look
+    # The storage was unreachable: no worker could send heartbeats, and the launcher could not look.
+    clock.now += 2 * SILENCE_SECONDS
     assert clock.look(queue, SILENCE_SECONDS) == []
     write_heartbeat(queue, trial)
     assert clock.look(queue, SILENCE_SECONDS) == []
@@ -218,7 +217,7 @@ for line in sys.stdin:
 
 @contextlib.contextmanager
 def holder(queue: Queue, *before: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that has claimed a trial; it beats and looks at the queue for each line that it gets."""
+    """Start a process that has claimed a trial; per line of input it sends a heartbeat and checks the queue."""
     command = [*before, sys.executable, "-c", HOLD, queue.uri]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -74,7 +74,7 @@ def test_a_run_is_recorded_as_the_schema_says(store: Store, config: Config) -> N
     assert tags["microdit.command"] == "microdit-sweep x"
     assert tags["microdit.training.steps"] == str(config.training.steps)
     assert tags["microdit.training.batch_size"] == str(config.training.batch_size)
-    assert len(tags["microdit.git_commit"]) in (4, 40)  # "none" where there is no repository
+    assert len(tags["microdit.git_commit"]) in (4, 40)  # "none" if there is no repository
     assert tags["microdit.git_dirty"] in ("true", "false")
     assert run.inputs.dataset_inputs[0].dataset.digest == "abc123"
 

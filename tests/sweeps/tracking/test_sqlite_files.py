@@ -195,7 +195,7 @@ def test_launchers_that_start_together_create_one_queue(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_mlflow_store_survives_kills_at_many_points_of_its_creation(tmp_path: Path) -> None:
-    """Every 40th statement of a creation under its temporary name, and of one in place as older versions did it."""
+    """Kill every 40th statement of a creation: under a temporary name, and in place as older versions did."""
     for number, statement in enumerate(range(1, 2000, 40)):
         folder = tmp_path / str(number)
         folder.mkdir()
