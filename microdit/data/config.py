@@ -10,7 +10,7 @@ from microdit.common.limits import Range, check_settings
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which captioned images to train on."""
+    """Configure which captioned images to train on."""
 
     name: str = "emoji-captions"
     """`emoji-captions`, `folder`, `latents`, or the dotted path of a class called with (config, split)."""

@@ -162,7 +162,7 @@ class DinoFeatures(_SingleLayer):
 
 
 class UserFeatures(_SingleLayer):
-    """The features of a network of the user's."""
+    """Extract the features of a user's network."""
 
     def __init__(self, name: str, features_list: list[str], feature_net: FeatureNet | None = None, **_unused: Any):
         super().__init__(name, features_list)

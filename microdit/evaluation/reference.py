@@ -34,7 +34,7 @@ class SampledImages(Dataset[Tensor]):
 
 
 class RealImages(Dataset[Tensor]):
-    """Some images of a dataset, in the same form.
+    """Wrap some images of a dataset for torch-fidelity.
 
     Read one by one, so a large reference needs no memory.
     """

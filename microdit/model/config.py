@@ -22,7 +22,7 @@ class FeedForwardConfig:
 
 @dataclass(frozen=True)
 class ExpertsConfig:
-    """Which blocks have experts, and how many."""
+    """Configure which blocks have experts, and how many."""
 
     num: Annotated[int, Range(1, 4096)] = 8
     capacity: float = 2.0  # experts that process a token, on average
@@ -97,7 +97,7 @@ class RouteConfig:
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """How patches are dropped in training; samplers always see all of them."""
+    """Configure how patches are dropped in training; samplers use all of them."""
 
     method: str = "deferred"  # registered name (microdit.model.masking.registry) or dotted path of a Masking class
     ratio: Annotated[float, Range(0, below=1)] = 0.75  # share of patches dropped

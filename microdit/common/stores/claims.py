@@ -67,7 +67,7 @@ class Claim:
 
     @property
     def has_own_kind(self) -> bool:
-        """Whether the kind is a user's class, named by its dotted path."""
+        """Return whether the kind is a user's class, named by its dotted path."""
         return "." in self.kind
 
     @property

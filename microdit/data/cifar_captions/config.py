@@ -62,7 +62,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Fetch:
-    """How images are downloaded and resized."""
+    """Configure how images are downloaded and resized."""
 
     image_size: Annotated[int, Range(16)] = option(
         256, "side of the square images: the shorter side is scaled to it, the center kept"

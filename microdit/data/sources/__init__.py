@@ -1,4 +1,4 @@
-"""Sources of images to encode, one module per kind.
+"""Provide sources of images to encode, one module per kind.
 
 `registry.py` chooses by the command-line word.
 """

@@ -19,7 +19,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a source's images are read."""
+    """Configure how a source's images are read."""
 
     resolution: int
     seed: int = 0

@@ -19,7 +19,7 @@ from microdit.model.layers.feed_forward import FeedForward
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What all blocks of one stack share."""
+    """Hold the settings that all blocks of one stack share."""
 
     width: int
     condition_width: int
