@@ -29,7 +29,7 @@ def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Opti
         over = {key for key, state in states.items() if state in ("done", "reused")}
         duplicates = set() if study.file.search else duplicate_training_keys(trials) - over
         if duplicates:
-            print(f"{len(duplicates)} of them differ from another only in evaluation, and reuse its training")
+            print(f"trained once for several trials that differ only in evaluation; trainings saved: {len(duplicates)}")
         over |= duplicates
         if estimate.measure and len(over) < len(states):
             note = "measuring a few training steps of each network on this machine (measure=false skips it)"

@@ -55,6 +55,6 @@ def test_the_plan_counts_their_training_once(
     Path("mine.yaml").write_text(STUDY)
     assert main(["plan", "study=mine.yaml", "scale=smoke", "measure=false"]) == 0
     printed = capsys.readouterr().out
-    assert "1 of them differ from another in evaluation alone" in printed
+    assert "differ only in evaluation; trainings saved: 1" in printed
     total = next(line for line in printed.splitlines() if line.startswith("total"))
     assert total.split()[1] == "1"
