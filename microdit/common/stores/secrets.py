@@ -100,11 +100,14 @@ def _end(text: str, scheme: re.Match[str], start: int) -> int:
     stop = len(text) if line < 0 else line
     port = PORT.match(text, start)
     if scheme["name"].lower() in ("http", "https"):
-        authority = re.compile(r"[^/?#]*" if _is_whole(text) else r"[^/?#\s]*").match(text, start)
+        authority = re.compile(r"[^/?#\s]*").match(text, start)
         assert authority is not None
-        if (at := text.rfind("@", start, authority.end())) >= 0 and HOST.fullmatch(text, at + 1, authority.end()):
+        at, ended = text.rfind("@", start, authority.end()), authority.end()
+        # A text that is one URI may have white space in its password.
+        continues = _is_whole(text) and text[ended : ended + 1].isspace() and "@" in text[ended:]
+        if at >= 0 and HOST.fullmatch(text, at + 1, ended) and not continues:
             return at
-        if port is not None:
+        if at < 0 and port is not None:
             return start
     first = text.find("@", start)
     another = following is not None and (port is not None or 0 <= first < following.start())
