@@ -20,6 +20,7 @@ from microdit.common.command_line import (
     split_words,
 )
 from microdit.common.errors import nearest
+from microdit.common.files.paths import group_options
 from microdit.common.stores.secrets import masked
 
 if TYPE_CHECKING:
@@ -67,7 +68,6 @@ OPTIONS = {  # name: (what stands for its value, help)
     "code": ("same|any", "any: different code versions may share a table"),
     "wide": (SWITCH, "true: print all columns of tables, however wide"),
 }
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,11 @@ def _run(words: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = make_parser("microdit-report", DESCRIPTION, EXAMPLES)
-    studies = sorted(path.stem for path in (EXPERIMENTS / "study").glob("*.yaml"))
+    studies = group_options("study")
     values: dict[str, Sequence[str]] = {
         name: ("true", "false") if metavar == SWITCH else () for name, (metavar, _) in OPTIONS.items()
     }
-    values |= {"study": studies, "scale": sorted(path.stem for path in (EXPERIMENTS / "scale").glob("*.yaml"))}
+    values |= {"study": studies, "scale": group_options("scale")}
     names: Any = parser.add_argument("words", nargs="*", metavar="STUDY", help="a study's name, or 'all'")
     names.complete = completion_of_words("_microdit_report_words", values, others=(ALL, *studies))
     for name, (metavar, text) in OPTIONS.items():

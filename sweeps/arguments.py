@@ -20,13 +20,13 @@ from microdit.common.command_line import (
     split_words,
 )
 from microdit.common.errors import ConfigError, named, nearest
+from microdit.common.files.paths import group_options
 from microdit.common.files.strict_yaml import load_yaml
 from microdit.common.limits import Range
 from microdit.common.stores.sqlite_uri import check_utf8
 from sweeps.config.override_quoting import quoted_path
 
 T = TypeVar("T", int, float)
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 LAUNCHER = "hydra.launcher."
 RUN = "run"  # the command that may be left out
 MULTIRUN = ("-m", "--multirun")
@@ -250,7 +250,7 @@ def _values(option: str) -> Sequence[str]:
     """Return the values that tab completion suggests: names of files, found without importing Hydra."""
     folders = {"study": "study", "scale": "scale", "launcher": "launcher"}
     if option in folders:
-        return sorted(path.stem for path in (EXPERIMENTS / folders[option]).glob("*.yaml"))
+        return group_options(folders[option])
     return ("true", "false") if OPTIONS[option][0] == SWITCH else ()
 
 

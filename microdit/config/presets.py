@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from microdit.common.errors import ConfigError, nearest
+from microdit.common.files.paths import EXPERIMENTS, group_options
 from microdit.common.parsing import assign, flatten, override, read_yaml
 from microdit.config.sizes import follow_encoders
 from microdit.data.latents.dataset import settings_from_latents
-
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
 # Marks a value that must be given. OmegaConf's ??? won't do: a merge ignores it if the key already has a value.
 REQUIRED = "REQUIRED"
@@ -32,7 +30,7 @@ def preset_names() -> list[str]:
 
     These are smoke, demo, gpu, paper and any other file of `experiments/scale/`.
     """
-    return sorted(path.stem for path in (EXPERIMENTS / "scale").glob("*.yaml"))
+    return group_options("scale")
 
 
 def apply_preset(values: dict[str, Any], name: str, overrides: Sequence[str] = ()) -> None:

@@ -21,8 +21,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from microdit.common.errors import MAX_VALUE_CHARACTERS, ConfigError, named, nearest, shown
+from microdit.common.files.paths import EXPERIMENTS, group_options
 from microdit.common.parsing import flatten
-from microdit.config.presets import EXPERIMENTS, REQUIRED
+from microdit.config.presets import REQUIRED
 from microdit.config.schema import Config, config_from_mapping
 from microdit.config.sizes import follow_encoders
 from microdit.data.latents.dataset import settings_from_latents
@@ -35,11 +36,6 @@ SMALLEST_FACTOR = 1e-30  # except 0: a huge exponent would take all memory as an
 MAX_WORD_CHARACTERS = 10_000
 MAX_BRACKETS = 64  # nested in one word
 OPTIONS_KEY = "options"  # the only mappings to which keys may be added
-
-
-def group_options(group: str) -> list[str]:
-    """Return the names of a config group's files."""
-    return sorted(path.stem for path in (EXPERIMENTS / group).glob("*.yaml"))
 
 
 def compose_mapping(overrides: Sequence[str], source: str = "command line", complete: bool = True) -> dict[str, Any]:

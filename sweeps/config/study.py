@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from microdit.common.contract import COST_PREFIX, DEFAULT_PRIMARY, SECONDS, USD
 from microdit.common.errors import ConfigError, named, nearest, shown
+from microdit.common.files.paths import EXPERIMENTS, group_options
 from microdit.common.parsing import parse, read_yaml
 from microdit.common.stores.claims import parse_claim
 from microdit.pipeline.cost import COST_METRICS
-from sweeps.config.hydra_compose import EXPERIMENTS, check_key
+from sweeps.config.hydra_compose import check_key
 
 MAX_ARMS = 100_000
 COST_AXES = tuple(COST_PREFIX + name for name in COST_METRICS)  # axes of a figure besides settings
@@ -121,7 +122,7 @@ class Study:
 
 def study_names() -> list[str]:
     """Return the names of the bundled studies."""
-    return sorted(path.stem for path in (EXPERIMENTS / "study").glob("*.yaml"))
+    return group_options("study")
 
 
 def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> Study:
@@ -190,7 +191,7 @@ def _plugins(overrides: Mapping[str, Any]) -> list[str]:
 
 
 def _scale_choice(file: StudySpec, scale: str, source: str) -> ScaleChoice:
-    known = [path.stem for path in (EXPERIMENTS / "scale").glob("*.yaml")]
+    known = group_options("scale")
     for name in file.scales:
         if name not in known:
             raise ConfigError(f"{source}: 'scales.{name}' is not a scale; {nearest(name, known)}")

@@ -33,9 +33,9 @@ from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
 from microdit.common.errors import ConfigError, nearest
+from microdit.common.files.paths import EXPERIMENTS, group_options
 from microdit.common.process.waiting import waiting
 from microdit.common.stores.secrets import masked
-from sweeps.config.hydra_compose import EXPERIMENTS
 from sweeps.config.override_quoting import quoted
 from sweeps.tracking.retry import StoreError
 
@@ -58,7 +58,7 @@ class Engine(Protocol):
 
 def launcher_names() -> list[str]:
     """Return the names of the bundled presets."""
-    return [LOCAL, *sorted(path.stem for path in (EXPERIMENTS / "launcher").glob("*.yaml"))]
+    return [LOCAL, *group_options("launcher")]
 
 
 def build_engine(name: str, root: Path, options: list[str]) -> Engine:

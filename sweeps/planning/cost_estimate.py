@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from microdit.common.errors import ConfigError, nearest
+from microdit.common.files.paths import EXPERIMENTS
 from microdit.common.limits import Range, check_settings
 from microdit.common.parsing import parse, read_yaml
 from microdit.config.schema import Config
 from microdit.pipeline.cost import text_tokens, training_flops
-from sweeps.config.hydra_compose import EXPERIMENTS
 from sweeps.planning.throughput import measure_seconds_per_image
 from sweeps.planning.trials import Trial
 

@@ -8,10 +8,11 @@ import pytest
 import yaml
 
 from microdit.common.errors import ConfigError
+from microdit.common.files.paths import group_options
 from microdit.common.parsing import flatten, to_mapping
 from microdit.config.identity import trial_key
 from microdit.config.schema import Config, config_from_mapping
-from sweeps.config.hydra_compose import compose_config, group_options
+from sweeps.config.hydra_compose import compose_config
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 PAPER = ("data.path=/d", "autoencoder.path=/a", "text.path=/t")

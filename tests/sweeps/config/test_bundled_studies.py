@@ -13,12 +13,13 @@ import yaml
 from mlflow import MlflowClient
 
 from microdit.common.errors import ConfigError
+from microdit.common.files.paths import EXPERIMENTS, group_options
 from microdit.common.parsing import flatten, to_mapping
 from microdit.config.identity import identity_mapping
 from microdit.config.schema import Config
 from microdit.pipeline.train_and_evaluate import run
 from sweeps.cli import main
-from sweeps.config.hydra_compose import EXPERIMENTS, compose_mapping, group_options
+from sweeps.config.hydra_compose import compose_mapping
 from sweeps.config.study import Study, load_study, study_names
 from sweeps.planning.match_budget import HELD
 from sweeps.planning.trials import BUDGET_TOLERANCE, Trial, arm_configs, plan_trials

@@ -12,10 +12,11 @@ from PIL import Image
 
 from microdit.cli.main import main as microdit
 from microdit.common.errors import ConfigError
+from microdit.common.files.paths import EXPERIMENTS, group_options
 from microdit.common.parsing import read_yaml
 from microdit.config.schema import Config, config_from_mapping, load_config
 from sweeps.cli import main
-from sweeps.config.hydra_compose import EXPERIMENTS, compose_config, group_options
+from sweeps.config.hydra_compose import compose_config
 from sweeps.config.study import load_study
 from sweeps.planning.trials import plan_trials
 

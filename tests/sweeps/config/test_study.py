@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from microdit.common.errors import ConfigError
+from microdit.common.files.paths import EXPERIMENTS, group_options
 from microdit.common.parsing import parse, read_yaml
 from microdit.model import PRESETS, DiTConfig, preset
-from sweeps.config.hydra_compose import EXPERIMENTS, compose_config, group_options
+from sweeps.config.hydra_compose import compose_config
 from sweeps.config.study import load_study, study_names
 from sweeps.planning.trials import plan_trials
 
