@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 MAX_MESSAGE_CHARACTERS = 2000
@@ -61,8 +61,17 @@ def nearest(name: object, choices: Iterable[object]) -> str:
     close = difflib.get_close_matches(word[:MAX_VALUE_CHARACTERS], valid, n=1, cutoff=0.55)
     if close:
         return f"did you mean '{close[0]}'?"
-    more = f" and {len(valid) - MAX_CHOICES_LISTED} more" if len(valid) > MAX_CHOICES_LISTED else ""
-    return "valid choices: " + ", ".join(valid[:MAX_CHOICES_LISTED]) + more
+    return f"valid choices: {listed(valid, MAX_CHOICES_LISTED)}"
+
+
+def listed(items: Sequence[str], most: int) -> str:
+    """Return the first items for an error message, and the number of the others.
+
+    Args:
+        items: what to list.
+        most: items to name.
+    """
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def shown(value: object, most: int = MAX_VALUE_CHARACTERS) -> str:

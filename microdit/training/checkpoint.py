@@ -32,7 +32,7 @@ from microdit.training.fsdp import load_optimizer, load_weights, unsharded_copy,
 from microdit.training.optimizer_file import REST, read_optimizer, write_optimizer
 
 STATE = "state.json"
-MODULES = ("weights", "ema", "alignment")  # what has a file of tensors each
+MODULES = ("weights", "ema", "alignment")  # parts of the state with one file of tensors each
 FORMAT = 2  # 1: the optimizer's state was a pickle (optimizer.pt)
 
 
@@ -40,20 +40,17 @@ FORMAT = 2  # 1: the optimizer's state was a pickle (optimizer.pt)
 class PartialLogWindow:
     """Hold sums over the steps since the loss was last logged.
 
-    With them, an interruption does not change the curve.
+    They are stored in checkpoints, so that an interruption does not change the logged curve.
     """
 
-    sums: Mapping[str, float] = field(default_factory=dict)  # of each reading, by its name
+    sums: Mapping[str, float] = field(default_factory=dict)  # of each logged value, by name
     steps: int = 0
     seconds: float = 0.0
 
 
 @dataclass
 class TrainState:
-    """Hold everything that training changes.
-
-    These are network, alignment, averaged weights, optimizer, steps and seconds.
-    """
+    """Hold everything that training changes."""
 
     net: DiT
     alignment: Alignment
@@ -72,9 +69,8 @@ class TrainState:
     def averaged(self) -> DiT:
         """Return the unsharded network to evaluate.
 
-        It has averaged weights once averaging has begun, raw weights before.
-
-        If weights are sharded, all processes must read it.
+        It has averaged weights once averaging has begun, raw weights before. If weights are sharded, all processes must
+        read it.
         """
         return unsharded_copy(self.ema.module if int(self.ema.n_averaged) else self.net)  # type: ignore[arg-type]
 
@@ -83,7 +79,7 @@ class TrainState:
 class Identity:
     """Identify a run.
 
-    A checkpoint resumes only with the same settings, algorithm and data.
+    A checkpoint can be resumed only with the same settings, algorithm and data.
     """
 
     training_key: str
@@ -93,15 +89,20 @@ class Identity:
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """A checkpoint's verified content."""
+    """Hold a checkpoint's verified content."""
 
     facts: Mapping[str, Any]  # of state.json
-    modules: Mapping[str, Mapping[str, Tensor]]  # tensors of each of MODULES
+    modules: Mapping[str, Mapping[str, Tensor]]  # tensors by name, of each of MODULES
     optimizer: Mapping[str, Any]  # a state dict
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
-    """Return the folder of the checkpoint of `step`."""
+    """Return the folder of a checkpoint.
+
+    Args:
+        root: folder of the run's checkpoints.
+        step: finished steps.
+    """
     return root / f"step_{step:08d}"
 
 
@@ -115,12 +116,19 @@ def checkpoints(root: Path) -> list[Path]:
 
 
 def save_checkpoint(root: Path, state: TrainState, identity: Identity, keep: int, writes: bool = True) -> None:
-    """Write the checkpoint of `state.step`, then remove all but the newest `keep`.
+    """Write the checkpoint of `state.step`, then remove all but the newest ones.
 
-    All processes of a run must call it, but only one `writes`.
+    All processes of a run must call it.
+
+    Args:
+        root: folder of the run's checkpoints.
+        state: what to store.
+        identity: of the run; stored with the state.
+        keep: number of checkpoints to keep, at least 1.
+        writes: whether this process writes; exactly one of the run must.
 
     Raises:
-        CheckpointError: if it can't be written (a full disk); the older ones stay.
+        CheckpointError: if it can't be written, such as on a full disk; older checkpoints stay.
     """
     target = checkpoint_folder(root, state.step)
     modules: Mapping[str, nn.Module] = {"weights": state.net, "ema": state.ema.module, "alignment": state.alignment}
@@ -154,11 +162,18 @@ def _facts(state: TrainState) -> dict[str, Any]:
 
 
 def read_checkpoint(folder: Path, identity: Identity | None = None) -> StoredCheckpoint:
-    """Read and verify a checkpoint: of any run, or of the run that `identity` describes.
+    """Read and verify a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        identity: the run that must have written it; None accepts any.
+
+    Returns:
+        Its content, with tensors on the CPU.
 
     Raises:
-        CheckpointError: if a file is missing, truncated or damaged, if the checkpoint is of the older format, or if
-            another run wrote it; names the file or what differs.
+        CheckpointError: if a file is missing, truncated or damaged, if the checkpoint has the older format, or if
+            another run wrote it. The message names the file or the difference.
     """
     try:
         facts = _read_facts(folder)
@@ -174,7 +189,16 @@ def read_checkpoint(folder: Path, identity: Identity | None = None) -> StoredChe
 
 
 def load_checkpoint(folder: Path, state: TrainState, identity: Identity) -> None:
-    """Restore `state` in place; raises CheckpointError as `read_checkpoint` does."""
+    """Restore `state` in place from a verified checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        state: a state built with the same settings.
+        identity: the run that must have written it.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`, or if a tensor's name or shape does not fit `state`.
+    """
     stored = read_checkpoint(folder, identity)
     try:
         load_weights(state.net, stored.modules["weights"])
@@ -194,7 +218,7 @@ def _damaged(folder: Path, reason: str) -> CheckpointError:
 
 
 class _Foreign(CheckpointError):
-    """Another run's checkpoint, which is sound."""
+    """Report a sound checkpoint that another run wrote."""
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
@@ -209,9 +233,9 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         if facts["format"] != FORMAT:
             raise ValueError(f"its format is {facts['format']!r}, not {FORMAT}")
         if facts["step"] != int(folder.name.removeprefix("step_")):
-            raise ValueError(f"it is of step {facts['step']}")
+            raise ValueError(f"its step is {facts['step']}")
         if not isinstance(facts["files"], dict):
-            raise ValueError("'files' is no object")
+            raise ValueError("'files' is not an object")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

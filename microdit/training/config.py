@@ -17,7 +17,10 @@ from microdit.model.config import DiTConfig
 
 @dataclass(frozen=True)
 class MuonConfig:
-    """Muon's settings besides those that it shares with AdamW; other optimizers ignore them."""
+    """Configure Muon, besides the settings that it shares with AdamW.
+
+    Other optimizers ignore it.
+    """
 
     momentum: Annotated[float, Range(0, below=1)] = 0.95
     nesterov: bool = True
@@ -29,9 +32,9 @@ class MuonConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Configure AdamW (arXiv 1711.05101) or another optimizer.
+    """Configure AdamW (Loshchilov & Hutter, arXiv 1711.05101) or another optimizer.
 
-    All use the same learning rate, decay and groups. AdamW is by Loshchilov & Hutter.
+    All use the same learning rate, weight decay and parameter groups.
     """
 
     type: str = "adamw"  # adamw | muon | dotted path of a callable (net, OptimizerConfig) -> Optimizer
@@ -50,7 +53,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate over steps: linear warmup, then a schedule from the peak."""
+    """Configure the learning rate over steps: linear warmup, then a schedule."""
 
     type: str = "cosine"  # cosine (half of one, to `final_ratio` of the peak) | constant | dotted path of a function
     warmup_steps: Annotated[int, Range(0)] = 0
@@ -78,16 +81,17 @@ class EmaConfig:
         check_settings("training.ema", self)
 
     def first_step(self, steps: int) -> int:
-        """Return the step (0-based) at which averaging begins in a run of `steps` steps."""
+        """Return the 0-based step at which averaging begins.
+
+        Args:
+            steps: length of the run.
+        """
         return self.start_step if self.start_step >= 0 else max(steps + self.start_step, 0)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Configure the training loop.
-
-    Settings cover steps, batch size, precision, logging, validation, samples and checkpoints.
-    """
+    """Configure the training loop."""
 
     steps: Annotated[int, Range(1, 10**9)] = 60_000
     batch_size: Annotated[int, Range(1, 1 << 20)] = 2048  # images per optimizer step, over all processes
@@ -134,7 +138,10 @@ class TrainingConfig:
 
 
 class Recipe(Protocol):
-    """The settings of a run that training reads; `microdit.config.schema.Config` has them."""
+    """Define the settings that training reads.
+
+    `microdit.config.schema.Config` implements it.
+    """
 
     @property
     def seed(self) -> int: ...

@@ -3,8 +3,8 @@
 It is meant for networks too large for one GPU.
 
 Each process holds a part of every weight, of its average and of its optimizer state; a block's weights are gathered
-while it runs. What is written or evaluated is unsharded, so a run resumes with any number of processes.
-The torch modules for it take a second to import, so only runs that use it import them.
+while it runs. What is written or evaluated is unsharded, so a run can be resumed with any number of processes. The
+torch modules for sharding take a second to import, so only runs that use them import them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ def mesh_of(accelerator: Accelerator) -> DeviceMesh:
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard every weight of `module` over the processes, block by block."""
+    """Shard every weight of a module in place, block by block.
+
+    Args:
+        module: a network or another part of the training state; nothing happens if it has no weights.
+        mesh: the processes that share the weights.
+    """
     from torch.distributed.fsdp import fully_shard
 
     if not any(True for _ in module.parameters()):
@@ -43,19 +48,35 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def is_shared(tensor: Tensor) -> bool:
-    """Return whether a tensor is sharded (torch's DTensor)."""
+    """Return whether a tensor is sharded.
+
+    Args:
+        tensor: a plain tensor or torch's DTensor.
+    """
     return hasattr(tensor, "full_tensor")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return an unsharded tensor; all processes must call it."""
+    """Return an unsharded tensor; all processes must call it.
+
+    Args:
+        tensor: sharded or not.
+
+    Returns:
+        The whole tensor; an unsharded one is returned as it is.
+    """
     return tensor.full_tensor() if is_shared(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def shard_like(tensor: Tensor, own: Tensor) -> Tensor:
-    """Return this process' shard of a whole tensor, sharded like `own`.
+    """Return this process's shard of a whole tensor.
 
-    All processes must have the same tensor.
+    Args:
+        tensor: the whole tensor, equal in all processes.
+        own: a tensor of the same shape whose sharding is used.
+
+    Returns:
+        A DTensor on the device of `own`, or `tensor` itself if `own` is not sharded.
     """
     if not is_shared(own):
         return tensor
@@ -66,25 +87,42 @@ def shard_like(tensor: Tensor, own: Tensor) -> Tensor:
 
 
 def whole_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Return the unsharded, contiguous state dict of `module`."""
+    """Return the unsharded state dict of a module; all processes must call it.
+
+    Args:
+        module: sharded or not.
+
+    Returns:
+        Contiguous tensors by name.
+    """
     return {name: full_tensor(tensor).detach().contiguous() for name, tensor in module.state_dict().items()}
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load an unsharded state dict into `module`, sharded or not."""
+    """Load an unsharded state dict.
+
+    Args:
+        module: the module to load into, sharded or not.
+        weights: whole tensors by name, equal in all processes.
+    """
     own = module.state_dict()
     module.load_state_dict({name: shard_like(t, own[name]) if name in own else t for name, t in weights.items()})
 
 
 def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the optimizer's unsharded state dict."""
+    """Return the optimizer's unsharded state dict; all processes must call it."""
     stored = optimizer.state_dict()
     state = {number: {name: _whole(value) for name, value in kept.items()} for number, kept in stored["state"].items()}
     return stored | {"state": state}
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
-    """Load an unsharded optimizer state that `whole_optimizer` returned."""
+    """Load an unsharded optimizer state.
+
+    Args:
+        optimizer: the optimizer to load into, sharded or not.
+        stored: a state dict from `whole_optimizer`.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers: Iterable[int] = (number for group in stored["param_groups"] for number in group["params"])
     owners = dict(zip(numbers, parameters, strict=True))
@@ -101,7 +139,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) 
 
 
 def unsharded_copy(net: DiT) -> DiT:
-    """Return `net`, or an unsharded copy of a sharded one, which any process can run alone."""
+    """Return a network that one process can run alone; all processes must call it.
+
+    It is `net` itself unless its weights are sharded.
+    """
     if not any(is_shared(parameter) for parameter in net.parameters()):
         return net
     copy = DiT(net.config, seed=None).to(next(net.parameters()).device)

@@ -1,7 +1,4 @@
-"""Stop training on a signal.
-
-The loop ends its step, saves a checkpoint and returns.
-"""
+"""Stop training on a signal, after the current step and with a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,16 +17,15 @@ from microdit.common.process.distributed import is_main
 from microdit.common.process.signals import stop_signals
 from microdit.common.process.waiting import waiting
 
-AGREE_EVERY = 10  # steps between two agreements on a GPU, which has to catch up for each
-CLOSING_SECONDS = 10.0  # for which signals are ignored while a run is recorded as ended
-ECHO_SECONDS = 1.0  # within which a second signal is the first one's echo: torchrun and SLURM may both pass it on
+AGREE_EVERY = 10  # steps between exchanges of requests on GPUs, since each one synchronizes them
+CLOSING_SECONDS = 10.0  # how long signals are ignored while the end of a run is recorded
+ECHO_SECONDS = 1.0  # how long further signals are ignored: torchrun and SLURM may both forward one
 
 
 class GracefulStop:
     """Share the stop request between a signal handler and the training loop.
 
-    While the loop watches, the first `ask` waits for the end of a step. A second one, or one outside the loop, raises
-    KeyboardInterrupt at once. Any process may be asked to stop; all agree on the step (`agreed`).
+    Any process may be asked to stop; `agreed` makes all of them stop after the same step.
     """
 
     def __init__(self) -> None:
@@ -39,6 +35,13 @@ class GracefulStop:
         self._closing = float("-inf")  # when the end of the run began
 
     def ask(self) -> None:
+        """Request a stop after the current step.
+
+        Ignored while the end of a run is recorded, and within `ECHO_SECONDS` of the first request.
+
+        Raises:
+            KeyboardInterrupt: if a stop was already requested, or if no training loop is running.
+        """
         now = time.monotonic()
         if now - self._closing < CLOSING_SECONDS:
             return
@@ -52,6 +55,10 @@ class GracefulStop:
         """Return whether any process was asked to stop.
 
         All processes must call it after the same steps.
+
+        Args:
+            accelerator: the processes of the run.
+            step: finished steps. On several GPUs, requests are exchanged only every `AGREE_EVERY` steps.
         """
         if accelerator.num_processes == 1:
             return self.requested
@@ -62,7 +69,10 @@ class GracefulStop:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Keep further signals from interrupting the end of a run, for `CLOSING_SECONDS`."""
+        """Return a context, for the end of a run, in which signals are ignored.
+
+        They are ignored for at most `CLOSING_SECONDS`.
+        """
         self._closing = time.monotonic()
         try:
             yield
@@ -71,7 +81,7 @@ class GracefulStop:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Mark that the loop looks at `requested` after each step."""
+        """Return a context in which the loop checks `requested` after each step."""
         self._watched = True
         try:
             yield
@@ -81,11 +91,10 @@ class GracefulStop:
 
 @contextmanager
 def handle_stop_signals() -> Iterator[GracefulStop]:
-    """Request a stop on Ctrl-C, SIGTERM and SIGHUP.
+    """Yield an object that records a stop request on Ctrl-C, SIGTERM or SIGHUP.
 
-    The earlier handlers are restored afterwards.
-
-    What the process then waits for is printed at once, and again every 10 s.
+    The previous handlers are restored afterwards. The first signal prints at once, and then every 10 s, what the
+    process waits for.
     """
     stop = GracefulStop()
     ended = threading.Event()
@@ -94,7 +103,7 @@ def handle_stop_signals() -> Iterator[GracefulStop]:
         first = not stop.requested
         stop.ask()
         if first and is_main():
-            os.write(2, b"\nstopping: this step ends and a checkpoint is saved; Ctrl-C again stops at once\n")
+            os.write(2, b"\nstopping after this step, with a checkpoint; press Ctrl-C again to stop at once\n")
             threading.Thread(target=_report_until, args=(ended,), daemon=True).start()
 
     previous = [(number, signal.signal(number, ask)) for number in stop_signals()]

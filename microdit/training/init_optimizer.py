@@ -1,9 +1,7 @@
-"""Load another run's optimizer state to start from.
+"""Load the optimizer state of another run.
 
-It is in that run's last checkpoint, and is checked before anything is computed.
-
-Only the state is restored: moments and their step counts. Rates, decay and all other settings are this run's own, and
-its schedule starts at step 0.
+It is in that run's last checkpoint and is checked before any computation. Only moments and their step counts are
+restored: learning rate, weight decay and all other settings are this run's own, and its schedule starts at step 0.
 """
 
 from __future__ import annotations
@@ -16,30 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microdit.common.errors import CheckpointError, ConfigError
+from microdit.common.errors import CheckpointError, ConfigError, listed
 from microdit.common.files.digests import content_digest
 from microdit.common.parsing import read_yaml
 from microdit.model import DiT
 from microdit.training.checkpoint import checkpoints, read_checkpoint
 from microdit.training.config import Recipe
 from microdit.training.fsdp import load_optimizer, whole_optimizer
-from microdit.training.init_weights import KEY
+from microdit.training.init_weights import INIT_KEY, MAX_LISTED
 from microdit.training.optim.optimizers import OPTIMIZERS
 from microdit.training.optimizer_file import REST, TENSORS, read_layout
 
 OPTIMIZER_KEY = "training.init_optimizer"
-NET = "net."  # names of the network's parameters begin with this; others (such as an alignment's projector) start fresh
-LISTED = 4  # problems that a message names
+NET = "net."  # prefix of the network's parameters; others (such as an alignment's projector) start fresh
 
 
 def source_checkpoint(init: str) -> Path:
     """Return the last checkpoint of the run that `training.init` names.
 
     Raises:
-        ConfigError: if it names no run's folder, or the run has no checkpoint whose optimizer can be read.
+        ConfigError: if it is not a run's folder, or the run has no checkpoint with a readable optimizer state.
     """
     folder = Path(init).expanduser()
-    where = f"'{OPTIMIZER_KEY}' is true, but '{KEY}' is '{init}'"
+    where = f"'{OPTIMIZER_KEY}' is true, but '{INIT_KEY}' is '{init}'"
     remedy = f"name the folder of a run with its checkpoints, or set '{OPTIMIZER_KEY}' to false"
     if folder.is_file():
         raise ConfigError(f"{where}, a file of weights alone, without an optimizer; {remedy}")
@@ -69,7 +66,7 @@ def check_initial_optimizer(config: Recipe) -> None:
 
     Raises:
         ConfigError: if there is no such state, or it is of another type of optimizer.
-        CheckpointError: if a file is damaged, or names and shapes of parameters differ.
+        CheckpointError: if a file is damaged, or if names or shapes of parameters differ.
     """
     init = config.training.init
     if init is None or not config.training.init_optimizer:
@@ -87,17 +84,20 @@ def check_initial_optimizer(config: Recipe) -> None:
             if config.optimizer.type in OPTIMIZERS and value.ndim and tuple(value.shape) != shape:
                 problems.append(f"{key} of {name} is {tuple(value.shape)} there, and the parameter is {shape} here")
     if problems:
-        more = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         raise CheckpointError(
-            f"'{OPTIMIZER_KEY}': the optimizer's state in {folder} doesn't fit this run: "
-            f"{', '.join(problems[:LISTED])}{more}"
+            f"'{OPTIMIZER_KEY}': the optimizer's state in {folder} doesn't fit this run: {listed(problems, MAX_LISTED)}"
         )
 
 
 def load_initial_optimizer(optimizer: torch.optim.Optimizer, init: str) -> None:
-    """Give `optimizer` the stored state of every parameter of the network.
+    """Load the stored state of every parameter of the network.
+
+    Args:
+        optimizer: built by `build_optimizer`; parameters outside the network keep a fresh state.
+        init: `training.init`, the folder of a run.
 
     Raises:
+        ConfigError: as `source_checkpoint`.
         CheckpointError: if the checkpoint is damaged or doesn't fit; `check_initial_optimizer` reports it earlier.
     """
     folder = source_checkpoint(init)
@@ -110,7 +110,7 @@ def load_initial_optimizer(optimizer: torch.optim.Optimizer, init: str) -> None:
         if name.startswith(NET)
     }
     if missing := [name for name in numbers if name.removeprefix(NET) not in stored]:
-        raise CheckpointError(f"{folder}: has no optimizer state of {', '.join(missing[:LISTED])}")
+        raise CheckpointError(f"{folder}: has no optimizer state of {listed(missing, MAX_LISTED)}")
     own["state"] = {number: dict(stored[name.removeprefix(NET)]) for name, number in numbers.items()}
     load_optimizer(optimizer, own)
 
@@ -127,16 +127,13 @@ def _check_type(config: Recipe, run: Path) -> None:
         same = False
     if not same:
         raise ConfigError(
-            f"'{OPTIMIZER_KEY}' is true, but '{KEY}' is a run with 'optimizer.type' {there}, and it is {here} here; "
-            f"use the same, or set '{OPTIMIZER_KEY}' to false"
+            f"'{OPTIMIZER_KEY}' is true, but '{INIT_KEY}' is a run with 'optimizer.type' {there}, and it is {here} "
+            f"here; use the same, or set '{OPTIMIZER_KEY}' to false"
         )
 
 
 def _by_name(state: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the state's tensors of each parameter of the network.
-
-    Keys are the parameters' names in the network.
-    """
+    """Return the state's tensors by parameter name, for the network's parameters."""
     found: dict[str, dict[str, Tensor]] = {}
     try:
         for group in state["param_groups"]:
@@ -146,7 +143,7 @@ def _by_name(state: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Tens
                     found[name.removeprefix(NET)] = dict(kept)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{folder}: the optimizer's state doesn't name its parameters ({error!r:.80}); "
+            f"{folder}: the optimizer's state has no names of parameters ({error!r:.80}); "
             f"set '{OPTIMIZER_KEY}' to false"
         ) from None
     return found

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from microdit.common.errors import CheckpointError, ConfigError
+from microdit.common.errors import CheckpointError, ConfigError, listed
 from microdit.common.files.digests import content_digest
 from microdit.common.files.tensors import read_tensors
 from microdit.encoders.text_record import check_features
@@ -17,10 +17,10 @@ from microdit.training.config import Recipe
 
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by name
 
-KEY = "training.init"
-WEIGHTS = "model.safetensors"  # what a run and `microdit import` leave in their folder
-SIGMA_DATA = "sigma_data"  # a run's weights have it among them
-LISTED = 4  # tensors that a message names
+INIT_KEY = "training.init"
+WEIGHTS = "model.safetensors"  # name of the file that a run and `microdit import` write
+SIGMA_DATA = "sigma_data"  # a scalar stored among a run's weights
+MAX_LISTED = 4  # tensors or parameters in an error message
 
 # (tensor, dimension, setting): shapes that show which setting differs.
 SHAPE_HINTS = (
@@ -36,29 +36,31 @@ DEPTH_HINTS = (
 
 
 def weights_file(path: str) -> Path:
-    """Return the file that `training.init` means.
+    """Return the file that `training.init` names.
 
-    It is the path itself, or the weights in a run's or an imported model's folder.
+    It is the path itself, or the weights in the folder of a run or an imported model.
 
-    Raises ConfigError if there is none.
+    Raises:
+        ConfigError: if there is none.
     """
     given = Path(path).expanduser()
     found = given / WEIGHTS if given.is_dir() else given
     if found.is_file() and found.suffix == ".safetensors":
         return found
     if found.is_file():
-        raise ConfigError(f"'{KEY}' is '{path}', which is no .safetensors file; microdit import makes one of it")
+        raise ConfigError(
+            f"'{INIT_KEY}' is '{path}', which is not a .safetensors file; convert it with `microdit import checkpoint`"
+        )
     if (given / "config.yaml").is_file():
-        raise ConfigError(f"'{KEY}' is '{path}', a run that has no {WEIGHTS} yet; has it finished?")
-    what = f"a folder without {WEIGHTS}" if given.is_dir() else "not there"
-    raise ConfigError(f"'{KEY}' is '{path}', which is {what}; give a run's folder, an imported one or a .safetensors")
+        raise ConfigError(f"'{INIT_KEY}' is '{path}', a run that has no {WEIGHTS} yet; has it finished?")
+    what = f"a folder without {WEIGHTS}" if given.is_dir() else "missing"
+    raise ConfigError(
+        f"'{INIT_KEY}' is '{path}', which is {what}; give a run's folder, an imported one or a .safetensors"
+    )
 
 
 def weights_digest(path: str) -> str:
-    """Return 16 hex digits of the content of `weights_file`.
-
-    They identify initial weights independently of the path.
-    """
+    """Return 16 hex digits that identify initial weights by content."""
     return content_digest(weights_file(path))[:16]
 
 
@@ -67,7 +69,9 @@ def initial_sigma_data(path: str) -> float:
 
     With another value, the weights would denoise differently.
 
-    Raises CheckpointError if the file is damaged, and ConfigError if it does not record it.
+    Raises:
+        CheckpointError: if the file is damaged.
+        ConfigError: if there is no file, or it does not record the value.
     """
     file = weights_file(path)
     try:
@@ -76,22 +80,22 @@ def initial_sigma_data(path: str) -> float:
                 return float(tensors.get_tensor(SIGMA_DATA))
     except (SafetensorError, OSError) as error:
         raise _unreadable(file, error) from None
-    raise ConfigError(
-        f"{file} doesn't say which sigma_data it was trained with; give 'diffusion.sigma_data' (released models: 0.9)"
-    )
+    raise ConfigError(f"{file} does not record its sigma_data; set 'diffusion.sigma_data' (released models: 0.9)")
 
 
 def check_initial(config: Recipe) -> None:
-    """Raise the errors of loading initial weights, before any work.
+    """Check the initial weights against the configuration, reading only headers.
 
-    Raises ConfigError also if the run would overwrite its initial weights.
+    Raises:
+        ConfigError: if the weights are missing, were trained on other caption features, or would be overwritten.
+        CheckpointError: if the file is damaged, or names or shapes of tensors differ.
     """
     init = config.training.init
     if init is None:
         return
     file = weights_file(init)
     if file.parent.resolve() == Path(config.output_dir).expanduser().resolve():
-        raise ConfigError(f"'{KEY}' is '{init}', this run's own output folder; give it another 'output_dir'")
+        raise ConfigError(f"'{INIT_KEY}' is '{init}', this run's own output folder; give it another 'output_dir'")
     if config.diffusion.sigma_data is None:
         initial_sigma_data(init)
     check_features(file, config.text)
@@ -107,10 +111,17 @@ def check_initial(config: Recipe) -> None:
 
 
 def load_initial(net: DiT, path: str) -> None:
-    """Load the weights that `training.init` names into `net`.
+    """Load initial weights into a network.
 
-    Position embeddings are not weights: those of `net` stay, so the resolution may differ. Raises CheckpointError if
-    the weights do not fit; `check_initial` reports why beforehand.
+    Position embeddings are not weights: the network keeps its own, so the resolution may differ.
+
+    Args:
+        net: the network to load into.
+        path: `training.init`.
+
+    Raises:
+        ConfigError: if there is no file.
+        CheckpointError: if the weights do not fit; `check_initial` reports why beforehand.
     """
     file = weights_file(path)
     weights = read_tensors(file)
@@ -135,17 +146,13 @@ def _check_shapes(weights: Shapes, own: Shapes, file: Path) -> None:
     problems += [f"{name} is only there" for name in weights if name not in own]
     if not problems:
         return
-    more = f" and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
     raise CheckpointError(
-        f"'{KEY}': {file} doesn't fit this network: {_settings(weights, own)}({', '.join(problems[:LISTED])}{more})"
+        f"'{INIT_KEY}': {file} doesn't fit this network: {_settings(weights, own)}({listed(problems, MAX_LISTED)})"
     )
 
 
 def _settings(weights: Shapes, own: Shapes) -> str:
-    """Return the settings that would make the network fit, as far as shapes show.
-
-    The text ends with a space.
-    """
+    """Return the settings that differ, as far as shapes show, with a space at the end."""
     found = []
     for name, dimension, key in SHAPE_HINTS:
         if name in weights and len(weights[name]) == len(own[name]):

@@ -1,6 +1,6 @@
 """Define the logger interface of the training loop.
 
-It keeps the core independent of any experiment tracker.
+It keeps the core independent of experiment trackers.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ class StepLogger(Protocol):
     """Receive the metrics of the training loop, on the main process only."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log scalars at `step`, the number of finished optimizer steps."""
+        """Log scalars.
+
+        Args:
+            step: finished optimizer steps.
+            values: scalars by metric name.
+        """
 
     def flush(self) -> None:
-        """Write what is buffered.
+        """Write buffered values.
 
-        It is called before each checkpoint, so that a resumed run logs no earlier step again.
+        Called before each checkpoint, so that a resumed run logs no step twice.
         """

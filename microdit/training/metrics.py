@@ -1,7 +1,4 @@
-"""Measure readings and speed of the training loop.
-
-It also finds the first step that was not finite.
-"""
+"""Average the logged values of the training loop and measure its speed."""
 
 from __future__ import annotations
 
@@ -21,9 +18,8 @@ from microdit.training.checkpoint import PartialLogWindow, TrainState, checkpoin
 class StepMetrics:
     """Average the steps' values and measure speed since the last log.
 
-    It stores the first step that was not finite.
-
-    Readings stay on the device until they are read, so a GPU does not wait at every step.
+    Values stay on the device until they are logged, so a GPU does not wait at every step. The first non-finite step is
+    recorded.
     """
 
     def __init__(self, batch_size: int, state: TrainState, device: torch.device) -> None:
@@ -39,9 +35,11 @@ class StepMetrics:
         self._done = 0
 
     def add(self, done: int, readings: Mapping[str, Tensor]) -> None:
-        """Add the scalars of step `done`, counted from 1.
+        """Add the values of one step.
 
-        Every step has the same names.
+        Args:
+            done: finished steps, this one included.
+            readings: scalars on the device; every step has the same names.
         """
         self._names = tuple(readings)
         values = torch.stack([*readings.values()])
@@ -52,7 +50,18 @@ class StepMetrics:
         self._done = done
 
     def read(self, accelerator: Accelerator, folder: Path) -> dict[str, float]:
-        """Return means since the last reading, over all processes."""
+        """Return means since the last call, over all processes.
+
+        Args:
+            accelerator: the processes of the run.
+            folder: of the run's checkpoints, for the error message.
+
+        Returns:
+            Means by name, and `images_per_second` over all processes.
+
+        Raises:
+            DivergenceError: as `check`.
+        """
         self.check(folder)
         means = (accelerator.reduce(self._sums, "mean") / self._count).tolist()
         now = time.monotonic()
@@ -62,14 +71,21 @@ class StepMetrics:
         return dict(zip(self._names, means, strict=True)) | {"images_per_second": speed}
 
     def interval(self, accelerator: Accelerator) -> PartialLogWindow:
-        """Return what the next reading is computed from, over all processes."""
+        """Return the sums since the last `read`, averaged over all processes."""
         sums = accelerator.reduce(self._sums, "mean").tolist() if self._count else []
         return PartialLogWindow(
             dict(zip(self._names, sums, strict=bool(sums))), self._count, time.monotonic() - self._since
         )
 
     def check(self, folder: Path) -> None:
-        """Raise DivergenceError if any step since the start was not finite."""
+        """Check that all steps since the start were finite.
+
+        Args:
+            folder: of the run's checkpoints, for the error message.
+
+        Raises:
+            DivergenceError: if the loss or gradient of a step was NaN or infinite; names the first one.
+        """
         bad = int(self._bad)
         if bad:
             good = checkpoints(folder)
@@ -77,10 +93,15 @@ class StepMetrics:
             raise DivergenceError(f"loss or gradient is not finite at step {bad}; {where}")
 
     def seconds(self) -> float:
-        """Return the training time so far, over all resumptions."""
+        """Return the training time in seconds, over all resumptions."""
         return self._base + time.monotonic() - self._begin
 
     def seconds_left(self, steps: int) -> float:
+        """Return the estimated seconds until the last step.
+
+        Args:
+            steps: length of the run.
+        """
         spent = time.monotonic() - self._begin
         return spent / max(self._done - self._first_step, 1) * (steps - self._done)
 

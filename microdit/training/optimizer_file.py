@@ -1,9 +1,7 @@
-"""Store an optimizer's state as two files: tensors and JSON.
+"""Store an optimizer's state as a safetensors and a JSON file.
 
-The tensors are in safetensors, everything else in JSON.
-
-Any state dict of nested dicts, lists, tuples, numbers, strings and tensors can be stored, so that optimizers of
-plugins can, too. Nothing of it is ever unpickled.
+Any state dict of nested dicts, lists, tuples, numbers, strings and tensors can be stored, including those of plugins'
+optimizers. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -21,11 +19,19 @@ from microdit.common.errors import CheckpointError
 from microdit.common.files.tensors import read_tensors, write_tensors
 
 TENSORS, REST = "optimizer.safetensors", "optimizer.json"
-TENSOR, TUPLE, PAIRS = "tensor", "tuple", "pairs"  # keys of a JSON object that stands for something else
+TENSOR, TUPLE, PAIRS = "tensor", "tuple", "pairs"  # keys of JSON objects that represent other types
 
 
 def write_optimizer(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write both files; raises CheckpointError if the state holds an object of another type."""
+    """Write an optimizer's state.
+
+    Args:
+        folder: where the two files are written.
+        state: a state dict.
+
+    Raises:
+        CheckpointError: if the state holds an object of an unsupported type.
+    """
     tensors: dict[str, Tensor] = {}
     rest = _encode(state, "", tensors)
     write_tensors(folder / TENSORS, tensors)
@@ -35,15 +41,17 @@ def write_optimizer(folder: Path, state: Mapping[str, Any]) -> None:
 def read_optimizer(folder: Path) -> dict[str, Any]:
     """Return the state dict that `write_optimizer` wrote.
 
-    Raises CheckpointError naming a damaged file.
+    Raises:
+        CheckpointError: if a file is missing or damaged; names it.
     """
     return _read(folder, read_tensors(folder / TENSORS, signed=True))
 
 
 def read_layout(folder: Path) -> dict[str, Any]:
-    """Return the state dict with tensors on the meta device.
+    """Return the state dict with tensors on the meta device, without their data.
 
-    Types and shapes come from the file's header alone.
+    Raises:
+        CheckpointError: if a file is missing or damaged; names it.
     """
     path = folder / TENSORS
     try:
@@ -66,10 +74,7 @@ def _read(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """Return JSON for `value`, with its tensors moved to `tensors`.
-
-    Each is stored under the path that leads to it.
-    """
+    """Return JSON for `value`, moving its tensors to `tensors`, keyed by their path."""
     if isinstance(value, Tensor):
         name = path.removeprefix(".")
         tensors[name] = value.detach().contiguous().clone()  # safetensors rejects tensors that share memory

@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-PLAIN_SECONDS = 10.0  # between two lines of a log file
+PLAIN_SECONDS = 10.0  # between lines of a log file
 
 
 class Progress:
@@ -22,7 +22,14 @@ class Progress:
             self._bar = tqdm(total=steps, initial=first, unit="step", dynamic_ncols=True, desc="training")
 
     def update(self, step: int, loss: float, images_per_second: float, seconds_left: float) -> None:
-        """Update the display at a logged step, counted from 1."""
+        """Update the display at a logged step.
+
+        Args:
+            step: finished steps.
+            loss: mean since the last update.
+            images_per_second: over all processes.
+            seconds_left: estimated time to the last step.
+        """
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{loss:.4f}", images_s=f"{images_per_second:.0f}", refresh=False)
             self._bar.update(step - self._bar.n)
@@ -36,12 +43,17 @@ class Progress:
             )
 
     def close(self) -> None:
+        """Close the bar, leaving it on the screen."""
         if self._bar is not None:
             self._bar.close()
 
 
 def format_seconds(seconds: float) -> str:
-    """Format seconds as 1:02:03 or 2:03."""
+    """Return seconds as 1:02:03 or 2:03; negative ones as 0:00.
+
+    Args:
+        seconds: rounded to the nearest integer.
+    """
     minutes, rest = divmod(max(round(seconds), 0), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -45,7 +45,7 @@ Sampling = Callable[[int, DiT], object]  # (finished steps, the network to sampl
 class TrainingLoss(nn.Module):
     """Compute the loss in a module's forward, as DistributedDataParallel requires.
 
-    Build it once per network: it hooks into the aligned block.
+    Build it only once per network, because it hooks into the aligned block.
     """
 
     def __init__(self, denoiser: Objective, alignment: Alignment) -> None:
@@ -59,7 +59,16 @@ class TrainingLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss to minimize, and the values to log.
 
-        The values are the denoising loss and those of the alignment term.
+        Args:
+            x: clean latents (B, C, H, W).
+            y: caption features (B, S, Y) and their mask.
+            sigma: noise levels (B,).
+            noise: unit normal (B, C, H, W).
+            target: patch features to align with (B, T, E).
+            plan: the patches to keep; None keeps all.
+
+        Returns:
+            The scalar loss, and detached scalars: the denoising loss and those of the alignment term.
         """
         denoising = self.denoiser.loss(x, y, sigma, noise, plan).mean()
         loss, readings = self.alignment(denoising, target, plan)
@@ -67,11 +76,15 @@ class TrainingLoss(nn.Module):
 
 
 def initial_state(config: Recipe, device: torch.device, mesh: DeviceMesh | None = None) -> TrainState:
-    """Return weights on `device` and an optimizer with fresh or restored state.
+    """Return the state of a run before its first step.
 
-    Weights come from the seed or from `training.init`.
+    Weights come from the seed or from `training.init`, the optimizer's state from there if `training.init_optimizer` is
+    set.
 
-    Weights, average and optimizer state are sharded over a `mesh` of processes.
+    Args:
+        config: settings of the run.
+        device: of the weights.
+        mesh: processes over which weights, average and optimizer state are sharded; None does not shard.
     """
     init = config.training.init
     net = DiT(config.model, seed=config.seed if init is None else None)
@@ -90,7 +103,12 @@ def initial_state(config: Recipe, device: torch.device, mesh: DeviceMesh | None 
 
 
 def sigma_data(config: Recipe, data: EncodedDataset) -> float:
-    """Return sigma_data: the setting, else that of the initial weights, else that of `data`."""
+    """Return sigma_data: the setting, else of the initial weights, else of the data.
+
+    Args:
+        config: settings of the run.
+        data: training data.
+    """
     if config.diffusion.sigma_data is not None:
         return config.diffusion.sigma_data
     return data.sigma_data if config.training.init is None else initial_sigma_data(config.training.init)
@@ -107,15 +125,29 @@ def train(
     progress: bool = False,
     stop: GracefulStop | None = None,
 ) -> TrainState:
-    """Train to `config.training.steps`.
+    """Train to `config.training.steps`, from the newest checkpoint if there is one.
 
-    Training resumes from the newest checkpoint under `config.output_dir`.
+    Checkpoints are in `config.output_dir`/checkpoints. Validates during training; the final validation is the caller's,
+    since a run that is resumed after the last step needs it too.
 
-    Validates during training. The final validation is the caller's, since a run that resumes after the last step needs
-    it too.
+    Args:
+        config: settings of the run.
+        data: training data.
+        val: held-out data.
+        identity: of the run; a checkpoint of another run is rejected.
+        logger: receives metrics.
+        accelerator: device, precision and processes.
+        on_step: called every `training.sample_every` steps but the last, with the finished steps and the network to
+            sample from.
+        progress: whether the main process shows a progress bar.
+        stop: the stop request to check after each step.
+
+    Returns:
+        The state after the last step.
 
     Raises:
         DivergenceError: at the first loss or gradient that is not finite.
+        CheckpointError: if a checkpoint can't be resumed or written.
         KeyboardInterrupt: after the step in which any process was asked to stop, once a checkpoint is saved.
     """
     settings = config.training

@@ -13,15 +13,14 @@ from microdit.data.latents.training_data import EncodedDataset
 from microdit.diffusion import DiffusionConfig, Objective, quantile_sigma
 from microdit.training.config import Recipe
 
-BANDS = 4  # the noise levels, ascending, in equal shares
+BANDS = 4  # equal shares of the noise levels, in ascending order
 
 
 def validation_noise(config: Recipe) -> DiffusionConfig:
     """Return the noise distribution of validation.
 
-    It is training's, or a log-normal one if `evaluation` sets its numbers.
-
-    Validation losses of arms that train on different distributions compare only on one distribution.
+    It is training's, or a log-normal one if `evaluation` sets its parameters, because only losses on the same
+    distribution are comparable between arms.
     """
     p_mean, p_std = config.evaluation.p_mean, config.evaluation.p_std
     if p_mean is None and p_std is None:
@@ -38,10 +37,14 @@ def validation_noise(config: Recipe) -> DiffusionConfig:
 def validate(denoiser: Objective, val: EncodedDataset, config: Recipe, batch_size: int = 64) -> dict[str, float]:
     """Return the unmasked denoising loss over held-out images.
 
-    It uses the first `val_images`, repeated if there are fewer.
+    Noise levels are quantiles, so the loss has no sampling noise. It depends on `evaluation.seed`, not on the run's
+    seed. It is the objective's own loss, so losses of different objectives are not comparable.
 
-    Noise levels are quantiles, so the number has no sampling noise; it depends on `evaluation.seed`, not on the run's
-    seed. It is the objective's own loss, so losses of different objectives do not compare.
+    Args:
+        denoiser: the objective with the network to validate.
+        val: held-out data; the first `training.val_images` are used, repeated if there are fewer.
+        config: settings of the run.
+        batch_size: images per forward pass.
 
     Returns:
         `val/loss`, and `val/loss_q1` to `val/loss_q4` by quarter of the noise distribution, from the lowest noise.

@@ -241,11 +241,11 @@ def test_a_start_that_is_none_costs_nothing(
     del plain["sigma_data"]
     save_file(plain, tmp_path / "plain.safetensors")
     for init, words in (
-        (tmp_path / "nowhere", "which is not there"),
+        (tmp_path / "nowhere", "which is missing"),
         (tmp_path / "empty", "a folder without model.safetensors"),
         (unfinished, "has it finished?"),
-        (tmp_path / "weights.pt", "microdit import makes one of it"),
-        (tmp_path / "plain.safetensors", "give 'diffusion.sigma_data'"),
+        (tmp_path / "weights.pt", "not a .safetensors file; convert it with `microdit import checkpoint`"),
+        (tmp_path / "plain.safetensors", "set 'diffusion.sigma_data'"),
         (phases / "phase1", "this run's own output folder"),
     ):
         out = phases / "phase1" if init == phases / "phase1" else tmp_path / "run"

@@ -13,12 +13,22 @@ LearningRateSchedule = Callable[[float, ScheduleConfig], float]
 
 
 def constant(progress: float, config: ScheduleConfig) -> float:
-    """Stay at the peak."""
+    """Return the peak's share of a constant schedule, 1.
+
+    Args:
+        progress: unused.
+        config: unused.
+    """
     return 1.0
 
 
 def cosine(progress: float, config: ScheduleConfig) -> float:
-    """Fall along half a cosine to `final_ratio`, which the last step has exactly."""
+    """Return half a cosine from 1 to `final_ratio`, which the last step has exactly.
+
+    Args:
+        progress: in [0, 1] from the end of warmup to the last step.
+        config: settings of the schedule.
+    """
     return config.final_ratio + (1 - config.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -27,9 +37,13 @@ register_lr_schedule = LR_SCHEDULES.register
 
 
 def learning_rate(step: int, steps: int, peak: float, config: ScheduleConfig) -> float:
-    """Return the learning rate of 0-based `step` in a run of `steps`.
+    """Return the learning rate of a step: linear warmup, then the schedule.
 
-    It has a linear warmup to `peak`, then follows the schedule.
+    Args:
+        step: counted from 0.
+        steps: length of the run.
+        peak: learning rate at the end of warmup.
+        config: settings of the schedule.
     """
     if step < config.warmup_steps:
         return peak * (step + 1) / config.warmup_steps

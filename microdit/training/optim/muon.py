@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class CpuMuon(torch.optim.Muon):
-    """torch's Muon, scaled to AdamW's update, whose Newton-Schulz iteration runs in float32.
+    """Run Muon's Newton-Schulz iteration in float32, for CPUs.
 
-    torch's own runs in bfloat16, which a CPU without such units emulates several times slower. Groups and
-    state are torch's, so that either resumes the other's checkpoints.
+    torch's own iteration runs in bfloat16, which a CPU without bfloat16 units emulates several times slower. Groups and
+    state have torch's format, so either can resume the other's checkpoints. The update is scaled to AdamW's.
     """
 
     @torch.no_grad()
@@ -29,9 +29,16 @@ class CpuMuon(torch.optim.Muon):
 
 
 def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Return `matrix` (M, N) with singular values near 1.
+    """Return a matrix with the same singular vectors and singular values near 1.
 
-    The method is a quintic Newton-Schulz iteration.
+    Args:
+        matrix: (M, N).
+        coefficients: of the quintic Newton-Schulz polynomial, a x + b x^3 + c x^5.
+        steps: iterations.
+        eps: smallest norm to divide by.
+
+    Returns:
+        (M, N).
     """
     a, b, c = coefficients
     tall = matrix.shape[0] > matrix.shape[1]

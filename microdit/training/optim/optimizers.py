@@ -55,9 +55,10 @@ def _group_of(module: nn.Module, name: str, parameter: nn.Parameter) -> str:
 
 
 def hidden_matrices(net: nn.Module) -> list[Tensor]:
-    """Return the 2-D weights of all linears in `STACKS`.
+    """Return the 2-D weights of all linear layers in `STACKS`.
 
-    They include adaLN's and expert gates' weights, but not the experts' 3-D ones.
+    Returns:
+        Weights (out, in), including those of adaLN and of expert gates, but not the experts' 3-D ones.
     """
     return [
         module.weight
@@ -69,7 +70,12 @@ def hidden_matrices(net: nn.Module) -> list[Tensor]:
 def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Build the optimizer that `config.type` names.
 
-    Each group lists its parameters' names under 'param_names'.
+    Args:
+        net: holds all parameters of the training state.
+        config: settings of the optimizer.
+
+    Returns:
+        An optimizer whose groups list their parameters' names under 'param_names'.
 
     Raises:
         ConfigError: if it isn't an optimizer, or doesn't hold every trainable parameter of `net` exactly once.
@@ -91,7 +97,15 @@ def build_optimizer(net: nn.Module, config: OptimizerConfig) -> torch.optim.Opti
 
 
 def adamw(net: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Build AdamW over all groups; each has its name under 'name'."""
+    """Build AdamW over all parameter groups.
+
+    Args:
+        net: the network to train.
+        config: settings of the optimizer.
+
+    Returns:
+        The optimizer; each group has its name under 'name'.
+    """
     return _adamw_over(parameter_groups(net), net, config)
 
 
@@ -100,9 +114,17 @@ def muon(net: nn.Module, config: OptimizerConfig) -> ChainedOptimizer:
 
     See Jordan et al., https://kellerjordan.github.io/posts/muon.
 
-    Embedders, the caption block, head, norms, biases and experts are AdamW's: Muon is meant for the 2-D weights of
-    hidden layers. Its update is scaled to AdamW's root mean square (Liu et al., arXiv 2502.16982, section 2.2), so that
-    both go by the same learning rate and weight decay. A fused matrix (queries, keys and values) counts as one.
+    AdamW updates embedders, the caption block, head, norms, biases and experts, because Muon is meant for the 2-D
+    weights of hidden layers. Muon's update is scaled to AdamW's root mean square (Liu et al., arXiv 2502.16982, section
+    2.2), so that both use the same learning rate and weight decay. A fused matrix (queries, keys and values) counts as
+    one.
+
+    Args:
+        net: the network to train; needs a linear layer in `STACKS`.
+        config: settings of both optimizers.
+
+    Returns:
+        Both, with the group "hidden" first.
     """
     hidden = hidden_matrices(net)
     assert hidden, f"no linear under any of {STACKS}: Muon would have nothing to update"
@@ -131,9 +153,7 @@ register_optimizer = OPTIMIZERS.register
 class ChainedOptimizer(torch.optim.Optimizer):
     """Combine several optimizers over disjoint parameters.
 
-    They have one list of groups, one state and one state dict.
-
-    The parts step in turn on the groups and the state that this one holds.
+    They share one list of groups, one state and one state dict, and step in turn.
     """
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
@@ -147,9 +167,13 @@ class ChainedOptimizer(torch.optim.Optimizer):
             part.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict into all parts."""
+        """Load a state dict into all parts.
+
+        Args:
+            state_dict: of a ChainedOptimizer with the same parts.
+        """
         super().load_state_dict(state_dict)
-        self._share()  # loading puts new groups and a new state in the place of the old
+        self._share()  # loading replaces the groups and the state
 
     def _share(self) -> None:
         groups = iter(self.param_groups)

@@ -48,7 +48,7 @@ def test_a_run_that_is_asked_to_stop_says_so_at_once_and_stops_after_its_step(
         with stop.watched():
             os.kill(os.getpid(), number)
             assert stop.requested
-            assert "stopping: this step ends and a checkpoint is saved" in capfd.readouterr().err
+            assert "stopping after this step, with a checkpoint" in capfd.readouterr().err
         with stop.closing():
             os.kill(os.getpid(), number)  # must not leave the run open in its store
     assert signal.getsignal(number) is before
