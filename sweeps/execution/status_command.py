@@ -11,7 +11,7 @@ from microdit.common.stores.secrets import masked
 from sweeps.execution.launch_register import end_abandoned
 from sweeps.execution.progress import status_table
 from sweeps.execution.queue.trial_queue import open_queue
-from sweeps.tracking.uris import is_there
+from sweeps.tracking.uris import may_exist
 
 if TYPE_CHECKING:
     from sweeps.tracking.mlflow_store import Store
@@ -31,7 +31,7 @@ def status(study: str, scale: str, queue_uri: str, uri: str, root: Path, wide: b
     print(status_table(latest, wide))
     states = asdict(queue.count(latest))
     print(f"\n{', '.join(f'{n} {state}' for state, n in states.items() if n)} of {len(latest)} trials ({queue.name})")
-    if is_there(uri) and (ended := end_abandoned(queue_uri, uri, lambda: _store(uri, root))):
+    if may_exist(uri) and (ended := end_abandoned(queue_uri, uri, lambda: _store(uri, root))):
         print(f"ended in MLflow, because their launchers were killed: {', '.join(ended)}")
     return 0
 

@@ -49,7 +49,7 @@ from sweeps.execution.trial_log import redirect_output
 from sweeps.planning.trials import Trial, prepare_trials
 from sweeps.tracking.mlflow_store import Launch, Store
 from sweeps.tracking.retry import StoreError, is_store_error, store_trouble, with_retries
-from sweeps.tracking.uris import QUEUE, TRACKING, is_there, unmask_from_env
+from sweeps.tracking.uris import QUEUE, TRACKING, may_exist, unmask_from_env
 
 PROGRESS_KEYS = ("step", TRAIN_LOSS, IMAGES_PER_SECOND)
 
@@ -258,7 +258,7 @@ def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
 
 def _present(uri: str) -> str:
     """Return `uri`; raise StoreError if its sqlite file is missing, because opening it would create a new one."""
-    if not is_there(uri):
+    if not may_exist(uri):
         raise StoreError(f"the store {masked(uri)} is missing; was it removed or moved? Put it back")
     return uri
 

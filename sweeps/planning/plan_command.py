@@ -14,12 +14,12 @@ from sweeps.planning.cost_estimate import EstimateOptions, plan_estimates
 from sweeps.planning.tables import estimate_table, plan_table, shared_note
 from sweeps.planning.trials import Trial, plan_trials
 from sweeps.tracking.mlflow_store import Store
-from sweeps.tracking.uris import is_there
+from sweeps.tracking.uris import may_exist
 
 
 def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Options, estimate: EstimateOptions) -> int:
     """Print the trials of studies, their cost, and their estimated time and price; train and encode nothing."""
-    store = Store(options.uri, options.root) if options.reuse and is_there(options.uri) else None
+    store = Store(options.uri, options.root) if options.reuse and may_exist(options.uri) else None
     plans = {study.name: plan_trials(study, overrides, complete=False) for study in studies}
     for study in studies:
         trials = plans[study.name]

@@ -11,22 +11,35 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy.exc import DisconnectionError
 
-FILE = "microdit.file"  # key of a pooled connection's info: device and inode of its file
+FILE_KEY = "microdit.file"  # key of a pooled connection's info: device and inode of its file
 
 
 class StoreGone(Exception):
-    """The file of a store is missing; it may come back, for example after a network file system was unmounted."""
+    """The file of a store is missing.
+
+    It may return, for example after a network file system was unmounted.
+    """
 
 
 def watch(engine: Any, path: Path) -> None:
-    """Raise StoreGone when `engine` needs `path` and it is missing; reconnect if another file has taken its place."""
+    """Make every use of a store's connections check its file.
+
+    Connections that are still open to a replaced file are closed and opened again.
+
+    Args:
+        engine: SQLAlchemy's engine of the store.
+        path: the store's sqlite file.
+
+    Raises:
+        StoreGone: if the file is missing; raised when a connection is used, not by this function.
+    """
 
     def identity() -> tuple[int, int]:
         try:
-            facts = path.stat()
+            status = path.stat()
         except OSError as error:
             raise StoreGone(f"{path} is missing ({error.strerror}); was it removed or moved?") from None
-        return facts.st_dev, facts.st_ino
+        return status.st_dev, status.st_ino
 
     @sqlalchemy.event.listens_for(engine, "do_connect")
     def connecting(_dialect: Any, _record: Any, _args: Any, _options: Any) -> None:
@@ -34,11 +47,11 @@ def watch(engine: Any, path: Path) -> None:
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def connected(_connection: Any, record: Any) -> None:
-        record.info[FILE] = identity()
+        record.info[FILE_KEY] = identity()
 
     @sqlalchemy.event.listens_for(engine, "checkout")
     def taken(_connection: Any, record: Any, _proxy: Any) -> None:
-        if record.info.get(FILE) != identity():
+        if record.info.get(FILE_KEY) != identity():
             raise DisconnectionError(f"{path} was replaced")
 
     engine.dispose()  # earlier connections have no such key

@@ -18,10 +18,8 @@ from microdit.common.contract import (
     CONFIG_FILE,
     GFLOPS_PER_IMAGE,
     SINGLE_VALUE_PREFIXES,
-    SOURCE,
     TRAIN_LOSS,
     VAL_LOSS_CURVE,
-    MlflowTag,
     Status,
     Tag,
 )
@@ -30,17 +28,17 @@ from microdit.common.finite import require_sound
 from microdit.common.stores.secrets import masked, without_known
 from microdit.config.identity import ALGORITHM
 from microdit.config.schema import Config
-from microdit.pipeline.run_logger import RunFact
-from sweeps.tracking.provenance import provenance, user
+from microdit.pipeline.run_logger import RunFact, RunLogger
+from sweeps.tracking.provenance import provenance, source_tags
 from sweeps.tracking.retry import RetryingClient
 
-FLUSH_SECONDS = 5.0  # between batches; single metrics take 25 ms each on sqlite, batched ones a hundredth
+FLUSH_SECONDS = 5.0  # between batches; on sqlite a single metric takes 25 ms, a batched one 1/100 of that
 MAX_BATCH_METRICS = 1000  # MLflow's limit
 SYSTEM_SECONDS = 10.0  # between two system metrics
 FACT_TAGS = ("data_fingerprint", "feature_net", "device", "versions")
-PLANNED = ("data_fingerprint", "feature_net")  # facts known before a run starts
+PLANNED_FACTS = ("data_fingerprint", "feature_net")  # facts known before a run starts
 ERROR_TAGS = (Tag.ERROR, Tag.TRACEBACK)
-CURVES = (TRAIN_LOSS, VAL_LOSS_CURVE)  # metrics that a resumed run may log twice
+CURVES = (TRAIN_LOSS, VAL_LOSS_CURVE)  # metrics that a resumed run might log twice
 BUDGET_SETTINGS = {Tag.TRAINING_STEPS: "steps", Tag.TRAINING_BATCH_SIZE: "batch_size"}
 
 log = logging.getLogger(__name__)
@@ -48,7 +46,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Name and place of a new run; `params` are the settings that vary, and the seed."""
+    """Name, place, tags and params of a new run.
+
+    `params` are the settings that vary, and the random seed.
+    """
 
     experiment_id: str
     name: str
@@ -57,13 +58,14 @@ class RunSpec:
     command: str
 
 
-class MlflowLogger:
-    """Implements `microdit`'s logger interface with one MLflow run, new or resumed.
+class MlflowLogger(RunLogger):
+    """Log to one MLflow run, new or resumed.
 
     Args:
-        uri: the store.
-        run_id: a run to resume, or None for a new one.
-        on_metrics: called with every metric, for a progress display.
+        uri: URI of the MLflow store.
+        spec: description of the run.
+        run_id: the run to resume, or None for a new one.
+        on_metrics: called with the step and values of every metric, for a progress display.
     """
 
     def __init__(
@@ -88,7 +90,11 @@ class MlflowLogger:
         self.run_id = run_id or ""
 
     def open(self) -> str:
-        """Create the run, or reopen the one to resume; return its id."""
+        """Create the run, or reopen the one to resume.
+
+        Returns:
+            The run's id.
+        """
         tags = dict(self._spec.tags) | self._provenance.tags | {Tag.ALGORITHM: str(ALGORITHM)}
         if self.run_id:
             self._seen = {name: max((p.step for p in self._history(name)), default=0) for name in CURVES}
@@ -98,10 +104,8 @@ class MlflowLogger:
             for name in set(ERROR_TAGS) & set(present):  # of the previous attempt
                 self._client.delete_tag(self.run_id, name)
         else:
-            source = {MlflowTag.SOURCE_NAME: SOURCE, MlflowTag.SOURCE_TYPE: "LOCAL", MlflowTag.USER: user()}
-            spec = self._spec
-            shown = {name: masked(value) for name, value in (source | tags).items()}
-            run = self._client.create_run(spec.experiment_id, tags=shown, run_name=spec.name)
+            shown = {name: masked(value) for name, value in (source_tags() | tags).items()}
+            run = self._client.create_run(self._spec.experiment_id, tags=shown, run_name=self._spec.name)
             self.run_id = run.info.run_id
         self._open = True
         return self.run_id
@@ -132,17 +136,25 @@ class MlflowLogger:
 
     def _check_planned(self, facts: Mapping[str, RunFact]) -> None:
         """Raise DataError if data, prompts or scoring networks have changed since the run was planned."""
-        for name in PLANNED:
+        for name in PLANNED_FACTS:
             planned = self._spec.tags.get(Tag.PREFIX + name)
             if planned and planned != str(facts[name]):
                 what = "the data" if name == "data_fingerprint" else "a scoring network or the prompts"
                 raise DataError(
                     f"{what} of {self._spec.name} changed after this run was planned ({planned} then, {facts[name]} "
-                    "now); repeat the command to start a run with the present ones"
+                    "now); repeat the command to start a new run"
                 )
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record values; raise DivergenceError, and record none, if one is not finite."""
+        """Log values, except steps that a resumed run has logged before.
+
+        Args:
+            step: training step.
+            values: each metric's value.
+
+        Raises:
+            DivergenceError: if a value is not finite; none of the values is logged then.
+        """
         # Steps between the last checkpoint and the interruption are repeated with the same result.
         again = any(0 < step <= self._seen.get(name, 0) for name in CURVES if name in values)
         if not again:
@@ -177,15 +189,20 @@ class MlflowLogger:
         self.flush()
         self._client.set_terminated(self.run_id, status)
 
-    def outcome(self, words: str) -> None:
-        """Tag an end for which MLflow has no status, such as 'pruned' (its status is KILLED)."""
-        self._log_batch(tags={Tag.OUTCOME: words})
+    def outcome(self, outcome: str) -> None:
+        """Tag an ending for which MLflow has no status, such as 'pruned' (status KILLED)."""
+        self._log_batch(tags={Tag.OUTCOME: outcome})
 
-    def fail(self, words: str, trace: str) -> None:
-        """Record on the run why it failed."""
+    def fail(self, reason: str, trace: str) -> None:
+        """End the run as failed and record the reason.
+
+        Args:
+            reason: one sentence; at most 4000 characters are kept.
+            trace: the traceback, of which the last 4000 characters are kept; may be "".
+        """
         if not self.run_id:
             self.open()
-        self._log_batch(tags=dict(zip(ERROR_TAGS, (masked(words)[:4000], masked(trace)[-4000:]), strict=True)))
+        self._log_batch(tags=dict(zip(ERROR_TAGS, (masked(reason)[:4000], masked(trace)[-4000:]), strict=True)))
         self._open = True  # also if the run had been ended already
         self.finish(Status.FAILED)
 
@@ -223,7 +240,14 @@ class MlflowLogger:
 
 
 def near_square(image: np.ndarray) -> np.ndarray:
-    """Return a strip (H, N H, 3) of square tiles as a nearly square image, for MLflow's grid of square cells."""
+    """Rearrange a strip of square tiles for MLflow's grid of square cells.
+
+    Args:
+        image: a strip (H, N H, 3) of N tiles.
+
+    Returns:
+        The tiles in ceil(sqrt(N)) columns, filled up with white; a strip of fewer than 4 tiles is returned as it is.
+    """
     side, width = image.shape[:2]
     if width % side or width < 4 * side:
         return image

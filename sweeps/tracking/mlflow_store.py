@@ -42,7 +42,7 @@ from sweeps.execution.launch_spec import unsound_scores
 from sweeps.planning.trials import Trial
 from sweeps.tracking.mlflow_views import views
 from sweeps.tracking.open_store import default_artifacts, location_of, opened, quiet
-from sweeps.tracking.provenance import provenance, user
+from sweeps.tracking.provenance import provenance, source_tags
 from sweeps.tracking.relocate import advice
 from sweeps.tracking.retry import RetryingClient
 from sweeps.tracking.uris import own_file, sqlite_creation_lock
@@ -76,13 +76,18 @@ class Store:
         except ConfigError as error:
             raise ConfigError(f"tracking_uri={masked(uri)}: {error}") from None
         except Exception as error:
-            words = masked(" ".join(str(error).split()))[:200]
-            raise ConfigError(f"tracking_uri={masked(uri)}: can't be opened ({words})") from None
+            reason = masked(" ".join(str(error).split()))[:200]
+            raise ConfigError(f"tracking_uri={masked(uri)}: can't be opened ({reason})") from None
         self.client: Any = RetryingClient(client)
         self._advise()
 
     def experiment(self, name: str, tags: Mapping[str, str] | None = None) -> str:
-        """Return the id of the experiment `name`; create it if it is missing."""
+        """Return the id of an experiment; create or restore it if needed.
+
+        Args:
+            name: name of the experiment.
+            tags: tags that it gets.
+        """
         found = self.client.get_experiment_by_name(name)
         if found is None:
             where = location_of(self.uri, self.root, self.artifacts, name)
@@ -98,16 +103,25 @@ class Store:
     def _advise(self) -> None:
         """Print one line if the folder of this store was moved, once per process."""
         path = own_file(self.uri)
-        words = advice(path, self.root) if path is not None and multiprocessing.parent_process() is None else ""
-        if words and words not in _advised:
-            _advised.add(words)
-            print(words, file=sys.stderr, flush=True)
+        line = advice(path, self.root) if path is not None and multiprocessing.parent_process() is None else ""
+        if line and line not in _advised:
+            _advised.add(line)
+            print(line, file=sys.stderr, flush=True)
 
     def start_launch(self, study: Study, trials: Sequence[Trial], command: str, fresh: bool, queue: str = "") -> Launch:
-        """Return the study's newest parent run at this scale if its plan is the same, else a new one.
+        """Start a launch, or resume the study's newest one if its plan is the same.
 
-        An older run of the same plan is not reused, because readers of the store use the newest launch. The name of its
-        `queue` is a tag, by which an abandoned launch is found and ended.
+        An older launch of the same scale and plan is not resumed, because readers of the store use the newest one.
+
+        Args:
+            study: the study to launch.
+            trials: all trials of the plan.
+            command: the command that repeats the launch.
+            fresh: whether to start a new launch even if the plan is the same.
+            queue: name of the queue, a tag by which an abandoned launch is found and ended.
+
+        Returns:
+            The launch, whose parent run is RUNNING.
         """
         about = {
             MlflowTag.NOTE: study.file.question,
@@ -130,9 +144,7 @@ class Store:
             Tag.SCALE: study.scale,
             Tag.PLAN: plan,
             MlflowTag.NOTE: description(study, trials, command),
-            MlflowTag.SOURCE_NAME: SOURCE,
-            MlflowTag.SOURCE_TYPE: "LOCAL",
-            MlflowTag.USER: user(),
+            **source_tags(),
             **provenance(command).tags,
         }
         parent = self.client.create_run(experiment, run_name=f"{study.name} at {study.scale}", tags=tags)
@@ -144,13 +156,21 @@ class Store:
         return Launch(self.uri, experiment, run_id)
 
     def newest_launch(self, experiment: str, scale: str = "") -> Any | None:
-        """Return the parent run of an experiment's newest launch, at `scale` or at any; None if there is none."""
+        """Return the parent run of an experiment's newest launch, or None.
+
+        Args:
+            experiment: id of the experiment.
+            scale: scale of the launch; any if "".
+        """
         return next(iter(launches(self.client, experiment, scale, most=1)), None)
 
     def finished(self, identity: Mapping[str, str]) -> Any | None:
-        """Return the newest finished run with these tags in any study, an original before a copy, or None.
+        """Return the newest finished run of any study with these tags, or None.
 
-        A run with a score that is not finite counts as failed.
+        Originals are preferred to copies. A run with a non-finite score counts as failed.
+
+        Args:
+            identity: name and value of each tag.
         """
         ours = [e.experiment_id for e in our_experiments(self.client)]
         found = search_runs(self.client, ours, identity, Status.FINISHED, "attributes.end_time DESC", most=50)
@@ -159,15 +179,24 @@ class Store:
         return next(iter([*originals, *found]), None)
 
     def finished_trial(self, trial: Trial) -> Any | None:
-        """Return the newest finished run of `trial`, by this algorithm or by an older, equivalent one."""
+        """Return the newest finished run of `trial`, or None.
+
+        Runs of an older algorithm with the same results are found too.
+        """
         found = self.finished(trial.identity)
         return self.finished(trial.former) if found is None and trial.former else found
 
     def outdated(self, experiment: str, scale: str, names: Collection[tuple[str, int]]) -> str:
-        """Return one line about runs of older algorithms with these arms and seeds that are not reused, or ""."""
-        words = f"tags.`{Tag.ROLE}` = '{Role.TRIAL}' and tags.`{Tag.SCALE}` = '{scale}'"
+        """Return one line about runs of older algorithms that are not reused, or "".
+
+        Args:
+            experiment: id of the experiment to search.
+            scale: scale of the runs.
+            names: arm and random seed of each run of interest.
+        """
+        query = f"tags.`{Tag.ROLE}` = '{Role.TRIAL}' and tags.`{Tag.SCALE}` = '{scale}'"
         counts: dict[int, Counter[str]] = {}
-        for run in self.client.search_runs([experiment], words, max_results=5000):
+        for run in self.client.search_runs([experiment], query, max_results=5000):
             algorithm = int(run.data.tags.get(Tag.ALGORITHM, "1"))
             name = run.data.tags.get(Tag.ARM, ""), int(run.data.params.get(SEED, -1))
             if algorithm < ALGORITHM and name in names:
@@ -181,7 +210,14 @@ class Store:
         return "; ".join(parts) + " (they stay in the store)" if parts else ""
 
     def child(self, launch: Launch, key: str) -> Any | None:
-        """Return the newest run of trial `key` under this launch; incomplete copies of reused runs are deleted."""
+        """Return a trial's newest run under a launch, or None.
+
+        Incomplete copies of reused runs are deleted.
+
+        Args:
+            launch: the launch to search.
+            key: the trial's key.
+        """
         tags = {Tag.TRIAL_KEY: key, MlflowTag.PARENT: launch.parent_id}
         for run in search_runs(self.client, [launch.experiment_id], tags, most=9):
             if Tag.REUSED_FROM not in run.data.tags or run.info.status == Status.FINISHED:
@@ -190,7 +226,13 @@ class Store:
         return None
 
     def reuse(self, launch: Launch, trial: Trial, origin: Any) -> None:
-        """Copy a finished run of another launch as a child: metrics, samples and a tag with its origin."""
+        """Copy a finished run of another launch, with its metrics and artifacts.
+
+        Args:
+            launch: the launch that gets the copy as a child.
+            trial: the trial of `launch` with the same identity.
+            origin: the MLflow run to copy; the copy is tagged with the id of the original.
+        """
         from mlflow.entities import Metric, Param
 
         carried = {k: v for k, v in origin.data.tags.items() if k.startswith(Tag.PREFIX)}
@@ -222,15 +264,28 @@ class Store:
                 self.client.log_artifact(run.info.run_id, path)
         self.client.set_terminated(run.info.run_id, Status.FINISHED)
 
-    def mark_dead(self, launch: Launch, key: str, words: str) -> None:
-        """Record on a trial's run why its worker could not end it; the run stays open for a resuming worker."""
+    def mark_dead(self, launch: Launch, key: str, reason: str) -> None:
+        """End a trial's running run as failed, because its worker has died.
+
+        A later attempt may resume it.
+
+        Args:
+            launch: the launch that the trial belongs to.
+            key: the trial's key.
+            reason: why the worker could not end the run, recorded as a tag.
+        """
         run = self.child(launch, key)
         if run is not None and run.info.status == Status.RUNNING:
-            self.client.set_tag(run.info.run_id, Tag.ERROR, words)
+            self.client.set_tag(run.info.run_id, Tag.ERROR, reason)
             self.client.set_terminated(run.info.run_id, Status.FAILED)
 
     def running_launches(self, study: str, queue: str) -> list[Launch]:
-        """Return the launches of a queue whose parent run has not been ended."""
+        """Return the launches of a queue whose parent run is still RUNNING.
+
+        Args:
+            study: name of the study.
+            queue: name of the queue.
+        """
         return [
             Launch(self.uri, run.info.experiment_id, run.info.run_id)
             for run in self._running(experiment_name(study))
@@ -238,7 +293,10 @@ class Store:
         ]
 
     def end_dead_runs(self, experiment: str) -> None:
-        """End the single runs of an experiment whose processes are gone: they were killed, and may be resumed."""
+        """End the running single runs of an experiment whose processes are gone.
+
+        They were killed, and may be resumed.
+        """
         for run in self._running(experiment):
             if is_gone(run.data.tags.get(Tag.PROCESS, "")):
                 self.client.set_terminated(run.info.run_id, Status.KILLED)
@@ -250,7 +308,12 @@ class Store:
         return search_runs(self.client, [found.experiment_id], {}, Status.RUNNING)
 
     def finish_launch(self, launch: Launch, status: str) -> None:
-        """End the parent run, and children whose workers have died."""
+        """End the parent run of a launch, and child runs whose workers have died.
+
+        Args:
+            launch: the launch to end.
+            status: MLflow's status of the parent run.
+        """
         self.client.set_terminated(launch.parent_id, status)
         for run in search_runs(
             self.client, [launch.experiment_id], {MlflowTag.PARENT: launch.parent_id}, Status.RUNNING
@@ -258,7 +321,11 @@ class Store:
             self.client.set_terminated(run.info.run_id, Status.KILLED)
 
     def final_metrics(self, launch: Launch) -> list[tuple[str, int, Mapping[str, float]]]:
-        """Return (arm, seed, metrics) of the newest finished child of each trial, if its scores are finite."""
+        """Return the metrics of the newest finished child of each trial.
+
+        Returns:
+            Arm, random seed and metrics of each trial whose scores are finite.
+        """
         tags, order = {MlflowTag.PARENT: launch.parent_id}, "attributes.start_time ASC"
         rows: dict[tuple[str, int], Mapping[str, float]] = {}
         for run in search_runs(self.client, [launch.experiment_id], tags, Status.FINISHED, order):
@@ -268,7 +335,15 @@ class Store:
 
 
 def description(study: Study, trials: Sequence[Trial], command: str) -> str:
-    """Return the Markdown description of a running launch; the report replaces it with verdicts and a table."""
+    """Return the Markdown description of a running launch.
+
+    The report replaces it with verdicts and a table.
+
+    Args:
+        study: the launched study.
+        trials: all trials of the plan.
+        command: the command that repeats the launch.
+    """
     file = study.file
     section = f" (section {file.paper.section})" if file.paper.section else ""
     what = f"a search over {', '.join(file.search)}" if file.search else f"{len(study.arms)} arms"
@@ -280,16 +355,16 @@ def description(study: Study, trials: Sequence[Trial], command: str) -> str:
         f"Judged by `{final_metric(file.metrics.primary)}` ({file.metrics.direction}).",
     ]
     commands = {
-        masked(command): "repeat: resumes what is not finished",
+        masked(command): "resumes what is not finished",
         f"microdit-sweep status study={study.name} scale={study.scale}": "prints the progress",
         f"microdit-report {study.name} scale={study.scale}": "writes verdicts, table and figures here",
     }
-    width = max(len(words) for words in commands)
+    width = max(map(len, commands))
     parts = [
         f"**{file.question.strip()}**",
         f"The paper{section} claims: {file.paper.claim}." if file.paper.claim else "",
         " ".join(fact for fact in facts if fact),
-        "\n".join(f"    {words.ljust(width)}  # {why}" for words, why in commands.items()),
+        "\n".join(f"    {line.ljust(width)}  # {purpose}" for line, purpose in commands.items()),
     ]
     return "\n\n".join(part for part in parts if part)
 

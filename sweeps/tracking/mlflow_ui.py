@@ -22,7 +22,21 @@ WORKFLOW = "workflowType=machine_learning"
 
 
 def serve(uri: str, root: Path, port: int) -> int:
-    """Print the links, then replace this process by MLflow's server, unless the store has a server already."""
+    """Print links to the studies, then run MLflow's web server in this process.
+
+    If `uri` is a server's address, the links are printed and nothing is started.
+
+    Args:
+        uri: URI of the MLflow store.
+        root: the folder of the store's artifacts.
+        port: port to serve at, on this machine only.
+
+    Returns:
+        0; if a server is started, the function does not return.
+
+    Raises:
+        ConfigError: if the port is taken.
+    """
     from sweeps.tracking.mlflow_store import Store
 
     if uri.startswith(("http://", "https://")):
@@ -41,9 +55,13 @@ def serve(uri: str, root: Path, port: int) -> int:
 
 
 def links(store: Any, address: str) -> list[str]:
-    """Return a link to all experiments, and per study links to its runs and to its newest launch.
+    """Return links to all experiments, and to each study's runs and newest launch.
 
-    The launch's page has the question, the command and the results.
+    The launch's page shows the question, the command and the results.
+
+    Args:
+        store: the store (`sweeps.tracking.mlflow_store.Store`).
+        address: URL of the server, without a final slash.
     """
     found = our_experiments(store.client)
     width = max([len(experiment.name) for experiment in found], default=0)

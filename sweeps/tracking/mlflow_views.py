@@ -34,14 +34,16 @@ LOSSES = (TRAIN_LOSS, VAL_LOSS_CURVE)
 
 
 def views(metric: str, minimize: bool, params: Sequence[str], steps: int, grouped: bool = True) -> dict[str, str]:
-    """Return experiment tags with three views of a study: its arms as charts, its runs as a table, its samples.
+    """Return experiment tags with three views of a study.
+
+    They show its arms as charts, its runs as a table, and its samples.
 
     Args:
         metric: the primary metric, which comes first and sorts the runs.
         minimize: whether lower values of it are better.
         params: settings that differ within the study.
         steps: the training step whose samples are shown.
-        grouped: whether an arm is drawn as the mean of its runs; the runs of a search are drawn one by one.
+        grouped: whether an arm is drawn as the mean of its runs; False for a search, whose runs are drawn singly.
     """
     scores = list(dict.fromkeys([metric, *SCORES]))
     listed = [SEED, *params]

@@ -30,9 +30,9 @@ def quiet() -> None:
 
 @contextlib.contextmanager
 def default_artifacts(location: str | None) -> Iterator[None]:
-    """Let MLflow's Default experiment keep its files at `location`.
+    """Return a context in which MLflow creates its Default experiment at `location`.
 
-    Otherwise MLflow uses ./mlruns, and inserts its path into a statement without quoting it.
+    Without it MLflow uses ./mlruns, and inserts its path into a statement without quoting it.
     """
     before = os.environ.get(ARTIFACT_ROOT)
     if location is not None and before is None:
@@ -45,7 +45,10 @@ def default_artifacts(location: str | None) -> Iterator[None]:
 
 
 def opened(uri: str) -> Any:
-    """Return MLflow's client of a store; a sqlite file is created, checked or upgraded first."""
+    """Return MLflow's client of a store.
+
+    A sqlite file is created, checked or upgraded first.
+    """
     import mlflow
 
     path = own_file(uri)
@@ -65,9 +68,18 @@ def opened(uri: str) -> Any:
 
 
 def location_of(uri: str, root: Path, artifacts: str, experiment: str) -> str | None:
-    """URI of a new experiment's files: under `artifacts`, else for a database under root/mlartifacts.
+    """Return the URI of a new experiment's artifacts.
 
-    None leaves it to a tracking server. MLflow's own default for a database is ./mlruns of the current folder.
+    MLflow's own default for a database is ./mlruns of the current folder.
+
+    Args:
+        uri: URI of the MLflow store.
+        root: root folder; artifacts of a database are stored in its mlartifacts/.
+        artifacts: a folder or URI for the artifacts of all experiments; "" for the default.
+        experiment: name of the experiment.
+
+    Returns:
+        The URI, or None if a tracking server chooses it.
     """
     if "://" in artifacts:
         return f"{artifacts.rstrip('/')}/{quote(experiment)}"

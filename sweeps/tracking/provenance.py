@@ -1,4 +1,4 @@
-"""Which code ran: the commit, whether the tree was clean, and what differed if it wasn't."""
+"""Record which code ran: the commit, whether it was modified, and the uncommitted changes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from microdit.common.contract import MlflowTag, Tag
+from microdit.common.contract import SOURCE, MlflowTag, Tag
 
 PACKAGES = ("torch", "diffusers", "open_clip_torch", "torch-fidelity", "mlflow", "numpy")
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Tags for a run, and the uncommitted difference (empty where there is none)."""
+    """Tags of a run, and the uncommitted difference ("" if there is none)."""
 
     tags: dict[str, str]
     diff: str
@@ -25,7 +25,11 @@ class Provenance:
 
 @cache
 def provenance(command: str) -> Provenance:
-    """Asks git about the folder that this package runs from; an installed wheel has version numbers only."""
+    """Return what is known of the running code: git's state, or versions for a wheel.
+
+    Args:
+        command: the command that repeats the run.
+    """
     commit = _git("rev-parse", "HEAD")
     diff = _git("diff", "HEAD") if commit else ""
     tags = {
@@ -41,12 +45,13 @@ def provenance(command: str) -> Provenance:
     return Provenance(tags, diff)
 
 
-def user() -> str:
-    """Who runs it; a container may have no name for that."""
+def source_tags() -> dict[str, str]:
+    """Return MLflow's tags for the program and the user."""
     try:
-        return getpass.getuser()
-    except (OSError, KeyError):
-        return "unknown"
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container may have no user names
+        user = "unknown"
+    return {MlflowTag.SOURCE_NAME: SOURCE, MlflowTag.SOURCE_TYPE: "LOCAL", MlflowTag.USER: user}
 
 
 def _git(*words: str) -> str:

@@ -31,7 +31,21 @@ Move = Callable[[Any], Any]
 
 
 def relocate(root: Path, uri: str, queue_uri: str) -> int:
-    """Rewrite every path below an old root to `root`; a second call changes nothing. Returns 0."""
+    """Rewrite every path below an old root in both stores and in the runs' files.
+
+    A second call changes nothing.
+
+    Args:
+        root: the present root folder.
+        uri: URI of the MLflow store.
+        queue_uri: URI of the Optuna storage.
+
+    Returns:
+        0, the exit code.
+
+    Raises:
+        ConfigError: if the MLflow store is not a sqlite file, or the file is missing.
+    """
     new = root.resolve()
     files = [file for file in (own_file(uri), own_file(queue_uri)) if file is not None and file.is_file()]
     if own_file(uri) not in files:
@@ -66,7 +80,12 @@ def former_roots(file: Path) -> list[Path]:
 
 
 def advice(file: Path, root: Path) -> str:
-    """Return one line of advice if the folder of this store was moved or copied; "" otherwise."""
+    """Return one line of advice if the folder of a store was moved or copied, else "".
+
+    Args:
+        file: the store's sqlite file.
+        root: the present root folder.
+    """
     new = root.resolve()
     if file.resolve().parent != new:
         return ""
@@ -77,7 +96,15 @@ def advice(file: Path, root: Path) -> str:
 
 
 def mover(old: Path, new: Path) -> Move:
-    """Return a function that replaces `old` by `new` in paths and URIs, at any depth of mappings and lists."""
+    """Return a function that replaces a folder in paths and URIs.
+
+    Args:
+        old: the folder to replace.
+        new: its replacement.
+
+    Returns:
+        A function of a string, mapping or list; the latter are rewritten at any depth.
+    """
     before, after = str(old), str(new)
     paths = re.compile(rf"(?<![\w./-]){re.escape(before)}(?=/|$)")
 
@@ -105,8 +132,8 @@ def _rewrite_mlflow(database: sqlite3.Connection, old: Path, new: Path) -> int:
     before, after = f"{old.as_uri().rstrip('/')}/", f"{new.as_uri().rstrip('/')}/"
     changed = 0
     for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-        words = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
-        changed += database.execute(words, (after, len(before) + 1, len(before), before)).rowcount
+        statement = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
+        changed += database.execute(statement, (after, len(before) + 1, len(before), before)).rowcount
     move = mover(old, new)
     marks = ", ".join("?" for _ in PATH_TAGS)
     for run, key, value in database.execute(

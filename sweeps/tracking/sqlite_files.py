@@ -1,8 +1,9 @@
-"""Create, check and upgrade the sqlite files of both stores, so that a kill at any moment leaves a usable one.
+"""Create, check and upgrade the sqlite files of both stores.
 
-A new file is built under a temporary name in the same folder and renamed when it is complete and closed; an upgrade is
-done on a copy. Callers hold the file's lock (`sweeps.tracking.uris`). Servers such as PostgreSQL can't be renamed;
-there each migration is one transaction, so that a kill leaves the previous schema.
+A kill at any moment leaves a usable file. A new file is built under a temporary name in the same folder and renamed
+when it is complete and closed; an upgrade is done on a copy. Callers hold the file's lock (`sweeps.tracking.uris`).
+Servers such as PostgreSQL can't be renamed; there each migration is one transaction, so that a kill leaves the previous
+schema.
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ LOCK_SECONDS = 60
 class Kind:
     """The definition of one kind of store.
 
-    `seeded`: tables to which building the store adds rows. `build` makes a complete store at a path that doesn't exist;
-    `upgrade` brings an older one to the present schema, None if that is left to the user.
+    Attributes:
+        name: name in messages.
+        tables: returns the names of the tables of a complete store.
+        seeded: tables to which building the store adds rows.
+        build: makes a complete store at a path that doesn't exist.
+        upgrade: updates an older store to the present schema; None if that is left to the user.
     """
 
     name: str
@@ -42,8 +47,16 @@ class Kind:
 
 
 def prepare(path: Path, kind: Kind) -> None:
-    """Make sure that `path` is a complete store, creating it if needed; raise ConfigError if the file can't be used."""
-    _sweep(path)
+    """Make sure that a file is a complete store; create or upgrade it if needed.
+
+    Args:
+        path: the sqlite file; its folder exists.
+        kind: the kind of store that it should be.
+
+    Raises:
+        ConfigError: if the file is damaged, of another program, or can't be upgraded.
+    """
+    _remove_leftovers(path)
     if not path.exists():
         _create(path, kind)
         return
@@ -61,7 +74,7 @@ def prepare(path: Path, kind: Kind) -> None:
         aside = _free_name(path, "incomplete")
         _move(path, aside)
         _create(path, kind)
-        _say(
+        _report(
             f"{path} was an incomplete {kind.name} without any data; it is now {aside.name}, and a new one was created"
         )
     elif kind.upgrade is not None:
@@ -69,7 +82,15 @@ def prepare(path: Path, kind: Kind) -> None:
 
 
 def upgrade(path: Path, kind: Kind) -> None:
-    """Replace an older store by an upgraded copy and keep the old file; raise ConfigError if that fails."""
+    """Replace an older store by an upgraded copy, and keep the old file.
+
+    Args:
+        path: the sqlite file.
+        kind: the kind of store that it is, with an `upgrade`.
+
+    Raises:
+        ConfigError: if the upgrade fails; the file is unchanged then.
+    """
     assert kind.upgrade is not None
     copy = _temporary(path)
     try:
@@ -82,10 +103,10 @@ def upgrade(path: Path, kind: Kind) -> None:
         _finish(copy)
     except Exception as error:
         _remove(copy)
-        words = " ".join(str(error).partition("[SQL:")[0].split())[:300]
+        reason = " ".join(str(error).partition("[SQL:")[0].split())[:300]
         raise ConfigError(
             f"{path}: the schema of this {kind.name} is not one that can be upgraded; an upgrade in place was probably "
-            f"interrupted ({words}). The file was not changed. Restore it from a backup, or move it aside "
+            f"interrupted ({reason}). The file was not changed. Restore it from a backup, or move it aside "
             f"(mv {path.name} {path.name}.old) to begin a new store"
         ) from None
     kept = _free_name(path, "before-upgrade")
@@ -94,13 +115,16 @@ def upgrade(path: Path, kind: Kind) -> None:
     except OSError:  # a file system without hard links
         shutil.copy2(path, kept)
     os.replace(copy, path)
-    _say(f"{path} was upgraded to the schema of the installed version; the old file is kept as {kept.name}")
+    _report(f"{path} was upgraded to the schema of the installed version; the old file is kept as {kept.name}")
 
 
 @contextmanager
 def rewritten(path: Path) -> Iterator[sqlite3.Connection]:
-    """Yield a connection to a copy of `path`, which replaces it when the block ends without an error."""
-    _sweep(path)
+    """Yield a connection to a copy of `path`, which replaces `path` at the end.
+
+    If the block raises an error, `path` stays as it is.
+    """
+    _remove_leftovers(path)
     copy = _temporary(path)
     try:
         with closing(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)) as lock:
@@ -117,7 +141,15 @@ def rewritten(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def tables_of(path: Path, kind: Kind) -> dict[str, bool]:
-    """Return whether each table of a sqlite file has rows; raise ConfigError if it is not a readable database."""
+    """Return the names of a store's tables, and whether each has rows.
+
+    Args:
+        path: the sqlite file.
+        kind: the kind of store that it should be, for messages.
+
+    Raises:
+        ConfigError: if the file is empty, damaged or not a sqlite database.
+    """
     with open(path, "rb") as stream:
         head = stream.read(len(MAGIC))
     if not head:
@@ -168,7 +200,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.new-{uuid.uuid4().hex[:12]}")
 
 
-def _sweep(path: Path) -> None:
+def _remove_leftovers(path: Path) -> None:
     """Remove files that a killed process left; the caller holds the lock, so no other process uses them."""
     prefix = f".{path.name}.new-"
     for name in os.listdir(path.parent):
@@ -203,5 +235,5 @@ def _article(name: str) -> str:
     return f"{'an' if name[0] in 'AEIMO' else 'a'} {name}"  # an MLflow store, an Optuna queue
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The two kinds of stores, built by MLflow and Optuna."""
+"""Define the two kinds of stores, built by MLflow and by Optuna."""
 
 from __future__ import annotations
 

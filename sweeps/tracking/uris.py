@@ -1,4 +1,4 @@
-"""Storage URIs: absolute, opened by one process at a time, stored and printed without passwords."""
+"""Make storage URIs absolute, lock their files while opening, and hide their passwords."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ REMOTE = ("http://", "https://")
 
 
 def default_uri(root: Path) -> str:
-    """Return MLFLOW_TRACKING_URI, or the URI of a sqlite file under `root`; absolute."""
+    """Return MLFLOW_TRACKING_URI, or the absolute URI of a sqlite file under `root`."""
     return _default(TRACKING, root / "mlflow.db")
 
 
 def default_queue_uri(root: Path) -> str:
-    """Return OPTUNA_STORAGE, or the URI of a sqlite file under `root`."""
+    """Return OPTUNA_STORAGE, or the absolute URI of a sqlite file under `root`."""
     return _default(QUEUE, root / "optuna.db")
 
 
@@ -40,10 +40,16 @@ def _default(variable: str, file: Path) -> str:
 
 
 def absolute_uri(uri: str, source: str = "tracking_uri") -> str:
-    """Return `uri` with the absolute path of a sqlite file, so that workers in other folders open the same file.
+    """Return `uri` with the absolute path of a sqlite file.
+
+    So workers in other folders open the same file.
+
+    Args:
+        uri: URI of a store.
+        source: the setting or variable that it comes from, for messages.
 
     Raises:
-        ConfigError: if it is not a valid URI of a store; the message has `source`.
+        ConfigError: if it is not a valid URI of a store.
     """
     remember(uri)
     try:
@@ -63,7 +69,11 @@ def shown_path(path: Path | str) -> str:
 
 
 def database_file(uri: str) -> Path | None:
-    """Return the sqlite file of a store's URI; None for a server or a database in memory."""
+    """Return the sqlite file of a store, or None for a server or in-memory database.
+
+    Raises:
+        ConfigError: if the URI is invalid.
+    """
     try:
         return sqlite_path(uri)
     except ValueError as error:
@@ -71,19 +81,28 @@ def database_file(uri: str) -> Path | None:
 
 
 def own_file(uri: str) -> Path | None:
-    """Return the sqlite file that may be created and upgraded; None also for sqlite's file: URIs (?mode=ro)."""
+    """Return the sqlite file that may be created and upgraded, or None.
+
+    A file named by sqlite's `file:` URIs (such as ?mode=ro) is never changed.
+    """
     return None if "file:" in uri else database_file(uri)
 
 
-def is_there(uri: str) -> bool:
-    """Return whether a store may exist at `uri`; opening a missing sqlite file would create it."""
+def may_exist(uri: str) -> bool:
+    """Return whether a store may exist at `uri`, without opening it.
+
+    Opening a missing sqlite file would create it.
+    """
     path = database_file(uri)
     return path is None or path.is_file()
 
 
 @contextmanager
 def sqlite_creation_lock(uri: str) -> Iterator[None]:
-    """Let one process at a time open a sqlite file, because concurrent creation of its tables fails."""
+    """Return a context that only one process at a time can enter per sqlite file.
+
+    Concurrent creation of its tables fails. For other stores the context does nothing.
+    """
     path = own_file(uri)
     if path is None:
         yield
@@ -99,10 +118,14 @@ def sqlite_creation_lock(uri: str) -> Iterator[None]:
 
 
 def unmask_from_env(uri: str, variable: str) -> str:
-    """Return the URI whose masked form is `uri`, if environment `variable` has it.
+    """Return the URI whose masked form is `uri`, if an environment variable has it.
 
-    Otherwise return it without a password, which the driver then reads elsewhere (PGPASSWORD, ~/.pgpass, and over HTTP
-    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, which a user name in the URI would override).
+    Otherwise return it without a password, which the driver then reads elsewhere: PGPASSWORD, ~/.pgpass, and over HTTP
+    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, which a user name in the URI would override.
+
+    Args:
+        uri: a masked URI, or one without a password.
+        variable: name of the environment variable.
     """
     if HIDDEN not in uri:
         return uri
@@ -118,7 +141,14 @@ def unmask_from_env(uri: str, variable: str) -> str:
 
 @contextmanager
 def exported_to_children(queue_uri: str, tracking_uri: str) -> Iterator[None]:
-    """Export URIs with a secret to processes started within the block; all else that they get is masked."""
+    """Return a context that exports URIs with a secret to child processes.
+
+    Everything else that they get is masked.
+
+    Args:
+        queue_uri: URI of the Optuna storage.
+        tracking_uri: URI of the MLflow store.
+    """
     secret = {name: uri for name, uri in ((QUEUE, queue_uri), (TRACKING, tracking_uri)) if masked(uri) != uri}
     before = {name: os.environ.get(name) for name in secret}
     os.environ.update(secret)

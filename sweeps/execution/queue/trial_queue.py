@@ -24,7 +24,7 @@ from sweeps.execution.queue import transactions
 from sweeps.execution.queue.liveness import Silence
 from sweeps.execution.queue.optuna_storage import HEARTBEAT_SECONDS, SILENCE_SECONDS, open_storage
 from sweeps.tracking.retry import with_retries
-from sweeps.tracking.uris import is_there
+from sweeps.tracking.uris import may_exist
 
 PLAN_INDEX_KEY = "order"  # the trial's index in the plan, shared by its attempts
 WORKER = "worker"  # identity of the process that claimed it
@@ -278,7 +278,7 @@ def _successor(attempt: FrozenTrial, changes: Mapping[str, Any]) -> FrozenTrial:
 
 def open_queue(uri: str, prefix: str) -> Queue | None:
     """Return the newest queue whose name begins with `prefix`, or None."""
-    if not is_there(uri):
+    if not may_exist(uri):
         return None
     found = [s for s in with_retries(open_storage(uri).get_all_studies) if s.study_name.startswith(prefix)]
     return Queue(uri, max(found, key=lambda s: s._study_id).study_name) if found else None
