@@ -30,9 +30,17 @@ def hash_to_unit_interval(seed: int, name: object) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def generator(seed: int, stream: str, step: int = 0) -> torch.Generator:
-    """Return a CPU generator, so that numbers are the same on every device they are moved to."""
-    return torch.Generator("cpu").manual_seed(derive_seed(seed, stream, step))
+def generator(seed: int, stream: str, step: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator of one stream.
+
+    Args:
+        seed: random seed of the run.
+        stream: name of the stream.
+        step: 0-based step.
+        device: where it draws. Numbers drawn on the CPU are the same on every device they are moved to; a GPU draws
+            different ones.
+    """
+    return torch.Generator(device).manual_seed(derive_seed(seed, stream, step))
 
 
 def numpy_generator(seed: int, stream: str, step: int = 0) -> np.random.Generator:

@@ -35,6 +35,7 @@ LATER_DEFAULTS: dict[str, Any] = {
     "text.length": None,
     "training.init": None,
     "training.init_optimizer": False,
+    "training.draws": "host",
     "data.originals": None,
     "autoencoder.precision": "fp32",
     "model.masking.route.path_drop": 0.0,

@@ -37,7 +37,7 @@ class NoiseDistribution:
 
     def draw(self, batch: int, generator: torch.Generator) -> Tensor:
         """Return random noise levels (B,), float32."""
-        share = torch.rand(batch, generator=generator, dtype=torch.float64)
+        share = torch.rand(batch, generator=generator, dtype=torch.float64, device=generator.device)
         return self.quantile(share.clamp(1e-9, 1 - 1e-9)).float()
 
     def mid_quantiles(self, count: int) -> Tensor:
@@ -61,7 +61,9 @@ class LogNormal(NoiseDistribution):
         return (torch.special.ndtri(share) * self.config.p_std + self.config.p_mean).exp()
 
     def draw(self, batch: int, generator: torch.Generator) -> Tensor:
-        return (torch.randn(batch, generator=generator) * self.config.p_std + self.config.p_mean).exp()
+        return (
+            torch.randn(batch, generator=generator, device=generator.device) * self.config.p_std + self.config.p_mean
+        ).exp()
 
 
 NOISE_DISTRIBUTIONS: Registry[type[NoiseDistribution]] = Registry(

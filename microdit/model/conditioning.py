@@ -72,6 +72,12 @@ def map_tokens(function: Callable[[Tensor], Tensor], captions: Captions) -> Capt
     return with_mask(function(tokens), mask)
 
 
+def map_tensors(function: Callable[[Tensor], Tensor], captions: Captions) -> Captions:
+    """Apply `function` to the tokens and to the mask."""
+    tokens, mask = unpack(captions)
+    return with_mask(function(tokens), None if mask is None else function(mask))
+
+
 def mean_token(tokens: Tensor, mask: Tensor | None) -> Tensor:
     """Return the mean over tokens that count: (B, S, Y) -> (B, Y)."""
     if mask is None:
@@ -92,9 +98,7 @@ def round_to_half(captions: Captions) -> Captions:
 def drop_captions(captions: Captions, rows: Tensor) -> Captions:
     """Replace the captions in `rows` (B,) bool with the null caption."""
     tokens, mask = unpack(captions)
-    return with_mask(
-        torch.where(rows.view(-1, 1, 1), torch.zeros(()), tokens), None if mask is None else mask | rows.view(-1, 1)
-    )
+    return with_mask(tokens.masked_fill(rows.view(-1, 1, 1), 0), None if mask is None else mask | rows.view(-1, 1))
 
 
 def append_null_captions(captions: Captions) -> Captions:

@@ -99,6 +99,7 @@ class TrainingConfig:
     init_optimizer: bool = False  # start from that run's optimizer state, too; its last checkpoint has it
     accumulation: Annotated[int, Range(1, 1 << 20)] = 1  # micro-batches per optimizer step
     precision: Literal["fp32", "bf16"] = "fp32"
+    draws: Literal["host", "device"] = "host"  # where noise, dropout and masks are drawn; a GPU draws other numbers
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: whole networks, or sharded weights
     clip: Annotated[float, Range(0, 1e12)] = 1.0  # maximal gradient norm; 0 turns clipping off
     caption_dropout: Annotated[float, Range(0, 1)] = 0.1

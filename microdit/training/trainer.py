@@ -7,6 +7,7 @@ numbers don't depend on how many processes or micro-batches share it. A process 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from microdit.alignment.loss import Alignment, build_alignment
 from microdit.common.errors import CheckpointError
-from microdit.common.rng import generator
 from microdit.data.latents.training_data import BatchSampler, EncodedDataset
-from microdit.diffusion import Objective, build_objective, draw_sigma
+from microdit.diffusion import Objective, build_objective
 from microdit.model import DiT, PatchMask
-from microdit.model.conditioning import Captions, drop_captions
+from microdit.model.conditioning import Captions
 from microdit.training.checkpoint import Identity, TrainState, checkpoints, load_checkpoint, save_checkpoint
 from microdit.training.config import Recipe
+from microdit.training.feed.batches import Batch, BatchFeed, draw_batch
+from microdit.training.feed.device_rows import device_rows
 from microdit.training.fsdp import full_tensor, mesh_of, shard
 from microdit.training.graceful_stop import GracefulStop
 from microdit.training.init_optimizer import load_initial_optimizer
@@ -166,6 +168,13 @@ def train(
     if not sharded:
         loss_module = accelerator.prepare_model(loss_module)
     order = BatchSampler(len(data), settings.batch_size, config.seed)
+    own = _own_rows(settings.batch_size, accelerator)
+    place = accelerator.device if settings.draws == "device" else torch.device("cpu")
+    rows = device_rows(data, accelerator.device)
+
+    def draw(step: int) -> Batch:
+        return draw_batch(config, step, rows, order, state.net, own, place)
+
     meter = StepMetrics(settings.batch_size, state, accelerator.device)
     bar = Progress(settings.steps, state.step, progress and accelerator.is_main_process)
     asked = stop if stop is not None else GracefulStop()
@@ -173,10 +182,11 @@ def train(
     if on_step is not None and settings.sample_every and state.step == 0:
         with meter.paused():
             on_step(0, state.averaged)  # what training starts from
-    with asked.watched():
-        for step in range(state.step, settings.steps):
+    steps = range(state.step, settings.steps)
+    with asked.watched(), closing(iter(BatchFeed(draw, steps, accelerator.device))) as batches:
+        for step, batch in zip(steps, batches, strict=True):
             rate = learning_rate(step, settings.steps, config.optimizer.lr, config.schedule)
-            readings = optimizer_step(config, step, rate, data, order, loss_module, state, accelerator)
+            readings = optimizer_step(config, rate, batch, loss_module, state, accelerator)
             if settings.ema.decay and step >= settings.ema.first_step(settings.steps):
                 state.ema.update_parameters(state.net)
             state.step = done = step + 1
@@ -208,35 +218,32 @@ def train(
 
 
 def optimizer_step(
-    config: Recipe,
-    step: int,
-    rate: float,
-    data: EncodedDataset,
-    order: BatchSampler,
-    loss_module: nn.Module,
-    state: TrainState,
-    accelerator: Accelerator,
+    config: Recipe, rate: float, batch: Batch, loss_module: nn.Module, state: TrainState, accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """Update `state` once, at 0-based `step`.
+    """Update `state` once.
 
-    Returns this process' means of the loss' readings, and `grad_norm`.
+    Args:
+        config: settings of the run.
+        rate: learning rate.
+        batch: this process' share of the global batch, on the device.
+        loss_module: a `TrainingLoss`, possibly wrapped.
+        state: weights and optimizer.
+        accelerator: device, precision and processes.
+
+    Returns:
+        This process' means of the loss' readings, and `grad_norm`; scalars on the device.
     """
     settings, device = config.training, accelerator.device
-    own = settings.batch_size // accelerator.num_processes
-    first = accelerator.process_index * own
-    *batch, plan = draw_batch(config, step, data, order, state.net, slice(first, first + own))
-    share = own // settings.accumulation
+    share = len(batch.x) // settings.accumulation
     means: dict[str, Tensor] = {}
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     for micro in range(settings.accumulation):
-        chunk = slice(micro * share, (micro + 1) * share)
-        own_plan = plan[chunk].to(device) if plan is not None else None
-        inputs = [tensor[chunk].to(device, non_blocking=True) for tensor in batch]
+        inputs = batch.rows(slice(micro * share, (micro + 1) * share)).arguments()
         final = micro == settings.accumulation - 1
         with accelerator.no_sync(loss_module) if not final else torch.enable_grad():
             with accelerator.autocast():
-                loss, readings = loss_module(*inputs, own_plan)
+                loss, readings = loss_module(*inputs)
             accelerator.backward(loss / settings.accumulation)
         for name, value in readings.items():
             means[name] = means.get(name, torch.zeros((), device=device)) + value / settings.accumulation
@@ -246,24 +253,10 @@ def optimizer_step(
     return means | {"grad_norm": norm}
 
 
-def draw_batch(
-    config: Recipe, step: int, data: EncodedDataset, order: BatchSampler, net: DiT, own: slice = slice(None)
-) -> tuple[Tensor, Captions, Tensor, Tensor, Tensor, PatchMask | None]:
-    """Draw the rows `own` of the global batch at `step`.
-
-    Returns:
-        Images (B, C, H, W), captions (B, S, Y), sigma (B,), noise (B, C, H, W), patch features to align with (B, T, E),
-        and the mask.
-    """
-    seed, batch, rows = config.seed, config.training.batch_size, order(step)[own]
-    x, y = data.batch(rows)
-    sigma = draw_sigma(batch, config.diffusion, generator(seed, "sigma", step))
-    noise = torch.randn((batch, *x.shape[1:]), generator=generator(seed, "noise", step))
-    nulls = torch.rand(batch, generator=generator(seed, "caption dropout", step)) < config.training.caption_dropout
-    y = drop_captions(y, nulls[own])
-    masked = step < config.training.masked_steps
-    plan = net.mask_plan(batch, generator(seed, "mask", step), masked)
-    return x, y, sigma[own], noise[own], data.targets.batch(rows), plan[own] if plan is not None else None
+def _own_rows(batch_size: int, accelerator: Accelerator) -> slice:
+    """Return this process' rows of the global batch."""
+    own = batch_size // accelerator.num_processes
+    return slice(accelerator.process_index * own, (accelerator.process_index + 1) * own)
 
 
 def _leaves_parameters_out(net: DiT, config: Recipe) -> bool:

@@ -33,7 +33,8 @@ from microdit.pipeline.evaluate import evaluate_run
 from microdit.pipeline.inputs import build_components
 from microdit.pipeline.run_logger import NullLogger
 from microdit.pipeline.train_and_evaluate import run
-from microdit.training.trainer import TrainingLoss, draw_batch, initial_state, optimizer_step
+from microdit.training.feed.batches import draw_batch
+from microdit.training.trainer import TrainingLoss, initial_state, optimizer_step
 from microdit.training.validation import validate
 from sweeps.cli import main
 from sweeps.config.study import load_study
@@ -126,7 +127,7 @@ def a_step(config: Config) -> tuple[TrainingLoss, list[Tensor], PatchMask | None
     """Return a loss module at its initial weights, and the inputs of its first step."""
     data = build_components(config).train
     state = initial_state(config, torch.device("cpu"))
-    *inputs, plan = draw_batch(config, 0, data, BatchSampler(len(data), 8, 0), state.net)
+    *inputs, plan = draw_batch(config, 0, data, BatchSampler(len(data), 8, 0), state.net).arguments()
     return TrainingLoss(EDM(state.net, 0.5), state.alignment), inputs, plan
 
 
@@ -299,11 +300,11 @@ def test_clipping_and_weight_decay_take_in_the_projector(colors: Config):
     grouped = [p for group in state.optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in grouped} == {id(p) for p in state.parameters()}
     module, order = TrainingLoss(EDM(state.net, 0.5), state.alignment), BatchSampler(len(data), 8, 0)
-    *inputs, plan = draw_batch(config, 0, data, order, state.net)
-    module(*inputs, plan)[0].backward()
+    batch = draw_batch(config, 0, data, order, state.net)
+    module(*batch.arguments())[0].backward()
     gradients = [p.grad.norm() for p in state.parameters() if p.grad is not None]
     state.optimizer.zero_grad()
-    readings = optimizer_step(config, 0, 1e-3, data, order, module, state, accelerator)
+    readings = optimizer_step(config, 1e-3, batch, module, state, accelerator)
     torch.testing.assert_close(readings["grad_norm"], torch.stack(gradients).norm())
 
 

@@ -22,7 +22,8 @@ from microdit.pipeline.run_logger import NullLogger
 from microdit.pipeline.train_and_evaluate import run_identity
 from microdit.training.checkpoint import TrainState
 from microdit.training.config import EmaConfig, OptimizerConfig, ScheduleConfig
-from microdit.training.trainer import draw_batch, train
+from microdit.training.feed.batches import draw_batch
+from microdit.training.trainer import train
 
 STEPS = 5
 PEAK, WARMUP, FINAL = 0.02, 2, 0.25
@@ -68,7 +69,7 @@ def gradients(net: DiT, config: Config, step: int) -> Arrays:
     """Return autograd's gradients of the loss at `step`; the update is computed from them by hand."""
     data = build_components(config).train
     order = BatchSampler(len(data), config.training.batch_size, config.seed)
-    x, y, sigma, noise, _, plan = draw_batch(config, step, data, order, net)
+    x, y, sigma, noise, _, plan = draw_batch(config, step, data, order, net).arguments()
     net.zero_grad()
     EDM(net, data.sigma_data).loss(x, y, sigma, noise, plan).mean().backward()
     return {name: p.grad.double().numpy() for name, p in net.named_parameters() if p.grad is not None}

@@ -36,7 +36,7 @@ class CaptionFeatures(Protocol):
     """Give the network the features of images' captions."""
 
     def take(self, images: np.ndarray) -> Captions:
-        """Return the caption features (B, S, Y) of the images (B,), float32."""
+        """Return the caption features (B, S, Y) of the images (B,), float16 or float32."""
 
 
 def digest(caption: str) -> int:
@@ -121,8 +121,8 @@ class CaptionStore:
         return self._rows[np.searchsorted(self._digests, wanted)]
 
     def take(self, rows: np.ndarray) -> Captions:
-        """Return the features (B, S, Y) float32 of rows (B,), masked if the encoder masks them."""
-        features = torch.from_numpy(self._features.take(rows).astype(np.float32))
+        """Return the features (B, S, Y) float16 of rows (B,), masked if the encoder masks them."""
+        features = torch.from_numpy(self._features.take(rows))
         return with_mask(features, torch.from_numpy(self._masks.take(rows)) if len(self._masks) else None)
 
     def add(self, captions: Sequence[str], features: np.ndarray, mask: np.ndarray | None) -> None:
@@ -219,11 +219,11 @@ class StoredCaptions:
     """Caption features of N images, read from a store."""
 
     def __init__(self, store: CaptionStore, wanted: np.ndarray) -> None:
-        self._store = store
-        self._rows = store.rows(wanted)  # (N,)
+        self.store = store
+        self.rows = store.rows(wanted)  # (N,) int64
 
     def take(self, images: np.ndarray) -> Captions:
-        return self._store.take(self._rows[images])
+        return self.store.take(self.rows[images])
 
 
 class CaptionsPerBatch:

@@ -38,7 +38,7 @@ from microdit.data.latents.shards import REMEDY, SUFFIX, check_shard
 from microdit.data.latents.writer import AutoencoderLatents, Record, chunk_ranges, write_images
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.encoders.text import TextEncoder
-from microdit.model.conditioning import Captions
+from microdit.model.conditioning import Captions, map_tokens
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,14 @@ class EncodedDataset:
         The features are masked if the encoder masks them.
         """
         latents = torch.from_numpy(self.images.take(indices).astype(np.float32))
-        return latents, self.features.take(indices)
+        return latents, map_tokens(Tensor.float, self.features.take(indices))
+
+    def stored(self, indices: np.ndarray) -> tuple[Tensor, Captions, Tensor]:
+        """Return latents (B, C, h, w), caption features (B, S, Y) and targets (B, T, E) as they are stored.
+
+        That is half precision, which is exact: fewer bytes travel to the device.
+        """
+        return torch.from_numpy(self.images.take(indices)), self.features.take(indices), self.targets.batch(indices)
 
     def caption(self, index: int) -> str:
         """Return the caption of image `index`."""

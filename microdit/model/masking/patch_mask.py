@@ -6,6 +6,7 @@ B batch, T patches, K kept patches, G patches per side (T = G * G), b patches pe
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,15 +24,18 @@ class PatchMask:
     mask: Tensor  # (B, T) float32, 1 where dropped
     shallow: Tensor | None = None  # (B,) bool, images that skip the middle blocks; None: no image does
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> PatchMask:
+        """Return the mask with `function` applied to each of its tensors."""
+        shallow = None if self.shallow is None else function(self.shallow)
+        return PatchMask(function(self.ids_keep), function(self.ids_restore), function(self.mask), shallow)
+
     def __getitem__(self, rows: slice) -> PatchMask:
         """Return the mask of some images of the batch."""
-        shallow = None if self.shallow is None else self.shallow[rows]
-        return PatchMask(self.ids_keep[rows], self.ids_restore[rows], self.mask[rows], shallow)
+        return self.map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str) -> PatchMask:
         """Return the mask on another device."""
-        shallow = None if self.shallow is None else self.shallow.to(device)
-        return PatchMask(self.ids_keep.to(device), self.ids_restore.to(device), self.mask.to(device), shallow)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def keep(self, x: Tensor) -> Tensor:
         """Return the kept ones (B, K, V) of all patches (B, T, V)."""

@@ -23,7 +23,7 @@ from microdit.encoders.autoencoder import Pixels
 from microdit.encoders.text import TextConfig
 from microdit.model import DiT
 from microdit.model.conditioning import Captions, MaskedTokens, unpack
-from microdit.training.trainer import draw_batch
+from microdit.training.feed.batches import draw_batch
 
 
 class Words:
@@ -107,8 +107,8 @@ def test_caption_dropout_gives_the_null_caption(tmp_path: Path, smoke_config: Co
         data,
         BatchSampler(len(data), 16, 0),
         net,
-    )[1]
-    y = draw_batch(config, 0, data, BatchSampler(len(data), 16, 0), net)[1]
+    ).y
+    y = draw_batch(config, 0, data, BatchSampler(len(data), 16, 0), net).y
     assert isinstance(y, MaskedTokens)
     assert isinstance(kept, MaskedTokens)
     null = y.tokens.abs().sum((1, 2)) == 0

@@ -1,0 +1,1 @@
+"""Draw the inputs of training steps and bring them to the device."""

@@ -1,0 +1,192 @@
+"""Draw the inputs of each training step and bring them to the device, ahead of time on a GPU.
+
+B images of the global batch, C H W latent shape, S text tokens, Y text width, T patches, E features to align with.
+
+The inputs of a step depend on (seed, step) alone. All draws are made for the global batch and then sliced, so the
+numbers don't depend on how many processes or micro-batches share it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microdit.common.rng import generator
+from microdit.data.latents.training_data import BatchSampler
+from microdit.diffusion import draw_sigma
+from microdit.model import DiT, PatchMask
+from microdit.model.conditioning import Captions, drop_captions, map_tensors
+from microdit.training.config import Recipe
+
+BATCHES_AHEAD = 2  # batches that wait on the device while a step runs
+POLL_SECONDS = 0.2  # how often a worker with a full queue checks whether it is still needed
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of the loss for B images."""
+
+    x: Tensor  # (B, C, H, W) latents
+    y: Captions  # (B, S, Y)
+    sigma: Tensor  # (B,)
+    noise: Tensor  # (B, C, H, W)
+    target: Tensor  # (B, T, E) features of the clean patches; (B, 0, 0) if there are none
+    plan: PatchMask | None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with `function` applied to every tensor."""
+        plan = None if self.plan is None else self.plan.map(function)
+        x, y, target = function(self.x), map_tensors(function, self.y), function(self.target)
+        return Batch(x, y, function(self.sigma), function(self.noise), target, plan)
+
+    def rows(self, rows: slice) -> Batch:
+        """Return some images of the batch."""
+        return self.map(lambda tensor: tensor[rows])
+
+    def arguments(self) -> tuple[Tensor, Captions, Tensor, Tensor, Tensor, PatchMask | None]:
+        """Return the loss's arguments; latents and captions, which may be stored in half precision, as float32."""
+        y = map_tensors(lambda tensor: tensor if tensor.dtype == torch.bool else tensor.float(), self.y)
+        return self.x.float(), y, self.sigma, self.noise, self.target, self.plan
+
+
+class TrainingRows(Protocol):
+    """Latents, captions and alignment targets by row, in the precision they are stored in."""
+
+    def __len__(self) -> int: ...
+
+    def stored(self, rows: np.ndarray) -> tuple[Tensor, Captions, Tensor]:
+        """Return latents (B, C, H, W), captions (B, S, Y) and targets (B, T, E) of rows (B,)."""
+        ...
+
+
+def draw_batch(
+    config: Recipe,
+    step: int,
+    data: TrainingRows,
+    order: BatchSampler,
+    net: DiT,
+    own: slice = slice(None),
+    device: torch.device | str = "cpu",
+) -> Batch:
+    """Draw the rows `own` of the global batch at `step`.
+
+    Args:
+        config: settings of the run.
+        step: 0-based.
+        data: source of latents and captions.
+        order: chooses the images of each step.
+        net: draws the mask.
+        own: rows of the global batch.
+        device: where noise, noise levels, dropped captions and masks are drawn. Devices give different numbers.
+
+    Returns:
+        The batch. Latents, captions and targets are where `data` has them, all else is on `device`.
+    """
+    seed, batch, rows = config.seed, config.training.batch_size, order(step)[own]
+    x, y, target = data.stored(rows)
+    sigma = draw_sigma(batch, config.diffusion, generator(seed, "sigma", step, device))
+    noise = torch.randn((batch, *x.shape[1:]), generator=generator(seed, "noise", step, device), device=device)
+    dropout = generator(seed, "caption dropout", step, device)
+    nulls = torch.rand(batch, generator=dropout, device=device)[own] < config.training.caption_dropout
+    masked = step < config.training.masked_steps
+    plan = net.mask_plan(batch, generator(seed, "mask", step, device), masked)
+    y = drop_captions(y, nulls.to(x.device, non_blocking=True))
+    return Batch(x, y, sigma[own], noise[own], target, plan[own] if plan is not None else None)
+
+
+class BatchFeed:
+    """Iterate over the batches of consecutive steps, on `device`.
+
+    On a GPU a thread draws the next batches into pinned memory and copies them on a stream of its own, so the training
+    loop never waits for the host. Elsewhere each batch is drawn when it is needed.
+
+    Args:
+        draw: returns the batch of a 0-based step; pure, since a thread may call it ahead of time.
+        steps: the steps to draw, in order.
+        device: where the batches are needed.
+        ahead: number of batches drawn ahead by a thread; 0 draws in the caller. None: `BATCHES_AHEAD` on a GPU, else 0.
+    """
+
+    def __init__(
+        self, draw: Callable[[int], Batch], steps: range, device: torch.device, ahead: int | None = None
+    ) -> None:
+        self._draw, self._steps, self._device = draw, steps, device
+        on_gpu = device.type == "cuda" and torch.cuda.is_available()
+        self._ahead = (BATCHES_AHEAD if on_gpu else 0) if ahead is None else ahead
+        self._stream = torch.cuda.Stream(device) if on_gpu and self._ahead else None
+        self._stopping = threading.Event()
+
+    def __iter__(self) -> Generator[Batch]:
+        """Yield the batches; close the iterator to stop the thread early."""
+        if not self._ahead:
+            for step in self._steps:
+                yield self._copied(self._draw(step))
+            return
+        ready: queue.Queue[_Ready] = queue.Queue(self._ahead)
+        worker = threading.Thread(target=self._work, args=(ready,), name="batch feed", daemon=True)
+        worker.start()
+        try:
+            for _ in self._steps:
+                yield self._received(ready.get())
+        finally:
+            self._stopping.set()
+            worker.join()
+
+    def _work(self, ready: queue.Queue[_Ready]) -> None:
+        for step in self._steps:
+            try:
+                item = self._prepared(step)
+            except BaseException as error:  # raised again in the training loop
+                item = _Ready(error=error)
+            while not self._stopping.is_set():
+                try:
+                    ready.put(item, timeout=POLL_SECONDS)
+                    break
+                except queue.Full:
+                    continue
+            if self._stopping.is_set() or item.error is not None:
+                return
+
+    def _prepared(self, step: int) -> _Ready:
+        if self._stream is None:
+            return _Ready(self._copied(self._draw(step)))
+        with torch.cuda.stream(self._stream):
+            drawn = self._draw(step)
+            pinned = drawn.map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+            batch = self._copied(pinned)
+            return _Ready(batch, self._stream.record_event())
+
+    def _copied(self, batch: Batch) -> Batch:
+        return batch.map(lambda tensor: tensor.to(self._device, non_blocking=True))
+
+    def _received(self, item: _Ready) -> Batch:
+        """Return the batch once the current stream may read it."""
+        if item.error is not None:
+            raise item.error
+        assert item.batch is not None
+        if item.copied is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(item.copied)
+
+            def used_here(tensor: Tensor) -> Tensor:
+                tensor.record_stream(current)  # its memory must not be reused before this stream's work is done
+                return tensor
+
+            item.batch.map(used_here)
+        return item.batch
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A drawn batch and the event after its copy, or the error of its draw."""
+
+    batch: Batch | None = None
+    copied: torch.cuda.Event | None = None
+    error: BaseException | None = None
