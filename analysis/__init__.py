@@ -1,4 +1,4 @@
-"""Turns MLflow runs into data frames, statistics, tables and figures.
+"""Turn MLflow runs into data frames, statistics, tables and figures.
 
-Uses neither torch nor the model.
+The package uses neither PyTorch nor the model.
 """

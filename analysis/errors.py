@@ -1,4 +1,4 @@
-"""Errors of a report that the user can fix.
+"""Define errors of a report that the user can fix.
 
 The command prints them as one sentence without a traceback.
 """
@@ -9,10 +9,7 @@ from microdit.common.errors import MicroditError
 
 
 class ReportError(MicroditError):
-    """The report can't be made.
-
-    The message names the store, study or runs, and the fix.
-    """
+    """A report can't be made; the message names the store, study or runs, and a fix."""
 
 
 class MixtureError(ReportError):

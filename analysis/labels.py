@@ -1,4 +1,4 @@
-"""Names of metrics and settings in print.
+"""Name metrics and settings in print.
 
 A Fréchet distance is called FID only on Inception features.
 """
@@ -45,9 +45,14 @@ def feature_width(network: str) -> int | None:
 
 
 def scores(columns: Iterable[str], primary: str) -> list[str]:
-    """Return the scores among the `final/*` columns, the primary one first.
+    """Return the scores among the columns of a frame, the primary one first.
 
-    Floors and counts are left out.
+    Args:
+        columns: names of columns; `final/*` are scores, floors and counts.
+        primary: the study's primary metric.
+
+    Returns:
+        Names without `final/`, in the contract's order. Floors and counts are left out.
     """
     names = [column.removeprefix(FINAL_PREFIX) for column in columns if column.startswith(FINAL_PREFIX)]
     names = [n for n in names if n not in NOT_SCORES and "/" not in n and not n.endswith((FLOOR_SUFFIX, REAL_SUFFIX))]
@@ -58,7 +63,9 @@ def scores(columns: Iterable[str], primary: str) -> list[str]:
 def metric_label(metric: str, feature_net: str = "") -> str:
     """Return a score's name in print.
 
-    Distances are called `FID` and `KID` only on Inception features.
+    Args:
+        metric: the score, without `final/`.
+        feature_net: tag `microdit.feature_net`. Distances are called `FID` and `KID` only on Inception features.
     """
     inception = networks(feature_net)[0].lower().startswith("inception")
     if inception and metric in INCEPTION_LABELS:
@@ -67,9 +74,15 @@ def metric_label(metric: str, feature_net: str = "") -> str:
 
 
 def direction_arrow(metric: str, primary: str, direction: str) -> str:
-    """Return an arrow towards better values.
+    """Return an arrow towards better values of a score.
 
-    "" for a metric that is neither the primary one nor in the contract.
+    Args:
+        metric: the score, without `final/`.
+        primary: the study's primary metric.
+        direction: of the primary metric, `minimize` or `maximize`.
+
+    Returns:
+        ↓ or ↑; "" for a metric that is neither the primary one nor in the contract.
     """
     if metric == primary:
         return "↓" if direction == MINIMIZE else "↑"
@@ -82,6 +95,11 @@ def lower_is_better(metric: str, primary: str, direction: str) -> bool:
     """Return whether lower values of a metric are better.
 
     The study decides about its primary metric, the contract about others; True for unknown metrics.
+
+    Args:
+        metric: the score, without `final/`.
+        primary: the study's primary metric.
+        direction: of the primary metric, `minimize` or `maximize`.
     """
     if metric == primary:
         return direction == MINIMIZE
@@ -91,7 +109,7 @@ def lower_is_better(metric: str, primary: str, direction: str) -> bool:
 def setting_label(key: str) -> str:
     """Return a config key or cost as axes and columns print it.
 
-    `model.masking.ratio` is `masking ratio`.
+    `model.masking.ratio` is printed as `masking ratio`.
     """
     if key in COSTS:
         return COSTS[key].label
@@ -100,5 +118,10 @@ def setting_label(key: str) -> str:
 
 
 def hue_label(key: str, value: str) -> str:
-    """Return a line's name in a legend: a number gets the name of its setting."""
+    """Return a line's name in a legend.
+
+    Args:
+        key: the setting that distinguishes the lines.
+        value: its value; a number is printed with the setting's name.
+    """
     return f"{setting_label(key)} {value}" if value[:1] in tuple("-.0123456789") else value

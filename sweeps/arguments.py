@@ -77,7 +77,7 @@ class Command:
 
 COMMANDS = {
     RUN: Command(
-        "run a study and record every trial in MLflow; the word 'run' may be left out",
+        "run a study and record every trial in MLflow; `run` is optional",
         ("study", "seeds", *RUNNING, "wide"),
         (
             "microdit-sweep study=masking_ratio scale=smoke",

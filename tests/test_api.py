@@ -1,9 +1,10 @@
-"""Test the public API with `import microdit as md` alone."""
+"""Test the public API; only the simulated GPU needs more than `import microdit as md`."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import re
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fake_cuda import CUDA, fake_cuda, load_outside, made_outside
 from PIL import Image
 
 import microdit as md
+from microdit.encoders import autoencoder
+from microdit.pipeline import pretrained
 
 SIDE = 32
 
@@ -176,6 +180,63 @@ def test_a_pipeline_computes_in_half_precision(result: md.TrainingResult) -> Non
         pipe.to(dtype=torch.int8)
     with pytest.raises(md.ConfigError, match="device is 'gpu'"):
         pipe.to("gpu")
+
+
+def test_a_pipeline_draws_on_a_gpu_in_half_precision(
+    result: md.TrainingResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = md.Pipeline.from_pretrained(result.folder)
+    latents: list[tuple[torch.device, torch.dtype, tuple[int, ...]]] = []
+    products: set[tuple[torch.device, torch.dtype]] = set()
+    monkeypatch.setattr(pretrained, "_checked_device", torch.device)  # the fake device is not visible to PyTorch
+    monkeypatch.setattr(autoencoder, "_load", made_outside(autoencoder._load))
+    # The pipeline's own cache would keep a network without values.
+    monkeypatch.setattr(
+        pretrained, "open_autoencoder", lambda config, place: autoencoder.build_autoencoder(config.autoencoder, place)
+    )
+    with fake_cuda():
+        assert pipe.to("cuda", dtype=torch.bfloat16) is pipe
+        assert (pipe.device, pipe.dtype) == (CUDA, torch.bfloat16)
+        encoders = pipe.autoencoder, pipe.text_encoder
+        pipe.to("cuda")
+        assert (pipe.autoencoder, pipe.text_encoder) == encoders  # on the device already, so not opened again
+        load_outside(pipe.text_encoder)
+        for module in pipe.denoiser.net.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_hook(lambda _, given, made: products.add((made.device, made.dtype)))
+        images = pipe(
+            ["a cat", "a dog"],
+            steps=2,
+            guidance=2.0,
+            callback=lambda step, steps, x: latents.append((x.device, x.dtype, tuple(x.shape))),
+        )
+    assert [(image.mode, image.size) for image in images] == [("RGB", (SIDE, SIDE))] * 2
+    assert latents == [(CUDA, torch.float64, (2, 4, 8, 8))] * 2
+    assert products == {(CUDA, torch.bfloat16)}
+
+
+def test_half_precision_round_trips(result: md.TrainingResult, tmp_path: Path) -> None:
+    pipe = md.Pipeline.from_pretrained(result.folder).to(dtype=torch.bfloat16)
+    pipe.save_pretrained(tmp_path)
+    opened = md.Pipeline.from_pretrained(tmp_path)
+    assert opened.dtype == torch.float32
+    drawn = [pixels(made("a cat", num_samples=2, steps=2)) for made in (pipe, opened.to(dtype=torch.bfloat16))]
+    assert np.array_equal(*drawn)
+    assert pixels(pipe.to(dtype=torch.float32)("a cat", steps=2)).dtype == np.uint8
+    assert pipe.dtype == torch.float32
+
+
+def test_a_short_training_of_a_preset_names_the_other_overrides() -> None:
+    words = ["training.steps=20"]
+    with pytest.raises(md.ConfigError) as caught:
+        md.Config.preset("demo", words)
+    fixes = re.findall(r"(?:schedule|training)\.[\w.]+=\d+", str(caught.value))
+    assert fixes == ["schedule.warmup_steps=20", "training.ema.start_step=19"]
+    assert md.Config.preset("demo", [*words, *fixes]).training.steps == 20
+    for fix in fixes:  # each is needed, and the nearest value that is allowed
+        key, _, value = fix.partition("=")
+        with pytest.raises(md.ConfigError, match=f"also set {re.escape(fix)} "):
+            md.Config.preset("demo", [*words, *fixes, f"{key}={int(value) + 1}"])
 
 
 def test_evaluation_scores_any_dataset(result: md.TrainingResult) -> None:

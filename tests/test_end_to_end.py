@@ -54,7 +54,7 @@ def road(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Road:
     return Road(folder, sweep, report)
 
 
-def test_the_sweep_says_what_it_does_and_what_comes_next(road: Road) -> None:
+def test_the_sweep_prints_what_it_does_and_what_comes_next(road: Road) -> None:
     for word in (
         *ARMS,
         "clip_fd",
@@ -86,7 +86,7 @@ def test_every_trial_is_a_child_of_one_launch(road: Road) -> None:
             assert tags[f"microdit.{name}"]
 
 
-def test_metrics_pictures_and_files_are_there(road: Road) -> None:
+def test_metrics_images_and_files_are_stored(road: Road) -> None:
     for run in road.runs("trial"):
         metrics = run.data.metrics
         for name in ("final/fd", "final/kid", "final/clip_fd", "final/clip_score", "final/class_accuracy"):
@@ -98,8 +98,8 @@ def test_metrics_pictures_and_files_are_there(road: Road) -> None:
         assert [point.step for point in points] == [1, 2, 3, 4]
         items = {item.path for item in road.client.list_artifacts(run.info.run_id)}
         assert {"config.yaml", "samples", "images", "metrics.json"} <= items
-        pictures = [item.path for item in road.client.list_artifacts(run.info.run_id, "images")]
-        steps = {path.split("+step+")[1].split("+")[0] for path in pictures}
+        images = [item.path for item in road.client.list_artifacts(run.info.run_id, "images")]
+        steps = {path.split("+step+")[1].split("+")[0] for path in images}
         assert steps == {"0", "2", "4"}
 
 
@@ -122,7 +122,7 @@ def test_the_report_has_the_stores_numbers(road: Road) -> None:
         row = rows[run.data.tags["microdit.arm"]]
         assert float(row["final/clip_fd"]) == pytest.approx(run.data.metrics["final/clip_fd"])
     table = (folder / "table.md").read_text(encoding="utf-8")
-    for word in (*ARMS, "(n=1)", "without an interval it can't be told from seed noise", "Fewer samples"):
+    for word in (*ARMS, "(n=1)", "without an interval it can't be distinguished from seed noise", "Fewer samples"):
         assert word in table
     for name in ("figure.png", "curves.png", "samples.png"):
         with Image.open(folder / name) as picture:

@@ -1,1 +1,1 @@
-"""Claims of the paper, values that it reports, and verdicts on the claims."""
+"""Judge claims, and compare with values that the paper reports."""

@@ -1,4 +1,4 @@
-"""Values that the paper reports, with trust levels, matched to arms."""
+"""Match values that the paper reports to arms, with their trust levels."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from analysis.io.run_config import loosely_equal
 
 @dataclass(frozen=True)
 class PaperValue:
-    """An FID that the paper reports.
-
-    `trust` is a level of the legend in paper_facts.yaml.
-    """
+    """An FID that the paper reports, with a trust level of paper_facts.yaml."""
 
     arm: str
     fid: float
@@ -36,18 +33,17 @@ def facts() -> Mapping[str, Any]:
 
 
 def paper_values(study: str) -> list[PaperValue]:
-    """Return all values that the paper reports for a study.
-
-    Empty for a study that the paper doesn't have.
-    """
+    """Return all values that the paper reports for a study, perhaps none."""
     found = (facts()["studies"].get(study) or {}).get("values") or []
     return [PaperValue(v["arm"], float(v["fid"]), v["trust"], v.get("match") or {}) for v in found]
 
 
 def paper_value(study: str, settings: Mapping[str, Any]) -> PaperValue | None:
-    """Return the value whose `match` agrees with an arm's settings by dotted key.
+    """Return the paper's value for an arm, None if there is none.
 
-    None if there is none.
+    Args:
+        study: the study's name.
+        settings: of the arm, by dotted key; the value whose `match` agrees with them is returned.
     """
     for value in paper_values(study):
         if value.match and all(loosely_equal(settings.get(key), wanted) for key, wanted in value.match.items()):

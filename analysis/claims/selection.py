@@ -1,4 +1,4 @@
-"""Reads claims about studies and selects the arms that they compare."""
+"""Read claims about studies, and select the arms that they compare."""
 
 from __future__ import annotations
 
@@ -23,13 +23,20 @@ SOURCE = "claims.yaml"
 
 @cache
 def all_claims() -> Mapping[str, tuple[Claim, ...]]:
-    """Return the validated claims of claims.yaml, by study."""
+    """Return the validated claims of claims.yaml.
+
+    Returns:
+        Claims by study.
+    """
     text = (files("analysis.claims") / SOURCE).read_text(encoding="utf-8")
     return load_claims(text)
 
 
 def load_claims(text: str) -> Mapping[str, tuple[Claim, ...]]:
-    """Return the claims in the text of a claims.yaml, by study.
+    """Return the claims in the text of a claims.yaml.
+
+    Returns:
+        Claims by study.
 
     Raises:
         ReportError: if a claim is invalid; names the study, the claim and the key.
@@ -42,12 +49,20 @@ def load_claims(text: str) -> Mapping[str, tuple[Claim, ...]]:
 
 
 def claims_of(study: Study) -> tuple[Claim, ...]:
-    """Return the claims about a study: those of claims.yaml, then the study's own."""
+    """Return the claims about a study.
+
+    Returns:
+        Those of claims.yaml, then the study's own.
+    """
     return (*all_claims().get(study.name, ()), *study.claims)
 
 
 def parse(study: str, values: Mapping[str, Any]) -> Claim:
     """Return the claim that a mapping in claims.yaml describes.
+
+    Args:
+        study: the study's name, for messages.
+        values: fields of the claim.
 
     Raises:
         ReportError: if a key is unknown or missing, or a value is not allowed.
@@ -60,17 +75,24 @@ def parse(study: str, values: Mapping[str, Any]) -> Claim:
 
 
 def select(results: Results, selector: Selector) -> list[str]:
-    """Return the arms whose settings match `selector`, in the study's order.
+    """Return the arms that match a selector, in the study's order.
 
-    Arms without a finished run are left out.
+    Args:
+        results: the study's runs; arms without a finished run are left out.
+        selector: conditions by dotted key, as in claims.yaml.
     """
     return [arm for arm in results.arms if all(_fits(value_of(results, arm, k), v) for k, v in selector.items())]
 
 
 def pairs(results: Results, claim: Claim) -> list[tuple[str, str]]:
-    """Return the pairs (arm, against) that a claim compares.
+    """Return the pairs of arms that a claim compares.
 
-    Both arms of a pair agree in the settings of `same`.
+    Args:
+        results: the study's runs.
+        claim: selects both arms of a pair, which agree in the settings of `same`.
+
+    Returns:
+        Pairs (arm, against).
     """
     if claim.pairs == "successive":
         arms = select(results, claim.where)
@@ -85,7 +107,13 @@ def pairs(results: Results, claim: Claim) -> list[tuple[str, str]]:
 
 
 def value_of(results: Results, arm: str, key: str) -> Any:
-    """Return an arm's name, mean cost or setting; None if it has none."""
+    """Return an arm's value of a key; None if it has none.
+
+    Args:
+        results: the study's runs.
+        arm: the arm.
+        key: `arm` for its name, `cost/...` for a mean cost, else the dotted key of a setting.
+    """
     if key == "arm":
         return arm
     if key.startswith(COST_PREFIX):
@@ -95,7 +123,7 @@ def value_of(results: Results, arm: str, key: str) -> Any:
 
 
 def words(selector: Selector) -> str:
-    """Return a selector in print: `model.masking.method=maskdit`."""
+    """Return a selector in print, such as `model.masking.method=maskdit`."""
     parts = []
     for key, wanted in selector.items():
         if isinstance(wanted, Mapping):

@@ -1,4 +1,4 @@
-"""Verdicts on claims: reproduced, contradicted, inconclusive or not tested."""
+"""Judge claims: reproduced, contradicted, inconclusive or not tested."""
 
 from __future__ import annotations
 
@@ -44,7 +44,12 @@ def verdicts(results: Results) -> list[Verdict]:
 
 
 def judge(results: Results, claim: Claim) -> Verdict:
-    """Return the verdict on one claim, from the arms that have finished runs."""
+    """Return the verdict on one claim.
+
+    Args:
+        results: the study's finished runs.
+        claim: the claim.
+    """
     metrics = [m for m in claim.metrics if mean_or_none(results.frame, final_metric(m)) is not None]
     if not metrics:
         return Verdict(claim, NOT_TESTED, (), why=f"no run has {', '.join(claim.metrics)}")
@@ -64,7 +69,12 @@ def judge(results: Results, claim: Claim) -> Verdict:
 
 
 def line(results: Results, verdict: Verdict) -> str:
-    """Return a verdict and its numbers in one line of Markdown."""
+    """Return a verdict and its numbers in one line of Markdown.
+
+    Args:
+        results: the study's runs.
+        verdict: the verdict.
+    """
     head = f"{verdict.claim.text} ({origin(verdict.claim)}): **{verdict.word}**"
     if verdict.word == NOT_TESTED:
         return f"{head}: {verdict.why}."
@@ -81,7 +91,9 @@ def origin(claim: Claim) -> str:
 def numbers(results: Results, verdict: Verdict) -> str:
     """Return how many checks hold, the decisive one, and the missing metrics.
 
-    The verdict must have checks.
+    Args:
+        results: the study's runs.
+        verdict: the verdict, which must have checks.
     """
     claim, checks = verdict.claim, verdict.checks
     missing = [metric for metric in claim.metrics if metric not in {check.metric for check in checks}]
@@ -92,7 +104,15 @@ def numbers(results: Results, verdict: Verdict) -> str:
 
 
 def table(found: Sequence[Verdict]) -> pd.DataFrame:
-    """Return one row per check, or per claim without checks."""
+    """Return verdicts as a table, one row per check, or per claim without checks.
+
+    Args:
+        found: the verdicts.
+
+    Returns:
+        Columns claim, trust, source, section, kind, verdict; check, metric, n, value with its 95% bounds low and high,
+        unit, p, holds, detail, seeds_needed.
+    """
     rows: list[dict[str, object]] = []
     for verdict in found:
         of = verdict.claim
@@ -110,10 +130,7 @@ def table(found: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def _seeds_text(checks: Sequence[Check]) -> str:
-    """Return how many seeds the open checks need.
-
-    Their observed effects and standard deviations are assumed.
-    """
+    """Return how many seeds the open checks need at their observed effects."""
     needed = [check.needed for check in checks if not check.holds and check.value.n > 1]
     if not needed:
         return "n=1 is not enough"

@@ -1,4 +1,4 @@
-"""The x axis of a study's figure: linear or logarithmic numbers, or names."""
+"""Lay out the x axis of a study's figure: linear or logarithmic numbers, or names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ MAX_NAME_CHARACTERS = 18  # of a slanted label
 class StudyAxis:
     """Positions of the values of x.
 
-    `names`: the values if not all are numbers, in order; else empty. `panels`: number of panels beside each other.
+    Attributes:
+        values: positions, ascending.
+        names: the values if not all are numbers, in order; else empty.
+        log: whether the axis is logarithmic.
+        panels: number of panels beside each other.
     """
 
     values: tuple[float, ...]
@@ -35,7 +39,12 @@ class StudyAxis:
 
     @classmethod
     def of(cls, x: pd.Series, panels: int = 3) -> StudyAxis:
-        """Return the axis for a column of numbers or names."""
+        """Return the axis for a column of numbers or names.
+
+        Args:
+            x: the column, in the study's order of arms; float if all values are numbers.
+            panels: number of panels beside each other.
+        """
         found = list(dict.fromkeys(x))
         if not found or not all(isinstance(value, float) for value in found):
             return cls(tuple(float(i) for i in range(len(found))), tuple(str(value) for value in found), False, panels)
@@ -43,9 +52,11 @@ class StudyAxis:
         return cls(values, (), _logarithmic(values), panels)
 
     def place(self, value: Any, shift: float = 0.0) -> float:
-        """Return the position of `value` on the axis.
+        """Return the position of a value on the axis.
 
-        It is moved to the right by `shift`, a fraction of the axis.
+        Args:
+            value: a number or name of the axis.
+            shift: distance to move it to the right, as a fraction of the axis.
         """
         if self.names:
             return self.values[self.names.index(str(value))] + shift * max(1, len(self.names) - 1)
@@ -56,7 +67,10 @@ class StudyAxis:
     def mark(self, axis: Axes) -> None:
         """Set a labeled tick at each value.
 
-        Labels are slanted and shortened if they would overlap.
+        Labels that would overlap are slanted and shortened.
+
+        Args:
+            axis: matplotlib's axes.
         """
         if self.log:
             axis.set_xscale("log")
@@ -95,7 +109,7 @@ class StudyAxis:
 def _logarithmic(values: tuple[float, ...]) -> bool:
     """Return whether the axis should be logarithmic.
 
-    It is for positive values that span a large range, or that are more evenly spaced on a log axis (1, 2, 4, 8).
+    True for positive values that span a large range, or that are more evenly spaced on a log axis (1, 2, 4, 8).
     """
     if values[0] <= 0 or values[-1] / values[0] >= MIN_LOG_RANGE:
         return values[0] > 0
@@ -104,7 +118,12 @@ def _logarithmic(values: tuple[float, ...]) -> bool:
 
 
 def wrap(name: str, width: int) -> str:
-    """Return a name broken into lines of at most `width` characters after underscores."""
+    """Return a name broken into lines after underscores.
+
+    Args:
+        name: the name.
+        width: characters per line; a longer part stays whole.
+    """
     lines = [""]
     for part in re.findall(r"[^_]+_?|_", name):
         if lines[-1] and len(lines[-1]) + len(part) > width:

@@ -1,4 +1,4 @@
-"""The figure of the primary score over training FLOPs and training time."""
+"""Draw the primary score over training FLOPs and training time."""
 
 from __future__ import annotations
 
@@ -47,8 +47,13 @@ class Point:
 def cost_figure(results: Results) -> Figure | None:
     """Return the primary metric over training FLOPs and over time.
 
-    The Pareto front of the means is drawn too. A cost that all arms share is stated in the title instead. None without
-    costs, for a single arm, and for a search, whose trials differ mostly in settings.
+    The Pareto front of the means is drawn too. A cost that all arms share is stated in the title instead.
+
+    Args:
+        results: the study's runs.
+
+    Returns:
+        The figure; None without costs, for a single arm, and for a search, whose trials differ mostly in settings.
     """
     study = results.study
     every = {column: points for column in PANELS if len(points := _points(results, column)) > 1}
@@ -85,7 +90,12 @@ def cost_figure(results: Results) -> Figure | None:
 def pareto(costs: Sequence[float], scores: Sequence[float], lower: bool) -> list[int]:
     """Return the indices of the points on the Pareto front, by ascending cost.
 
-    No other point is at least as good in both cost and score and better in one. `lower`: lower scores are better.
+    No other point is at least as good in both cost and score and better in one.
+
+    Args:
+        costs: of the points; lower is better.
+        scores: of the points.
+        lower: whether lower scores are better.
     """
     sign = 1.0 if lower else -1.0
     front: list[int] = []
@@ -122,7 +132,15 @@ def _shared(points: Sequence[Point]) -> bool:
 
 
 def unit(frame: pd.DataFrame, column: str) -> tuple[float, str]:
-    """Return the divisor of a cost on the axis, and the resulting unit."""
+    """Return the divisor of a cost on the axis, and the resulting unit.
+
+    Args:
+        frame: one row per run.
+        column: the cost, such as `cost/train_flops`.
+
+    Returns:
+        Such as (1e12, "TFLOPs").
+    """
     name = COSTS[column].unit
     if column != TRAIN_FLOPS:
         return 1.0, name
@@ -151,18 +169,12 @@ def _panel(axis: Axes, label: str, points: list[Point], looks: Palette, lower: b
 
 
 def _spread(cost: Estimate) -> float:
-    """Return the half-width of an interval.
-
-    NaN if all seeds have the same cost, as with FLOPs.
-    """
+    """Return the half-width of an interval, NaN if all seeds have the same cost."""
     return cost.half if cost.half > 1e-9 * abs(cost.mean) else math.nan
 
 
 def _limits(axis: Axes, costs: Sequence[float]) -> None:
-    """Set x limits from the points.
-
-    Intervals of seconds at two seeds would be too wide.
-    """
+    """Set x limits from the points; intervals of seconds at two seeds are too wide."""
     low, high = min(costs), max(costs)
     if axis.get_xscale() == "log":
         room = (high / low) ** 0.18
@@ -173,10 +185,7 @@ def _limits(axis: Axes, costs: Sequence[float]) -> None:
 
 
 def _handles(axis: Axes, results: Results, looks: Palette) -> dict[str, Any]:
-    """Return legend entries: one per arm, or per hue if points are labeled.
-
-    The Pareto front is the last entry.
-    """
+    """Return a legend entry per arm, or per hue if points are labeled, and the front's."""
     from matplotlib.lines import Line2D
 
     named = {looks.hue[arm]: looks.hues[looks.hue[arm]] for arm in results.arms}
@@ -191,10 +200,7 @@ def _handles(axis: Axes, results: Results, looks: Palette) -> dict[str, Any]:
 
 
 def _short_names(results: Results, looks: Palette) -> dict[str, str]:
-    """Return short labels of arms.
-
-    A label is x if that identifies the arm within its hue, else the arm's name.
-    """
+    """Return labels of arms: x if it identifies the arm within its hue, else the name."""
     frame = results.frame.drop_duplicates("arm")
     apart = not frame.duplicated(["hue", "x"]).any() and results.study.x not in ("", "arm")
     xs = dict(zip(frame["arm"], frame["x"], strict=True))
@@ -202,10 +208,7 @@ def _short_names(results: Results, looks: Palette) -> dict[str, str]:
 
 
 def _label_points(figure: Figure, axis: Axes, points: list[Point], words: Mapping[str, str]) -> None:
-    """Write each arm's label beside its point.
-
-    A label is placed so that it covers neither a point nor another label.
-    """
+    """Write each arm's label beside its point, covering no point and no other label."""
     figure.draw_without_rendering()
     at = {p.arm: axis.transData.transform((p.cost.mean, p.score.mean)) for p in points}
     dots = np.array(list(at.values()))

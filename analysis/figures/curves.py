@@ -1,4 +1,4 @@
-"""The figure of training and validation loss by step.
+"""Draw training and validation loss by step.
 
 A line is the mean over an arm's seeds, a band reaches from the lowest to the highest seed.
 """
@@ -30,7 +30,13 @@ MARKERS_PER_LINE = 8
 def curve_figure(results: Results) -> Figure | None:
     """Return one panel for training and one for validation loss.
 
-    None if no run has logged either. With many arms, only the best are read and drawn.
+    With many arms, only the best are read and drawn.
+
+    Args:
+        results: the study's runs.
+
+    Returns:
+        The figure; None if no run has logged either loss.
     """
     arms, which = layout.select_arms(results, MAX_TRIALS_DRAWN if results.study.search else layout.MAX_ARMS_DRAWN)
     found = {metric: _histories(results, metric, arms) for metric in PANELS}
@@ -74,10 +80,7 @@ def _histories(results: Results, metric: str, arms: list[str]) -> dict[str, list
 
 
 def _table(curves: list[tuple[np.ndarray, np.ndarray]], metric: str) -> tuple[pd.DataFrame, int]:
-    """Return losses by step, and the number of points of their running mean.
-
-    The table has one column per seed.
-    """
+    """Return losses by step, one column per seed, and the width of their running mean."""
     steps = curves[0][0]
     if all(np.array_equal(own, steps) for own, _ in curves):  # the usual case, and much faster with many seeds
         table = pd.DataFrame(np.stack([values for _, values in curves], axis=1), index=steps)

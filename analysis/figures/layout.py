@@ -1,4 +1,4 @@
-"""Shared layout of figures: sizes, panels, legends, titles, ticks and limits."""
+"""Share the layout of figures: sizes, panels, legends, titles, ticks and limits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,14 @@ Drawn = TypeVar("Drawn")
 
 
 def with_print_style(draw: Callable[[Results], Drawn]) -> Callable[[Results], Drawn]:
-    """Decorate a figure function to draw with the settings of PRINT."""
+    """Decorate a figure function to draw with the settings of PRINT.
+
+    Args:
+        draw: returns a figure of a study's runs.
+
+    Returns:
+        The same function within matplotlib's rc_context.
+    """
 
     @wraps(draw)
     def drawn(results: Results) -> Drawn:
@@ -63,9 +70,14 @@ def with_print_style(draw: Callable[[Results], Drawn]) -> Callable[[Results], Dr
 
 
 def panels(count: int, height: float = 3.1) -> tuple[Figure, list[Axes]]:
-    """Return a figure with `count` axes side by side.
+    """Return a figure with axes side by side.
 
-    A single one is narrower than a page.
+    Args:
+        count: number of axes; a single one is narrower than a page.
+        height: of the figure, in inches.
+
+    Returns:
+        The figure and its axes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -79,6 +91,10 @@ def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
     """Add a legend below the panels, in rows of about equal length.
 
     Many entries make the figure higher.
+
+    Args:
+        figure: the figure.
+        handles: matplotlib's artists by label.
     """
     if not handles:
         return
@@ -93,7 +109,13 @@ def legend(figure: Figure, handles: Mapping[str, Any]) -> None:
 
 
 def title(figure: Figure, text: str, below: str) -> None:
-    """Add two paragraphs at the top left, wrapped to the figure's width."""
+    """Add two paragraphs at the top left, wrapped to the figure's width.
+
+    Args:
+        figure: the figure, which becomes higher by the lines.
+        text: the first paragraph.
+        below: the second paragraph.
+    """
     wide = int(figure.get_figwidth() * 17.5)
     lines = [textwrap.fill(text, int(wide * 0.9)), textwrap.fill(below, wide, break_on_hyphens=False)]
     words = "\n".join(line for line in lines if line)
@@ -109,9 +131,14 @@ def seeds(results: Results) -> str:
 
 
 def select_arms(results: Results, most: int = MAX_ARMS_DRAWN) -> tuple[list[str], str]:
-    """Return the arms to draw, in the study's order, and a note if they are not all.
+    """Return the arms to draw.
 
-    With more than `most` arms, these are the best by mean and the baseline.
+    Args:
+        results: the study's runs.
+        most: with more arms than this, the best by mean and the baseline are drawn.
+
+    Returns:
+        The arms in the study's order, and a note if they are not all.
     """
     study, arms = results.study, results.arms
     if len(arms) <= most:
@@ -134,6 +161,10 @@ def set_y_limits(axis: Axes, values: pd.Series | Sequence[float]) -> None:
     """Set y limits from the values.
 
     Otherwise an interval over two seeds (t = 12.7) could flatten the panel.
+
+    Args:
+        axis: matplotlib's axes.
+        values: points of the panel; those that are not finite don't count.
     """
     data = np.asarray(values, dtype=float)
     data = data[np.isfinite(data)]
@@ -147,9 +178,12 @@ def set_y_limits(axis: Axes, values: pd.Series | Sequence[float]) -> None:
 
 
 def scale_ticks(axes: Axes, which: str, values: Sequence[float] | np.ndarray) -> bool:
-    """Make an axis logarithmic if positive `values` span enough.
+    """Make an axis logarithmic, with a few numbers, if positive values span enough.
 
-    It gets a few plain numbers. `which` is "x" or "y".
+    Args:
+        axes: matplotlib's axes.
+        which: "x" or "y".
+        values: points of the panel; those that are not finite don't count.
 
     Returns:
         Whether the axis is logarithmic.
@@ -175,6 +209,10 @@ def log_ticks(low: float, high: float) -> list[float]:
 
     Candidates are LOG_TICK_MULTIPLES, halves and tenths. Ticks closer than a ninth of the range are dropped, because
     their labels would overlap.
+
+    Args:
+        low: the smallest value, above 0.
+        high: the largest value.
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     halves, tenths = (tuple(1 + i / parts for i in range(9 * parts)) for parts in (2, 10))

@@ -1,4 +1,4 @@
-"""The figure of final validation loss by diffusion noise level.
+"""Draw final validation loss by diffusion noise level.
 
 Losses are shown by quarter of the levels, relative to the baseline.
 """
@@ -28,7 +28,12 @@ ARM_SPREAD = 0.7  # fraction of a quarter's width over which the arms are spread
 def noise_level_figure(results: Results) -> Figure | None:
     """Return each arm's loss relative to the baseline's by noise level.
 
-    None without losses by quarter, without a baseline run or another arm, or if the arms' noise levels differ.
+    Args:
+        results: the study's runs.
+
+    Returns:
+        The figure; None without losses by quarter, without a baseline run or another arm, or if the arms' noise levels
+        differ.
     """
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -76,6 +81,11 @@ def ratio(results: Results, column: str, arm: str) -> Estimate:
 
     An arm's loss is divided by the baseline's at the same seed. Student's interval is computed on logarithms, so it is
     asymmetric here.
+
+    Args:
+        results: the study's runs.
+        column: the loss.
+        arm: the arm.
     """
     frame = results.frame.assign(logged=np.log(results.frame[column].where(results.frame[column] > 0)))
     logs = estimate(differences(frame, "logged", arm, results.study.baseline).tolist())
@@ -100,9 +110,16 @@ def one_distribution(results: Results) -> bool:
 
 
 def quarter_edges(results: Results, count: int) -> list[float]:
-    """Return the noise levels between `count` equal shares of validation.
+    """Return the noise levels between equal shares of validation.
 
-    The levels have a log-normal distribution. Empty if the distribution is unknown.
+    The levels have a log-normal distribution.
+
+    Args:
+        results: the study's runs.
+        count: number of shares.
+
+    Returns:
+        `count` - 1 values of sigma, ascending; empty if the distribution is unknown.
     """
     found = _distribution(results, results.arms[0])
     if None in found:

@@ -1,4 +1,4 @@
-"""The figure of samples: one row per arm, one prompt and noise per column."""
+"""Draw samples: one row per arm, one prompt and noise per column."""
 
 from __future__ import annotations
 
@@ -27,7 +27,13 @@ TILE_INCHES = (layout.WIDTH - LABEL_INCHES) / COLUMNS
 def sample_figure(results: Results) -> Figure | None:
     """Return the final images of each arm at its first seed, with prompts below.
 
-    None if no run has any. For a search, only the best trials are drawn.
+    For a search, only the best trials are drawn.
+
+    Args:
+        results: the study's runs.
+
+    Returns:
+        The figure; None if no run has images.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -84,10 +90,7 @@ def _title(results: Results) -> str:
 
 
 def _first(results: Results) -> pd.DataFrame:
-    """Return the run of each row.
-
-    It is the first seed of each arm, or the best trials of a search, best first.
-    """
+    """Return the run of each row: an arm's first seed, or a search's best trials."""
     first = results.frame.drop_duplicates("arm")
     if not results.study.search:
         return first[first["arm"].isin(layout.select_arms(results)[0])]
@@ -96,9 +99,13 @@ def _first(results: Results) -> pd.DataFrame:
 
 
 def enlarge(image: np.ndarray) -> np.ndarray:
-    """Return an image enlarged to at least MIN_TILE_PIXELS.
+    """Return an image enlarged by a whole factor to at least MIN_TILE_PIXELS.
 
-    `image` is (h, h, 3) uint8; the factor is a whole number.
+    Args:
+        image: (h, w, 3) uint8.
+
+    Returns:
+        (f h, f w, 3) uint8.
     """
     factor = max(1, -(-MIN_TILE_PIXELS // image.shape[0]))
     size = (image.shape[1] * factor, image.shape[0] * factor)

@@ -1,4 +1,4 @@
-"""The study's main figure: scores over its axis, with the paper's values."""
+"""Draw the study's main figure: scores over its axis, with the paper's values."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ def score_figure(results: Results) -> Figure:
 
     The scores are FD, CLIP-FD, CLIP score, and the primary metric if it is another. There is one line per hue if x is a
     number. Diverged runs are crosses at the top edge.
+
+    Args:
+        results: the study's runs.
     """
     study, looks = results.study, arm_styles(results)
     found = set(labels.scores(results.frame.columns, study.primary))
@@ -61,7 +64,13 @@ def score_figure(results: Results) -> Figure:
 def hue_handles(results: Results, looks: Palette, on_axis: set[str]) -> dict[str, Any]:
     """Return legend entries: one per hue with a run, or per arm if x is a cost.
 
-    Empty if x identifies the arms.
+    Args:
+        results: the study's runs.
+        looks: their styles.
+        on_axis: names on the x axis, which need no entry.
+
+    Returns:
+        Artists by label; empty if x identifies the arms.
     """
     from matplotlib.lines import Line2D
 
@@ -125,7 +134,9 @@ def _panel(axis: Axes, results: Results, metric: str, across: StudyAxis, looks: 
 class _Dodge:
     """Offsets of hues with the same x, so that they don't cover each other.
 
-    `step`: between two hues, as a fraction of the axis. `at`: hues by x.
+    Attributes:
+        step: between two hues, as a fraction of the axis.
+        at: hues by x.
     """
 
     step: float
@@ -217,7 +228,7 @@ def _zero_lines(axis: Axes, results: Results, column: str, looks: Palette) -> No
 def _real_lines(axis: Axes, frame: pd.DataFrame, column: str) -> None:
     """Draw the score of real images as a line.
 
-    If it is far outside the arms' range, it is printed with an arrow instead.
+    A score far outside the arms' range is printed with an arrow instead.
     """
     for suffix in (FLOOR_SUFFIX, REAL_SUFFIX):
         value = mean_or_none(frame, column + suffix)

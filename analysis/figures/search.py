@@ -1,4 +1,4 @@
-"""Figures of a search: Optuna's own plots of the rebuilt study."""
+"""Draw a search with Optuna's own plots of the rebuilt study."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ MIN_TRIALS_FOR_IMPORTANCE = 4
 def search_figures(results: Results) -> dict[str, Figure]:
     """Return the figures of a search by file name.
 
-    They are history, parallel coordinates, importances and, with two objectives, the Pareto front. Empty for a study
-    that is no search, or that has fewer than two finished trials.
+    They are history, parallel coordinates, importances and, with two objectives, the Pareto front.
+
+    Args:
+        results: the study's runs.
+
+    Returns:
+        Empty for a study that is no search, or that has fewer than two finished trials.
     """
     if not results.study.search:
         return {}
@@ -62,10 +67,7 @@ def _optuna_draws() -> Iterator[None]:
 
 
 def _history(results: Results, study: optuna.Study) -> Figure:
-    """Return values by trial, and the best so far as steps.
-
-    Pruned and failed trials are at the edges.
-    """
+    """Return values by trial, the best so far, and unfinished trials at the edges."""
     from matplotlib.ticker import MaxNLocator
     from optuna.visualization.matplotlib import plot_optimization_history
 
@@ -116,7 +118,7 @@ def _parallel(results: Results, study: optuna.Study) -> Figure:
 def _importances(results: Results, study: optuna.Study) -> Figure:
     """Return the share of the metric's variance that each setting explains, by fANOVA.
 
-    Optuna's default, PED-ANOVA, compares the best tenth of the trials with all, which are too few in our searches.
+    Optuna's default, PED-ANOVA, compares the best tenth of the trials with all; our searches have too few trials.
     """
     from optuna.importance import FanovaImportanceEvaluator
     from optuna.visualization.matplotlib import plot_param_importances
@@ -141,10 +143,7 @@ def _importances(results: Results, study: optuna.Study) -> Figure:
 
 
 def _front(results: Results, study: optuna.Study) -> Figure:
-    """Return finished trials by their two objectives.
-
-    Trials on the Pareto front are labeled.
-    """
+    """Return finished trials by their two objectives; those on the front are labeled."""
     from optuna.visualization.matplotlib import plot_pareto_front
 
     wanted = results.study.objectives

@@ -1,4 +1,4 @@
-"""Styles of arms, the same in all figures of a study.
+"""Style arms, the same in all figures of a study.
 
 They can be distinguished in color, in gray and by color-blind readers.
 """
@@ -45,7 +45,11 @@ class Palette:
 
 
 def style(rank: int) -> Style:
-    """Return the style of rank `rank`; the first 198 differ."""
+    """Return a style; the first 198 differ.
+
+    Args:
+        rank: from 0.
+    """
     return Style(COLORS[rank % len(COLORS)], MARKERS[rank % len(MARKERS)], LINES[rank % len(LINES)])
 
 

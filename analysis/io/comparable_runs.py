@@ -1,4 +1,4 @@
-"""Sets of runs that may share a table: same data, measurement, budget and code.
+"""Group runs that may share a table: same data, measurement, budget and code.
 
 A report shows one set.
 """
@@ -27,8 +27,9 @@ MIN_DIGEST_CHARACTERS = 16  # from which a hexadecimal word is shortened
 class SetSelection:
     """The set that a report shows.
 
-    which: number of the set, counted from the newest, 1; None rejects a mixture. pool_code: ignore differences in code
-    version.
+    Attributes:
+        which: number of the set, counted from the newest, 1; None rejects a mixture.
+        pool_code: ignore differences in code version.
     """
 
     which: int | None = 1
@@ -39,7 +40,9 @@ class SetSelection:
 class ComparableRuns:
     """The newest run of each arm and seed in one set.
 
-    `facts` are what the runs share, by name.
+    Attributes:
+        frame: one row per run.
+        facts: what the runs share, by name.
     """
 
     frame: pd.DataFrame
@@ -47,7 +50,7 @@ class ComparableRuns:
 
     @property
     def title(self) -> str:
-        """Return `5 runs (none, naive_75)`."""
+        """Return the set in print, such as `5 runs (none, naive_75)`."""
         arms = list(dict.fromkeys(self.frame["arm"]))
         more = f" and {len(arms) - MAX_ARMS_NAMED} more" if len(arms) > MAX_ARMS_NAMED else ""
         return f"{len(self.frame)} run{'s' if len(self.frame) > 1 else ''} ({', '.join(arms[:MAX_ARMS_NAMED])}{more})"
@@ -73,7 +76,15 @@ def comparable(frame: pd.DataFrame, holds: str, pool_code: bool = False) -> list
 
 
 def choose(frame: pd.DataFrame, holds: str, choice: SetSelection) -> tuple[ComparableRuns, tuple[str, ...]]:
-    """Return the set to show, and one line for each set that is left out.
+    """Choose the set to show.
+
+    Args:
+        frame: one row per finished run.
+        holds: what the study's arms hold fixed.
+        choice: number of the set, and whether code versions are pooled.
+
+    Returns:
+        The set, and one line for each set that is left out.
 
     Raises:
         MixtureError: if there are several sets and `choice` rejects a mixture.
@@ -125,7 +136,13 @@ def require_single_set(sets: Sequence[ComparableRuns]) -> None:
 def identity(frame: pd.DataFrame, holds: str) -> pd.DataFrame:
     """Return a table of the facts that comparable runs share.
 
-    It has one row per run and one column of text per fact.
+    Args:
+        frame: one row per run.
+        holds: what the study's arms hold fixed: `steps`, `flops`, `params`, or "" for nothing.
+
+    Returns:
+        One row per run and one column of text per fact: algorithm, data, networks, samples, real images, the budget
+        that the study holds, and code.
     """
     algorithm = tag_column(Tag.ALGORITHM)
     facts = {
@@ -153,10 +170,7 @@ def _images_seen(frame: pd.DataFrame) -> pd.Series:
 
 
 def _grouped_numbers(frame: pd.DataFrame, column: str, tolerance: float) -> pd.Series:
-    """Return numbers as text.
-
-    Numbers within a relative `tolerance` of the smallest of their group get its text.
-    """
+    """Return numbers as text; those within a relative tolerance get the smallest's."""
     if column not in frame:
         return pd.Series(NOT_RECORDED, index=frame.index)
     words: dict[float, str] = {}

@@ -1,4 +1,4 @@
-"""Reads a metric's history for many runs at once.
+"""Read a metric's history for many runs at once.
 
 A sqlite store takes one query per 500 runs, a server one request per 100 runs, any other store one call per run.
 """
@@ -32,10 +32,17 @@ class _NoAnswer(Exception):
 
 
 def read_histories(client: Any, runs: Sequence[str], metric: str) -> dict[str, History]:
-    """Return the history of `metric` by run, the last value of each step.
+    """Return the history of a metric by run, the last value of each step.
 
-    Runs without a finite value are left out. MLflow's client reads one run at a time. It is used if a store of another
-    version rejects the faster ways, which a test compares with it.
+    MLflow's client reads one run at a time. It is used if a store of another version rejects the faster ways.
+
+    Args:
+        client: MLflow's client of the store.
+        runs: their ids.
+        metric: its name in MLflow.
+
+    Returns:
+        Steps (ascending) and values by run id. Runs without a finite value are left out.
     """
     from mlflow.exceptions import MlflowException
     from requests import RequestException
@@ -52,10 +59,7 @@ def read_histories(client: Any, runs: Sequence[str], metric: str) -> dict[str, H
 
 
 def _by_run(batches: Iterable[Sequence[Point]]) -> dict[str, History]:
-    """Return the points of each run, one per step.
-
-    A step has its newest value, or the largest of equally new ones.
-    """
+    """Return one point per run and step: the newest, or the largest if several are."""
     found: dict[str, History] = {}
     for batch in batches:
         points = pd.DataFrame(batch, columns=["run", "step", "time", "value", "nan"])

@@ -1,4 +1,4 @@
-"""Loads a study's newest launch from MLflow into a data frame of runs."""
+"""Load a study's newest launch from MLflow into a data frame of runs."""
 
 from __future__ import annotations
 
@@ -96,10 +96,7 @@ class Results:
         return [arm for arm in dict.fromkeys([*self.study.arms, *found]) if arm in found]
 
     def lost(self, arm: str) -> str:
-        """Return `diverged (2 of 3)`, counting finished and diverged runs.
-
-        "" if none diverged.
-        """
+        """Return `diverged (2 of 3)`, counting finished and diverged runs, or ""."""
         diverged = int((self.diverged["arm"] == arm).sum())
         return f"diverged ({diverged} of {diverged + int((self.frame['arm'] == arm).sum())})" if diverged else ""
 
@@ -117,17 +114,11 @@ class Results:
         return list(self.frame[tag_column(tag)].unique())
 
     def label(self, metric: str) -> str:
-        """Return a score's name in print.
-
-        It depends on the network that the score was measured with.
-        """
+        """Return a score's name in print, which depends on the network that measured it."""
         return labels.metric_label(metric, self.tag(Tag.FEATURE_NET))
 
     def arrow(self, metric: str) -> str:
-        """Return an arrow towards better values of a score.
-
-        "" if the direction is unknown.
-        """
+        """Return an arrow towards better values of a score, "" for an unknown one."""
         return labels.direction_arrow(metric, self.study.primary, self.study.direction)
 
     def lower_is_better(self, metric: str) -> bool:
@@ -137,7 +128,7 @@ class Results:
     def settings(self, arm: str) -> dict[str, Any]:
         """Return an arm's settings by dotted key.
 
-        Sources are its overrides, its params, and its first run's config.yaml.
+        They are its overrides, the params of its first run, and that run's config.yaml; later ones win.
         """
         if arm not in self._settings:
             row = self._first[arm]
@@ -159,14 +150,20 @@ class Results:
     def histories(self, metric: str, arms: Collection[str]) -> dict[str, History]:
         """Return steps and values of a metric by run id.
 
-        Only runs of `arms` that logged it are included.
+        Args:
+            metric: its name in MLflow.
+            arms: only their runs are read; runs that didn't log the metric are left out.
         """
         return read_histories(self.client, list(self.frame["run_id"][self.frame["arm"].isin(arms)]), metric)
 
     def samples(self, run_id: str) -> tuple[list[np.ndarray], list[str]] | None:
-        """Return a run's final images, each (tile, tile, 3) uint8, and their prompts.
+        """Return a run's final images and their prompts.
 
-        None if it stored none.
+        Args:
+            run_id: the run.
+
+        Returns:
+            Images (tile, tile, 3) uint8, and one prompt for each; None if the run stored none.
         """
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -179,11 +176,14 @@ class Results:
 
 
 def tiles(strip: np.ndarray, listing: Mapping[str, Any]) -> tuple[list[np.ndarray], list[str]]:
-    """Cut a strip of square tiles into images and return them with their prompts.
+    """Cut a strip of square tiles into images.
 
     Args:
         strip: (tile, N tile, 3) uint8.
         listing: the content of prompts.json: `tile` in pixels, and `prompts`.
+
+    Returns:
+        Images (tile, tile, 3), and one prompt for each.
 
     Raises:
         ValueError, KeyError, TypeError: if `listing` doesn't describe `strip`.
@@ -196,13 +196,14 @@ def tiles(strip: np.ndarray, listing: Mapping[str, Any]) -> tuple[list[np.ndarra
 
 
 def load(client: Any, study: str, scale: str | None = None, choice: SetSelection | None = None) -> Results:
-    """Return the newest launch of a study.
+    """Return the newest finished run of each arm and seed in a study's newest launch.
 
-    It has the newest finished run of each arm and seed. Only children of that launch count. A launch has all trials of
-    its plan, reused ones included, and runs of other launches may have had other settings.
+    Only children of that launch count. A launch has all trials of its plan, reused ones included, and runs of other
+    launches may have had other settings.
 
     Args:
         client: MLflow's client of the store.
+        study: its name.
         scale: the newest launch at any scale if None.
         choice: the set to show if not all runs are comparable (see `analysis.io.comparable_runs`).
 

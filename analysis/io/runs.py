@@ -1,4 +1,4 @@
-"""Reads all runs of a launch at once.
+"""Read all runs of a launch at once.
 
 A sqlite store is read from its tables, any other store with MLflow's client.
 """
@@ -47,8 +47,13 @@ def children(client: Any, experiment: str, parent: str, metrics: Sequence[str]) 
     """Return the runs of a launch, oldest first.
 
     Args:
+        client: MLflow's client of the store.
+        experiment: id of the study's experiment.
         parent: run id of the launch.
         metrics: beginnings of the names of the metrics that are needed; a run may have others too.
+
+    Returns:
+        MLflow's runs, or a `Run` with the same attributes for each.
     """
     try:
         with sqlite_connection(client) as database:

@@ -1,4 +1,4 @@
-"""Rebuilds a search as an Optuna study in memory, from the runs in MLflow."""
+"""Rebuild a search as an Optuna study in memory, from the runs in MLflow."""
 
 from __future__ import annotations
 
@@ -31,10 +31,7 @@ def pareto_front(results: Results) -> list[str]:
 
 
 def multi_objective_study(results: Results) -> optuna.Study | None:
-    """Return the finished trials of a search with several objectives.
-
-    None for any other study.
-    """
+    """Return the finished trials of a search with several objectives, else None."""
     columns = [objective_metric(name) for name in results.study.objectives]
     if len(columns) < 2 or not set(columns) <= set(results.frame):
         return None
@@ -84,7 +81,7 @@ def rebuild_optuna_study(results: Results) -> optuna.Study:
 def distribution(value: Any) -> optuna.distributions.BaseDistribution:
     """Return the distribution of a setting in a study's `search`.
 
-    It is of text for a list, and of numbers for a mapping.
+    A list gives choices of text, a mapping a range of numbers.
     """
     from optuna import distributions
 
@@ -95,10 +92,7 @@ def distribution(value: Any) -> optuna.distributions.BaseDistribution:
 
 
 def _param_value(text: Any, kind: optuna.distributions.BaseDistribution) -> Any:
-    """Return a run's param, which MLflow stores as text.
-
-    None if it is missing or not in the space.
-    """
+    """Return the value of a run's param, which is text; None outside the space."""
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
     if text is None or (isinstance(text, float) and pd.isna(text)):

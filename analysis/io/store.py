@@ -1,4 +1,4 @@
-"""Opens an MLflow store for reading, and never creates one."""
+"""Open an MLflow store for reading, and never create one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def quiet() -> None:
 
 
 def default_uri() -> str:
-    """Return MLFLOW_TRACKING_URI or the URI of runs/mlflow.db.
+    """Return MLFLOW_TRACKING_URI, or the URI of runs/mlflow.db if it is not set.
 
     `microdit-sweep` writes that file in the working folder.
     """
@@ -46,9 +46,10 @@ def default_uri() -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a sqlite URI.
+    """Return the file of a sqlite URI; None for other URIs and a database in memory.
 
-    None for other URIs and for a database in memory.
+    Raises:
+        ReportError: if the URI can't be read.
     """
     try:
         return sqlite_path(uri)
@@ -65,11 +66,16 @@ def _uri(path: Path) -> str:
 
 @contextlib.contextmanager
 def sqlite_connection(client: Any) -> Iterator[sqlite3.Connection | None]:
-    """Open the sqlite file behind `client` for reading.
+    """Open the sqlite file behind an MLflow client for reading.
 
-    Yield None for a store of another kind. MLflow's client creates an object per run and point, which takes minutes for
-    thousands of runs. Callers must fall back to the client on sqlite3.Error, because another version of MLflow may have
-    other tables.
+    MLflow's client creates an object per run and point, which takes minutes for thousands of runs. Callers must fall
+    back to the client on sqlite3.Error, because another version of MLflow may have other tables.
+
+    Args:
+        client: MLflow's client of the store.
+
+    Yields:
+        The connection; None for a store of another kind.
     """
     file = sqlite_file(str(getattr(client, "tracking_uri", "")))
     if file is None or not file.is_file():
@@ -81,7 +87,10 @@ def sqlite_connection(client: Any) -> Iterator[sqlite3.Connection | None]:
 
 
 def open_store(uri: str) -> Any:
-    """Return an `MlflowClient` of `uri`. A path ending in .db is a sqlite file.
+    """Return an `MlflowClient` of a store.
+
+    Args:
+        uri: of the store; a path ending in .db is a sqlite file.
 
     Raises:
         ReportError: if there is no store at `uri` (opening a missing sqlite file would create one), or if it can't be

@@ -1,4 +1,4 @@
-"""Finds a study's launch and reads its study.yaml."""
+"""Find a study's launch and read its study.yaml."""
 
 from __future__ import annotations
 
@@ -34,9 +34,15 @@ TRIAL_NUMBER = "trial"  # x of a search over several settings
 class Study:
     """A launch as its study.yaml describes it.
 
-    arms: overrides by arm name, in the study's order. direction: of `primary`, minimize or maximize. x, hue: settings
-    on the figure's axis and in its legend. objectives: of a search with several, direction by metric. claims: of
-    the study's YAML. plugins: modules with classes that the study names by dotted paths.
+    Attributes:
+        parent: run id of the launch.
+        arms: overrides by arm name, in the study's order.
+        direction: of `primary`, minimize or maximize.
+        x, hue: settings on the figure's axis and in its legend.
+        search: range or choices by setting; empty for a study that is no search.
+        objectives: of a search with several, direction by metric.
+        claims: those of the study's YAML.
+        plugins: modules with classes that the study names by dotted paths.
     """
 
     name: str
@@ -67,6 +73,10 @@ def study_names(client: Any) -> list[str]:
 def find_experiment(client: Any, study: str) -> str:
     """Return the id of a study's experiment.
 
+    Args:
+        client: MLflow's client of the store.
+        study: its name.
+
     Raises:
         ReportError: if the store has no such study; names the nearest one.
     """
@@ -84,7 +94,13 @@ def scale_of(launch: Any) -> str:
 
 
 def find_launch(client: Any, experiment: str, study: str, scale: str | None) -> Any:
-    """Return the parent run of the newest launch, at `scale` if given.
+    """Return the parent run of the newest launch.
+
+    Args:
+        client: MLflow's client of the store.
+        experiment: id of the study's experiment.
+        study: its name, for messages.
+        scale: of the launch; None: any.
 
     Raises:
         ReportError: if there is no launch, or none at `scale`.
@@ -106,6 +122,7 @@ def read_study(client: Any, parent: Any) -> Study:
     """Return the study of a launch.
 
     Args:
+        client: MLflow's client of the store.
         parent: the launch's parent run.
 
     Raises:
@@ -124,7 +141,11 @@ def read_study(client: Any, parent: Any) -> Study:
 
 
 def study_of(values: Mapping[str, Any], parent: Any) -> Study:
-    """Return the study described by the content of a study.yaml.
+    """Return the study that the content of a study.yaml describes.
+
+    Args:
+        values: the content.
+        parent: the launch's parent run, whose tags have name and scale.
 
     Raises:
         ReportError, ValueError, TypeError: if a value has the wrong type.
@@ -174,10 +195,14 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
 
 
 def hue_of(study: Study, arm: str, params: Mapping[str, str] | None = None) -> str:
-    """Return the line of the figure that an arm belongs to.
+    """Return the line of the figure that an arm belongs to, "" if there is only one.
 
-    "" if there is only one line. If the hue is the arm itself, the part of its name that repeats x is removed:
-    `wide_lr=0.1` is on line `wide`.
+    If the hue is the arm itself, the part of its name that repeats x is removed: `wide_lr=0.1` is on line `wide`.
+
+    Args:
+        study: names x and hue.
+        arm: the arm.
+        params: of one of its runs, by dotted key; None: only the arm's overrides are known.
     """
     value = setting_of(study.hue, arm, params or {}, study) if study.hue else ""
     if study.hue == "arm" and study.x:
@@ -186,9 +211,13 @@ def hue_of(study: Study, arm: str, params: Mapping[str, str] | None = None) -> s
 
 
 def setting_of(key: str, arm: str, params: Mapping[str, str], study: Study) -> Any:
-    """Return a run's value of a config key as a finite float or text.
+    """Return a run's value of a config key, a finite float or text.
 
-    It is the arm's name if the run has no value.
+    Args:
+        key: dotted.
+        arm: the run's arm; its name is returned if the run has no value.
+        params: of the run, by dotted key.
+        study: has the arm's overrides, which are used if the run has no param.
     """
     value = params.get(key, study.arms.get(arm, {}).get(key, arm))
     try:

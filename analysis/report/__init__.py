@@ -1,1 +1,1 @@
-"""Tables, sentences and web pages of a study."""
+"""Write tables, sentences and web pages of a study."""

@@ -1,4 +1,4 @@
-"""Reports every study of a store: one folder per study, and one page for all."""
+"""Report every study of a store: one folder per study, and one page for all."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ReportOutcome:
 
     @property
     def whole(self) -> bool:
-        """At least one study was reported and none is broken."""
+        """Return whether at least one study was reported and none is broken."""
         return bool(self.sections) and not self.broken
 
 
@@ -54,11 +54,15 @@ def report_all(
     """Write each study's folder and `out`/report.html.
 
     Args:
+        store: the store to report.
         out: folder of the results.
         scale: report launches of this scale; any if None.
         choice: the set of comparable runs to show.
         published: upload the reports to the store.
         progress: called with one line per finished study.
+
+    Returns:
+        What was reported, and what is missing.
 
     Raises:
         ReportError: if the store has no study or none at `scale`, or if `out` can't be written.
@@ -92,10 +96,7 @@ def _report_study(
     made: ReportOutcome,
     progress: Callable[[str], None],
 ) -> None:
-    """Report one study into `made`.
-
-    Errors are recorded there, so that the other studies are still reported.
-    """
+    """Report one study into `made`; an error is recorded there, too."""
     try:
         results = load(store.client, name, scale, choice)
         paths = write(results, study_folder(out, results.study), store.uri)

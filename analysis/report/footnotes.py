@@ -1,4 +1,4 @@
-"""Footnotes of a study's table: how to read it, and how it was measured."""
+"""Write footnotes of a study's table: how to read it, and how it was measured."""
 
 from __future__ import annotations
 
@@ -75,10 +75,7 @@ def of_paper(results: Results) -> list[str]:
 
 
 def measurement(results: Results) -> list[str]:
-    """Return how the scores were measured.
-
-    This has sample counts, networks, floors, and a warning about few samples.
-    """
+    """Return how the scores were measured: counts, networks, floors, and warnings."""
     frame, net = results.frame, results.tag(Tag.FEATURE_NET)
     samples = results.tag(Tag.SAMPLES)
     reference = mean_or_none(frame, final_metric(REFERENCE_IMAGES))

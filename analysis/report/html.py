@@ -1,4 +1,4 @@
-"""Renders a report as one self-contained HTML file.
+"""Render a report as one self-contained HTML file.
 
 It needs no network and no script; images are inlined.
 """
@@ -35,7 +35,13 @@ class Missing:
 
 
 def study_page(results: Results, paths: Sequence[Path], store: str) -> str:
-    """Return the page of one study, for the folder of `paths`."""
+    """Return the page of one study as HTML.
+
+    Args:
+        results: the study's runs.
+        paths: files of its report, beside the page.
+        store: URI of the store.
+    """
     title = f"{results.study.name}, scale {results.study.scale}"
     return render(title, store, results.study.scale, [section(results, paths, store)], [])
 
@@ -48,7 +54,15 @@ def render(
     missing: Sequence[Missing],
     limit: int = MAX_PAGE_BYTES,
 ) -> str:
-    """Return the page as HTML, with images as large as `limit` bytes allow.
+    """Return a page as HTML, with images as large as the limit allows.
+
+    Args:
+        title: of the page.
+        store: URI of the store; passwords are masked.
+        scale: in print.
+        sections: of the studies.
+        missing: studies without a section.
+        limit: of the page, in bytes.
 
     Raises:
         ReportError: if the page exceeds `limit` even without images.

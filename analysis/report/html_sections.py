@@ -1,7 +1,4 @@
-"""Collects the content of a study's section of the web page.
-
-The template gets plain text and rows.
-"""
+"""Collect the content of a study's section of the web page as text and rows."""
 
 from __future__ import annotations
 
@@ -40,8 +37,10 @@ MAX_GROUPED = 1e9  # larger whole numbers are printed with an exponent
 class ClaimSummary:
     """A claim and its verdict.
 
-    `numbers` are those of the decisive check, `rows` all checks in print. `why`: number of seeds that an inconclusive
-    verdict needs.
+    Attributes:
+        numbers: those of the decisive check.
+        why: number of seeds that an inconclusive verdict needs.
+        rows: all checks in print.
     """
 
     word: str
@@ -92,6 +91,7 @@ def section(results: Results, paths: Sequence[Path], store: str, base: str = "./
     """Return the section of a study.
 
     Args:
+        results: the study's runs.
         paths: files of the study's report.
         store: URI of the store, for the command that repeats the report.
         base: their folder relative to the page.
@@ -178,7 +178,7 @@ def _summary(results: Results) -> str:
 
 
 def _held(results: Results) -> list[tuple[str, str]]:
-    """Return what all runs share, with its value."""
+    """Return what all runs share, by name."""
     study = results.study
     rows = [("the study holds", study.holds)] if study.holds else []
     facts = identity(results.frame, study.holds)
@@ -221,7 +221,9 @@ def _format_amount(value: float) -> str:
 def commands(results: Results, store: str) -> list[str]:
     """Return the commands that trained the runs and that make this report.
 
-    The former are those recorded with the runs; the report is made from `store`.
+    Args:
+        results: the study's runs, which recorded the former.
+        store: URI of the store; "" leaves it out.
     """
     study = results.study
     report = f"microdit-report {shlex.quote(study.name)} scale={shlex.quote(study.scale)}"

@@ -1,4 +1,4 @@
-"""Prepares a report's images for its web page: order, captions, and data."""
+"""Prepare a report's images for its web page: order, captions, and data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ CAPTIONS = {  # by file name, or by its beginning; in the order of the page
 class ReportImage:
     """An image file with its caption and alternative text.
 
-    `href` and `pdf` are links from the page.
+    Attributes:
+        href: link from the page to the image.
+        pdf: link from the page to its PDF, or "".
     """
 
     path: Path
@@ -47,22 +49,37 @@ class ReportImage:
 
     @property
     def name(self) -> str:
+        """Return the file's name without suffix."""
         return self.path.stem
 
     def size(self, width: int) -> tuple[int, int]:
-        """Return width and height of the inlined image in pixels."""
+        """Return the size of the inlined image.
+
+        Args:
+            width: the largest width, in pixels.
+
+        Returns:
+            Width and height in pixels.
+        """
         with Image.open(self.path, formats=["PNG"]) as image:
             return _fit(image.size, width)
 
     def data(self, width: int) -> str:
-        """Return the image as a data: URI, at most `width` pixels wide."""
+        """Return the image as a data: URI.
+
+        Args:
+            width: the largest width, in pixels.
+        """
         return inline(self.path, width)
 
 
 def report_images(results: Results, paths: Sequence[Path], base: str = "") -> list[ReportImage]:
-    """Return the PNG files of a report in the page's order.
+    """Return the PNG files of a report in the page's order: samples come last.
 
-    Known figures come first, samples last.
+    Args:
+        results: the study's runs.
+        paths: files of the report.
+        base: their folder relative to the page.
     """
     found = sorted((path for path in paths if path.suffix == ".png"), key=lambda path: _place(path.stem))
     beside = {path.name for path in paths}
@@ -78,7 +95,12 @@ def report_images(results: Results, paths: Sequence[Path], base: str = "") -> li
 
 
 def caption(results: Results, name: str) -> str:
-    """Return the caption of the image `name`."""
+    """Return the caption of an image.
+
+    Args:
+        results: the study's runs.
+        name: of the image's file, without suffix.
+    """
     key = _key(name)
     rest = name.removeprefix(key).strip("_").replace("_", " ")
     axis = results.study.x
@@ -89,17 +111,18 @@ def caption(results: Results, name: str) -> str:
 def inline(path: Path, width: int) -> str:
     """Return a PNG file as a data: URI.
 
-    Figures are PNG with few colors, samples are WebP.
+    Figures are encoded as PNG with few colors, samples as WebP.
+
+    Args:
+        path: the file.
+        width: the largest width, in pixels.
     """
     return _encoded(path.read_bytes(), width, path.stem == SAMPLES)
 
 
 @lru_cache(maxsize=64)
 def _encoded(data: bytes, width: int, is_sample: bool) -> str:
-    """Encode an image.
-
-    The cache is by content, because two pages show the same images from different folders.
-    """
+    """Encode an image; cached by content, because two pages have it in two folders."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
         image = opened.convert("RGB").resize(_fit(opened.size, width), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
@@ -130,10 +153,7 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def _alt(results: Results, name: str, words: str) -> str:
-    """Return the alternative text of an image.
-
-    It has the main figure's numbers, or the caption and arms of another figure.
-    """
+    """Return the alternative text: numbers of the main figure, else caption and arms."""
     study, arms = results.study, results.arms
     more = f" and {len(arms) - MAX_ARMS_LISTED} more" if len(arms) > MAX_ARMS_LISTED else ""
     shown = ", ".join(arms[:MAX_ARMS_LISTED]) + more

@@ -1,7 +1,4 @@
-"""Describes a study's results in sentences.
-
-They are about comparisons, trends, verdicts on claims, and sources of variance.
-"""
+"""Describe results in sentences: comparisons, trends, verdicts and variance."""
 
 from __future__ import annotations
 
@@ -58,7 +55,11 @@ def _single(rows: Sequence[Mapping[Any, Any]], name: str) -> list[str]:
 
 
 def difference(row: Mapping[Any, Any]) -> Estimate:
-    """Return a row of `comparisons` as an estimate."""
+    """Return a comparison as an estimate.
+
+    Args:
+        row: of `comparisons`, with difference, high and n.
+    """
     return Estimate(row["difference"], row["high"] - row["difference"], row["n"])
 
 
@@ -88,7 +89,7 @@ def claims(results: Results) -> list[str]:
 
 
 def evaluation_noise(results: Results) -> list[str]:
-    """Return the share of evaluation noise in the variance.
+    """Return the share of evaluation noise in the variance, as a sentence.
 
     Empty unless runs were scored on several noise sets.
     """

@@ -1,4 +1,4 @@
-"""Writes a study's report to a folder and uploads it to the launch in MLflow."""
+"""Write a study's report to a folder and upload it to the launch in MLflow."""
 
 from __future__ import annotations
 
@@ -59,7 +59,11 @@ class Store:
 
 
 def study_folder(out: Path, study: Study) -> Path:
-    """Return the folder `out`/STUDY/SCALE.
+    """Return the folder of a study's report, `out`/STUDY/SCALE.
+
+    Args:
+        out: folder of the results.
+        study: the launch.
 
     Raises:
         ReportError: if a name from the store can't name a folder or would lead out of `out`.
@@ -71,15 +75,19 @@ def study_folder(out: Path, study: Study) -> Path:
 
 
 def write(results: Results, folder: Path, store: str = "") -> list[Path]:
-    """Write all files of a study's report and return their paths.
+    """Write all files of a study's report.
 
     The files: table.md, .csv, .tex; runs.csv, comparisons.csv, verdicts.csv; figures as .png and .pdf; report.html. All
     are made before the first is renamed into place. Other files in `folder` stay. A figure without data is left out,
     and an older one is removed.
 
     Args:
+        results: the study's runs.
         folder: created if missing.
         store: URI of the store, named in report.html.
+
+    Returns:
+        Paths of the written files.
     """
     sweep(folder)
     with scratch_folder(folder, "report") as own:
@@ -122,10 +130,7 @@ def _make(results: Results, folder: Path) -> None:
 
 
 def page(results: Results) -> str:
-    """Return the question, the claim, and the table as Markdown.
-
-    Sentences, verdicts and footnotes are below the table.
-    """
+    """Return the content of table.md: question, claim, table, sentences and footnotes."""
     parts = [f"**{results.study.question}**", _claim(results), markdown(results)]
     return "\n\n".join(part for part in parts if part)
 
@@ -170,8 +175,14 @@ def _claim(results: Results) -> str:
 def publish(results: Results, paths: list[Path]) -> str:
     """Upload the description and the files of a report to its launch.
 
-    Return "" or why the store rejected them. The description is uploaded first: a store that rejects a tag gets no
-    files.
+    The description is uploaded first: a store that rejects a tag gets no files.
+
+    Args:
+        results: the study's runs.
+        paths: files of the report.
+
+    Returns:
+        "", or why the store rejected them.
     """
     try:
         results.client.set_tag(results.study.parent, MlflowTag.NOTE, description(results))

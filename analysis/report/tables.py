@@ -1,7 +1,4 @@
-"""Writes a study's table as Markdown, CSV and LaTeX.
-
-Sentences, verdicts and footnotes are below it.
-"""
+"""Write a study's table as Markdown, CSV and LaTeX, with the sentences below it."""
 
 from __future__ import annotations
 
@@ -53,9 +50,12 @@ class Column:
 
 
 def summary(results: Results) -> pd.DataFrame:
-    """Return one row per arm with plain numbers.
+    """Return one row per arm with plain numbers, as table.csv has it.
 
-    Columns: mean, low, high and n of each score, the difference from the baseline, costs.
+    Returns:
+        Columns arm, x; NAME, NAME_low, NAME_high and NAME_n (mean, 95% bounds, seeds) of each score and of the primary
+        one's difference from the baseline; p, p_holm, d_z and g_z of that difference; costs; the paper's FID and its
+        trust level. A study with diverged runs has a column of their number.
     """
     rows = []
     primary, against = results.study.primary, _against(results)
@@ -141,10 +141,7 @@ def markdown(results: Results) -> str:
 
 
 def tested(results: Results) -> str:
-    """Return the claims about the study and their verdicts as a Markdown list.
-
-    "" if there are none.
-    """
+    """Return the claims about the study and their verdicts as Markdown, perhaps ""."""
     verdicts = claims(results)
     return f"Claims tested in this study:\n\n{bullets(verdicts)}" if verdicts else ""
 
@@ -162,7 +159,9 @@ def grid(found: Sequence[Column]) -> str:
 def terminal(results: Results, wide: bool = False) -> str:
     """Return two tables for a terminal, scores and costs.
 
-    `wide` prints all columns, however wide.
+    Args:
+        results: the study's runs.
+        wide: print all columns, however wide.
     """
     found = columns(results)
     blocks = []

@@ -1,6 +1,6 @@
-"""Compares arms paired by seed.
+"""Compare arms paired by seed.
 
-It has intervals, p-values, effect sizes, Holm's correction, and a bootstrap of the median.
+Intervals, p-values, effect sizes, Holm's correction, and a bootstrap of the median.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESAMPLES = 4000
 BOOTSTRAP_SEED = 0
 ROUNDING = 1e-12  # relative; a smaller standard deviation is rounding error
 MIN_P_PRINTED = 1e-4
-UNTESTED = "without an interval it can't be told from seed noise"
+UNTESTED = "without an interval it can't be distinguished from seed noise"
 COLUMNS = ["metric", "arm", "against", "n", "difference", "low", "high", "deviation", "d_z", "g_z", "p", "p_holm"]
 COLUMNS += ["median", "median_low", "median_high"]
 
@@ -31,12 +31,10 @@ COLUMNS += ["median", "median_low", "median_high"]
 class Paired:
     """A paired comparison over the seeds that two arms share.
 
-    Interval and p are NaN if n < 2.
-
     Attributes:
-        difference: mean difference with its interval.
+        difference: mean difference with its interval, which is NaN if n < 2.
         deviation: standard deviation of the differences.
-        p: two-sided, of Student's t test.
+        p: two-sided, of Student's t test; NaN if n < 2.
         d_z: mean divided by standard deviation of the differences.
         g_z: d_z with Hedges' correction for few seeds (Hedges 1981); NaN at n = 2.
     """
@@ -49,19 +47,32 @@ class Paired:
 
     @property
     def n(self) -> int:
+        """Return the number of seeds."""
         return self.difference.n
 
 
 def differences(frame: pd.DataFrame, column: str, arm: str, against: str) -> np.ndarray:
-    """Return `arm` minus `against` at each shared seed, in the order of seeds.
+    """Return `arm` minus `against` at each seed that both have.
 
-    Seeds without finite values for both are left out.
+    Args:
+        frame: one row per run, with columns arm, seed and `column`.
+        column: the score, such as `final/fd`.
+        arm: the first arm.
+        against: the second arm.
+
+    Returns:
+        (seeds,), in the order of seeds. Seeds without finite values for both are left out.
     """
     return _differences(by_seed(frame[frame["arm"].isin((arm, against))], column), arm, against)
 
 
 def by_seed(frame: pd.DataFrame, column: str) -> dict[str, dict[int, float]]:
-    """Return the scores of each arm by seed."""
+    """Return the scores of each arm by seed.
+
+    Args:
+        frame: one row per run, with columns arm, seed and `column`.
+        column: the score.
+    """
     found: dict[str, dict[int, float]] = {}
     for arm, seed, score in zip(*(frame[name].tolist() for name in ("arm", "seed", column)), strict=True):
         found.setdefault(arm, {})[seed] = score
@@ -75,9 +86,12 @@ def _differences(scores: Mapping[str, Mapping[int, float]], arm: str, against: s
 
 
 def paired_test(values: Sequence[float] | np.ndarray) -> Paired:
-    """Return Student's paired t test of differences by seed.
+    """Return Student's paired t test.
 
-    If all are equal, p is 0, or 1 if all are 0.
+    If all differences are equal, p is 0, or 1 if all are 0.
+
+    Args:
+        values: (seeds,), differences.
     """
     found, n = estimate(list(values)), len(values)
     if n < 2:
@@ -93,7 +107,14 @@ def paired_test(values: Sequence[float] | np.ndarray) -> Paired:
 
 
 def hedges(df: int) -> float:
-    """Return Hedges' correction factor at `df` degrees of freedom, NaN below 2."""
+    """Return Hedges' correction factor of a standardized mean difference.
+
+    Args:
+        df: degrees of freedom.
+
+    Returns:
+        Below 1; NaN if `df` is below 2.
+    """
     if df < 2:
         return math.nan
     return math.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) / math.sqrt(df / 2)
@@ -102,7 +123,11 @@ def hedges(df: int) -> float:
 def holm(p: Sequence[float]) -> list[float]:
     """Return Holm's step-down adjusted p-values (Holm 1979).
 
-    NaN is not counted as a test and stays NaN.
+    Args:
+        p: of a family of tests. NaN is not counted as a test and stays NaN.
+
+    Returns:
+        One per test, in the order of `p`.
     """
     values = np.asarray(p, dtype=float)
     tested = np.flatnonzero(np.isfinite(values))
@@ -115,10 +140,16 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def median_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
-    """Return the median and the 95% bounds of a seeded percentile bootstrap.
+    """Return the median and the bounds of a seeded percentile bootstrap.
 
-    NaN bounds below two values. The bounds can't exceed the range of the seeds, so with few seeds they cover less than
-    95%: n values enclose the median with probability 1 - 2^(1-n). Use them as a description, not as a test.
+    The bounds can't exceed the range of the seeds, so with few seeds they cover less than 95%: n values enclose the
+    median with probability 1 - 2^(1-n). Use them as a description, not as a test.
+
+    Args:
+        values: (seeds,); those that are not finite are left out.
+
+    Returns:
+        Median, lower and upper 95% bound; the bounds are NaN below two values.
     """
     data = np.asarray(values, dtype=float)
     data = data[np.isfinite(data)]
@@ -140,10 +171,17 @@ def _resamples(n: int) -> np.ndarray:
 def comparisons(
     frame: pd.DataFrame, pairs: Sequence[tuple[str, str]], metrics: Sequence[str], medians: bool = True
 ) -> pd.DataFrame:
-    """Return one row per metric and (arm, against), with the columns COLUMNS.
+    """Return one row per metric and pair of arms, with the columns COLUMNS.
 
-    `p_holm` is corrected over the pairs of a metric. Without `medians` the columns of the median are NaN, because the
-    bootstrap takes most of the time.
+    Args:
+        frame: one row per run, with columns arm, seed and `final/*`.
+        pairs: (arm, against); the difference is arm minus against.
+        metrics: names without `final/`.
+        medians: False leaves the columns of the median NaN, because the bootstrap takes most of the time.
+
+    Returns:
+        metric, arm, against, n (seeds); mean difference, its 95% bounds low and high, and the deviation over seeds, in
+        the metric's units; d_z, g_z; p, and p_holm corrected over the pairs of a metric; median with its bounds.
     """
     rows: list[dict[str, object]] = []
     for metric in metrics:
@@ -167,6 +205,12 @@ def against_baseline(frame: pd.DataFrame, baseline: str, metrics: Sequence[str],
     """Return `comparisons` of every other arm with the baseline.
 
     They are the study's family of tests per metric.
+
+    Args:
+        frame: one row per run, with columns arm, seed and `final/*`.
+        baseline: its arm; without a run of it, there is no row.
+        metrics: names without `final/`.
+        medians: whether to compute the columns of the median.
     """
     present = list(frame["arm"].unique())
     arms, known = [arm for arm in present if arm != baseline], baseline in present
@@ -177,6 +221,11 @@ def winner(frame: pd.DataFrame, metric: str, lower_is_better: bool) -> str | Non
     """Return the best arm if it beats every other one significantly, else None.
 
     It must have the best mean, and Holm-corrected p < 0.05 against each.
+
+    Args:
+        frame: one row per run, with columns arm, seed and the score.
+        metric: the score, without `final/`.
+        lower_is_better: whether lower values are better.
     """
     column = final_metric(metric)
     groups = frame.groupby("arm", sort=False)[column].mean().dropna()
@@ -191,7 +240,16 @@ def winner(frame: pd.DataFrame, metric: str, lower_is_better: bool) -> str | Non
 
 
 def sentence(arm: str, against: str, difference: Estimate, p_holm: float, metric: str, lower_is_better: bool) -> str:
-    """Return a difference in words: whether it exceeds seed noise, and its direction."""
+    """Return a difference in words: whether it exceeds seed noise, and its direction.
+
+    Args:
+        arm: the arm.
+        against: the arm that it is compared with.
+        difference: mean of arm minus against over seeds.
+        p_holm: corrected p-value.
+        metric: the score in print.
+        lower_is_better: whether lower values are better.
+    """
     value, n = signed(difference), difference.n
     if n == 0:
         return f"{arm}: not compared with {against}, because they share no seed."
@@ -204,12 +262,21 @@ def sentence(arm: str, against: str, difference: Estimate, p_holm: float, metric
 
 
 def p_value(p: float, name: str = "p") -> str:
-    """Return `p = 0.012`, `p < 0.0001` or `no p`."""
+    """Return a p-value in print: `p = 0.012`, `p < 0.0001` or `no p`.
+
+    Args:
+        p: the p-value; NaN if there is none.
+        name: printed instead of "p".
+    """
     if not math.isfinite(p):
         return f"no {name}"
     return f"{name} {'' if p < MIN_P_PRINTED else '= '}{p_number(p)}"
 
 
 def p_number(p: float) -> str:
-    """Return `0.012`, `< 0.0001`, or `-` for NaN."""
+    """Return a p-value without its name: `0.012`, `< 0.0001`, or `-` for NaN.
+
+    Args:
+        p: the p-value.
+    """
     return "< 0.0001" if p < MIN_P_PRINTED else format_number(p, digits=2)

@@ -1,4 +1,4 @@
-"""Power of a paired t test, and the number of seeds that a comparison needs."""
+"""Compute the power of a paired t test, and the number of seeds that it needs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ QUANTILES = 400  # that approximate the distribution of the observed standard de
 
 
 def power(effect: float, n: int) -> float:
-    """Return the power of a two-sided paired t test over `n` seeds.
+    """Return the power of a two-sided paired t test at ALPHA.
 
-    The true difference is `effect` standard deviations.
+    Args:
+        effect: the true difference, in standard deviations of the differences.
+        n: number of seeds.
+
+    Returns:
+        From 0 to 1; NaN unless 2 <= n <= MAX_SEEDS.
     """
     if not 2 <= n <= MAX_SEEDS:
         return math.nan
@@ -30,8 +35,15 @@ def power(effect: float, n: int) -> float:
 def seeds_needed(mean: float, deviation: float) -> int | None:
     """Return the smallest number of seeds with 80% power at alpha 0.05.
 
-    The observed effect and standard deviation are assumed. None if it exceeds MAX_SEEDS or can't be computed. It is a
-    rough estimate with few seeds: at n = 2 or 3 the observed standard deviation may be wrong by a factor of several.
+    The observed effect and standard deviation are assumed. It is a rough estimate with few seeds: at n = 2 or 3 the
+    observed standard deviation may be wrong by a factor of several.
+
+    Args:
+        mean: observed mean difference.
+        deviation: observed standard deviation of the differences.
+
+    Returns:
+        At least 2; None if it exceeds MAX_SEEDS or can't be computed.
     """
     if not (math.isfinite(mean) and math.isfinite(deviation)) or mean == 0:
         return None
@@ -41,15 +53,16 @@ def seeds_needed(mean: float, deviation: float) -> int | None:
 
 
 def format_seeds_needed(needed: int | None) -> str:
-    """Return `about 7 seeds needed` or `over 100 seeds needed`."""
+    """Return `about 7 seeds needed` or `over 100 seeds needed`.
+
+    Args:
+        needed: as `seeds_needed` returns it.
+    """
     return f"over {MAX_SEEDS} seeds needed" if needed is None else f"about {needed} seeds needed"
 
 
 @cache
 def _bounds(n: int) -> np.ndarray:
-    """Return c S at the quantiles of S.
-
-    scipy's noncentral t is NaN for large effects.
-    """
+    """Return c S at the quantiles of S; scipy's noncentral t is NaN for large effects."""
     middles = (np.arange(QUANTILES) + 0.5) / QUANTILES
     return stats.t.ppf(1 - ALPHA / 2, n - 1) * np.sqrt(stats.chi2.ppf(middles, n - 1) / (n - 1))

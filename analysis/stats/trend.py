@@ -1,4 +1,4 @@
-"""Tests whether a score rises or falls along an ordered axis.
+"""Test whether a score rises or falls along an ordered axis.
 
 Each seed is a block with all values of the axis.
 """
@@ -46,10 +46,12 @@ class Trend:
 
     @property
     def n(self) -> int:
+        """Return the number of seeds."""
         return self.slope.n
 
     @property
     def sign(self) -> int:
+        """Return the direction of the mean slope: 1, 0 or -1."""
         return int(np.sign(self.slope.mean)) if math.isfinite(self.slope.mean) else 0
 
 
@@ -84,9 +86,10 @@ def trend(axis: np.ndarray, scores: np.ndarray) -> Trend:
 
 
 def page(scores: np.ndarray) -> float:
-    """Return the two-sided p of Page's L for scores (seeds, values).
+    """Return the two-sided p of Page's L, exact up to eight values of the axis.
 
-    It is exact up to eight values.
+    Args:
+        scores: (seeds, values), in the order of the axis.
     """
     tails = (stats.page_trend_test(part.tolist()).pvalue for part in (scores, -scores))
     return min(1.0, 2 * float(min(tails)))
@@ -108,9 +111,13 @@ def complete_blocks(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def trend_of(values: pd.DataFrame) -> Trend | None:
-    """Return the trend over `complete_blocks(values)`.
+    """Return the trend of scores over the complete seeds.
 
-    None if fewer than two axis values or no seed remain.
+    Args:
+        values: one row per seed, one column per axis value, NaN if missing; see `complete_blocks`.
+
+    Returns:
+        The trend; None if fewer than two axis values or no seed remain.
     """
     table = complete_blocks(values)
     if len(table) == 0 or len(table.columns) < 2:
@@ -119,8 +126,5 @@ def trend_of(values: pd.DataFrame) -> Trend | None:
 
 
 def _spearman(row: np.ndarray) -> float:
-    """Return the rank correlation of `row` with its positions.
-
-    0 if all values are equal.
-    """
+    """Return the rank correlation of a row with its positions, 0 if all are equal."""
     return float(np.corrcoef(np.arange(len(row)), stats.rankdata(row))[0, 1]) if np.ptp(row) > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Separates evaluation noise from seed variance.
+"""Separate evaluation noise from seed variance.
 
 Runs must have been scored on several noise sets. `final/<metric>` of a run is its score on noise set 0. With
 `evaluation.noises` above 1 the same weights are scored on further sets of samples, each drawn from other noise:
@@ -22,9 +22,13 @@ NOISE_SET_METRIC = re.compile(rf"{FINAL_PREFIX}{NOISE_SET_PREFIX}(\d+)/(.+)")
 
 @dataclass(frozen=True)
 class Components:
-    """Standard deviations of scores.
+    """Standard deviations of scores, in the metric's units.
 
-    `training` is between the seeds of an arm, `evaluation` between the noise sets of a run.
+    Attributes:
+        training: between the seeds of an arm.
+        evaluation: between the noise sets of a run.
+        runs: number of runs that were used.
+        scores: number of their scores.
     """
 
     training: float
@@ -34,9 +38,14 @@ class Components:
 
 
 def noise_set_columns(frame: pd.DataFrame, metric: str) -> list[str]:
-    """Return the columns of `metric` on noise sets 0, 1, ....
+    """Return the columns of a metric on noise sets 0, 1, ...
 
-    Empty if there is only one set.
+    Args:
+        frame: one row per run.
+        metric: the score, without `final/`.
+
+    Returns:
+        Names of columns; empty if there is only one set.
     """
     found = [
         (int(m[1]), column) for column in frame.columns if (m := NOISE_SET_METRIC.fullmatch(column)) and m[2] == metric
@@ -45,10 +54,15 @@ def noise_set_columns(frame: pd.DataFrame, metric: str) -> list[str]:
 
 
 def average_noise_sets(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return `frame` with each `final/<metric>` averaged over noise sets.
+    """Return a frame with each `final/<metric>` averaged over noise sets.
 
-    The value before is in `final/noise0/<metric>`. Only noise sets that every run has are averaged, so that paired arms
-    share them.
+    Only noise sets that every run has are averaged, so that paired arms share them.
+
+    Args:
+        frame: one row per run, with columns `final/*`; not changed.
+
+    Returns:
+        A copy; the value before is in column `final/noise0/<metric>`.
     """
     metrics = dict.fromkeys(m[2] for column in frame.columns if (m := NOISE_SET_METRIC.fullmatch(column)))
     out = frame.copy()
@@ -71,7 +85,7 @@ def components(groups: Sequence[Sequence[Sequence[float]]]) -> Components | None
     that is common to all runs counts as evaluation noise and can lower t.
 
     Args:
-        groups: arms of runs of scores, one per noise set.
+        groups: scores by arm, run and noise set.
 
     Returns:
         The components; None without two runs in an arm and two scores in a run.
@@ -100,9 +114,14 @@ def components(groups: Sequence[Sequence[Sequence[float]]]) -> Components | None
 
 
 def components_of(frame: pd.DataFrame, metric: str) -> Components | None:
-    """Return the components of a metric over the arms of `frame`.
+    """Return the components of a metric, pooled over arms.
 
-    None if runs have only one noise set.
+    Args:
+        frame: one row per run, with columns arm and `final/noise<k>/<metric>`.
+        metric: the score, without `final/`.
+
+    Returns:
+        The components; None if runs have only one noise set.
     """
     columns = noise_set_columns(frame, metric)
     if not columns:

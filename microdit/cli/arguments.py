@@ -1,4 +1,4 @@
-"""Parse command-line options: finite numbers of a sensible size."""
+"""Parse numbers of command-line options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ MAX_DIGITS = 18  # of a whole number: 63 bits hold them
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """Return the type of whole numbers from `least`."""
+    """Return a type for argparse: whole numbers of at most MAX_DIGITS digits.
+
+    Args:
+        least: the smallest number that is allowed.
+
+    Returns:
+        A function from text to the number; it raises ArgumentTypeError for any other text.
+
+    Raises:
+        ArgumentTypeError: by the returned function.
+    """
 
     def parsed(text: str) -> int:
         digits = text.removeprefix("+")
@@ -30,7 +40,11 @@ seed = whole(0)
 
 
 def finite(text: str) -> float:
-    """Return a finite number."""
+    """Return a finite number.
+
+    Raises:
+        ArgumentTypeError: if the text is not one.
+    """
     value = _float(text)
     if not math.isfinite(value):
         raise ArgumentTypeError(f"{shown(text)} is not a finite number")
@@ -38,7 +52,11 @@ def finite(text: str) -> float:
 
 
 def level(text: str) -> float:
-    """Return a noise level, which may be infinite."""
+    """Return a noise level, which may be infinite.
+
+    Raises:
+        ArgumentTypeError: if the text is not a number.
+    """
     value = _float(text)
     if math.isnan(value):
         raise ArgumentTypeError(f"{shown(text)} is not a number")

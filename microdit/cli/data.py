@@ -18,6 +18,7 @@ CACHE = Path("~/.cache/microdit")
 
 
 def add_data_commands(commands: Any) -> None:
+    """Add `data` and its subcommands to the parser's commands."""
     data = add_command(
         commands,
         "data",
@@ -46,7 +47,7 @@ def _add_show(kinds: Any) -> None:
     show = add_command(
         kinds,
         SHOW,
-        "print captions and write a contact sheet; the word 'show' may be left out",
+        "print captions and write a contact sheet; `show` is optional",
         ["microdit data config.yaml --split val --count 24 --out sheet.png"],
     )
     show.add_argument("config", type=Path, help="a complete configuration")

@@ -1,7 +1,4 @@
-"""Implement `microdit data encode`: encode a source once for all runs.
-
-It writes latents and caption features.
-"""
+"""Implement `microdit data encode`: encode images and captions once for all runs."""
 
 from __future__ import annotations
 
@@ -25,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_encode_command(kinds: Any) -> None:
+    """Add `encode` to the subcommands of `data`."""
     made = add_command(
         kinds,
         "encode",
@@ -78,7 +76,12 @@ def add_encode_command(kinds: Any) -> None:
 
 
 def encode(arguments: argparse.Namespace) -> None:
-    """Run the command."""
+    """Run the command.
+
+    Raises:
+        ConfigError: if --shard or --device is wrong, or an encoder can't be opened.
+        DataError: if the source can't be read.
+    """
     from microdit.data.latents.writer import AutoencoderLatents, write_images
     from microdit.data.sources.hf_datasets import Columns
     from microdit.data.sources.registry import ReadOptions, is_mds, open_source
@@ -105,7 +108,13 @@ def encode(arguments: argparse.Namespace) -> None:
 
 
 def print_summary(tally: EncodingStats, captions: int | None, out: Path) -> None:
-    """Print what was written and, when it is complete, how to train on it."""
+    """Print what was written and, when it is complete, how to train on it.
+
+    Args:
+        tally: counts and seconds of this process.
+        captions: number of encoded captions; None: captions were not encoded.
+        out: folder of the shards.
+    """
     from microdit.data.latents.reader import INDEX, open_images, settings_of, to_overrides
 
     if tally.images:
@@ -135,7 +144,7 @@ def _describe(index: Mapping[str, Any]) -> None:
 def _text_encoder(arguments: argparse.Namespace, device: str) -> Any:
     """Return the text encoder, or None without --captions.
 
-    It is tried before the images, whose encoding takes long.
+    It is tried on a caption, so that an error doesn't come after the images, whose encoding takes long.
     """
     from microdit.encoders.text import TextConfig, build_text_encoder
 
@@ -149,7 +158,11 @@ def _text_encoder(arguments: argparse.Namespace, device: str) -> Any:
 
 
 def _encode_captions(arguments: argparse.Namespace, encoder: Any, job: Any) -> int:
-    """Encode captions of this process's shards that have no features yet; return their number."""
+    """Encode the captions of this process's shards that have no features yet.
+
+    Returns:
+        Their number.
+    """
     from microdit.data.latents.caption_store import create_store, encode_captions, store_name, text_header
     from microdit.data.latents.shards import open_shard, unpack
     from microdit.data.latents.writer import existing_shards
@@ -166,7 +179,7 @@ def _encode_captions(arguments: argparse.Namespace, encoder: Any, job: Any) -> i
 
 
 def _part(word: str | None) -> tuple[int, int]:
-    """Return the index of this process and their number, as given or as set by torchrun."""
+    """Return the index of this process and their number, as given or by torchrun."""
     if word is None:
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     part, slash, parts = word.partition("/")

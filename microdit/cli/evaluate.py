@@ -24,6 +24,7 @@ SCORING_KEYS = (
 
 
 def add_evaluate_command(commands: Any) -> None:
+    """Add `evaluate` to the parser's commands."""
     parser = add_command(
         commands,
         "evaluate",
@@ -62,6 +63,11 @@ def add_evaluate_command(commands: Any) -> None:
 
 
 def evaluate_command(arguments: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        ConfigError: if options of sampling are given for existing images, or a setting is impossible.
+    """
     import json
 
     from microdit.evaluation.report import describe

@@ -14,6 +14,7 @@ from microdit.common.process.distributed import is_main
 
 
 def add_finetune_command(commands: Any) -> None:
+    """Add `finetune` to the parser's commands."""
     tune = add_command(
         commands,
         "finetune",
@@ -29,6 +30,7 @@ def add_finetune_command(commands: Any) -> None:
 
 
 def finetune_command(arguments: argparse.Namespace) -> None:
+    """Run the command."""
     from microdit.pipeline.finetune import finetune_config, summary
 
     config = finetune_config(arguments.run, arguments.data, arguments.out, arguments.steps, arguments.overrides)

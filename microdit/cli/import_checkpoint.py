@@ -11,6 +11,7 @@ from microdit.common.command_line import add_command
 
 
 def add_import_command(commands: Any) -> None:
+    """Add `import` to the parser's commands."""
     load = add_command(
         commands,
         "import",
@@ -40,6 +41,7 @@ def add_import_command(commands: Any) -> None:
 
 
 def import_command(arguments: argparse.Namespace) -> None:
+    """Run the command."""
     from microdit.encoders.text import TextConfig
     from microdit.encoders.text_record import RELEASED
     from microdit.pipeline.import_released import import_model

@@ -1,7 +1,4 @@
-"""Run the `microdit` command.
-
-It reads resolved configurations and files, and writes weights, images and scores.
-"""
+"""Run the `microdit` command: configurations to weights, images and scores."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from microdit.common.files.text import check_characters
 
 
 def add_sample_command(commands: Any) -> None:
+    """Add `sample` to the parser's commands."""
     sample = add_command(
         commands,
         "sample",
@@ -42,6 +43,7 @@ def add_sample_command(commands: Any) -> None:
 
 
 def sample_command(arguments: argparse.Namespace) -> None:
+    """Run the command."""
     import numpy as np
 
     from microdit.pipeline.generate import grid, save_png

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_train_command(commands: Any) -> None:
+    """Add `train` to the parser's commands."""
     train = add_command(
         commands,
         "train",
@@ -26,6 +27,7 @@ def add_train_command(commands: Any) -> None:
 
 
 def train_command(arguments: argparse.Namespace) -> None:
+    """Run the command."""
     import dataclasses
 
     from microdit.config.schema import load_config

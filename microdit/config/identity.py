@@ -100,7 +100,10 @@ def _owner(values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
 def trial_key(config: Config) -> str:
     """Return 16 hex digits that identify this experiment, including its seed.
 
-    See `EXCLUDED_FROM_KEY`.
+    The settings of `EXCLUDED_FROM_KEY` don't affect them.
+
+    Raises:
+        ConfigError: if a file of initial weights is missing.
     """
     return _digest({"algorithm": ALGORITHM, **identity_mapping(config)})
 
@@ -109,6 +112,9 @@ def training_key(config: Config) -> str:
     """Return 16 hex digits that identify the trained weights.
 
     Settings of sampling and scoring are left out.
+
+    Raises:
+        ConfigError: if a file of initial weights is missing.
     """
     values = {name: value for name, value in identity_mapping(config).items() if name not in NOT_PART_OF_TRAINING_KEY}
     return _digest({"algorithm": ALGORITHM, **values})
@@ -120,12 +126,22 @@ def former_key(config: Config) -> str | None:
 
 
 def changes_since(algorithm: int) -> str:
-    """Return what changed since an older algorithm."""
-    return "; ".join(words for version, words in sorted(HISTORY.items()) if version > algorithm) or "unknown"
+    """Return what changed since an older algorithm.
+
+    Args:
+        algorithm: its number; `ALGORITHM` is the current one.
+
+    Returns:
+        The changes, joined by semicolons; "unknown" if none is recorded.
+    """
+    return "; ".join(text for version, text in sorted(HISTORY.items()) if version > algorithm) or "unknown"
 
 
 def _unchanged(config: Config) -> bool:
-    """Return whether algorithm 1 computes the same: all parameters start from stored weights."""
+    """Return whether algorithm 1 computes the same.
+
+    It does if all parameters start from stored weights.
+    """
     aligned = config.alignment.encoder != "none" and config.alignment.weight
     return config.training.init is not None and not aligned
 

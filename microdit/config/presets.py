@@ -1,8 +1,7 @@
 """Load named recipes without Hydra.
 
-A recipe is the defaults, one file of `experiments/scale/`, and `key=value` words.
-
-`microdit-sweep` composes the same files through Hydra; a test keeps both results equal.
+A recipe is the defaults, one file of `experiments/scale/`, and `key=value` overrides. `microdit-sweep` composes the
+same files through Hydra; a test keeps both results equal.
 """
 
 from __future__ import annotations
@@ -26,22 +25,17 @@ _CHOICE = re.compile(r"\$\{choose:\$\{([\w.]+)\},(\w+),(\w+),(\w+)\}")  # (key, 
 
 
 def preset_names() -> list[str]:
-    """Return the names of the recipes.
-
-    These are smoke, demo, gpu, paper and any other file of `experiments/scale/`.
-    """
+    """Return the names of the recipes: the files of `experiments/scale/`."""
     return group_options("scale")
 
 
 def apply_preset(values: dict[str, Any], name: str, overrides: Sequence[str] = ()) -> None:
-    """Apply a named recipe and `key=value` words to settings in place.
-
-    `values` is a complete nested mapping.
+    """Apply a named recipe and `key=value` overrides to settings in place.
 
     Network sizes that are not set follow from the data and the encoders.
 
     Args:
-        values: the defaults; nested mappings, changed in place.
+        values: the defaults, a complete nested mapping; changed in place.
         name: one of `preset_names`.
         overrides: such as "training.steps=20"; later ones win.
 

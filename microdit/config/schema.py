@@ -94,7 +94,10 @@ class Config:
     def preset(cls, name: str = "demo", overrides: Sequence[str] = ()) -> Config:
         """Return a named recipe with some settings changed.
 
-        `microdit-sweep train scale=NAME` trains the same one.
+            Config.preset("demo", ["training.steps=200", "schedule.warmup_steps=20", "training.ema.start_step=100"])
+
+        Warm-up and EMA are counted in steps: a shorter training needs shorter ones, and an error names them.
+        `microdit-sweep train scale=NAME` trains the same recipe.
 
         Args:
             name: smoke (seconds), demo (minutes on a CPU), gpu (about an hour per study) or paper.
@@ -125,24 +128,11 @@ class Config:
             raise ConfigError(
                 "'optimizer.type' is muon, which needs whole matrices: 'training.parallel' must be ddp, not fsdp"
             )
-        if self.schedule.warmup_steps > self.training.steps:
-            raise ConfigError(
-                f"'schedule.warmup_steps' is {self.schedule.warmup_steps}, more than 'training.steps' "
-                f"({self.training.steps}): the learning rate would never reach its peak; set it to at most "
-                f"{self.training.steps}"
-            )
-        if self.training.ema.decay and self.training.ema.start_step >= self.training.steps:
-            raise ConfigError(
-                f"'training.ema.start_step' is {self.training.ema.start_step}, but 'training.steps' is only "
-                f"{self.training.steps}: the average would never start; set it below {self.training.steps}"
-            )
+        self._check_steps()
         self._check_guidance()
 
     def _check_names(self) -> None:
-        """Resolve the implementations that the settings name.
-
-        A wrong name is thus an error before any work.
-        """
+        """Raise ConfigError for a name that no implementation has."""
         OPTIMIZERS.resolve(self.optimizer.type)
         LR_SCHEDULES.resolve(self.schedule.type)
         OBJECTIVES.resolve(self.diffusion.objective)
@@ -154,6 +144,21 @@ class Config:
         FEATURE_NETWORKS.resolve(self.evaluation.feature_net)
         SAMPLERS.resolve(self.sampler.type)
         NOISE_SCHEDULES.resolve(self.sampler.schedule)
+
+    def _check_steps(self) -> None:
+        """Raise ConfigError, with the overrides that fix it, if the training is too short for its parts."""
+        steps, warmup, ema = self.training.steps, self.schedule.warmup_steps, self.training.ema
+        troubles, fixes = [], []
+        if warmup > steps:
+            troubles.append(f"'schedule.warmup_steps' is {warmup}: the learning rate would never reach its peak")
+            fixes.append(f"schedule.warmup_steps={steps}")
+        if ema.decay and ema.start_step >= steps:
+            troubles.append(f"'training.ema.start_step' is {ema.start_step}: the average would never start")
+            fixes.append(f"training.ema.start_step={steps - 1}")
+        if troubles:
+            raise ConfigError(
+                f"'training.steps' is {steps}, but {', and '.join(troubles)}; also set {' and '.join(fixes)} (or less)"
+            )
 
     def _check_guidance(self) -> None:
         of_scores = self.evaluation.guidance
@@ -179,6 +184,13 @@ def config_from_mapping(values: Mapping[str, Any], source: str = "config") -> Co
 
     Names that the plugins register are valid settings.
 
+    Args:
+        values: nested settings, complete, by key.
+        source: file or command for messages.
+
+    Returns:
+        The configuration.
+
     Raises:
         ConfigError: if a setting is wrong; names `source` and the key.
     """
@@ -192,7 +204,10 @@ def config_from_mapping(values: Mapping[str, Any], source: str = "config") -> Co
 
 
 def load_config(path: Path | str) -> Config:
-    """Read a complete config.yaml, as every run stores one.
+    """Read a complete config.yaml, such as every run stores.
+
+    Returns:
+        The configuration.
 
     Raises:
         ConfigError: if the file is missing or a setting is wrong; names the file and the key.
@@ -201,5 +216,10 @@ def load_config(path: Path | str) -> Config:
 
 
 def save_config(config: Config, path: Path | str) -> None:
-    """Write a config.yaml that `load_config` and `microdit train` read."""
+    """Write a config.yaml that `load_config` and `microdit train` read.
+
+    Args:
+        config: the configuration.
+        path: the file, which is replaced; its folder is created if missing.
+    """
     write_text(path, yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True))

@@ -29,7 +29,7 @@ class Sizes:
 
 
 class HasSizes(Protocol):
-    """Describe the settings of a run that decide or contain sizes.
+    """Declare the settings of a run that decide or contain sizes.
 
     `microdit.config.schema.Config` has them.
     """
@@ -42,7 +42,11 @@ class HasSizes(Protocol):
 
 
 def stated_sizes(values: Mapping[str, Any]) -> Sizes:
-    """Return the sizes of the encoders that a nested mapping of settings names."""
+    """Return the sizes of the encoders that a run's settings name.
+
+    Args:
+        values: nested settings by key, with `data`, `autoencoder` and `text`.
+    """
     data, autoencoder, text = values["data"], values["autoencoder"]["path"], values["text"]["path"]
     if values["text"].get("encoder") is not None:
         text = None  # a class of the user's: its width is known when it is opened
@@ -76,16 +80,20 @@ def follow_encoders(values: dict[str, Any], given: Collection[str], downsampling
 
 
 def check_stated_sizes(config: HasSizes) -> None:
-    """Check the network's sizes against those of data and encoders, without loading weights.
+    """Check the network's sizes without loading the weights of the encoders.
 
     Raises:
-        ConfigError: if they differ; names each key and the value it must have.
+        ConfigError: if they differ from those of data and encoders; names each key and the value it must have.
     """
     check_sizes(config, stated_sizes(to_mapping(config)))
 
 
 def check_sizes(config: HasSizes, sizes: Sizes) -> None:
     """Check the network's sizes against those of data and encoders.
+
+    Args:
+        config: the settings of the run.
+        sizes: of the opened encoders; those that are None are not checked.
 
     Raises:
         ConfigError: if they differ; names each key and the value it must have.
@@ -109,10 +117,7 @@ def check_sizes(config: HasSizes, sizes: Sizes) -> None:
 
 
 def _sizes_of_latents(path: Any) -> tuple[int | None, int | None]:
-    """Return channels and downsampling factor of encoded images.
-
-    Returns None if their folder is missing.
-    """
+    """Return channels and downsampling factor of encoded images, None if unknown."""
     if not isinstance(path, str) or not Path(path).expanduser().is_dir():
         return None, None
     try:

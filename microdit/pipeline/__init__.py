@@ -1,1 +1,1 @@
-"""Workflows: train and evaluate, generate, fine-tune, open a finished run, compute costs."""
+"""Train and evaluate, generate, fine-tune, open a finished run, compute costs."""

@@ -27,19 +27,19 @@ COST_METRICS = (
 
 
 def text_tokens(config: Config) -> int:
-    """Return the number of text tokens per caption.
-
-    It is the text encoder's, or CLIP's 77 if that is unknown.
-    """
+    """Return the number of text tokens per caption, 77 (CLIP's) if it is unknown."""
     return text_length(config.text) or cost.TEXT_TOKENS
 
 
 def forward_flops(config: Config, masked: bool = True) -> int:
     """Return the FLOPs of one image's forward pass in training.
 
-    It counts the network and the alignment's projector.
+    The network and the alignment's projector count. The alignment's encoder doesn't: like the autoencoder, it encodes
+    each image once, before training.
 
-    The alignment's encoder is not counted. Like the autoencoder, it encodes each image once, before training.
+    Args:
+        config: the settings of the run.
+        masked: count only the patches that masking keeps; False: all, as in the unmasked tail.
     """
     block = config.alignment.block_of(config.model.depth) - 1
     tokens = cost.meta_network(config.model).masking.seen_by(block, masked)
@@ -51,6 +51,10 @@ def image_flops(config: Config, masked: bool = True) -> int:
     """Return the FLOPs of one image in a training step.
 
     The backward pass counts as two forward passes.
+
+    Args:
+        config: the settings of the run.
+        masked: count only the patches that masking keeps.
     """
     return 3 * forward_flops(config, masked)
 
@@ -66,7 +70,7 @@ def training_flops(config: Config) -> int:
 def trained_parameters(config: Config) -> int:
     """Return the number of parameters that the optimizer updates.
 
-    It counts the network's and the alignment's.
+    The alignment's projector counts.
     """
     aligned = _alignment(config.alignment, config.model).parameters()
     return cost.parameters(config.model) + sum(parameter.numel() for parameter in aligned)
@@ -80,9 +84,11 @@ def _alignment(config: AlignmentConfig, model: DiTConfig) -> Alignment:
 
 
 def cost_facts(config: Config) -> dict[str, RunFact]:
-    """Return the parameter counts of the sampled network, and FLOPs.
+    """Return what a run logs about its cost before its first step.
 
-    A run logs them before its first step.
+    Returns:
+        `params` and `active_params` (of the sampled network), `gflops_per_image` (10^9 FLOPs of a forward pass),
+        `train_flops` (of the whole training), and the patch mixer's shares of parameters and FLOPs.
     """
     return {
         "params": cost.parameters(config.model),

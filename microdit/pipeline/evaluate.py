@@ -1,4 +1,4 @@
-"""Score a network: draw images of fixed prompts and measure them and the validation loss."""
+"""Score a network: draw fixed prompts, measure the images and the validation loss."""
 
 from __future__ import annotations
 
@@ -92,9 +92,18 @@ def evaluate(
 
 
 def evaluate_run(folder: Path | str, config: Config) -> dict[str, float]:
-    """Return scores and `val_loss` of the finished run in `folder`.
+    """Return scores and `val_loss` of a finished run.
 
-    They are measured by the settings `config`.
+    Args:
+        folder: of the run; its weights are read.
+        config: the settings to sample and score with, which may differ from the run's.
+
+    Returns:
+        Scores by name, without `final/`; only the main process has more than `val_loss`.
+
+    Raises:
+        ConfigError: if a setting is impossible.
+        CheckpointError: if the weights are missing, damaged or of another architecture.
     """
     check_scoring(config.evaluation)
     accelerator = build_accelerator(config)
@@ -103,9 +112,18 @@ def evaluate_run(folder: Path | str, config: Config) -> dict[str, float]:
 
 
 def evaluate_images(folder: Path | str, config: Config) -> dict[str, float]:
-    """Return scores of captioned images against `config`'s dataset.
+    """Return scores of captioned images against a run's dataset.
 
-    See `evaluate_folder` for the files of the folder.
+    Args:
+        folder: images and captions, in one of the forms that `evaluate_folder` reads.
+        config: the settings of the run; `evaluation.prompts` is ignored, because the folder has captions.
+
+    Returns:
+        Scores by name.
+
+    Raises:
+        ConfigError: if a setting is impossible.
+        DataError: if an image or a caption is missing or damaged.
     """
     evaluation = dataclasses.replace(config.evaluation, prompts=None)  # the folder has its own captions
     check_scoring(evaluation)
@@ -116,9 +134,17 @@ def evaluate_images(folder: Path | str, config: Config) -> dict[str, float]:
 
 
 def config_to_evaluate(source: Path | str, changes: Mapping[str, Any]) -> Config:
-    """Load the configuration in a run's folder, or a config.yaml itself.
+    """Load the configuration of a run and change keys of its `evaluation`.
 
-    `changes` override keys of `evaluation`.
+    Args:
+        source: the run's folder, or a config.yaml.
+        changes: new values by key, such as {"samples": 64}.
+
+    Returns:
+        The changed configuration. Its plugins are imported.
+
+    Raises:
+        ConfigError: if the file is missing or a setting is wrong.
     """
     source = Path(source)
     config = load_config(source / CONFIG if source.is_dir() else source)
@@ -146,13 +172,18 @@ def generate_and_score(
 ) -> dict[str, float]:
     """Draw `evaluation.samples` prompts and score the images.
 
-    The work is sharded over all processes.
+    Prompts are held-out captions, or those of the file `evaluation.prompts`, which have no classes. Each process draws
+    a shard of the images.
 
-    Prompts are held-out captions, or those of the file `evaluation.prompts`, which have no classes.
+    Args:
+        config: the settings of the run.
+        components: data and encoders.
+        denoiser: the network.
+        accelerator: holds the number of processes and gathers their images.
 
     Returns:
         Scores 'final/...', and 'final/noise1/...', 'final/noise2/...' of further sample sets (`evaluation.noises`).
-        Only the main process gets any.
+        Empty without samples, and in all processes but the main one.
     """
     count = config.evaluation.samples
     if not count:
@@ -170,9 +201,12 @@ def generate_and_score(
 
 
 def evaluation_prompts(config: Config, components: RunInputs, count: int) -> Prompts:
-    """Return the first `count` evaluation prompts.
+    """Return the prompts that an evaluation draws.
 
-    They come from the file `evaluation.prompts` or from the held-out captions.
+    Args:
+        config: names a file of prompts in `evaluation.prompts`, or None for the held-out captions.
+        components: held-out data and text encoder.
+        count: number of prompts; the first ones are returned.
     """
     if config.evaluation.prompts is None:
         return held_out_prompts(components.val, range(count))
@@ -180,9 +214,10 @@ def evaluation_prompts(config: Config, components: RunInputs, count: int) -> Pro
 
 
 def noise_stream(noise: int) -> str:
-    """Return the name of the random stream of sample set 0, 1, ...
+    """Return the name of the random stream of a sample set.
 
-    A single evaluation uses the first stream.
+    Args:
+        noise: number of the set; a single evaluation uses set 0.
     """
     return f"evaluation/noise{noise}" if noise else "evaluation"
 
@@ -190,7 +225,12 @@ def noise_stream(noise: int) -> str:
 def prefix_scores(scores: Mapping[str, float], noise: int) -> dict[str, float]:
     """Return scores under the names that a run logs.
 
-    Of further sample sets, only scores that depend on the noise are included.
+    Args:
+        scores: values by name.
+        noise: number of the sample set. Of sets after 0, only the scores that depend on the noise are included.
+
+    Returns:
+        `final/NAME` for set 0, `final/noiseK/NAME` for set K.
     """
     if not noise:
         return {final_metric(name): value for name, value in scores.items()}
@@ -206,10 +246,7 @@ def _draw(
     prompts: Prompts,
     stream: str,
 ) -> np.ndarray:
-    """Return an image per prompt, (N, H, W, 3) uint8.
-
-    Each process draws its shard, and all shards are gathered.
-    """
+    """Return one image per prompt, (N, H, W, 3) uint8; each process draws a shard."""
     bounds = np.linspace(0, len(prompts.captions), accelerator.num_processes + 1).astype(int)
     first, stop = map(int, bounds[accelerator.process_index :][:2])
     own = generate(

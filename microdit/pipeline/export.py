@@ -21,9 +21,17 @@ from microdit.training.init_weights import WEIGHTS
 def export_final(
     config: Config, denoiser: Objective, images: np.ndarray, shown: Prompts, text: TextRecord, recorder: RunLogger
 ) -> None:
-    """Write averaged weights, sample images and prompts, and log them as artifacts.
+    """Write averaged weights, sample images and prompts, and log the latter two.
 
     The weights come with a record of their text features.
+
+    Args:
+        config: names the run's folder.
+        denoiser: the network with averaged weights.
+        images: (N, H, W, 3) uint8, one per prompt.
+        shown: the prompts.
+        text: which text features the network was trained on.
+        recorder: receives config.yaml and the samples as artifacts.
     """
     output = Path(config.output_dir)
     save_weights(denoiser, output / WEIGHTS, text)

@@ -1,7 +1,4 @@
-"""Fine-tune the style of a finished run.
-
-It is trained for a few more steps on a folder of captioned images.
-"""
+"""Fine-tune the style of a finished run on a folder of captioned images."""
 
 from __future__ import annotations
 
@@ -33,14 +30,12 @@ def finetune_config(
 ) -> Config:
     """Return a configuration that fine-tunes a finished run.
 
-    It starts from the run's weights and trains on a folder of captioned images.
-
-    It reuses the run's network, encoders, optimizer, sampler and seed. It trains on all patches, at a low constant
-    learning rate.
+    It starts from the run's weights and reuses its network, encoders, optimizer, sampler and seed. It trains on all
+    patches, at a low constant learning rate.
 
     Args:
         run: the finished run's folder.
-        data: the images' folder.
+        data: a folder of captioned images.
         out: the new run's folder.
         steps: optimizer steps; None: `DEFAULT_STEPS`.
         overrides: `key=value` words that change any setting.
@@ -96,9 +91,10 @@ def _style(base: Config, run: Path, data: Path, out: Path, steps: int) -> Config
 
 
 def summary(config: Config) -> str:
-    """Return a summary of a fine-tuning in one or two lines.
+    """Return one or two lines about a fine-tuning: data, steps, learning rate, scores.
 
-    It has the data, the steps, the learning rate and the scores.
+    Raises:
+        DataError: if the images can't be read.
     """
     counts = [len(build_dataset(config.data, split)) for split in ("train", "val")]
     training = config.training

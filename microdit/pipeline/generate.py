@@ -1,6 +1,6 @@
-"""Generate images of caption features, and arrange and save them.
+"""Generate images of caption features: initial noise, guided sampling, decoding.
 
-The steps are initial noise, guided sampling and decoding.
+It also arranges images in rows and saves them.
 
 N images, B batch, C latent channels, H W height and width, S text tokens, Y text width.
 """
@@ -24,9 +24,18 @@ from microdit.pipeline.prompts import Features
 
 
 def initial_noise(seed: int, stream: str, indices: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
-    """Return unit normal noise (B, C, H, W).
+    """Return unit normal noise.
 
     Image i's noise depends on (seed, stream, i) only, not on the batch.
+
+    Args:
+        seed: of the run or the call.
+        stream: name of the random stream.
+        indices: numbers i of the images.
+        shape: (C, H, W) of one image's latents.
+
+    Returns:
+        (B, C, H, W) float32 on the CPU, one per index.
     """
     return torch.stack([torch.randn(shape, generator=generator(seed, stream, i)) for i in indices])
 
@@ -44,7 +53,7 @@ def generate(
     batch_size: int = 64,
     callback: StepCallback | None = None,
 ) -> np.ndarray:
-    """Return one image (N, H, W, 3) uint8 per row of caption features.
+    """Return one image per row of caption features.
 
     Args:
         denoiser: the network.
@@ -57,6 +66,9 @@ def generate(
         guidance: overrides `config.guidance`.
         batch_size: images computed at once.
         callback: called after each step of each batch.
+
+    Returns:
+        (N, H, W, 3) uint8.
 
     Raises:
         DivergenceError: if a sample is not finite.
@@ -79,12 +91,27 @@ def generate(
 
 
 def strip(images: np.ndarray) -> np.ndarray:
-    """Return images (N, H, W, 3) side by side: (H, N W, 3)."""
+    """Return images side by side.
+
+    Args:
+        images: (N, H, W, 3).
+
+    Returns:
+        (H, N W, 3).
+    """
     return np.concatenate(list(images), axis=1)
 
 
 def grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """Return images (N, H, W, 3) in rows of `columns`; the last row is filled up with white."""
+    """Return images in rows; white images fill up the last row.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        columns: images per row.
+
+    Returns:
+        (ceil(N / columns) H, columns W, 3) uint8.
+    """
     missing = -len(images) % columns
     blank = np.full((missing, *images.shape[1:]), 255, np.uint8)
     full = np.concatenate([images, blank])
@@ -92,7 +119,12 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def save_png(image: np.ndarray, path: Path | str) -> None:
-    """Write an image (H, W, 3) uint8 atomically."""
+    """Write an image atomically.
+
+    Args:
+        image: (H, W, 3) uint8.
+        path: the file; its folder is created if missing.
+    """
     from PIL import Image
 
     sweep(Path(path).parent)

@@ -1,6 +1,4 @@
-"""Convert a checkpoint of the paper's released model to a folder.
-
-`microdit sample` and `Pipeline` read it.
+"""Convert a checkpoint of the paper's released model to a folder for `Pipeline`.
 
 The folder also records the text encoder and the autoencoder that the model was trained with.
 """
@@ -36,9 +34,7 @@ def import_model(
     autoencoder: str | None = None,
     resolution: int | None = None,
 ) -> str:
-    """Convert a released checkpoint to a folder; return a line about it.
-
-    The folder has weights, model.yaml and config.yaml.
+    """Convert a released checkpoint to weights, model.yaml and config.yaml.
 
     Args:
         checkpoint: a .safetensors or .pt file.
@@ -48,6 +44,9 @@ def import_model(
         text: the encoder and layer that the model was trained on, by a published name or a local copy.
         autoencoder: that of its latents; None: the released one with as many channels.
         resolution: side of its images in pixels; None: as the checkpoint's positions imply, else 256.
+
+    Returns:
+        One line that describes the model and names the command that samples it.
 
     Raises:
         ConfigError: if the encoder, the autoencoder or the resolution doesn't fit this architecture.
@@ -84,7 +83,7 @@ def import_model(
 
 
 def _sampling_config(out: Path, model: DiTConfig, text: TextConfig, autoencoder: str | None) -> Config:
-    """Return the settings for sampling and evaluating; training also needs 'data.path'."""
+    """Return settings to sample and evaluate with; training also needs 'data.path'."""
     if autoencoder is None and model.in_channels not in AUTOENCODERS:
         raise ConfigError(
             f"'model.in_channels' is {model.in_channels}, but the released autoencoders have "

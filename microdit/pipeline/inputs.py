@@ -1,6 +1,6 @@
-"""Build what a run needs before its first step.
+"""Build what a run needs before its first step: device, data and frozen networks.
 
-Device, data and frozen networks are checked against each other.
+They are checked against each other.
 """
 
 from __future__ import annotations
@@ -49,16 +49,17 @@ class RunInputs:
 
     @property
     def data_fingerprint(self) -> str:
-        """Return a digest of all data that training reads.
-
-        It includes the original images that scores compare with.
-        """
+        """Return a digest of all data that training reads and scores compare with."""
         trained_on = data_fingerprint(self.train, self.val)
         return f"{trained_on}-{self.originals[:8]}" if self.originals else trained_on
 
 
 def load_plugins(config: Config) -> None:
-    """Import the user's modules, so that settings may name their classes."""
+    """Import the user's modules, so that settings may name their classes.
+
+    Raises:
+        ConfigError: if a module can't be imported.
+    """
     import_plugins(config.plugins)
 
 
@@ -115,6 +116,9 @@ def build_components(config: Config, device: torch.device | str = "cpu", images:
         device: of the encoders.
         images: training and validation data instead of what `config.data` names.
 
+    Returns:
+        Datasets and encoders.
+
     Raises:
         ConfigError: if the network's sizes don't fit the encoders; nothing is encoded then.
         DataError: if an image or caption is missing or damaged.
@@ -145,6 +149,10 @@ def build_components(config: Config, device: torch.device | str = "cpu", images:
 def check_counts(config: Config, components: RunInputs) -> None:
     """Check that there are enough captions to draw.
 
+    Args:
+        config: names the number of samples, and perhaps a file of prompts.
+        components: the data.
+
     Raises:
         ConfigError: if `evaluation.samples` exceeds the held-out captions, and no file of prompts is given.
     """
@@ -165,7 +173,15 @@ def _originals(config: Config, images: CaptionedImages) -> str:
 
 
 def open_autoencoder(config: Config, device: torch.device | str, images: CaptionedImages | None = None) -> Autoencoder:
-    """Open the configured autoencoder; for precomputed latents, the one that encoded them.
+    """Open the configured autoencoder, or the one that encoded the latents.
+
+    Args:
+        config: the settings; with `autoencoder.path` OF_DATA, precomputed latents name their autoencoder.
+        device: of the autoencoder.
+        images: the training data; None: those that `config.data` names are opened if they are latents.
+
+    Returns:
+        The autoencoder.
 
     Raises:
         ConfigError: if it can't be opened, or is another than the one that encoded the latents.
@@ -185,7 +201,20 @@ def open_autoencoder(config: Config, device: torch.device | str, images: Caption
 def encoded_images(
     config: Config, images: CaptionedImages, autoencoder: Autoencoder, text_encoder: TextEncoder
 ) -> EncodedDataset:
-    """Encode a dataset into `config.cache_dir`, or open what an earlier call encoded."""
+    """Encode a dataset into `config.cache_dir`, or open what an earlier call encoded.
+
+    Args:
+        config: names the cache, and how captions are cached.
+        images: the dataset; its own latents are used if it has them.
+        autoencoder: encodes the images.
+        text_encoder: encodes the captions.
+
+    Returns:
+        Latents and caption features, read in batches.
+
+    Raises:
+        DataError: if an image or caption is missing or damaged.
+    """
     cache = Path(config.cache_dir).expanduser() / "encoded"
     if isinstance(images, LatentImages):
         return images.encoded(text_encoder, cache, config.text.cache)

@@ -1,4 +1,4 @@
-"""Load trained weights with the frozen networks that they need, and draw images with them."""
+"""Load trained weights with the frozen networks that they need, and draw images."""
 
 from __future__ import annotations
 
@@ -77,6 +77,9 @@ class Pipeline:
             overrides: `key=value` words that change them, such as "text.path=/models/clip".
             device: where to compute; None: `training.device`.
 
+        Returns:
+            The pipeline, in float32.
+
         Raises:
             ConfigError: if settings are missing or don't fit the encoders.
             CheckpointError: if the weights are missing, damaged or of another architecture.
@@ -124,7 +127,7 @@ class Pipeline:
             guidance_by: what the weaker prediction lacks: "caption" or "path_drop".
             guidance_interval: (low, high): guidance only if low < sigma <= high; high None: no upper end.
             batch_size: images computed at once.
-            callback: called as (step, steps, latents (B, C, H, W)) after each step of each batch.
+            callback: called as (step, steps, latents (B, C, H, W) float64) after each step of each batch.
 
         Returns:
             `num_samples` images of the first caption, then those of the next.
@@ -159,16 +162,27 @@ class Pipeline:
         return next(parameter.dtype for parameter in self.denoiser.parameters() if parameter.ndim > 1)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Pipeline:
-        """Move to a device, and convert the network's matrices to a precision; return self.
+        """Move to a device, and convert the network's matrices to a precision.
 
-        Norms, the autoencoder and the text encoder keep theirs. Weights that were rounded to 16 bits stay rounded.
+            pipe = Pipeline.from_pretrained("runs/demo").to("cuda", dtype=torch.bfloat16)
+
+        At 16 bits, the network computes under autocast. Norms, the autoencoder and the text encoder keep their
+        precision. Weights that were rounded to 16 bits stay rounded.
+
+        Args:
+            device: such as "cuda" or "cuda:1"; None: the current one.
+            dtype: torch.float32, torch.bfloat16 or torch.float16; None: the current one.
+
+        Returns:
+            This pipeline, changed in place.
 
         Raises:
-            ConfigError: if there is no such device, or `dtype` is not float32, bfloat16 or float16.
+            ConfigError: if there is no such device, or `dtype` is another.
         """
         if dtype is not None and dtype not in PRECISIONS:
             raise ConfigError(f"dtype is {dtype}; it must be one of {', '.join(map(str, PRECISIONS))}")
-        if device is not None and (place := _checked_device(device)) != self.device:
+        place = self.device if device is None else _checked_device(device)
+        if place.type != self.device.type or place.index not in (None, self.device.index):
             self.denoiser.to(place)
             self.autoencoder = open_autoencoder(self.config, place)
             self.text_encoder = build_text_encoder(self.config.text, place)
@@ -176,7 +190,9 @@ class Pipeline:
         return self
 
     def save_pretrained(self, folder: Path | str) -> None:
-        """Write weights and settings; `from_pretrained` gives the same pipeline, bit for bit.
+        """Write weights and settings, which `from_pretrained` reads bit for bit.
+
+        The precision is not stored; call `to` again after loading.
 
         Args:
             folder: created if needed; its model.safetensors and config.yaml are replaced.
@@ -219,9 +235,14 @@ class Pipeline:
 
 
 def load_denoiser(config: Config, path: Path) -> Objective:
-    """Load the averaged weights at `path` into the network of `config`.
+    """Load averaged weights into the network of a configuration.
 
-    The network is on the CPU, ready to sample.
+    Args:
+        config: names the architecture, the objective and the text features.
+        path: the .safetensors file.
+
+    Returns:
+        The network on the CPU, in evaluation mode.
 
     Raises:
         CheckpointError: if the file is missing, damaged or doesn't fit.
@@ -241,7 +262,13 @@ def load_denoiser(config: Config, path: Path) -> Objective:
 
 
 def save_weights(denoiser: Objective, path: Path, text: TextRecord | None) -> None:
-    """Write the network's weights and sigma_data, with a record of their text features."""
+    """Write a network's weights and sigma_data, with a record of its text features.
+
+    Args:
+        denoiser: the network; shards are gathered.
+        path: the .safetensors file, which is replaced atomically.
+        text: the record; None if unknown.
+    """
     with atomic_path(path) as temporary:
         exact = torch.tensor(denoiser.sigma_data, dtype=torch.float64)
         tensors: dict[str, Tensor] = whole_weights(denoiser.net) | {SIGMA_DATA: exact}

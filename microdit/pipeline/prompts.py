@@ -1,4 +1,4 @@
-"""Prompts: captions with their classes and features; features are read batch by batch.
+"""Hold prompts: captions with their classes and features, read batch by batch.
 
 N captions, S text tokens, Y token width.
 """
@@ -17,7 +17,7 @@ from microdit.model.conditioning import Captions, round_to_half
 
 @dataclass(frozen=True)
 class Features:
-    """Read caption features in batches.
+    """Caption features, read in batches.
 
     At the paper's size, all of them exceed the memory.
     """
@@ -32,7 +32,12 @@ class Features:
         return self.read(self.rows[part])
 
     def part(self, first: int, stop: int) -> Features:
-        """Return the features of rows from `first` to before `stop`, unread."""
+        """Return the features of some rows, unread.
+
+        Args:
+            first: the first row.
+            stop: the row after the last.
+        """
         return Features(self.rows[first:stop], self.read)
 
 
@@ -46,16 +51,25 @@ class Prompts:
 
 
 def held_out_prompts(data: EncodedDataset, indices: Sequence[int]) -> Prompts:
-    """Return the captions of some images of an encoded dataset."""
+    """Return the captions of some images of an encoded dataset.
+
+    Args:
+        data: the dataset.
+        indices: numbers of the images.
+    """
     rows = np.array(indices, np.int64)
     features = Features(range(len(rows)), lambda part: data.batch(rows[part.start : part.stop])[1])
     return Prompts(features, tuple(data.caption(i) for i in indices), tuple(int(data.labels[i]) for i in indices))
 
 
 def shown_prompts(data: EncodedDataset, count: int) -> Prompts:
-    """Return `count` captions for sample images, of each class in turn.
+    """Return captions for sample images, of each class in turn.
 
     They are the same for every run on this data.
+
+    Args:
+        data: the dataset.
+        count: number of captions; all if the dataset has fewer.
     """
     by_class = {label: list(np.flatnonzero(data.labels == label)) for label in sorted(set(data.labels.tolist()))}
     indices: list[int] = []
@@ -67,7 +81,14 @@ def shown_prompts(data: EncodedDataset, count: int) -> Prompts:
 
 
 def written_prompts(captions: Sequence[str], encoder: TextEncoder) -> Prompts:
-    """Return captions without classes; their features are rounded as those of a dataset are."""
+    """Return captions without classes.
+
+    Their features are rounded to half precision, as those of a dataset are.
+
+    Args:
+        captions: the captions.
+        encoder: encodes them when they are read.
+    """
 
     def read(part: range) -> Captions:
         return round_to_half(encoder.encode(captions[part.start : part.stop]))

@@ -1,7 +1,4 @@
-"""Define the logger interface of a whole run.
-
-It keeps the core independent of any experiment tracker.
-"""
+"""Define the logger interface of a run, independent of any experiment tracker."""
 
 from __future__ import annotations
 
@@ -21,32 +18,37 @@ class RunLogger(StepLogger, Protocol):
     """Receive everything that a run reports; called on the main process only."""
 
     def start(self, config: Config, facts: Mapping[str, RunFact]) -> None:
-        """Log `facts` once before the first step.
+        """Log what is known before the first step.
 
-        They are fingerprints, parameter counts, FLOPs and the device.
+        Args:
+            config: the settings of the run.
+            facts: values by name: fingerprints, parameter counts, FLOPs, versions and the device.
         """
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Log an image (H, W, 3) uint8 at `step`."""
+        """Log an image.
+
+        Args:
+            step: number of finished optimizer steps.
+            name: of the image, such as "samples".
+            image: (H, W, 3) uint8.
+        """
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Store a finished file in `folder` of the run's artifacts."""
+        """Store a finished file among the run's artifacts.
+
+        Args:
+            path: the file.
+            folder: of the artifacts; "" is their root.
+        """
 
     def finish(self, status: str) -> None:
-        """Close the log with 'FINISHED', 'FAILED' or 'KILLED'; called once at the end."""
+        """Close the log; called once at the end.
+
+        Args:
+            status: 'FINISHED', 'FAILED' or 'KILLED'.
+        """
 
 
-class NullLogger:
+class NullLogger(RunLogger):
     """Log nothing; a base for loggers that need only some of the methods."""
-
-    def start(self, config: Config, facts: Mapping[str, RunFact]) -> None: ...
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
-
-    def image(self, step: int, name: str, image: np.ndarray) -> None: ...
-
-    def artifact(self, path: Path, folder: str = "") -> None: ...
-
-    def flush(self) -> None: ...
-
-    def finish(self, status: str) -> None: ...

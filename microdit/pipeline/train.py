@@ -1,4 +1,4 @@
-"""Train from Python, on the configured data or on any dataset that a program holds."""
+"""Train from Python, on the configured data or on a dataset in memory."""
 
 from __future__ import annotations
 
@@ -86,9 +86,6 @@ def _checked_images(config: Config, data: CaptionedImages | None, val_data: Capt
 
 
 def _data_config(config: Config, data: CaptionedImages, val_data: CaptionedImages) -> DataConfig:
-    """Return the settings that record the run's data.
-
-    Their name identifies the content.
-    """
+    """Return settings whose name identifies the content of the run's data."""
     name = in_memory_name(data, val_data)
     return DataConfig(name, resolution=data.resolution, train_size=len(data), val_size=len(val_data))

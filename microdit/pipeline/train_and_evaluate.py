@@ -1,6 +1,6 @@
-"""Run everything from configuration to scores.
+"""Run a configuration from its data to scores: training, samples, evaluation.
 
-Data, training, samples and evaluation are reported to a logger.
+A logger receives the results.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run(
     stop: GracefulStop | None = None,
     images: Images | None = None,
 ) -> dict[str, float]:
-    """Train `config`, draw and score samples, and return the final metrics.
+    """Train a configuration, draw and score samples, and return the final metrics.
 
     Resumes from the newest checkpoint under `config.output_dir`. Writes there config.yaml, model.safetensors (the
     averaged weights), checkpoints/, samples/ and metrics.json; if there are several processes, the main one writes.
@@ -69,6 +69,9 @@ def run(
         progress: show a progress bar.
         stop: ends the run at the next step when it is requested.
         images: training and validation data instead of what `config.data` names.
+
+    Returns:
+        Values by name: `final/val_loss`, other `final/...` scores if `evaluation.samples` > 0, and `cost/...`.
 
     Raises:
         MicroditError: if a setting, the data or the weights can't be used.
@@ -112,6 +115,9 @@ def prepare(config: Config) -> RunInputs:
 
     It is called once before many runs start.
 
+    Returns:
+        The datasets and encoders.
+
     Raises:
         MicroditError: if a setting, a file or the data can't be used.
     """
@@ -140,7 +146,16 @@ def _checked(config: Config, device: torch.device, images: Images | None = None)
 
 
 def run_facts(config: Config, components: RunInputs, accelerator: Accelerator) -> dict[str, RunFact]:
-    """Return what a run logs before its first step."""
+    """Return what a run logs before its first step.
+
+    Args:
+        config: the settings.
+        components: the data.
+        accelerator: holds the device and the number of processes.
+
+    Returns:
+        Fingerprints, sigma_data, device, versions, number of processes, and `cost_facts`, by name.
+    """
     return {
         "data_fingerprint": components.data_fingerprint,
         "feature_net": feature_net_name(config.evaluation),
@@ -153,7 +168,15 @@ def run_facts(config: Config, components: RunInputs, accelerator: Accelerator) -
 
 
 def run_identity(config: Config, components: RunInputs) -> Identity:
-    """Return the settings, algorithm and data that a resumed checkpoint must match."""
+    """Return what a resumed checkpoint must match.
+
+    Args:
+        config: the settings.
+        components: the data.
+
+    Returns:
+        Settings, algorithm and data.
+    """
     return Identity(training_key(config), ALGORITHM, data_fingerprint(components.train, components.val))
 
 

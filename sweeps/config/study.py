@@ -16,7 +16,7 @@ from microdit.common.contract import COST_PREFIX, DEFAULT_PRIMARY, SECONDS, USD
 from microdit.common.errors import ConfigError, named, nearest, shown
 from microdit.common.files.paths import EXPERIMENTS, group_options
 from microdit.common.parsing import parse, read_yaml
-from microdit.common.stores.claims import parse_claim
+from microdit.common.stores.claims import parse_claim, unread_margin
 from microdit.pipeline.cost import COST_METRICS
 from sweeps.config.hydra_compose import check_key
 
@@ -176,6 +176,8 @@ def _check_claims(file: StudySpec, overrides: Mapping[str, Any], source: str) ->
     for number, values in enumerate(file.claims):
         place = f"{source}, claims[{number}]"
         claim = parse_claim(values, place, own=True)
+        if wrong := unread_margin(claim):
+            raise ConfigError(f"{place}: {wrong}")
         if claim.has_own_kind and not any(claim.kind.startswith(f"{name}.") for name in _plugins(overrides)):
             module = claim.kind.rpartition(".")[0]
             raise ConfigError(f"{place}: 'kind' is '{claim.kind}'; list its module '{module}' in 'overrides.plugins'")

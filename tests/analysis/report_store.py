@@ -89,7 +89,7 @@ class StudyWriter:
         seed: int,
         final: Mapping[str, float],
         status: str = "FINISHED",
-        pictures: bool = True,
+        images: bool = True,
         curves: Mapping[str, Sequence[float]] | None = None,
         config: Mapping[str, Any] | None = None,
         **tags: str,
@@ -114,13 +114,13 @@ class StudyWriter:
                 path = Path(folder) / "config.yaml"
                 path.write_text(yaml.safe_dump(dict(config)))
                 self.client.log_artifact(run_id, str(path))
-        if pictures and status == "FINISHED":
-            self._pictures(run_id, seed)
+        if images and status == "FINISHED":
+            self._images(run_id, seed)
         self.client.set_terminated(run_id, status)
         time.sleep(0.002)
         return run_id
 
-    def _pictures(self, run_id: str, seed: int) -> None:
+    def _images(self, run_id: str, seed: int) -> None:
         rng = np.random.default_rng(seed)
         tiles = [np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((8, 8, 1))) for _ in PROMPTS]
         with tempfile.TemporaryDirectory() as folder:

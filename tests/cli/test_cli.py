@@ -91,7 +91,7 @@ def test_a_finished_run_is_scored_again(run_folder: Path, capsys: pytest.Capture
     assert float(printed["val_loss"]) == pytest.approx(stored["final/val_loss"], rel=1e-3)
 
 
-def test_a_run_scored_again_tells_json_and_mistakes(run_folder: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_run_is_scored_again_as_json_and_mistakes_are_named(run_folder: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["evaluate", str(run_folder), "--json"]) == 0
     stored = json.loads((run_folder / "metrics.json").read_text())
     stored = {k.removeprefix("final/"): v for k, v in stored.items() if k.startswith("final/")}

@@ -44,7 +44,7 @@ def color(folder: Path, out: Path) -> np.ndarray:
         return np.asarray(picture).reshape(-1, 3).mean(0)
 
 
-def test_samples_take_on_the_style_of_eight_pictures(
+def test_samples_take_on_the_style_of_eight_images(
     base: Path, blue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = load_file(base / "model.safetensors")

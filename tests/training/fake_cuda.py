@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +185,17 @@ def made_outside(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **keywords)
 
     return outside
+
+
+def load_outside(encoder: Any) -> None:
+    """Let a text encoder of ours load its network outside the mode, and then move it to the device."""
+    load = made_outside(encoder._source.load)
+
+    def loaded(device: torch.device) -> tuple[nn.Module, Any]:
+        network, tokenizer = load(torch.device("cpu"))
+        return network.to(device), tokenizer
+
+    encoder._source = replace(encoder._source, load=loaded)
 
 
 def accelerator_on_cuda(config: Config, patch: pytest.MonkeyPatch) -> Accelerator:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fake_cuda import CUDA, accelerator_on_cuda, backward, fake_cuda, made_outside
+from fake_cuda import CUDA, accelerator_on_cuda, backward, fake_cuda, load_outside, made_outside
 from torch import nn
 
 from microdit.alignment import patch_encoders
@@ -254,15 +253,10 @@ def test_features_to_align_with_are_encoded_on_the_device(side: int, monkeypatch
 
 def test_captions_are_encoded_on_the_device(small: Config):
     encoder = build_text_encoder(small.text, CUDA)
-    encoder._source = replace(encoder._source, load=partial(moved, encoder._source.load))
+    load_outside(encoder)
     with fake_cuda() as reads:
         tokens, _ = unpack(encoder.encode(["a red ball", "a cat"]))
     assert (tokens.device, reads.of_device) == (CUDA, set())
-
-
-def moved(load: Callable[[torch.device], tuple[nn.Module, Any]], device: torch.device) -> tuple[nn.Module, Any]:
-    network, tokenizer = made_outside(load)(torch.device("cpu"))
-    return network.to(device), tokenizer
 
 
 def test_every_method_is_tried():

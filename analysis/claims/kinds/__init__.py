@@ -1,1 +1,1 @@
-"""Kinds of claims: how each one is tested."""
+"""Test each kind of claim."""

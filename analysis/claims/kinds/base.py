@@ -1,4 +1,4 @@
-"""The role of a claim's kind, and the checks that it returns."""
+"""Define the role of a claim's kind, and the checks that it returns."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class Check:
 
     @property
     def holds(self) -> bool:
+        """Return whether the claim is significant at ALPHA in this check."""
         return self.gain > 0 and self.p < ALPHA
 
 
@@ -82,8 +83,8 @@ def check_of_gains(what: str, metric: str, values: np.ndarray, gains: np.ndarray
     Args:
         what: the arms, in print.
         metric: the metric, without `final/`.
-        values: what is printed, one per seed, in the metric's units and direction.
-        gains: one per seed, positive if it supports the claim.
+        values: (seeds,), what is printed, in the metric's units and direction.
+        gains: (seeds,), positive if a seed supports the claim.
         detail: printed after the numbers.
     """
     tested = paired_test(gains)
@@ -95,6 +96,8 @@ def check_of_gains(what: str, metric: str, values: np.ndarray, gains: np.ndarray
 def at_least_one_more(needed: int | None, have: int) -> int | None:
     """Return at least one seed more than an inconclusive check has.
 
-    The estimate from few seeds may be lower.
+    Args:
+        needed: estimated number of seeds, which may be too low with few seeds; None if it is too large.
+        have: number of seeds of the check.
     """
     return None if needed is None else max(needed, have + 1)

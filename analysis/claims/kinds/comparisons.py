@@ -1,4 +1,4 @@
-"""Claims that one arm is better, or not worse, than another."""
+"""Test claims that one arm is better, or not worse, than another."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ class Better(ClaimKind):
         return checks, ""
 
     def detail(self, margin: float) -> str:
-        """Return what is printed after the numbers of a check."""
+        """Return what is printed after the numbers of a check.
+
+        Args:
+            margin: of the check, in the metric's units.
+        """
         return ""
 
 

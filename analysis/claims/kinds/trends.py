@@ -1,4 +1,4 @@
-"""Claims that a score, or the gap between two arms, changes along an axis."""
+"""Test claims that a score, or the gap between two arms, changes along an axis."""
 
 from __future__ import annotations
 
@@ -39,10 +39,7 @@ class ImprovesAlongAxis(ClaimKind):
 
 
 class GapGrows(ClaimKind):
-    """The lead of `arm` over `against` grows with `axis`.
-
-    Axis values that only one of them has are left out.
-    """
+    """The lead of `arm` over `against` grows with `axis`, on the values of both."""
 
     def checks(self, results: Results, claim: Claim, metrics: Sequence[str]) -> tuple[list[Check], str]:
         at = {}
@@ -70,10 +67,7 @@ class GapGrows(ClaimKind):
 
 
 def _groups(results: Results, claim: Claim) -> dict[str, list[str]]:
-    """Return the arms of a trend by the settings they share.
-
-    The key is "" if there is only one group.
-    """
+    """Return the arms of a trend by the settings they share; one group has the key ""."""
     groups: dict[str, list[str]] = {}
     for arm in select(results, claim.where):
         agree = ", ".join(f"{labels.setting_label(key)} {value_of(results, arm, key)}" for key in claim.same)

@@ -113,6 +113,13 @@ def parse_claim(values: Any, source: str, error: type[MicroditError] = ConfigErr
     return claim
 
 
+def unread_margin(claim: Claim) -> str:
+    """Return why a claim must not have its margin, "" if its kind reads it."""
+    if not claim.margin or claim.kind not in FORMS or "margin" in FORMS[claim.kind].needs:
+        return ""
+    return f"a claim of kind {claim.kind} has no 'margin'; kind not_worse allows a difference"
+
+
 def _check_kind(claim: Claim, place: str, error: type[MicroditError], own: bool) -> None:
     if own and claim.has_own_kind and all(part.isidentifier() for part in claim.kind.split(".")):
         return

@@ -281,7 +281,7 @@ LAUNCH = SimpleNamespace(
 OWN = {"text": "b beats a", "kind": "better", "metrics": ["fd"], "arm": {"arm": "b"}, "against": {"arm": "a"}}
 
 
-def test_a_study_claims_of_itself_what_its_yaml_says() -> None:
+def test_claims_in_a_studys_own_yaml_are_judged() -> None:
     study = study_of(
         {"claims": [OWN, OWN | {"text": "a beats b", "arm": {"arm": "a"}, "against": {"arm": "b"}}]}, LAUNCH
     )
@@ -292,6 +292,15 @@ def test_a_study_claims_of_itself_what_its_yaml_says() -> None:
     assert line(own, first).startswith("b beats a (this study): **reproduced**: b against a: -9.000 [")
     assert verdicts(found) == []
     assert study_of({}, LAUNCH).claims == ()
+
+
+def test_a_margin_shifts_no_comparison_of_another_kind() -> None:
+    """A margin of 50% would turn a loss of 9 into a gain."""
+    study = study_of({"claims": [OWN | {"margin": {"fd": 0.5}}]}, LAUNCH)
+    found = results("mine", {"a": {"x": 1}, "b": {"x": 2}}, lambda s: 9.0 * s["x"], noise=0.1)
+    (only,) = verdicts(dataclasses.replace(found, study=dataclasses.replace(found.study, claims=study.claims)))
+    assert (only.word, only.checks) == (NOT_TESTED, ())
+    assert only.why == "a claim of kind better has no 'margin'; kind not_worse allows a difference"
 
 
 def test_a_stored_claim_that_is_wrong_is_named() -> None:

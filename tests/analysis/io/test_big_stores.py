@@ -144,14 +144,14 @@ def test_only_the_best_of_many_arms_are_drawn(store: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["runs=0"], "'runs=0': it must be a whole number from 1"),
         (["run=9"], "there is no 'run'; did you mean 'runs'"),
     ],
 )
-def test_the_benchmark_rejects_other_words(words: list[str], told: str) -> None:
-    with pytest.raises(ReportError, match=re.escape(told)):
+def test_the_benchmark_rejects_other_words(words: list[str], message: str) -> None:
+    with pytest.raises(ReportError, match=re.escape(message)):
         bench(words)
 
 

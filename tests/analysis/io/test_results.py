@@ -149,6 +149,6 @@ def test_curves_and_samples_are_read_back(masking_store: str) -> None:
     assert len(values) == 40
     found = results.samples(results.frame["run_id"][0])
     assert found is not None
-    pictures, prompts = found
-    assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 4
+    images, prompts = found
+    assert [image.shape for image in images] == [(64, 64, 3)] * 4
     assert prompts[2] == "a ship"

@@ -84,7 +84,7 @@ def test_a_claim_of_a_users_kind_is_tested_in_the_report(folder: Path, fresh: tu
     launch = StudyWriter(uri, root, "limits", study)
     for name, values in SCORES.items():
         for seed, value in enumerate(values):
-            launch.run(name, seed, final(value), pictures=False)
+            launch.run(name, seed, final(value), images=False)
     launch.client.set_terminated(launch.parent, "FINISHED")
     assert cli.main(["limits", f"tracking_uri={uri}", f"out={folder / 'results'}"]) == 0
 
@@ -115,6 +115,7 @@ def test_a_claim_of_a_users_kind_is_tested_in_the_report(folder: Path, fresh: tu
         ({}, [], r"claims\[0\]: 'kind' is 'kinds_of_a_user\.Below'; list its module 'kinds_of_a_user'"),
         ({"kind": "a..Below"}, ["a"], r"'kind' is 'a\.\.Below'; valid choices: better, .*by its dotted path"),
         ({"kind": "better", "against": {"arm": "none"}, "options": {"a": 1}}, [], "kind better has no 'options'"),
+        ({"kind": "better", "against": {"arm": "none"}, "margin": {"fd": 0.1}}, [], "kind better has no 'margin'"),
         ({"options": [1]}, PLUGINS, "'options' must be a mapping"),
         ({"arm": {"optimizer.lrs": 1}}, PLUGINS, r"'optimizer\.lrs'.*'optimizer\.lr'"),
     ],

@@ -75,7 +75,7 @@ def two(uri: str, root: Path, name: str, values: dict[str, list[float]], **chang
     writer = StudyWriter(uri, root, name, study | changes)
     for arm, scores in values.items():
         for seed, score in enumerate(scores):
-            writer.run(arm, seed, final(score), pictures=False, command=f"microdit-sweep study={name}")
+            writer.run(arm, seed, final(score), images=False, command=f"microdit-sweep study={name}")
     return writer
 
 
@@ -90,7 +90,7 @@ def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     masking = StudyWriter(uri, root, "masking_ratio", study_file(arms, [0, 1, 2, 3]))
     for name in arms:
         for seed, value in enumerate(SCORES[name]):
-            masking.run(name, seed, final(value), pictures=name == "none" and seed == 0)
+            masking.run(name, seed, final(value), images=name == "none" and seed == 0)
     masking.run("none", 3, {}, status="FAILED", error="DivergenceError: loss is NaN at step 7")
     hostile = {"question": EVIL, "paper": {"section": EVIL, "claim": EVIL}}
     two(uri, root, NAME, {"gelu": [10.0], EVIL: [11.0]}, **hostile)

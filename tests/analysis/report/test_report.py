@@ -145,7 +145,7 @@ def test_files_are_written_if_the_store_rejects_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # MLflow makes a folder of the URI's name
     writer = StudyWriter(*fresh, "masking_ratio", study_file({"none": arm("none", 0.0)}, [0]))
-    writer.run("none", 0, final(10.0), pictures=False)
+    writer.run("none", 0, final(10.0), images=False)
     read_only = f"sqlite:///file:{fresh[0].removeprefix('sqlite:///')}?mode=ro&uri=true"
     folder = tmp_path / "out" / "masking_ratio" / "demo"
     folder.mkdir(parents=True)
@@ -158,7 +158,7 @@ def test_files_are_written_if_the_store_rejects_them(
     assert "10.00 (n=1)" in printed
     assert (folder / "table.md").is_file()
     assert (folder / "mine.txt").read_text() == "keep"
-    assert not (folder / "samples.png").exists(), "no run left pictures"
+    assert not (folder / "samples.png").exists(), "no run stored images"
 
 
 def test_a_failing_report_leaves_the_old_one(
@@ -214,7 +214,7 @@ def test_any_axis_can_be_drawn(fresh: tuple[str, Path], tmp_path: Path, x: str, 
     writer = StudyWriter(*fresh, "another", study)
     for number, name in enumerate(arms):
         for seed in (0, 1):
-            writer.run(name, seed, final(10.0 + number + seed), pictures=False)
+            writer.run(name, seed, final(10.0 + number + seed), images=False)
     made = {path.name for path in report.write(load(open_store(fresh[0]), "another"), tmp_path / "out")}
     tables = {"table.md", "table.csv", "table.tex", "runs.csv", "comparisons.csv", "report.html"}
     assert made == tables | {f"{name}.{kind}" for name in ("figure", "cost") for kind in ("png", "pdf")}
@@ -286,6 +286,6 @@ def test_evaluation_noise_is_separated_from_seed_variance(fresh: tuple[str, Path
     for seed, (first, second) in enumerate([(10.0, 12.0), (14.0, 16.0)]):
         writer.run("none", seed, final(first, **{"noise1/clip_fd": second}))
     results = load(open_store(fresh[0]), "masking_ratio")
-    told = "Variance of CLIP-FD: standard deviation 2.65 between training seeds, 1.41 from evaluation noise ("
-    assert told in report.page(results)
+    words = "Variance of CLIP-FD: standard deviation 2.65 between training seeds, 1.41 from evaluation noise ("
+    assert words in report.page(results)
     assert results.frame["final/clip_fd"].tolist() == [11.0, 15.0], "a run counts with its mean"

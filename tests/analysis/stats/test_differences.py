@@ -9,7 +9,7 @@ from planted import results
 from scipy import stats
 
 from analysis.report.sentences import comparison_sentences
-from analysis.stats.paired import differences, paired_test, sentence
+from analysis.stats.paired import UNTESTED, differences, paired_test, sentence
 from microdit.common.numbers import Estimate, estimate
 
 
@@ -46,7 +46,7 @@ def test_only_shared_seeds_are_compared() -> None:
         (Estimate(-5.0, 1.0, 3), 1e-9, True, "-5.0 [-6.0, -4.0] FD over n=3 seeds, Holm p < 0.0001 (better)"),
         (Estimate(5.0, 9.0, 2), 0.4, True, "within seed noise of none at n=2: +5.0 [-4.0, 14.0] FD, Holm p = 0.40"),
         (Estimate(5.0, 4.0, 3), 0.06, True, "within seed noise of none"),
-        (Estimate(5.0, math.nan, 1), math.nan, True, "n=1; without an interval it can't be told from seed noise"),
+        (Estimate(5.0, math.nan, 1), math.nan, True, f"n=1; {UNTESTED}."),
         (Estimate(math.nan, math.nan, 0), math.nan, True, "because they share no seed"),
     ],
 )
@@ -58,5 +58,5 @@ def test_many_differences_of_one_seed_are_one_sentence() -> None:
     arms = {name: {"model.depth": depth} for name, depth in (("base", 1), ("a", 2), ("b", 3))}
     found = results("depths", arms, lambda settings: settings["model.depth"], seeds=1, noise=0.0)
     [said] = comparison_sentences(dataclasses.replace(found, study=dataclasses.replace(found.study, baseline="base")))
-    assert said.startswith("CLIP-FD against base at n=1; without an interval it can't be told from seed noise: a +")
+    assert said.startswith(f"CLIP-FD against base at n=1; {UNTESTED}: a +")
     assert ", b +" in said
