@@ -68,7 +68,7 @@ def cost_figure(results: Results) -> Figure | None:
     metric = results.label(study.primary)
     axes[0].set_ylabel(f"{metric} {results.arrow(study.primary)}")
     layout.legend(figure, _handles(axes[0], results, looks))
-    named, short = looks.grouped and len(results.arms) <= layout.MAX_ARMS_DRAWN, _short_names(results, looks)
+    named, short = looks.grouped and len(results.arms) <= layout.MAX_ARMS_DRAWN, _short_names(results)
     for axis, points in zip(axes, found.values(), strict=True):
         if named:
             _label_points(figure, axis, points, short)
@@ -199,7 +199,7 @@ def _handles(axis: Axes, results: Results, looks: Palette) -> dict[str, Any]:
     return found | dict(zip(texts, lines, strict=True))
 
 
-def _short_names(results: Results, looks: Palette) -> dict[str, str]:
+def _short_names(results: Results) -> dict[str, str]:
     """Return labels of arms: x if it identifies the arm within its hue, else the name."""
     frame = results.frame.drop_duplicates("arm")
     apart = not frame.duplicated(["hue", "x"]).any() and results.study.x not in ("", "arm")

@@ -41,8 +41,7 @@ def score_figure(results: Results) -> Figure:
         results: the study's runs.
     """
     study, looks = results.study, arm_styles(results)
-    found = set(labels.scores(results.frame.columns, study.primary))
-    shown = [metric for metric in PANELS if metric in found]
+    shown = [metric for metric in PANELS if metric in results.scores]
     shown = shown if study.primary in shown else [study.primary, *shown[-2:]]
     figure, axes = layout.panels(len(shown))
     across = StudyAxis.of(_places(results), len(shown))

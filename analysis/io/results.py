@@ -113,6 +113,11 @@ class Results:
         """Return the distinct values of a tag, in the order of the runs."""
         return list(self.frame[tag_column(tag)].unique())
 
+    @property
+    def scores(self) -> list[str]:
+        """Return the scores that runs have, without `final/`, the primary one first."""
+        return labels.scores(self.frame.columns, self.study.primary)
+
     def label(self, metric: str) -> str:
         """Return a score's name in print, which depends on the network that measured it."""
         return labels.metric_label(metric, self.tag(Tag.FEATURE_NET))

@@ -92,14 +92,14 @@ def measurement(results: Results) -> list[str]:
         text += " The prompts come from a file, not from the dataset's held-out captions."
     found = [text]
     floors = []
-    for metric in labels.scores(frame.columns, results.study.primary):
+    for metric in results.scores:
         floor = mean_or_none(frame, final_metric(metric + FLOOR_SUFFIX))
         if floor is not None:
             floors.append(f"{results.label(metric)} {format_number(floor)}")
         real = mean_or_none(frame, final_metric(metric + REAL_SUFFIX))
         if real is not None:
             found.append(f"Real images have {results.label(metric)} {format_number(real)}.")
-    if FINAL_VAL_LOSS in labels.scores(frame.columns, results.study.primary):
+    if FINAL_VAL_LOSS in results.scores:
         found.append(
             "Validation loss: of the averaged weights, unmasked, on held-out images, with the same images, diffusion "
             "noise and noise levels in every run. Compare only arms with the same latents and diffusion settings."

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis import labels
 from analysis.claims.verdicts import table, verdicts
 from analysis.errors import ReportError
 from analysis.figures import layout
@@ -25,7 +24,7 @@ from analysis.report.footnotes import table_footnotes
 from analysis.report.html import study_page
 from analysis.report.html_sections import PAGE, answer, commands
 from analysis.report.sentences import comparison_sentences
-from analysis.report.tables import bullets, columns, grid, latex, markdown, runs_csv, summary, tested
+from analysis.report.tables import bullets, columns, grid, latex, markdown, summary, tested
 from analysis.stats.paired import against_baseline
 from microdit.common.contract import MlflowTag
 from microdit.common.files.atomic import scratch_folder, sweep
@@ -109,10 +108,9 @@ def _make(results: Results, folder: Path) -> None:
     (folder / "table.md").write_text(page(results), encoding="utf-8")
     (folder / "table.tex").write_text(latex(results), encoding="utf-8")
     summary(results).to_csv(folder / "table.csv", index=False)
-    runs_csv(results).to_csv(folder / "runs.csv", index=False)
-    study, frame = results.study, results.frame
-    metrics = labels.scores(frame.columns, study.primary)
-    against_baseline(frame, study.baseline, metrics).to_csv(folder / "comparisons.csv", index=False)
+    results.frame.to_csv(folder / "runs.csv", index=False)
+    compared = against_baseline(results.frame, results.study.baseline, results.scores)
+    compared.to_csv(folder / "comparisons.csv", index=False)
     found = verdicts(results)
     if found:
         table(found).to_csv(folder / "verdicts.csv", index=False)

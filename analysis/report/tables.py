@@ -63,7 +63,7 @@ def summary(results: Results) -> pd.DataFrame:
         runs, row = _runs(results, arm), {"arm": arm, "x": _place(results, arm)}
         if len(results.diverged):
             row["diverged"] = int((results.diverged["arm"] == arm).sum())
-        for metric in _scores(results):
+        for metric in results.scores:
             row |= _spread(metric, estimate(runs[final_metric(metric)]))
         row |= _spread(f"{primary}_minus_baseline", _difference(against, arm))
         for column in ("p", "p_holm", "d_z", "g_z"):
@@ -86,7 +86,7 @@ def columns(results: Results) -> list[Column]:
         form = _cost_position if "/" in study.x else _plain
         cells = tuple(form(_place(results, arm)) for arm in arms)
         found.append(Column(labels.setting_label(study.x), "arm", cells))
-    for metric in _scores(results):
+    for metric in results.scores:
         arrow = results.arrow(metric)
         head = f"{results.label(metric)} {arrow}".strip()
         best = winner(results.frame, metric, results.lower_is_better(metric))
@@ -209,15 +209,6 @@ def _tabular(found: Sequence[Column]) -> list[str]:
     fitting = r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
     begin = f"  \\begin{{tabular}}{{l{'r' * (len(found) - 1)}}}"
     return [fitting, begin, r"    \toprule", head, r"    \midrule", *lines, r"    \bottomrule", r"  \end{tabular}}"]
-
-
-def runs_csv(results: Results) -> pd.DataFrame:
-    """Return one row per run, as loaded."""
-    return results.frame
-
-
-def _scores(results: Results) -> list[str]:
-    return labels.scores(results.frame.columns, results.study.primary)
 
 
 def _runs(results: Results, arm: str) -> pd.DataFrame:

@@ -41,7 +41,6 @@ from microdit.pipeline.inputs import (
     build_components,
     check_counts,
     encoded_images,
-    load_plugins,
 )
 from microdit.pipeline.pretrained import CONFIG, Pipeline, load_denoiser
 from microdit.pipeline.prompts import Prompts, held_out_prompts, written_prompts
@@ -141,16 +140,14 @@ def config_to_evaluate(source: Path | str, changes: Mapping[str, Any]) -> Config
         changes: new values by key, such as {"samples": 64}.
 
     Returns:
-        The changed configuration. Its plugins are imported.
+        The changed configuration.
 
     Raises:
         ConfigError: if the file is missing or a setting is wrong.
     """
     source = Path(source)
     config = load_config(source / CONFIG if source.is_dir() else source)
-    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **changes))
-    load_plugins(config)
-    return config
+    return dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **changes))
 
 
 def _evaluate_denoiser(

@@ -18,7 +18,6 @@ from accelerate.utils import InitProcessGroupKwargs
 from microdit.alignment.feature_cache import build_alignment_features
 from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import stat_fingerprint, sweep
-from microdit.common.registry import import_plugins
 from microdit.config.schema import Config
 from microdit.config.sizes import Sizes, check_sizes
 from microdit.data.config import DataConfig
@@ -52,15 +51,6 @@ class RunInputs:
         """Return a digest of all data that training reads and scores compare with."""
         trained_on = data_fingerprint(self.train, self.val)
         return f"{trained_on}-{self.originals[:8]}" if self.originals else trained_on
-
-
-def load_plugins(config: Config) -> None:
-    """Import the user's modules, so that settings may name their classes.
-
-    Raises:
-        ConfigError: if a module can't be imported.
-    """
-    import_plugins(config.plugins)
 
 
 def choose_device(config: Config) -> torch.device:

@@ -22,7 +22,7 @@ from microdit.encoders.text import TextEncoder, build_text_encoder
 from microdit.encoders.text_record import TextRecord, check_features, recorded_text
 from microdit.model import DiT
 from microdit.pipeline.generate import generate
-from microdit.pipeline.inputs import choose_device, load_plugins, open_autoencoder
+from microdit.pipeline.inputs import choose_device, open_autoencoder
 from microdit.training.fsdp import whole_weights
 from microdit.training.init_weights import WEIGHTS
 
@@ -93,7 +93,6 @@ class Pipeline:
             values = to_mapping(config)
             override(values, overrides, "overrides")
             config = config_from_mapping(values, str(source))
-        load_plugins(config)
         place = choose_device(config) if device is None else _checked_device(device)
         if place.type == "cpu":
             torch.set_num_threads(config.training.threads)

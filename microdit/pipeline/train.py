@@ -60,7 +60,7 @@ def train(
     """
     images = _checked_images(config, data, val_data)
     if images is not None:
-        config = dataclasses.replace(config, data=_data_config(config, *images))
+        config = dataclasses.replace(config, data=_data_config(*images))
     metrics = run(config, logger, progress, images=images)
     return TrainingResult(Pipeline.from_pretrained(config.output_dir), metrics, Path(config.output_dir))
 
@@ -85,7 +85,7 @@ def _checked_images(config: Config, data: CaptionedImages | None, val_data: Capt
     return images
 
 
-def _data_config(config: Config, data: CaptionedImages, val_data: CaptionedImages) -> DataConfig:
+def _data_config(data: CaptionedImages, val_data: CaptionedImages) -> DataConfig:
     """Return settings whose name identifies the content of the run's data."""
     name = in_memory_name(data, val_data)
     return DataConfig(name, resolution=data.resolution, train_size=len(data), val_size=len(val_data))

@@ -39,7 +39,6 @@ from microdit.pipeline.inputs import (
     build_components,
     check_counts,
     choose_device,
-    load_plugins,
 )
 from microdit.pipeline.prompts import shown_prompts
 from microdit.pipeline.run_logger import NullLogger, RunFact, RunLogger
@@ -130,7 +129,6 @@ def check_files(config: Config) -> None:
     Raises:
         MicroditError: if a file is missing, or of another kind.
     """
-    load_plugins(config)
     check_initial(config)
     check_initial_optimizer(config)
     check_scoring(config.evaluation)
