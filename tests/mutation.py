@@ -48,7 +48,10 @@ def mutants(area: str) -> list[str]:
 
 
 def sample_size(count: int, margin: float) -> int:
-    """Mutants to draw of `count` for a 95% interval of +-`margin` about 90% (normal approximation, finite set)."""
+    """Return the number of mutants to draw of `count` for a 95% interval of +-`margin` about 90%.
+
+    Normal approximation for a finite set.
+    """
     infinite = 1.96**2 * 0.9 * 0.1 / margin**2 if margin else math.inf
     return math.ceil(count * infinite / (infinite + count - 1)) if margin else count
 

@@ -27,7 +27,7 @@ ALONE = {"ray"}  # requires an older cloudpickle than the others; documented in 
 
 
 def environment(folder: Path) -> Path:
-    """Return the Python of a new environment that can use this test's packages, so that torch isn't fetched again."""
+    """Return the Python of a new environment that shares this one's packages, so that torch isn't fetched again."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     asked = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
@@ -47,7 +47,7 @@ def test_every_extra_is_known_here() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", sorted(BROUGHT))
-def test_an_extra_installs_and_brings_what_it_promises(extra: str, tmp_path: Path) -> None:
+def test_an_extra_installs_the_promised_modules(extra: str, tmp_path: Path) -> None:
     python = environment(tmp_path / "env")
     install(python, f".[{extra}]")
     subprocess.run([python, "-c", f"import {BROUGHT[extra]}, microdit, sweeps, analysis"], check=True, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Import rules: layers inside `microdit`, no cycles, and what each top-level package may import."""
+"""Test the import rules: layers inside `microdit`, no cycles, and allowed packages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sources(package: str) -> dict[str, tuple[Path, ast.Module]]:
 
 
 def imported(tree: ast.Module, modules: object) -> set[tuple[str, bool]]:
-    """All imports of a file, local and TYPE_CHECKING ones too: dotted name, and whether it is inside a function."""
+    """Return a file's imports, local and TYPE_CHECKING ones too, as (dotted name, whether it is in a function)."""
     found: set[tuple[str, bool]] = set()
     for node in ast.walk(tree):
         local = getattr(node, "col_offset", 0) > 0
@@ -91,7 +91,7 @@ def test_there_are_no_import_cycles(package: str) -> None:
         for name, (_, tree) in modules.items()
     }
     removed = True
-    while removed:  # what imports nothing that is left is in no cycle
+    while removed:  # a module that imports none of the remaining ones is in no cycle
         removed = {name for name, targets in edges.items() if not targets}
         edges = {name: targets - removed for name, targets in edges.items() if name not in removed}
     assert not edges

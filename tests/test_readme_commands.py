@@ -25,7 +25,7 @@ from sweeps.config.study import load_study, study_names
 MAX_README_LINES = 200
 MAX_SECONDS_PER_BLOCK = 900
 EXECUTED_ELSEWHERE = (ROOT / "experiments" / "study" / "README.md",)  # by a test of its own
-# What makes a command small. Everything else of it stays.
+# Replacements that make a command small.
 SMOKE_SIZE = (
     (re.compile(r"\bscale=(demo|gpu|paper)\b"), "scale=smoke"),
     (re.compile(r"(?<=/)demo(?=/)"), "smoke"),
@@ -79,7 +79,7 @@ def shell(text: str, folder: Path, environment: dict[str, str]) -> subprocess.Co
 
 
 def make_images(folder: Path, environment: dict[str, str]) -> None:
-    """Captioned images in `images`, of which more are held out than a smoke run scores."""
+    """Write captioned images to `images`; more are held out than a smoke run scores."""
     (folder / "images").mkdir()
     rng = np.random.default_rng(0)
     for number in range(150):
@@ -89,19 +89,19 @@ def make_images(folder: Path, environment: dict[str, str]) -> None:
 
 
 def make_config(folder: Path, environment: dict[str, str]) -> None:
-    """A complete `config.yaml` of the smoke scale."""
+    """Write a complete `config.yaml` of the smoke scale."""
     done = shell("microdit-sweep config scale=smoke > config.yaml", folder, environment)
     assert done.returncode == 0, done.stderr
 
 
 def make_run(folder: Path, environment: dict[str, str]) -> None:
-    """A finished run in `run`, recorded in the store under `runs`."""
+    """Train a run in `run`, recorded in the store under `runs`."""
     done = shell("microdit-sweep train scale=smoke output_dir=run", folder, environment)
     assert done.returncode == 0, done.stderr
 
 
 def make_study(folder: Path, environment: dict[str, str]) -> None:
-    """A finished study `masking_ratio` in the store under `runs`."""
+    """Run the study `masking_ratio`, recorded in the store under `runs`."""
     done = shell("microdit-sweep study=masking_ratio scale=smoke workers=1", folder, environment)
     assert done.returncode == 0, done.stderr
 
@@ -155,7 +155,7 @@ def test_commands_parse(block: Block, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def check_command(words: list[str]) -> None:
     program, rest = words[0], words[1:]
-    if program in ("torchrun", "srun"):  # what they start, as `-m microdit ...`, perhaps inside a quoted command
+    if program in ("torchrun", "srun"):  # the started command, as `-m microdit ...`, perhaps quoted
         match = re.search(r"-m (microdit|sweeps) (.+?)'?$", " ".join(rest))
         assert match, f"{program} starts none of our commands: {rest}"
         check_command([{"microdit": "microdit", "sweeps": "microdit-sweep"}[match[1]], *match[2].split()])

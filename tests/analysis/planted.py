@@ -1,4 +1,4 @@
-"""Builds results with planted effects, without a store."""
+"""Build results with planted effects, without a store."""
 
 from __future__ import annotations
 

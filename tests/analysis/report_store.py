@@ -1,4 +1,4 @@
-"""Writes studies with known numbers into an MLflow store, in the form in which a sweep does."""
+"""Write studies with known numbers into an MLflow store, as a sweep does."""
 
 from __future__ import annotations
 

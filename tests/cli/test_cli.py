@@ -180,7 +180,7 @@ def test_missing_things_are_named(run_folder: Path, tmp_path: Path, capsys: pyte
     (tmp_path / "half").mkdir()
     save_config(load_config(run_folder / "config.yaml"), tmp_path / "half" / "config.yaml")
     assert "model.safetensors: no such file" in failing(capsys, "sample", str(tmp_path / "half"), "a cat")
-    for caption in ("a \udcff cat", "a \0 cat"):  # the first is what Python makes of a byte that is not UTF-8
+    for caption in ("a \udcff cat", "a \0 cat"):  # the first is Python's escape of a byte that is not UTF-8
         assert "caption 2: the text" in failing(capsys, "sample", str(run_folder), "a dog", caption)
 
 

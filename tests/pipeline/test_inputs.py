@@ -40,7 +40,7 @@ def test_parts_are_kept_until_their_files_change(smoke_config: Config, tmp_path:
 
 def test_encoded_captions_need_no_text_encoder(smoke_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     expected = build_components(smoke_config)  # encodes
-    shutil.copytree(TEXT_CLIP, tmp_path / "clip")  # not among what the process has loaded
+    shutil.copytree(TEXT_CLIP, tmp_path / "clip")  # not loaded by this process
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("loaded")
@@ -65,7 +65,7 @@ def test_a_second_run_loads_nothing_and_scores_the_same(
 
     monkeypatch.setattr(open_clip, "create_model", never)
     monkeypatch.setattr(feature_extractors, "build_lite0", never)
-    torch.manual_seed(1)  # loading a network draws from the global stream, on which nothing may depend
+    torch.manual_seed(1)  # loading a network draws from the global random stream; nothing may depend on it
     second = run(dataclasses.replace(scored, output_dir=str(tmp_path / "two")))
     assert not loads
     final = [name for name in first if name.startswith("final/")]

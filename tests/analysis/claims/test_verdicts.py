@@ -51,7 +51,7 @@ BETAS = {f"b{i}": {"optimizer.beta2": value} for i, value in enumerate((0.9, 0.9
 SCHEDULE = "model.ffn_width.schedule"
 MEAN, STD = "diffusion.p_mean", "diffusion.p_std"
 AGAINST = {name: {METHOD: "none", RATIO: 0.0} for name in ("small", "fewer_steps")} | {"masked": DEFERRED}
-# Per study: arms, a score that bears its first claim out (lower is better), and what all its claims then come to.
+# Per study: arms, a score that supports its first claim (lower is better), and the verdicts on all its claims.
 PLANTED: list[tuple[str, Arms, Score, list[str]]] = [
     ("masking_ratio", MASKED, masked, [REPRODUCED, REPRODUCED, NOT_TESTED]),
     (
@@ -129,7 +129,7 @@ def test_an_unmasked_tail_is_compared_under_the_same_masking() -> None:
         for method in ("naive", "deferred")
         for tail in (0.0, 0.1)
     }
-    worse = {"naive": 50.0, "deferred": 0.0}  # more than any tail mends
+    worse = {"naive": 50.0, "deferred": 0.0}  # more than any tail gains
     found = results("unmasked_finetune", arms, lambda s: worse[s[METHOD]] - 90 * s["training.unmasked_tail"], seeds=5)
     assert words(found) == [REPRODUCED]
 

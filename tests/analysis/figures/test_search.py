@@ -1,4 +1,4 @@
-"""Searches: the Optuna study rebuilt from runs, and the content of its figures."""
+"""Test the Optuna study that is rebuilt from the runs of a search, and its figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores of many runs: reading in bulk is fast and gives the same frames as MLflow's own client."""
+"""Test that reading many runs in bulk gives the same frames as MLflow's own client."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from analysis.io.results import Results, load
 from analysis.io.store import open_store
 
 STUDY = "masking_ratio"
-LATE = 2_000_000_000_000  # milliseconds, after all that the store was made with
+LATE = 2_000_000_000_000  # milliseconds, later than all runs of the store
 METRICS = ("train/loss", "val/loss")
 
 

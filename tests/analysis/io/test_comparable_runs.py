@@ -1,4 +1,4 @@
-"""Runs that are not comparable are separated and listed, or rejected with a message."""
+"""Test that runs that are not comparable are separated and listed, or rejected."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The runs that a report uses, and the mixtures that it rejects."""
+"""Test which runs a report uses, and which mixtures it rejects."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""NaN and infinity in a store of another version: the report lists those runs as failed and shows the others."""
+"""Test that runs with NaN or infinity are listed as failed, and the others are shown."""
 
 from __future__ import annotations
 

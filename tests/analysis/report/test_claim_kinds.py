@@ -1,4 +1,4 @@
-"""A user's kind of claim: from a study's YAML over a store to the report."""
+"""Test a user's kind of claim, from a study's YAML to the report."""
 
 from __future__ import annotations
 

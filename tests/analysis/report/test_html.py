@@ -1,4 +1,4 @@
-"""The web page: its content, that it is self-contained, and that a failing study doesn't affect the others."""
+"""Test the web page: its content, no links to the network, and reports that fail."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_images_shrink_until_the_page_fits(masking: Results, store: str, out: Pa
 
 def test_inlined_figures_keep_the_colors_of_thin_lines(tmp_path: Path) -> None:
     canvas = np.full((600, 2000, 3), 255, np.uint8)
-    canvas[:, :, 0] -= np.linspace(0, 60, 2000).astype(np.uint8)  # many colors that a palette could go to
+    canvas[:, :, 0] -= np.linspace(0, 60, 2000).astype(np.uint8)  # many colors that could use up the palette
     canvas[300:304] = (213, 94, 0)
     Image.fromarray(canvas).save(tmp_path / "figure.png")
     head, _, data = inline(tmp_path / "figure.png", 1000).partition(",")

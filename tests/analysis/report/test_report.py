@@ -1,4 +1,4 @@
-"""The command, from a store with known numbers to the files of the report."""
+"""Test the command, from a store with known numbers to the files of the report."""
 
 import csv
 import re

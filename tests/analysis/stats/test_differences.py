@@ -1,4 +1,4 @@
-"""Differences paired by seed, and the sentences about them."""
+"""Test differences paired by seed, and the sentences about them."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ def test_differences_are_paired_by_seed() -> None:
     low, high = stats.t.interval(0.95, 2, 5.0, stats.sem([4.0, 6.0, 5.0]))
     assert (found.low, found.high) == pytest.approx((low, high))
     unpaired = estimate(frame.loc[frame["arm"] == "naive", "score"])
-    assert found.half < unpaired.half / 10  # what the seeds share cancels
+    assert found.half < unpaired.half / 10  # the effect that the seeds share cancels
 
 
 def test_only_shared_seeds_are_compared() -> None:

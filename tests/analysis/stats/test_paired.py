@@ -1,4 +1,4 @@
-"""Paired tests compared with scipy, Holm with its definition, and coverage over simulated studies."""
+"""Test paired tests against scipy, Holm against its definition, and coverage."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Trends: Page's L compared with all permutations, error rates with few seeds, and missing arms."""
+"""Test trends: Page's L against all permutations, error rates, and missing arms."""
 
 import itertools
 import math
@@ -57,7 +57,7 @@ def test_slopes_are_least_squares_per_unit_or_doubling() -> None:
     for axis, across, unit in (
         (AXIS, AXIS, "unit"),
         (np.array([1.0, 2, 4, 8]), np.arange(4.0), "doubling"),
-        (parameters, parameters / 1e6, "million"),  # not so many zeros of a slope per parameter
+        (parameters, parameters / 1e6, "million"),  # a slope per parameter would have too many zeros
     ):
         slopes = [np.polyfit(across, row, 1)[0] for row in scores]
         found = trend(axis, scores)
@@ -79,7 +79,7 @@ def test_one_seed_has_no_p() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "count", "growth"), [(2, 4, 1), (3, 3, 1), (5, 5, 1), (3, 4, 3)])
-def test_no_trend_is_found_where_there_is_none(seeds: int, count: int, growth: float) -> None:
+def test_noise_alone_is_rarely_a_trend(seeds: int, count: int, growth: float) -> None:
     """With common seed effects and a spread that grows along the axis, p < 0.05 in at most 5% of studies."""
     rng, studies = np.random.default_rng(seeds), 400
     axis = np.arange(1.0, count + 1)

@@ -1,4 +1,4 @@
-"""Evaluation noise is separated from seed variance; scores are averaged over the noise sets that all runs share."""
+"""Test the separation of evaluation noise from seed variance, and averaged scores."""
 
 import math
 
