@@ -13,7 +13,7 @@ from microdit.common.command_line import (
     SWITCH,
     USER_ERROR,
     Parser,
-    add_setting,
+    add_settings,
     completion_of_words,
     make_parser,
     run_command,
@@ -108,14 +108,9 @@ def _run(words: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = make_parser("microdit-report", DESCRIPTION, EXAMPLES)
     studies = group_options("study")
-    values: dict[str, Sequence[str]] = {
-        name: ("true", "false") if metavar == SWITCH else () for name, (metavar, _) in OPTIONS.items()
-    }
-    values |= {"study": studies, "scale": group_options("scale")}
+    values = add_settings(parser, OPTIONS, {"study": studies, "scale": group_options("scale")})
     names: Any = parser.add_argument("words", nargs="*", metavar="STUDY", help="a study's name, or 'all'")
     names.complete = completion_of_words("_microdit_report_words", values, others=(ALL, *studies))
-    for name, (metavar, text) in OPTIONS.items():
-        add_setting(parser, name, metavar, text, complete=values[name])
     return parser
 
 

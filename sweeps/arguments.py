@@ -14,7 +14,7 @@ from microdit.common.command_line import (
     SWITCH,
     Parser,
     add_command,
-    add_setting,
+    add_settings,
     completion_of_words,
     make_parser,
     split_words,
@@ -222,13 +222,11 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     parsers = {}
     for name, command in COMMANDS.items():
         own = parsers[name] = add_command(made, name, command.summary, command.examples)
-        options = [*command.options, *EVERYWHERE]
-        for option in OPTIONS:
-            if option in options:
-                add_setting(own, option, *OPTIONS[option], complete=_values(option))
+        options = {key: text for key, text in OPTIONS.items() if key in (*command.options, *EVERYWHERE)}
+        values = add_settings(own, options, {key: group_options(key) for key in ("study", "scale", "launcher")})
         text = "options as name=value" + (", and overrides of the recipe" if command.overrides else "")
         words: Any = own.add_argument("words", nargs="*", metavar="key=value", help=text)
-        words.complete = completion_of_words(f"_microdit_words_{name}", {key: _values(key) for key in options})
+        words.complete = completion_of_words(f"_microdit_words_{name}", values)
         own.add_argument(
             *MULTIRUN, action="store_true", help="combine comma-separated values" if name == "train" else SUPPRESS
         )
@@ -244,14 +242,6 @@ def _listed(options: dict[str, tuple[str, str]]) -> str:
         lines.append(f"  {f'{name}={metavar}':22s} {wrapped[0]}")
         lines += [" " * 25 + line for line in wrapped[1:]]
     return "\n".join(lines)
-
-
-def _values(option: str) -> Sequence[str]:
-    """Return the values that tab completion suggests: names of files, found without importing Hydra."""
-    folders = {"study": "study", "scale": "scale", "launcher": "launcher"}
-    if option in folders:
-        return group_options(folders[option])
-    return ("true", "false") if OPTIONS[option][0] == SWITCH else ()
 
 
 def _value(key: str, text: str) -> Any:

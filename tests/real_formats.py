@@ -72,7 +72,7 @@ def t5_folder(folder: Path, words: Sequence[str] = WORDS) -> Path:
 
 
 def clip_text_folder(folder: Path, words: Sequence[str] = WORDS) -> Path:
-    """Save a CLIP text encoder of transformers, 32 wide, with 16 positions; padding looks like the end, as CLIP's does."""
+    """Save a CLIP text encoder of transformers, 32 wide, with 16 positions; padded with its end token."""
     import tokenizers
     import transformers
 
@@ -112,7 +112,7 @@ def _save_tokenizer(folder: Path, tokenizer: Any, **special: str) -> None:
 
 
 def open_clip_vit_folder(folder: Path) -> Path:
-    """Save a whole CLIP of open_clip, vision and text transformers 32 wide, with open_clip's own vocabulary of 49,408."""
+    """Save a whole CLIP of open_clip, vision and text transformers 32 wide, with its own vocabulary of 49,408."""
     import open_clip
 
     settings = {

@@ -131,23 +131,30 @@ def _epilog(examples: Iterable[str]) -> str:
     return "\n".join(["examples:", *(f"  {line}" for line in examples)])
 
 
-def add_setting(parser: Parser, name: str, metavar: str, text: str, complete: Sequence[str] | str = ()) -> None:
-    """Add an option that may also be written `name=value`, and only once.
+def add_settings(
+    parser: Parser, options: Mapping[str, tuple[str, str]], values: Mapping[str, Sequence[str]]
+) -> dict[str, Sequence[str]]:
+    """Add options that may also be written `name=value`, each only once.
 
     Args:
         parser: the parser of a program or subcommand.
-        name: the option's name; `tracking_uri` is read as `--tracking-uri` and as `tracking_uri=`.
-        metavar: what stands for the value in the help; with SWITCH a bare `--name` means `--name=true`.
-        text: the option's help.
-        complete: values that tab completion suggests, or "file" or "directory"; other values are allowed.
+        options: what stands for the value in the help, and the option's help, by name. `tracking_uri` is read as
+            `--tracking-uri` and as `tracking_uri=`. With SWITCH a bare `--name` means `--name=true`.
+        values: values that tab completion suggests, by name; other values are allowed.
+
+    Returns:
+        `values` of all options, those of switches included.
     """
-    action: Any = parser.add_argument(
-        _option(name), dest=name, metavar=metavar, default=argparse.SUPPRESS, action=_StoreOnce, help=text
-    )
-    if isinstance(complete, str):
-        action.complete = complete
-    elif complete:
-        action.complete = completion_of(f"_microdit_{name}", complete)
+    known = {
+        name: SWITCH.split("|") if metavar == SWITCH else values.get(name, ()) for name, (metavar, _) in options.items()
+    }
+    for name, (metavar, text) in options.items():
+        action: Any = parser.add_argument(
+            _option(name), dest=name, metavar=metavar, default=argparse.SUPPRESS, action=_StoreOnce, help=text
+        )
+        if known[name]:
+            action.complete = completion_of(f"_microdit_{name}", known[name])
+    return known
 
 
 def _option(name: str) -> str:

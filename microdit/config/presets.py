@@ -52,10 +52,11 @@ def apply_preset(values: dict[str, Any], name: str, overrides: Sequence[str] = (
         for key, value in settings_from_latents(values["data"]["path"]).items():
             if key not in given:
                 assign(values, key, value)
-    for key, value in flatten(values, empty=True).items():
+    flat = flatten(values, empty=True)
+    for key, value in flat.items():
         if isinstance(value, str) and (choice := _CHOICE.fullmatch(value)):
             other, wanted, then, otherwise = choice.groups()
-            assign(values, key, then if str(_get(values, other)) == wanted else otherwise)
+            assign(values, key, then if str(flat[other]) == wanted else otherwise)
     follow_encoders(values, given, factor)
     missing = [key for key, value in flatten(values, empty=True).items() if value == REQUIRED]
     if missing:
@@ -92,11 +93,3 @@ def _merge(
             _merge(values[key], value, source, strict, dotted)
         else:
             values[key] = value
-
-
-def _get(values: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a dotted key."""
-    node: Any = values
-    for part in key.split("."):
-        node = node[part]
-    return node

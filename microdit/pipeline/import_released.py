@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from microdit.common.errors import ConfigError
-from microdit.config.schema import Config, CostConfig, save_config
+from microdit.config.schema import Config, save_config
 from microdit.data.config import DataConfig
 from microdit.diffusion import DiffusionConfig, SamplerConfig
 from microdit.encoders.autoencoder import AutoencoderConfig
@@ -91,10 +91,7 @@ def _sampling_config(out: Path, model: DiTConfig, text: TextConfig, autoencoder:
         )
     return Config(
         name=out.name,
-        seed=0,
         output_dir=f"runs/{out.name}",
-        cache_dir="~/.cache/microdit",
-        plugins=(),
         data=DataConfig(name="folder", resolution=PIXELS_PER_LATENT * model.input_size),
         autoencoder=AutoencoderConfig(autoencoder or AUTOENCODERS[model.in_channels]),
         text=text,
@@ -105,5 +102,4 @@ def _sampling_config(out: Path, model: DiTConfig, text: TextConfig, autoencoder:
         training=TrainingConfig(steps=5000, batch_size=2048, init=str(out.absolute())),
         sampler=SamplerConfig(steps=STEPS, guidance=GUIDANCE),
         evaluation=EvalConfig(samples=256, reference_count=1024),
-        cost=CostConfig(),
     )

@@ -10,7 +10,7 @@ import pytest
 import analysis.cli
 import microdit.cli.main
 import sweeps.cli
-from microdit.common.command_line import SWITCH, add_setting, make_parser, run_command, split_words
+from microdit.common.command_line import SWITCH, add_settings, make_parser, run_command, split_words
 from microdit.common.errors import ConfigError
 
 MAINS: dict[str, Callable[[list[str]], int]] = {
@@ -100,8 +100,7 @@ def test_scripts_for_other_shells(program: str, capsys: pytest.CaptureFixture[st
 
 def test_options_are_read_in_both_forms() -> None:
     parser = make_parser("program", "", ["program"])
-    add_setting(parser, "tracking_uri", "URI", "")
-    add_setting(parser, "wide", SWITCH, "")
+    add_settings(parser, {"tracking_uri": ("URI", ""), "wide": (SWITCH, "")}, {})
     words = ["tracking_uri=a=b", "--wide", "model.depth=3", "lr=1"]
     assert split_words(parser, words) == (["--tracking-uri=a=b", "--wide", "true"], ["model.depth=3", "lr=1"])
     assert split_words(parser, ["--tracking-uri", "x=y", "--wide"]) == (["--tracking-uri", "x=y", "--wide", "true"], [])
