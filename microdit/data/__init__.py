@@ -1,4 +1,1 @@
-"""Provide captioned images and the cache of their features.
-
-The images are the embedded emoji scenes or the user's own folder.
-"""
+"""Provide datasets of captioned images, and the cache of their latents and caption features."""

@@ -1,6 +1,6 @@
 """Write CIFAR-10 as a captioned folder for `data=folder`.
 
-Test images become the split val. Captions come from templates.
+Test images become the val split. Captions are made from templates.
 """
 
 from __future__ import annotations
@@ -32,11 +32,8 @@ FILES = {"train": tuple(f"data_batch_{k}.bin" for k in range(1, 6)), "val": ("te
 SIDE = 32
 
 
-def caption(label: str, seed: int, number: int) -> str:
-    """Return a caption made of a template and a noun.
-
-    Both are drawn by the image's number over both splits.
-    """
+def _caption(label: str, seed: int, number: int) -> str:
+    """Draw a template and a noun for image `number` of both splits."""
     draw = derive_seed(seed, STREAM, number)
     noun = NOUNS[label][draw // len(TEMPLATES) % len(NOUNS[label])]
     return TEMPLATES[draw % len(TEMPLATES)].format(noun)
@@ -46,17 +43,17 @@ def write_cifar10(root: Path, out: Path, seed: int, download: bool) -> dict[str,
     """Write PNG files and `metadata.jsonl` into a new folder.
 
     Args:
-        root: folder of the archive.
+        root: folder of the archive `cifar-10-binary.tar.gz`.
         out: folder to create.
-        seed: draws the captions.
+        seed: random seed of the captions.
         download: download the archive into `root` first.
 
     Returns:
         The number of images per split.
 
     Raises:
-        ConfigError: if `out` is not empty.
-        DataError: if the archive is missing at `root` or is not the published one.
+        ConfigError: if `out` exists and is not an empty folder.
+        DataError: if the archive is missing, can't be downloaded, or is not the published one.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} exists already; choose a new folder")
@@ -92,24 +89,15 @@ def _open(root: Path, download: bool) -> Path:
     return path
 
 
-def _images(archive: tarfile.TarFile, split: str) -> Iterator[tuple[int, Image.Image]]:
-    """Yield label and image of each row.
-
-    A row is one byte, then planes of red, green and blue, 32 x 32 each.
-    """
-    for name in FILES[split]:
-        member = archive.extractfile(f"{FOLDER}/{name}")
-        assert member is not None
-        rows = np.frombuffer(member.read(), np.uint8).reshape(-1, 1 + 3 * SIDE * SIDE)
-        for row in rows:
-            yield int(row[0]), Image.fromarray(row[1:].reshape(3, SIDE, SIDE).transpose(1, 2, 0))
-
-
 def _entries(archive: tarfile.TarFile, seed: int) -> Iterator[tuple[dict[str, str], Image.Image]]:
+    """Yield metadata and image of each row: a label byte, then planes of red, green and blue, 32 x 32 each."""
     number = 0
-    for split in FILES:
-        for target, image in _images(archive, split):
-            label = CLASSES[target]
+    for split, file in ((split, file) for split, files in FILES.items() for file in files):
+        member = archive.extractfile(f"{FOLDER}/{file}")
+        assert member is not None
+        for row in np.frombuffer(member.read(), np.uint8).reshape(-1, 1 + 3 * SIDE * SIDE):
+            label = CLASSES[row[0]]
             name = f"{split}/{label}/{number:05}.png"
-            yield {"file_name": name, "text": caption(label, seed, number), "label": label, "split": split}, image
+            entry = {"file_name": name, "text": _caption(label, seed, number), "label": label, "split": split}
+            yield entry, Image.fromarray(row[1:].reshape(3, SIDE, SIDE).transpose(1, 2, 0))
             number += 1

@@ -1,4 +1,4 @@
-"""The dataset protocol: a deterministic collection of captioned images."""
+"""Define the dataset protocol: a deterministic collection of captioned images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Sample:
     label: int
     """Index into the dataset's `classes`, -1 if unknown."""
     attributes: Mapping[str, Any]
-    """Further facts about the image: plain numbers, strings, lists and mappings."""
+    """Further facts about the image: numbers, strings, lists and mappings."""
 
 
 @runtime_checkable
@@ -38,7 +38,7 @@ class CaptionedImages(Protocol):
     def fingerprint(self) -> str:
         """Return a digest of everything that determines the content.
 
-        The key of cached features and statistics.
+        It is the key of cached features and statistics.
         """
         ...
 
@@ -52,12 +52,16 @@ class HasOriginals(Protocol):
     """A dataset whose items may be read from files that its fingerprint doesn't cover."""
 
     def originals_digest(self, rows: Iterable[int]) -> str:
-        """Return a digest of the content of these items' files; "" if there are none."""
+        """Return a digest of the content of the files of some items; "" if there are none.
+
+        Args:
+            rows: the items' indices.
+        """
         ...
 
     def originals_state(self) -> str:
-        """Return a digest of the files' states, which changes whenever one is written.
+        """Return a digest that changes whenever one of the files is written.
 
-        Reads no file.
+        It is computed without reading them.
         """
         ...

@@ -18,7 +18,7 @@ from microdit.common.rng import hash_to_unit_interval
 from microdit.data.dataset import CaptionedImages, Sample
 from microdit.data.images.reader import central_square
 
-IN_MEMORY = "in-memory"  # `data.name` of a run on datasets that Python code passed, followed by a digest of both
+IN_MEMORY = "in-memory"  # prefix of `data.name` of a run on datasets that Python code passed
 MODES = ("RGB", "L")  # of Pillow's images
 
 
@@ -26,7 +26,7 @@ class ImageCaptionDataset:
     """A dataset of captioned images in memory.
 
     Args:
-        images: N images: an array (N, H, W, 3) uint8, or a sequence of such images and Pillow images (RGB or L).
+        images: N images: an array (N, H, W, 3) uint8, or a sequence of arrays (H, W, 3) and Pillow images (RGB or L).
         captions: N captions.
         labels: N indices into `classes`, -1 if unknown; None: all unknown.
         classes: names of the classes.
@@ -72,7 +72,7 @@ class ImageCaptionDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of all images, captions, labels and class names."""
+        """Return a digest of all images, captions, labels and class names."""
         digest = hashlib.sha256(repr((IN_MEMORY, self.resolution, self.classes, len(self))).encode())
         for image, caption, label in zip(self._images, self._captions, self._labels, strict=True):
             digest.update(repr((caption, label)).encode())
@@ -88,11 +88,14 @@ class ImageCaptionDataset:
         return Sample(self._images[i], self._captions[i], self._labels[i], {})
 
     def split(self, val_fraction: float = 0.1, seed: int = 0) -> tuple[ImageCaptionDataset, ImageCaptionDataset]:
-        """Return a training and a validation part; at least one image goes to each.
+        """Split the images at random, with at least one image in each part.
 
         Args:
             val_fraction: share of the images to hold out, in (0, 1).
-            seed: draws which.
+            seed: random seed of the choice.
+
+        Returns:
+            The training part and the validation part.
 
         Raises:
             DataError: if there are fewer than 2 images, or the fraction is out of range.
@@ -117,20 +120,24 @@ class ImageCaptionDataset:
 
 
 def in_memory_name(train: CaptionedImages, val: CaptionedImages) -> str:
-    """Return the `data.name` of a run on two datasets.
+    """Return the `data.name` of a run on two datasets, which identifies their content.
 
-    It identifies their content by the fingerprints.
+    Args:
+        train: the training images.
+        val: the held-out images.
     """
     return f"{IN_MEMORY}:{hashlib.sha256(f'{train.fingerprint}/{val.fingerprint}'.encode()).hexdigest()[:16]}"
 
 
 def check_dataset(data: object, role: str) -> CaptionedImages:
-    """Return `data` if it follows the dataset protocol.
+    """Return `data` if its attributes and first item follow the dataset protocol.
 
-    Its attributes and its first item are checked.
+    Args:
+        data: what a caller passed as a dataset.
+        role: the argument's name in messages.
 
     Raises:
-        DataError: if it does not; names what is wrong with the argument called `role`.
+        DataError: if it does not follow the protocol, or is empty.
     """
     if not isinstance(data, CaptionedImages):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Datasets by name."""
+"""Build datasets by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from microdit.data.latents.dataset import LatentImages
 
 DatasetBuilder = Callable[[DataConfig, str], CaptionedImages]  # (settings, split) -> dataset
 
-# A dotted path needs no entry in `plugins`: runs that were recorded with one must stay valid.
+# Unlike in other roles, a dotted path may name any module: runs recorded before `plugins` existed stay valid.
 DATASETS: Registry[DatasetBuilder] = Registry(
     "data.name",
     {"emoji-captions": EmojiCaptions, "folder": ImageFolder, "latents": LatentImages},
@@ -30,9 +30,12 @@ def build_dataset(config: DataConfig, split: str) -> CaptionedImages:
     """Build the dataset that `config.name` names.
 
     Args:
-        config: settings; a class of the user's reads `path` and the sizes as it likes.
+        config: settings; a user's class may interpret `path` and the sizes in its own way.
         split: "train", "val" (images never trained on), or "composition" (combinations of class, background and count
             that occur in no other split; `emoji-captions` only).
+
+    Returns:
+        The split, with an image side of `config.resolution` pixels.
 
     Raises:
         ConfigError: if the dataset or the split is unknown, or the class lacks part of a dataset.

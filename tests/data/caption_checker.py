@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from microdit.data.cifar10 import CLASSES
 from microdit.data.dataset import Sample
-from microdit.data.emoji.art import CLASSES, COLORS, DRAWINGS
+from microdit.data.emoji.art import COLORS, DRAWINGS
 from microdit.data.emoji.captions import CLASS_NOUNS, RELATION_WORDS, SCENERY_WORDS, SIDEWAYS, SIZES, article, plural
 from microdit.data.emoji.scene import PLAIN
 

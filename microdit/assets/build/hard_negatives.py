@@ -7,7 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from microdit.data.emoji.art import CLASSES, COLORS, DRAWINGS
+from microdit.data.cifar10 import CLASSES
+from microdit.data.emoji.art import COLORS, DRAWINGS
 from microdit.data.emoji.captions import CLASS_NOUNS, RELATION_WORDS, SCENERY_WORDS, SIZES, article, plural
 from microdit.data.emoji.scene import PLAIN
 

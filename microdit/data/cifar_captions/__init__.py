@@ -1,4 +1,1 @@
-"""Select captioned photographs of the ten CIFAR-10 classes.
-
-`cifar-captions` takes them from COYO-700M's metadata.
-"""
+"""Make `cifar-captions`: captioned photographs of the ten CIFAR-10 classes, chosen from COYO-700M."""

@@ -1,9 +1,7 @@
-"""Hold the rows that passed the filters, and choose among them.
+"""Store the rows that passed the filters, and choose among them.
 
-Texts are on disk; a few numbers per row are in memory.
-
-The choice depends on the rows' content and the seed, not on their order: each row has a rank, drawn from (seed, stream)
-with the row in the stream's name, and of equal rows the lowest rank stays.
+The choice depends on the rows' content and the seed, not on their order: each row has a rank, a hash of the seed and
+its content, and of equal rows the one of the lowest rank is kept.
 """
 
 from __future__ import annotations
@@ -37,12 +35,15 @@ STREAM = "cifar-captions"
 
 
 class CandidatePool:
-    """Hold the candidates of one selection.
+    """The candidates of one selection: about 26 bytes per row in memory, their texts in a scratch file.
 
-    They take about 26 bytes of memory per row; their texts are in a scratch file.
+    URLs and perceptual hashes are compared by 64-bit hashes. The probability that any two of ten million candidates
+    collide is about 3e-6.
 
-    URLs and perceptual hashes are compared by 64-bit hashes. Among ten million candidates two different ones collide
-    with a probability of about 3e-6.
+    Args:
+        scratch: the scratch file.
+        seed: random seed of the ranks.
+        classes: names of the classes.
     """
 
     def __init__(self, scratch: Path, seed: int, classes: Sequence[str]) -> None:
@@ -54,22 +55,28 @@ class CandidatePool:
         return len(self._ranks)
 
     def add(self, rows: list[dict[str, object]]) -> None:
-        """Add rows of SCHEMA without `key`."""
+        """Add candidates, and set the `key` of each.
+
+        Args:
+            rows: rows of SCHEMA, without `key`.
+        """
         for row in rows:
             key = hashlib.sha256(str(row["url"]).encode()).digest()[:8]
             row["key"] = key.hex()
             self._urls.append(int.from_bytes(key, "big"))
             self._phashes.append(_number(row["image_phash"]))
-            # The text ends the name and the url has no blank, so different rows have different names.
+            # The url has no blank, so different rows have different names.
             self._ranks.append(derive_seed(self._seed, f"{STREAM}/{row['id']} {row['url']} {row['caption']}"))
             self._labels.append(self._classes[str(row["label"])])
         if rows:
             self._writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
 
     def choose(self, per_class: int | None, balance: bool) -> tuple[pa.Table, dict[str, int]]:
-        """Choose rows, at most `per_class` per class.
+        """Choose rows without duplicates; no rows can be added afterwards.
 
-        With `balance`, each class gets as many as the smallest class has.
+        Args:
+            per_class: maximum number of rows per class; None for no maximum.
+            balance: choose as many rows of each class as the smallest class has.
 
         Returns:
             The chosen rows in the order of their ranks, and how many each rule dropped.
@@ -93,10 +100,7 @@ class CandidatePool:
         return self._read(order), dict(dropped)
 
     def _read(self, order: np.ndarray) -> pa.Table:
-        """Return rows of the scratch file by number, in the given order.
-
-        Only these are in memory.
-        """
+        """Return rows of the scratch file by number, in the given order, without loading the others at once."""
         wanted = np.sort(order)
         parts, start = [], 0
         with pq.ParquetFile(self._scratch) as opened:
@@ -110,10 +114,7 @@ class CandidatePool:
 
 
 def _first_of_each(values: np.ndarray) -> np.ndarray:
-    """Return the places of the first of each value, ascending.
-
-    0 is unknown and equals nothing.
-    """
+    """Return the places of the first of each value, ascending; 0 is an unknown value and equals nothing."""
     _, first = np.unique(values, return_index=True)
     return np.sort(np.concatenate([first[values[first] != 0], np.flatnonzero(values == 0)]))
 

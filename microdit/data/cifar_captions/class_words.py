@@ -1,7 +1,4 @@
-"""Find the classes that a caption names.
-
-The lists hold words, and phrases that mean something else.
-"""
+"""Find the classes that a caption names, by a list of words and of phrases that mean something else."""
 
 from __future__ import annotations
 
@@ -22,19 +19,24 @@ from microdit.data.cifar_captions.config import WORDS_FILE
 
 ENTRY_KEYS = ("words", "not")
 TOKEN = re.compile(r"(\w+)(?:['’]s(?!\w))?")
-# Replaces the blank of a phrase; spelled out because the two regex engines have different \s.
+# Pattern for a blank in a phrase; not \s, which differs between the two regex engines.
 BLANK = "[ \\t\\r\\n\u00a0\u2010\u2011-]+"
 
 
 @dataclass(frozen=True)
 class ClassPhrases:
-    """Phrases, lower case and with plurals, each with its class, or None for no class."""
+    """Phrases and the classes that they name."""
 
     classes: tuple[str, ...]
     meaning: Mapping[str, str | None]
+    """Class of each phrase, None for phrases that name no class. Phrases are in lower case; plurals are included."""
 
     def find(self, caption: str) -> tuple[str, ...]:
-        """Return the classes that a caption names, each once, in the order of their first mention."""
+        """Find the classes that a caption names.
+
+        Returns:
+            Each class once, in the order of first mention.
+        """
         found: dict[str, None] = {}
         text, start = caption.lower(), 0
         while token := TOKEN.search(text, start):
@@ -45,9 +47,16 @@ class ClassPhrases:
         return tuple(found)
 
     def mentions(self, captions: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-        """Return True for captions that may name a class: fast, without false negatives."""
+        """Preselect captions: fast, with false positives, without false negatives.
+
+        Args:
+            captions: (N,) strings.
+
+        Returns:
+            (N,) booleans, whether a caption may name a class.
+        """
         phrases = [phrase for phrase, named in self.meaning.items() if named is not None]
-        # In this engine letters beyond ASCII end a word, in Python's they don't: `find` decides for those captions.
+        # In this engine letters beyond ASCII end a word, in Python's they don't; `find` rejects those captions.
         pattern = f"(?:^|[^a-z0-9_])(?:{_alternatives(phrases)})(?:$|[^a-z0-9_])"
         return pc.match_substring_regex(captions, pattern, ignore_case=True)
 
@@ -60,10 +69,7 @@ class ClassPhrases:
 
     @cached_property
     def _by_first_word(self) -> Mapping[str, re.Pattern[str]]:
-        """Return one pattern per first word.
-
-        A single pattern for all phrases takes 12 times as long.
-        """
+        """Return one pattern per first word; a single pattern for all phrases takes 12 times as long."""
         groups: dict[str, list[str]] = {}
         for phrase in self.meaning:
             groups.setdefault(_first_word(phrase), []).append(phrase)
@@ -72,6 +78,9 @@ class ClassPhrases:
 
 def load_words(path: Path = WORDS_FILE) -> ClassPhrases:
     """Read a word list such as `class_words.yaml`.
+
+    Returns:
+        Its phrases with their plurals.
 
     Raises:
         DataError: if it is malformed; the message has the file and the entry.
@@ -133,15 +142,12 @@ def _plural(phrase: str) -> str:
 
 
 def _alternatives(phrases: Iterable[str]) -> str:
-    """Join phrases, longest first, since both engines take the first alternative that matches."""
+    """Return a pattern of phrases, longest first, since both engines take the first alternative that matches."""
     ordered = sorted(phrases, key=lambda phrase: (-len(phrase), phrase))
     return "|".join(_loose(phrase) for phrase in ordered)
 
 
 def _loose(phrase: str) -> str:
-    """Return a pattern that allows variants of blanks and of a final s.
-
-    A blank may be several or a hyphen, and a final s may follow an apostrophe, as in "bird's eye".
-    """
+    """Return a pattern of a phrase that allows hyphens and repeated blanks, and apostrophes as in "bird's eye"."""
     words = [re.sub(r"(?<=\w)s$", "['’]?s['’]?", re.escape(word)) for word in phrase.split(" ")]
     return BLANK.join(words)

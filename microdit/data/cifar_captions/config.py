@@ -1,4 +1,4 @@
-"""Define settings of a `cifar-captions` build: selection and download."""
+"""Define the settings of `microdit data cifar-captions`: selection and download."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from microdit.common.limits import Range, check_settings
 WORDS_FILE = Path(__file__).with_name("class_words.yaml")
 
 
-def option(default: Any, text: str) -> Any:
+def _option(default: Any, text: str) -> Any:
     """Return a field with the text that the command's help shows."""
     return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Bounds of a selection, inclusive.
+    """Bounds of a selection, inclusive; None turns a filter off.
 
-    None turns a filter off. A missing or NaN value fails its bound.
+    A row with a missing or NaN value is dropped.
     """
 
-    min_words: int | None = option(3, "words of the caption, separated by blanks")
-    max_words: int | None = option(64, "words of the caption, separated by blanks")
-    min_width: int | None = option(256, "pixels, by the metadata")
-    min_height: int | None = option(256, "pixels, by the metadata")
-    max_aspect: Annotated[float | None, Range(1)] = option(
+    min_words: int | None = _option(3, "words of the caption, separated by blanks")
+    max_words: int | None = _option(64, "words of the caption, separated by blanks")
+    min_width: int | None = _option(256, "pixels, by the metadata")
+    min_height: int | None = _option(256, "pixels, by the metadata")
+    max_aspect: Annotated[float | None, Range(1)] = _option(
         2.0, "longer over shorter side; images are cropped to the central square"
     )
-    min_clip: Annotated[float | None, Range(0, 1)] = option(0.25, "clip_similarity_vitb32 of image and caption")
-    max_watermark: Annotated[float | None, Range(0, 1)] = option(0.5, "watermark_score")
-    min_aesthetic: float | None = option(4.5, "aesthetic_score_laion_v2, about 1 to 10")
-    max_nsfw: Annotated[float | None, Range(0, 1)] = option(0.5, "nsfw_score_opennsfw2 and nsfw_score_gantman")
+    min_clip: Annotated[float | None, Range(0, 1)] = _option(0.25, "clip_similarity_vitb32 of image and caption")
+    max_watermark: Annotated[float | None, Range(0, 1)] = _option(0.5, "watermark_score")
+    min_aesthetic: float | None = _option(4.5, "aesthetic_score_laion_v2, about 1 to 10")
+    max_nsfw: Annotated[float | None, Range(0, 1)] = _option(0.5, "nsfw_score_opennsfw2 and nsfw_score_gantman")
     several: Literal["first", "drop"] = "first"
-    """A caption that names several classes is labeled by the `first`, or the row is dropped (`drop`)."""
+    """`first`: a caption that names several classes is labeled by the first; `drop`: its row is dropped."""
 
     def __post_init__(self) -> None:
         check_settings("--", self)
@@ -64,15 +64,15 @@ class Request:
 class Fetch:
     """Configure how images are downloaded and resized."""
 
-    image_size: Annotated[int, Range(16)] = option(
-        256, "side of the square images: the shorter side is scaled to it, the center kept"
+    image_size: Annotated[int, Range(16)] = _option(
+        256, "side of the square images in pixels: the shorter side is scaled to it, then the center is cropped"
     )
-    min_size: Annotated[int, Range(0)] = option(256, "images with a shorter side below it are rejected, in pixels")
-    timeout: Annotated[int, Range(1)] = option(10, "seconds without an answer after which a url fails")
-    retries: Annotated[int, Range(0)] = option(2, "retries of a failed url")
-    processes: Annotated[int, Range(1)] = option(1, "processes")
-    threads: Annotated[int, Range(1)] = option(32, "simultaneous requests per process")
-    shard_size: Annotated[int, Range(1)] = option(
+    min_size: Annotated[int, Range(0)] = _option(256, "smallest accepted length of an image's shorter side, in pixels")
+    timeout: Annotated[int, Range(1)] = _option(10, "seconds without an answer after which a url fails")
+    retries: Annotated[int, Range(0)] = _option(2, "retries of a failed url")
+    processes: Annotated[int, Range(1)] = _option(1, "processes")
+    threads: Annotated[int, Range(1)] = _option(32, "simultaneous requests per process")
+    shard_size: Annotated[int, Range(1)] = _option(
         1000, "urls per shard; after an interruption unfinished shards start again"
     )
 

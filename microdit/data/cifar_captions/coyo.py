@@ -1,7 +1,4 @@
-"""Stream COYO-shaped metadata.
-
-Sources are parquet files of a folder or glob, or a dataset of the Hugging Face hub.
-"""
+"""Stream metadata with COYO-700M's columns from parquet files or from a dataset of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,37 +29,65 @@ TYPES: dict[str, pa.DataType] = {
     "nsfw_score_opennsfw2": pa.float64(),
     "nsfw_score_gantman": pa.float64(),
 }
-"""The columns that are read; COYO-700M has more."""
+"""Columns that are read, with their types; COYO-700M has more."""
+
+
+class Source(Protocol):
+    """Stream rows of metadata."""
+
+    rows: int | None  # None if their number is not known before they are read
+
+    @property
+    def identity(self) -> list[list[Any]]:
+        """Return JSON that identifies the metadata without reading its content."""
+        ...
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return facts for the data card, such as each file's name and SHA-256."""
+        ...
+
+    def check(self, columns: Iterable[str]) -> None:
+        """Check that the metadata has the columns, as far as this is known before reading.
+
+        Raises:
+            DataError: if one is missing.
+        """
+        ...
+
+    def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Read the rows in order.
+
+        Args:
+            columns: keys of `TYPES`.
+
+        Yields:
+            Batches with these columns, cast to `TYPES`.
+
+        Raises:
+            DataError: if a file can't be read, or a column is missing or of another type.
+        """
+        ...
 
 
 @dataclass(frozen=True)
-class ParquetSource:
+class ParquetSource(Source):
     """Parquet files in the order of their names."""
 
-    given: str
     files: tuple[Path, ...]
     rows: int
 
     @property
     def identity(self) -> list[list[Any]]:
-        """Return names and sizes, which show later whether the files are the same."""
         return [[path.name, path.stat().st_size] for path in self.files]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return name, size and content hash of each file; reads all of them."""
         return [{"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in self.files]
 
     def check(self, columns: Iterable[str]) -> None:
-        """Check that every file has the columns.
-
-        Raises:
-            DataError: if one is missing.
-        """
         for path in self.files:
-            _require(columns, _schema(path).names, str(path))
+            _require(columns, _metadata(path).schema.to_arrow_schema().names, str(path))
 
     def batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """Yield record batches of these columns, cast to `TYPES`."""
         for path in self.files:
             try:
                 with pq.ParquetFile(path) as opened:
@@ -73,11 +98,8 @@ class ParquetSource:
 
 
 @dataclass(frozen=True)
-class HubSource:
-    """Stream the train split of a dataset of the Hugging Face hub.
-
-    The library `datasets` reads it.
-    """
+class HubSource(Source):
+    """Stream the train split of a dataset of the Hugging Face hub, by the library `datasets`."""
 
     given: str
     stream: Any = field(repr=False)
@@ -104,13 +126,14 @@ class HubSource:
                 yield _cast(batch.select(columns), columns, self.given)
 
 
-Source = ParquetSource | HubSource
-
-
 def open_source(given: str) -> Source:
     """Return the source that `--coyo` names.
 
-    It is a folder, a glob, a file, or else a dataset "owner/name" of the hub.
+    Args:
+        given: a folder, a glob, a file, or else a dataset "OWNER/NAME" of the hub.
+
+    Raises:
+        DataError: if there is none, or a file is not readable.
     """
     path = Path(given).expanduser()
     if path.is_dir():
@@ -122,11 +145,11 @@ def open_source(given: str) -> Source:
     else:
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
     if files:
-        return ParquetSource(given, tuple(files), sum(_rows(file) for file in files))
+        return ParquetSource(tuple(files), sum(_metadata(file).num_rows for file in files))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", given) and not given.startswith("."):
         return HubSource(given, _open_hub(given))
     raise DataError(
-        f"--coyo {given}: no such folder, no file matches, and it is no dataset name like 'owner/name' (COYO-700M's "
+        f"--coyo {given}: no such folder, no file matches, and it is not a dataset name 'owner/name' (COYO-700M's "
         "is kakaobrain/coyo-700m)"
     )
 
@@ -145,16 +168,9 @@ def _open_hub(name: str) -> Any:
         raise DataError(f"--coyo {name}: the dataset can't be opened: {_line(error)}") from error
 
 
-def _schema(path: Path) -> pa.Schema:
+def _metadata(path: Path) -> pq.FileMetaData:
     try:
-        return pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file: {_line(error)}") from error
-
-
-def _rows(path: Path) -> int:
-    try:
-        return int(pq.read_metadata(path).num_rows)
+        return pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable parquet file: {_line(error)}") from error
 

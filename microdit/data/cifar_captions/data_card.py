@@ -1,4 +1,4 @@
-"""Describe a selection for programs (`card.json`) and for people (`card.md`)."""
+"""Describe a selection in `card.json` for programs and in `card.md` for people."""
 
 from __future__ import annotations
 
@@ -28,18 +28,24 @@ class Card:
     dropped: Mapping[str, int]
     """Rows that each filter dropped, in the filters' order."""
     chosen: Mapping[str, Mapping[str, int]]
-    """Rows per class and split, each under its label."""
+    """Chosen rows per label and split."""
     named: Mapping[str, int]
-    """Chosen rows whose caption names the class, under any label."""
+    """Chosen rows whose caption names the class, whatever their label."""
     source: Mapping[str, Any]
     selection_sha256: str = ""  # of SELECTION; older cards have none
 
     @property
     def size(self) -> int:
+        """Return the number of chosen rows."""
         return sum(sum(splits.values()) for splits in self.chosen.values())
 
     @classmethod
     def load(cls, path: Path) -> Card:
+        """Return the card in a `card.json`.
+
+        Raises:
+            DataError: if it is damaged or lacks an entry.
+        """
         stored = read_verified(path)
         absent = [field.name for field in fields(cls) if field.name not in stored and field.default is MISSING]
         if absent:
@@ -48,20 +54,30 @@ class Card:
 
 
 def write_card(out: Path, card: Card) -> None:
-    """Write both cards; `card.json` is last and marks the selection as complete."""
+    """Write both cards; `card.json` is last and marks the selection as complete.
+
+    Args:
+        out: folder of the selection.
+        card: its record.
+    """
     write_text(out / CARD_TEXT, card_text(card, read_download(out)))
     tools = {name: version(name) for name in ("microdit", "pyarrow")}
     write_text(out / CARD, signed({"name": "cifar-captions", **asdict(card), "made_with": tools}) + "\n")
 
 
 def read_download(out: Path) -> dict[str, Any] | None:
-    """Return the result of the last complete download into this folder."""
+    """Return the `download.json` of a selection; None before the download."""
     path = out / DOWNLOAD
     return read_json_object(path) if path.is_file() else None
 
 
 def card_text(card: Card, download: Mapping[str, Any] | None) -> str:
-    """Return the card as Markdown."""
+    """Return a card as Markdown.
+
+    Args:
+        card: the record of a selection.
+        download: the content of `download.json`; None before the download.
+    """
     images = (download or {}).get("images", {})
     lines = [
         "# cifar-captions",
@@ -81,9 +97,9 @@ def card_text(card: Card, download: Mapping[str, Any] | None) -> str:
         "",
         "## What was dropped",
         "",
-        "In this order; each count is of the rows that reached the filter. Of equal urls, and of equal `image_phash`, "
-        "the row of the lowest rank stays, and so do the lowest ranks of a class. A rank is drawn from the seed and "
-        "the row's content, so the order of the files does not matter.",
+        "In this order; each filter counts the rows that reached it. Of equal urls, and of equal `image_phash`, the "
+        "row of the lowest rank is kept, and so are the lowest ranks of a class. A rank is a hash of the seed and the "
+        "row's content, so the order of the files does not matter.",
         "",
         "| filter | rows dropped |",
         "|---|---:|",

@@ -19,9 +19,10 @@ from filelock import FileLock, Timeout
 from microdit.common.errors import DataError
 from microdit.common.files.atomic import atomic_path, sweep, write_text
 from microdit.common.files.text import read_json_object
+from microdit.common.process.isolated_venv import find_python
 from microdit.data.cifar_captions.config import Fetch
-from microdit.data.cifar_captions.data_card import CARD_TEXT, DOWNLOAD, SELECTION, Card, card_text
-from microdit.data.cifar_captions.img2dataset import find_python, run
+from microdit.data.cifar_captions.data_card import CARD_TEXT, DOWNLOAD, SELECTION, Card, card_text, read_download
+from microdit.data.cifar_captions.img2dataset import LOG, TOOL, run
 
 FETCHED = "download"
 IMAGES = "images"
@@ -32,8 +33,19 @@ MAX_REASONS_LISTED = 12
 def download(out: Path, card: Card, fetch: Fetch, python: Path | None, cache: Path) -> dict[str, Any]:
     """Download a selection's images into `out/images`, resuming an earlier call.
 
+    Args:
+        out: folder of the selection.
+        card: its record.
+        fetch: how images are downloaded and resized.
+        python: a Python that has img2dataset; None installs one in `cache`, once.
+        cache: where it is installed.
+
     Returns:
         The content of `download.json`: urls, images per class, failures by reason.
+
+    Raises:
+        DataError: if another process writes to `out`, it has images of other settings, img2dataset can't be installed
+            or fails, or no url gives an image.
     """
     folder = out / FETCHED
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,16 +60,16 @@ def _download(out: Path, folder: Path, card: Card, fetch: Fetch, python: Path | 
     _same_request(folder / REQUEST, card, fetch)
     shards, expected = folder / "shards", math.ceil(card.size / fetch.shard_size)
     done = len(list(shards.glob("*_stats.json")))
-    tool = _tool(out)
-    if done < expected or tool is None:
-        interpreter, version = find_python(python, cache)
+    tool = (read_download(out) or {}).get("tool")
+    if done < expected or not tool:
+        interpreter, version = find_python(TOOL, python, cache)
         tool = f"img2dataset {version}"
         run(interpreter, out / SELECTION, folder, fetch)
         done = len(list(shards.glob("*_stats.json")))
         if done < expected:
             raise DataError(
                 f"img2dataset completed {done} of {expected} shards; repeat the command to resume "
-                f"(its output: {folder / 'img2dataset.log'})"
+                f"(its output: {folder / LOG})"
             )
     rows, failed = _outcomes(out, shards)
     if not rows:
@@ -80,7 +92,7 @@ def _download(out: Path, folder: Path, card: Card, fetch: Fetch, python: Path | 
 
 
 def _same_request(path: Path, card: Card, fetch: Fetch) -> None:
-    """Check that settings that determine the shards' content are those of earlier calls."""
+    """Raise DataError if settings that determine the shards' content differ from those of earlier calls."""
     settings = {name: asdict(fetch)[name] for name in ("image_size", "min_size", "shard_size")}
     wanted = {"fingerprint": card.fingerprint, **settings}
     if not path.is_file():
@@ -95,13 +107,8 @@ def _same_request(path: Path, card: Card, fetch: Fetch) -> None:
             )
 
 
-def _tool(out: Path) -> str | None:
-    path = out / DOWNLOAD
-    return str(read_json_object(path).get("tool", "")) or None if path.is_file() else None
-
-
 def _outcomes(out: Path, shards: Path) -> tuple[list[tuple[dict[str, Any], Path]], Counter[str]]:
-    """Return rows that have an image, with its path, and the failures by reason."""
+    """Return the rows that have an image, each with the image's path, and the failures by reason."""
     chosen = {row["url"]: row for row in pq.read_table(out / SELECTION).to_pylist()}
     rows: list[tuple[dict[str, Any], Path]] = []
     failed: Counter[str] = Counter()
@@ -127,7 +134,7 @@ def _reason(row: dict[str, Any]) -> str:
     if row["status"] == "success":
         return "image file is missing"
     reason = " ".join(str(row["error_message"] or "no message").split())
-    # Addresses and sizes differ between urls; without them equal causes are counted together.
+    # Without addresses and sizes, which differ between urls, equal causes are counted together.
     return f"{row['status']}: {re.sub(r'0x[0-9a-f]+|(?<![0-9])[0-9]{4,}', '…', reason)[:100]}"
 
 
@@ -141,10 +148,7 @@ def _reasons(failed: Counter[str]) -> str:
 
 
 def _lay_out(target: Path, rows: list[tuple[dict[str, Any], Path]]) -> None:
-    """Make a folder per class and `metadata.jsonl`.
-
-    Files are hard links if the file system has them.
-    """
+    """Make one folder per class, and `metadata.jsonl`; files are hard links if the file system has them."""
     sweep(target.parent)
     with atomic_path(target) as temporary:
         lines = []

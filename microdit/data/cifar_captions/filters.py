@@ -1,7 +1,4 @@
-"""Define the filters that a row of COYO-700M must pass, in order.
-
-Each counts the rows it drops.
-"""
+"""Define the filters that a row of COYO-700M must pass, in order."""
 
 from __future__ import annotations
 
@@ -20,20 +17,19 @@ Keep = Callable[[pa.RecordBatch], Any]
 
 @dataclass(frozen=True)
 class RowFilter:
-    """Describe one filter of rows.
+    """One filter of rows."""
 
-    It has its name in the card, the columns it reads, and the mask of the rows that it keeps.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    keep: Keep
+    name: str  # in the data card
+    columns: tuple[str, ...]  # that it reads
+    keep: Keep  # batch of n rows -> (n,) booleans
 
 
 def steps(filters: Filters, words: ClassPhrases) -> list[RowFilter]:
     """Return the active filters in the order in which they are applied.
 
-    `CandidatePool` does the rest.
+    Args:
+        filters: their bounds.
+        words: phrases of which a caption must name one.
     """
     chosen = [
         RowFilter("no url or caption", ("url", "text"), lambda b: pc.and_(_filled(b, "url"), _filled(b, "text"))),
@@ -74,7 +70,7 @@ def _between(values: Any, low: int, high: int) -> Any:
 
 
 def _aspect(batch: pa.RecordBatch) -> Any:
-    """Return longer over shorter side; sides of zero give inf or NaN, which pass no bound."""
+    """Return longer over shorter side; if a side is 0 it is inf or NaN, which pass no bound."""
     wide = pc.cast(batch.column("width"), pa.float64())
     high = pc.cast(batch.column("height"), pa.float64())
     return pc.divide(

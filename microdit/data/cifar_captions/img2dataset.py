@@ -1,4 +1,4 @@
-"""Download images with img2dataset, which runs in a separate virtual environment.
+"""Download images with img2dataset in a separate virtual environment.
 
 It needs pandas below 3, albumentations and wandb, which conflict with this project's environment.
 """
@@ -17,7 +17,6 @@ import psutil
 from microdit.common.errors import DataError
 from microdit.common.files.atomic import write_text
 from microdit.common.files.text import read_json_object
-from microdit.common.process import isolated_venv
 from microdit.common.process.identity import identity_of, is_alive, pid_of
 from microdit.common.process.isolated_venv import Tool
 from microdit.data.cifar_captions.config import Fetch
@@ -33,25 +32,22 @@ LOG, PROCESS = "img2dataset.log", "process.json"
 POLL_SECONDS, REPORT_SECONDS, GRACE_SECONDS = 0.2, 15.0, 5.0
 
 
-def find_python(given: Path | None, cache: Path) -> tuple[Path, str]:
-    """Return a Python that has img2dataset, and its version.
-
-    Raises:
-        DataError: if there is none and none can be installed.
-    """
-    return isolated_venv.find_python(TOOL, given, cache)
-
-
 def run(python: Path, urls: Path, folder: Path, fetch: Fetch) -> None:
-    """Download what is missing; complete shards below `folder` stay.
+    """Download the shards that are missing or incomplete.
+
+    Args:
+        python: a Python that has img2dataset.
+        urls: parquet file with a column `url`.
+        folder: folder of the shards and the log.
+        fetch: how images are downloaded and resized.
 
     Raises:
         DataError: if img2dataset fails.
     """
-    shards, log, noted = folder / "shards", folder / LOG, folder / PROCESS
+    shards, log, record = folder / "shards", folder / LOG, folder / PROCESS
     shards.mkdir(parents=True, exist_ok=True)
-    _end_left_over(noted)
-    # Shards of urls that a killed process left; img2dataset would read them too.
+    _end_left_over(record)
+    # Lists of urls that a killed process left; img2dataset would read them too.
     shutil.rmtree(shards / "_tmp", ignore_errors=True)
     line = [str(python), "-m", "img2dataset.main", *_options(urls, shards, fetch)]
     with log.open("ab") as stream:
@@ -60,12 +56,12 @@ def run(python: Path, urls: Path, folder: Path, fetch: Fetch) -> None:
             line, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            write_text(noted, identity_of(process.pid))
+            write_text(record, identity_of(process.pid))
             _watch(process, shards)
         finally:
             _end(process.pid)
             process.wait()
-            noted.unlink(missing_ok=True)
+            record.unlink(missing_ok=True)
     if process.returncode != 0:
         raise DataError(f"img2dataset ended with code {process.returncode}: {_last_line(log)} (all of it: {log})")
 
@@ -98,27 +94,19 @@ def _watch(process: subprocess.Popen[bytes], shards: Path) -> None:
         time.sleep(POLL_SECONDS)
         if time.monotonic() - reported >= REPORT_SECONDS:
             reported = time.monotonic()
-            tried, got = progress(shards)
+            stats = [read_json_object(path) for path in shards.glob("*_stats.json")]  # of complete shards
+            tried, got = (sum(int(one.get(key, 0)) for one in stats) for key in ("count", "successes"))
             print(f"{tried:,} urls tried, {got:,} images", file=sys.stderr)
 
 
-def progress(shards: Path) -> tuple[int, int]:
-    """Return how many urls were tried and how many images downloaded, in the complete shards."""
-    stats = [read_json_object(path) for path in sorted(shards.glob("*_stats.json"))]
-    return sum(int(one.get("count", 0)) for one in stats), sum(int(one.get("successes", 0)) for one in stats)
-
-
-def _end_left_over(noted: Path) -> None:
-    """End the img2dataset process of an earlier call that was killed.
-
-    Two such processes would write the same files.
-    """
-    if not noted.is_file():
+def _end_left_over(record: Path) -> None:
+    """End the img2dataset process of an earlier call that was killed; it would write the same files."""
+    if not record.is_file():
         return
-    identity = noted.read_text(encoding="utf-8").strip()
+    identity = record.read_text(encoding="utf-8").strip()
     if is_alive(identity):
         _end(pid_of(identity))
-    noted.unlink()
+    record.unlink()
 
 
 def _end(pid: int) -> None:

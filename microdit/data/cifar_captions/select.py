@@ -1,7 +1,4 @@
-"""Choose rows of COYO-700M's metadata.
-
-The selection is written before anything is downloaded.
-"""
+"""Choose rows of COYO-700M's metadata, before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ from microdit.common.rng import derive_seed
 from microdit.data.cifar_captions.candidates import STREAM, CandidatePool
 from microdit.data.cifar_captions.class_words import ClassPhrases, load_words
 from microdit.data.cifar_captions.config import Filters, Request
-from microdit.data.cifar_captions.coyo import HubSource, ParquetSource, open_source
+from microdit.data.cifar_captions.coyo import Source, open_source
 from microdit.data.cifar_captions.data_card import CARD, SELECTION, Card, write_card
 from microdit.data.cifar_captions.filters import RowFilter, steps
 from microdit.data.cifar_captions.urls import REASONS, rejection_reason
@@ -37,16 +34,22 @@ REPORT_SECONDS = 5.0
 ONLY_PHRASE = "class word only within another phrase"
 SEVERAL_CLASSES = "several classes"
 NUL = "caption with a NUL character"
-URL_RULE = 1  # version of the url rule; a selection made by another version is not downloaded
+URL_RULE = 1  # version of the rule in urls.py; a selection made by another version is not downloaded
 
 
 def select(request: Request, out: Path) -> Card:
-    """Write `selection.parquet`, `card.json` and `card.md` into `out`.
+    """Write `selection.parquet`, `card.json` and `card.md`, unless they exist.
 
-    Files of the same request are reused.
+    Args:
+        request: what to choose.
+        out: folder of the selection.
+
+    Returns:
+        The record of the selection.
 
     Raises:
-        DataError: if `out` has the selection of another request, or no row passes.
+        DataError: if `out` has the selection of another request, the metadata or word list can't be read, or no row
+            passes.
     """
     words = load_words(request.words)
     source = open_source(request.coyo)
@@ -71,7 +74,7 @@ def select(request: Request, out: Path) -> Card:
         chosen = chosen.append_column("split", pa.array(_splits(chosen, request)))
         pq.write_table(chosen, temporary, compression="zstd")
     card = Card(
-        fingerprint=fingerprint(chosen),
+        fingerprint=_fingerprint(chosen),
         identity=identity,
         classes=words.classes,
         rows_read=counts.read,
@@ -85,8 +88,8 @@ def select(request: Request, out: Path) -> Card:
     return card
 
 
-def _identity(request: Request, source: ParquetSource | HubSource) -> dict[str, Any]:
-    """Return what identifies the request, for comparison with an existing selection."""
+def _identity(request: Request, source: Source) -> dict[str, Any]:
+    """Return what identifies a request, for comparison with an existing selection."""
     settings = {name: value for name, value in asdict(request).items() if name not in ("coyo", "words", "filters")}
     settings |= {f"filters.{name}": value for name, value in asdict(request.filters).items()}
     return settings | {"url_rule": URL_RULE, "words": sha256(request.words), "coyo": source.identity}
@@ -103,7 +106,12 @@ class Counts:
     _reported: float = field(default_factory=time.perf_counter)
 
     def report(self, candidates: int, last: bool = False) -> None:
-        """Print a line of progress to stderr every few seconds."""
+        """Print a line of progress to stderr every few seconds.
+
+        Args:
+            candidates: number of rows that passed so far.
+            last: print in any case.
+        """
         now = time.perf_counter()
         if last or now - self._reported >= REPORT_SECONDS:
             self._reported = now
@@ -145,10 +153,7 @@ def _take(
 
 
 def _splits(chosen: pa.Table, request: Request) -> list[str]:
-    """Assign each image to train or val by a hash of its identity, so the split is stable.
-
-    At least one image is assigned to val.
-    """
+    """Assign each image to train or val by a hash of its identity, and at least one of several to val."""
     draws = [
         derive_seed(request.seed, f"{STREAM}/split/{phash or url}") / 2**63
         for phash, url in zip(chosen["image_phash"].to_pylist(), chosen["url"].to_pylist(), strict=True)
@@ -159,11 +164,8 @@ def _splits(chosen: pa.Table, request: Request) -> list[str]:
     return ["val" if i in held_out else "train" for i in range(len(draws))]
 
 
-def fingerprint(chosen: pa.Table) -> str:
-    """Return a digest of the chosen rows in order.
-
-    It is independent of the source's files and batches.
-    """
+def _fingerprint(chosen: pa.Table) -> str:
+    """Return a digest of the chosen rows in order, which does not depend on the source's files and batches."""
     digest = hashlib.sha256()
     for batch in chosen.select(["id", "url", "caption", "label", "classes", "split"]).to_batches():
         for row in batch.to_pylist():

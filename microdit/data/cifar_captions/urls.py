@@ -1,7 +1,7 @@
 """Decide which urls of a third-party list may be downloaded: http(s) urls of public hosts.
 
 A list of urls from the web must not make this machine read its own files, access its own network, or pass options to a
-tool. Names are checked as they are written, without a name server. img2dataset follows redirects, which are not
+tool. Names are checked as they are written, without a name server. Redirects, which img2dataset follows, are not
 checked.
 """
 
@@ -55,7 +55,7 @@ def rejection_reason(url: str) -> str | None:
 
 def _of_name(host: str) -> str | None:
     try:
-        # As a client does before it looks the name up: full-width digits and dots become plain ones.
+        # Clients do this before they look up a name; full-width digits and dots become plain ones.
         name = host.encode("idna").decode("ascii").lower().removesuffix(".")
     except UnicodeError:
         return NO_HOST
@@ -86,10 +86,7 @@ def _of_number(address: Address) -> str | None:
 
 
 def _meanings(address: Address) -> list[Address]:
-    """Return the addresses that a packet to `address` may reach.
-
-    They include an embedded IPv4 address.
-    """
+    """Return the addresses that a packet to `address` may reach, such as an embedded IPv4 address."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     if address.ipv4_mapped is not None:

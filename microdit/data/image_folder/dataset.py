@@ -1,4 +1,4 @@
-"""`folder`: your own captioned images.
+"""Provide the dataset `folder`: your own captioned images.
 
 Captions come from `metadata.jsonl` or `metadata.csv` at the top of the folder, in the Hugging Face `imagefolder`
 convention (`file_name`, `text` or `caption`, optionally `label` and `split`), or else from a `.txt` file beside each
@@ -22,7 +22,7 @@ from microdit.data.image_folder.metadata import SPLIT_NAMES, CaptionedFile, read
 from microdit.data.images.reader import FORMATS, header_fault, load_square
 
 MAX_CLASSES = 100_000
-FOLDER_VERSION = 2  # raise it if the same files give other pixels or captions
+FOLDER_VERSION = 2  # raise it when a change gives the same files other pixels or captions
 
 
 class ImageFolder:
@@ -33,7 +33,7 @@ class ImageFolder:
     in the order of their hashes.
 
     Raises:
-        ConfigError: if the path is missing, or the split is "composition", which photographs do not have.
+        ConfigError: if `path` is not set, or the split is "composition".
         DataError: if the folder, a caption or an image is missing or broken; the message names the files.
     """
 
@@ -59,7 +59,7 @@ class ImageFolder:
     def fingerprint(self) -> str:
         """Return a digest of names, captions, labels, contents and resolution.
 
-        Reads every file once.
+        Every file is read.
         """
         digest = hashlib.sha256(f"folder/{FOLDER_VERSION}/{self.resolution}/{self.classes}".encode())
         contents: dict[str, str] = {}
@@ -90,7 +90,15 @@ class Split:
 
 
 def split_folder(root: Path, seed: int, val_fraction: float) -> Split:
-    """Read captions, check images and split them.
+    """Read captions, check the images and split them.
+
+    Args:
+        root: the folder.
+        seed: random seed of the split.
+        val_fraction: share of the images held out, in (0, 1). Like `seed`, it is unused if metadata decides the split.
+
+    Returns:
+        The images by split.
 
     Raises:
         DataError: if something is missing or broken; the message names the files.
@@ -103,14 +111,19 @@ def split_folder(root: Path, seed: int, val_fraction: float) -> Split:
 
 
 def label_number(entry: CaptionedFile, classes: Sequence[str]) -> int:
-    """Return the index into `classes`, -1 if unknown."""
+    """Return the index of an image's class, -1 if unknown.
+
+    Args:
+        entry: the image.
+        classes: the names of all classes.
+    """
     if isinstance(entry.label, str):
         return list(classes).index(entry.label)
     return -1 if entry.label is None else entry.label
 
 
 def _check_images(root: Path, files: list[str]) -> None:
-    """Check sizes and headers of all files, so that broken ones are reported before training."""
+    """Check sizes and headers of all files, to report broken ones before training."""
     absent = [file for file in files if not os.path.isfile(root / file)]  # Path.is_file raises for an overlong name
     if absent:
         raise DataError(f"{root}: captions name {len(absent)} images that do not exist: {shorten_list(absent)}")
@@ -163,7 +176,7 @@ def _split(
     if held_out is None:
         held_out = {file for file, place in rank.items() if place < val_fraction}
     if not held_out and by_metadata is None and len(rank) > 1:
-        # A small folder may have no hash below the fraction; val gets at least one image.
+        # In a small folder no hash may be below the fraction; val has at least one image.
         held_out = {min(rank, key=lambda file: rank[file])}
     chosen = [entry for entry in entries if (entry.file in held_out) == (split == "val")]
     return sorted(chosen, key=lambda entry: rank[entry.file])

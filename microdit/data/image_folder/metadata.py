@@ -1,4 +1,4 @@
-"""Find the captions of a folder of images; every error names the file and line."""
+"""Read the captions of a folder of images; errors have the file and line."""
 
 from __future__ import annotations
 
@@ -22,24 +22,30 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 @dataclass(frozen=True)
 class CaptionedFile:
-    """One image's file, relative to the folder with forward slashes, and its metadata."""
+    """One image and its metadata."""
 
     file: str
+    """Path relative to the folder, with forward slashes."""
     caption: str
     label: int | str | None
     split: str | None = None
-    """The split given by the metadata, None if it gives none."""
+    """The split in the metadata, None if it has none."""
 
 
 def shorten_list(names: Sequence[str], max_names: int = 3) -> str:
-    """Return the first few names for an error message."""
+    """Return the first few names and the number of others, for an error message.
+
+    Args:
+        names: file names, for example.
+        max_names: how many of them are listed.
+    """
     return ", ".join(map(named, names[:max_names])) + (
         f" and {len(names) - max_names} more" if len(names) > max_names else ""
     )
 
 
 def read_captions(root: Path) -> list[CaptionedFile]:
-    """Return all captioned images of a folder, in the order of the metadata or of their names.
+    """Return the captioned images of a folder, in the metadata's order or by name.
 
     Raises:
         DataError: if captions are missing, malformed or not UTF-8, or name a file outside the folder.
@@ -56,7 +62,7 @@ def read_captions(root: Path) -> list[CaptionedFile]:
 
 
 def images_of(root: Path) -> list[str]:
-    """Return the images below a folder, sorted, relative to it with forward slashes.
+    """Return the sorted paths of the images below a folder, with forward slashes.
 
     Raises:
         DataError: if a name is not UTF-8.
@@ -155,7 +161,7 @@ def _hint(name: str, columns: list[str]) -> str:
 def _inside(name: Any, metadata: Path, line: int) -> str:
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"{metadata}, line {line}: '{FILE_COLUMN}' is empty or not text: {shown(name)}")
-    # The name counts, not the targets of links: a folder of links to one's own files is fine.
+    # Links are not resolved: a folder may have links to files elsewhere.
     normal = os.path.normpath(name.replace("\\", "/"))
     if os.path.isabs(normal) or normal.split(os.sep)[0] in ("..", "") or ":" in normal.split(os.sep)[0]:
         raise DataError(f"{metadata}, line {line}: '{named(name)}' is outside the folder {metadata.parent}")

@@ -1,7 +1,4 @@
-"""Pair image files with the entries of a `prompts.json`.
-
-They are paired by names or by numbers in the names.
-"""
+"""Pair image files with the entries of a `prompts.json`, by names or by numbers in the names."""
 
 from __future__ import annotations
 
@@ -21,9 +18,9 @@ BY_NAME = 'give "prompts" as {"NAME.png": "PROMPT", ...} to pair them by name'
 
 @dataclass(frozen=True)
 class Prompted:
-    """One image's file, relative to the folder, with its prompt."""
+    """One image with its prompt."""
 
-    file: str
+    file: str  # relative to the folder
     prompt: str
     label: int | str | None
 
@@ -113,10 +110,9 @@ def _by_order(
 def numbered_order(files: Sequence[str]) -> list[str] | None:
     """Return the names ordered by the one number in which they differ.
 
-    None if there is no such order.
-
-    There is none if they differ in more than one number, if two numbers are equal, or if the steps between them are
-    unequal, since then a file may be missing.
+    Returns:
+        None if they differ in more than one number, if two numbers are equal, or if the steps between the numbers are
+        unequal, since then a file may be missing.
     """
     if len({NUMBER.sub("#", file) for file in files}) > 1:
         return None

@@ -1,8 +1,6 @@
-"""Convert decoded pixels to opaque 8-bit sRGB.
+"""Convert decoded pixels of any depth, color profile, gamma and transparency to opaque 8-bit sRGB.
 
-This covers sample depth, color profiles, gamma and transparency.
-
-V a sample's value, H W image height and width.
+H W image height and width.
 """
 
 from __future__ import annotations
@@ -16,8 +14,8 @@ from PIL import Image, ImageCms
 PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # by a profile's color space
 SRGB_GAMMA, GAMMA_TOLERANCE = 1 / 2.2, 0.05  # PNG's gAMA of sRGB; libpng's tolerance
 SRGB_PRIMARIES = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # white, red, green, blue as x, y
-INTEROPERABILITY, ADOBE_RGB = 0xA005, "R03"  # EXIF's folder and mark of Adobe RGB pixels
-GRAY_SCALES = {"L;2": 85, "L;4": 17}  # from a file's sample to Pillow's pixel
+INTEROPERABILITY, ADOBE_RGB = 0xA005, "R03"  # EXIF's directory, and its entry for Adobe RGB pixels
+GRAY_SCALES = {"L;2": 85, "L;4": 17}  # factor from a file's sample to Pillow's pixel
 
 
 class Unreadable(Exception):
@@ -25,9 +23,10 @@ class Unreadable(Exception):
 
 
 def check_colors(image: Image.Image) -> None:
-    """Raise Unreadable if the file's colors can't be converted to sRGB.
+    """Check that the file's colors can be converted to sRGB.
 
-    Files without known colors count as sRGB.
+    Raises:
+        Unreadable: if the file says that its colors are not sRGB, but has no ICC profile.
     """
     if image.info.get("icc_profile") or "srgb" in image.info:
         return
@@ -47,7 +46,10 @@ def to_srgb(image: Image.Image, raw_mode: str, bits: int, inverted: bool) -> Ima
         image: the decoded image.
         raw_mode: how the file packs its pixels, as Pillow names it.
         bits: bits per sample of a gray image of mode I or I;16.
-        inverted: whether such an image has white as 0.
+        inverted: whether 0 is white in such an image.
+
+    Returns:
+        An image of mode RGB.
 
     Raises:
         Unreadable: if its color profile is damaged or fits other pixels, or its transparent color can't be found.
@@ -87,7 +89,7 @@ def _without_alpha(image: Image.Image, bits: int, inverted: bool) -> Image.Image
 
 
 def _opaque_copy(image: Image.Image) -> Image.Image:
-    """Return a copy without the transparent color, which Pillow's conversions would keep."""
+    """Return a copy without the transparent color, which Pillow's conversions keep."""
     copy = image.copy()
     copy.info.pop("transparency", None)
     return copy
@@ -154,7 +156,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def _gamma_table(gamma: float) -> list[int]:
-    """Return sRGB's value for each of the 256 of a file whose samples are light ** gamma."""
+    """Return the sRGB value of each of the 256 values of a file whose samples are light ** gamma."""
     light = (np.arange(256) / 255) ** (1 / gamma)
     encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     return [round(255 * float(value)) for value in encoded]

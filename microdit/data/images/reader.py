@@ -8,10 +8,10 @@ The rule:
 - Pixels are rotated by the EXIF orientation, converted to sRGB by the embedded ICC profile (or PNG's gamma), and
   composited on white if transparent.
 - 16-bit gray is scaled to 8 bits. CMYK without a profile is converted by (255 - C)(255 - K) / 255.
-- Rejected: damaged and truncated files, more than `MAX_PIXELS` pixels, floating point, 32-bit and signed integers, and
-  undefined colors (a profile that doesn't fit the pixels, other primaries without a profile).
+- Rejected are damaged and truncated files, more than `MAX_PIXELS` pixels, floating point, 32-bit and signed integers,
+  and undefined colors (a profile that doesn't fit the pixels, other primaries without a profile).
 
-JPEG has no checksum: damage within its data that still decodes can't be detected.
+JPEG has no checksum: damaged data that still decodes can't be detected.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def read_image(path: Path) -> Image.Image:
     """Return the image at `path`, upright, opaque, in 8-bit sRGB.
 
     Raises:
-        DataError: if it can't be read correctly; the message has the file and the reason.
+        DataError: if it can't be converted correctly; the message has the file and the reason.
     """
     try:
         data = path.read_bytes()
@@ -50,7 +50,18 @@ def read_image(path: Path) -> Image.Image:
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decode a file's content as `read_image` does; `name` is the file in messages."""
+    """Decode a file's content as `read_image` does.
+
+    Args:
+        data: the content.
+        name: the file in messages.
+
+    Returns:
+        An image of mode RGB.
+
+    Raises:
+        DataError: if it can't be converted correctly; the message has `name` and the reason.
+    """
     try:
         with _strict_pillow():
             return _decode(data)
@@ -61,20 +72,33 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 
 def load_square(path: Path, resolution: int) -> np.ndarray:
-    """Return the central square of the image at `path`.
+    """Read the central square of an image.
 
-    It is resampled to (resolution, resolution, 3) uint8 sRGB.
+    Args:
+        path: the image file.
+        resolution: side of the result in pixels.
+
+    Returns:
+        (resolution, resolution, 3) uint8 sRGB.
     """
     return central_square(read_image(path), resolution)
 
 
 def central_square(image: Image.Image, resolution: int) -> np.ndarray:
-    """Return the central square of an image, resampled by Lanczos' filter if its size differs."""
+    """Return the central square of an image, resampled by Lanczos' filter.
+
+    Args:
+        image: an image of mode RGB.
+        resolution: side of the result in pixels.
+
+    Returns:
+        (resolution, resolution, 3) uint8.
+    """
     return np.array(ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS))
 
 
 def header_fault(path: Path) -> str:
-    """Return why the file's header rules out a readable image, or ""; decodes no pixels."""
+    """Return why an image can't be read, judging by its header; "" if it can."""
     try:
         with _strict_pillow(), Image.open(path, formats=FORMATS) as opened:
             _check_kind(opened)
@@ -85,7 +109,7 @@ def header_fault(path: Path) -> str:
 
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """Turn off Pillow's warnings and truncated images, whatever another library has set."""
+    """Turn off Pillow's warnings and its support of truncated images, whatever another library has set."""
     lenient = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
@@ -126,10 +150,7 @@ def _check_kind(image: Image.Image) -> None:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """Return how the file packs its pixels, as Pillow names it; "" if unknown.
-
-    Examples are "L;4" and "RGB;16B".
-    """
+    """Return how the file packs its pixels in Pillow's terms, such as "L;4" or "RGB;16B"; "" if unknown."""
     tiles = getattr(image, "tile", [])
     arguments = tiles[0][3] if tiles else ""
     first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
@@ -137,13 +158,13 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _gray_bits(image: Image.Image) -> int:
-    """Return the bits per sample of a gray image of more than 8."""
+    """Return the bits per sample of a gray image with more than 8."""
     given = _tag(image, BITS_PER_SAMPLE)
     return int(np.ravel(given)[0]) if given is not None else 16
 
 
 def _tag(image: Image.Image, number: int) -> Any:
-    """Return a tag of a TIFF file; None if it has none, or the file has another format."""
+    """Return the value of a TIFF file's tag; None if it is missing, or the file has another format."""
     tags = getattr(image, "tag_v2", None)
     return None if tags is None else tags.get(number)
 

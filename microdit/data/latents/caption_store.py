@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,27 +28,38 @@ from microdit.model.conditioning import Captions, round_to_half, unpack, with_ma
 log = logging.getLogger(__name__)
 
 FORMAT = "microdit-captions-1"
-HEADER, PREFIX = "header.json", "captions-"  # a store's folder is PREFIX and the first digits of its encoder's digest
+HEADER, PREFIX = "header.json", "captions-"  # a store's folder is PREFIX and 12 digits of its encoder's digest
 FILE_BYTES = 512 << 20  # approximate size of a file's features; twice as much is in memory while it is written
 
 
 class CaptionFeatures(Protocol):
-    """Give the network the features of images' captions."""
+    """Provide the caption features of N images."""
 
     def take(self, images: np.ndarray) -> Captions:
-        """Return the caption features (B, S, Y) of the images (B,), float16 or float32."""
+        """Return the caption features of a batch.
+
+        Args:
+            images: (B,) int, indices from 0 to N - 1.
+
+        Returns:
+            (B, S, Y) float16 or float32, with a mask if the text encoder has one.
+        """
 
 
 def digest(caption: str) -> int:
     """Return a 64-bit hash of a caption.
 
-    Any two of 10 million collide with a probability of about 3e-6.
+    The probability that any two of 10 million captions collide is about 3e-6.
     """
     return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "little")
 
 
 def digests(captions: Sequence[str]) -> np.ndarray:
-    """(M,) uint64."""
+    """Return the hashes of M captions.
+
+    Returns:
+        (M,) uint64.
+    """
     return np.array([digest(caption) for caption in captions], np.uint64)
 
 
@@ -59,6 +70,9 @@ def store_name(fingerprint: str) -> str:
 
 class CaptionStore:
     """An opened store of caption features.
+
+    Args:
+        folder: the store's folder.
 
     Raises:
         DataError: if a file is truncated, or the folder is not a store.
@@ -103,14 +117,27 @@ class CaptionStore:
         return [shard.path for shard in self._shards]
 
     def contains(self, wanted: np.ndarray) -> np.ndarray:
-        """Return which digests (N,) have features, (N,) bool."""
+        """Return which captions have features.
+
+        Args:
+            wanted: (N,) uint64, the captions' digests.
+
+        Returns:
+            (N,) bool.
+        """
         place = np.searchsorted(self._digests, wanted)
         inside = place < len(self._digests)
         inside[inside] = self._digests[place[inside]] == wanted[inside]
         return inside
 
     def rows(self, wanted: np.ndarray) -> np.ndarray:
-        """Return the rows (N,) int64 of digests (N,).
+        """Return the rows of captions in the store.
+
+        Args:
+            wanted: (N,) uint64, the captions' digests.
+
+        Returns:
+            (N,) int64.
 
         Raises:
             DataError: if a caption has no features.
@@ -121,12 +148,24 @@ class CaptionStore:
         return self._rows[np.searchsorted(self._digests, wanted)]
 
     def take(self, rows: np.ndarray) -> Captions:
-        """Return the features (B, S, Y) float16 of rows (B,), masked if the encoder masks them."""
+        """Return the features of some captions.
+
+        Args:
+            rows: (B,) int64, as `rows` returns them.
+
+        Returns:
+            (B, S, Y) float16, with a mask if the text encoder has one.
+        """
         features = torch.from_numpy(self._features.take(rows))
         return with_mask(features, torch.from_numpy(self._masks.take(rows)) if len(self._masks) else None)
 
     def add(self, captions: Sequence[str], features: np.ndarray, mask: np.ndarray | None) -> None:
-        """Write features (M, S, Y) and masks (M, S) of new captions.
+        """Write the features of new captions as one file.
+
+        Args:
+            captions: M captions.
+            features: (M, S, Y); stored as float16.
+            mask: (M, S), True for text tokens; None if the text encoder has no mask.
 
         Raises:
             DataError: if a feature is not finite in half precision.
@@ -144,12 +183,15 @@ class CaptionStore:
 def create_store(folder: Path, header: Mapping[str, Any], memory: Path | None = None) -> CaptionStore:
     """Open the store in `folder`, or create it.
 
-    Damaged files are logged and removed, and their captions are encoded again.
+    Damaged files are logged and removed; the caller encodes their captions again.
 
     Args:
         folder: the store's folder.
         header: `fingerprint`, `length` and `width` of the text encoder.
         memory: folder that records which files were verified; None verifies all.
+
+    Returns:
+        The store of this text encoder.
     """
     path = folder / HEADER
     if not _is_header(path, header):
@@ -182,12 +224,23 @@ def _check(path: Path, shape: tuple[int, int]) -> None:
 
 
 def text_header(encoder: TextEncoder, **more: Any) -> dict[str, Any]:
-    """Return the header of a text encoder's store."""
+    """Return the header of a text encoder's store.
+
+    Args:
+        encoder: the text encoder.
+        more: further entries.
+    """
     return {"fingerprint": encoder.fingerprint, "length": encoder.length, "width": encoder.width, **more}
 
 
 def encode_captions(store: CaptionStore, captions: Iterable[str], encoder: TextEncoder, batch_size: int = 256) -> int:
     """Encode the captions that are missing from `store`, one file at a time.
+
+    Args:
+        store: the store to add to.
+        captions: may repeat and may include stored ones.
+        encoder: the store's text encoder.
+        batch_size: captions per call of the encoder.
 
     Returns:
         How many captions were encoded.
@@ -207,7 +260,7 @@ def encode_captions(store: CaptionStore, captions: Iterable[str], encoder: TextE
 
 def _unknown(store: CaptionStore, captions: Iterable[str]) -> Iterator[str]:
     """Yield each caption without features once, in order."""
-    begun: set[int] = set()  # includes captions that were yielded but not written yet
+    begun: set[int] = set()  # digests of the captions yielded so far, written or not
     for caption in captions:
         number = digest(caption)
         if number not in begun and not store.contains(np.array([number], np.uint64))[0]:
@@ -215,8 +268,16 @@ def _unknown(store: CaptionStore, captions: Iterable[str]) -> Iterator[str]:
             yield caption
 
 
-class StoredCaptions:
-    """Caption features of N images, read from a store."""
+class StoredCaptions(CaptionFeatures):
+    """Caption features of N images, read from a store.
+
+    Args:
+        store: the store.
+        wanted: (N,) uint64, the digests of the images' captions.
+
+    Raises:
+        DataError: if a caption has no features.
+    """
 
     def __init__(self, store: CaptionStore, wanted: np.ndarray) -> None:
         self.store = store
@@ -226,10 +287,10 @@ class StoredCaptions:
         return self.store.take(self.rows[images])
 
 
-class CaptionsPerBatch:
+class CaptionsPerBatch(CaptionFeatures):
     """Caption features encoded at every step, without a store."""
 
-    def __init__(self, encoder: TextEncoder, caption_of: Any) -> None:
+    def __init__(self, encoder: TextEncoder, caption_of: Callable[[int], str]) -> None:
         self._encoder, self._caption_of = encoder, caption_of
 
     def take(self, images: np.ndarray) -> Captions:

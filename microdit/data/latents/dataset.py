@@ -1,4 +1,4 @@
-"""`latents`: images that `microdit data encode` has encoded.
+"""Provide the dataset `latents`: images encoded by `microdit data encode`.
 
 Training reads only their latents. If images are needed (the scores' reference, a contact sheet), the latents are
 decoded, or the originals are read.
@@ -31,7 +31,7 @@ class LatentImages:
     """One split of a folder of encoded images.
 
     Raises:
-        ConfigError: if the path is missing, the resolution differs from the data's, or the split is "composition".
+        ConfigError: if `path` is not set, `resolution` differs from the folder's, or the split is "composition".
         DataError: if the folder is unfinished, or a file is missing, truncated or of another format.
     """
 
@@ -63,9 +63,13 @@ class LatentImages:
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
     def originals_digest(self, rows: Iterable[int]) -> str:
-        """Return a digest of the content of these images' originals.
+        """Return a digest of the content of some images' originals.
 
-        "" if latents are decoded instead.
+        Args:
+            rows: the images' indices.
+
+        Returns:
+            Hex digits; "" if latents are decoded instead.
         """
         if self._originals is None:
             return ""
@@ -76,7 +80,7 @@ class LatentImages:
         return digest.hexdigest()
 
     def originals_state(self) -> str:
-        """Return a digest that changes whenever an original is written, without reading any."""
+        """Return a digest that changes whenever an original is written; reads none."""
         if self._originals is None:
             return ""
         paths = [self._originals / self.images.key(row) for row in range(len(self))]
@@ -126,11 +130,16 @@ class LatentImages:
     def encoded(self, text_encoder: TextEncoder, cache_dir: Path, store_captions: bool) -> EncodedDataset:
         """Return the encoded data that training reads.
 
-        Caption features come from the folder itself or from the cache.
+        Caption features come from the folder itself or else from the cache. Files whose checksums were verified are
+        not read again until they change.
 
-        Files whose checksums were verified are not read again until they change.
+        Args:
+            text_encoder: encodes captions without stored features.
+            cache_dir: folder of the cache.
+            store_captions: keep caption features in the cache; otherwise each batch's captions are encoded.
 
         Raises:
+            ConfigError: if the folder's caption features are of another layer than `text_encoder`'s.
             DataError: if a checksum is wrong.
         """
         store = self._store(text_encoder)
@@ -145,7 +154,7 @@ class LatentImages:
             return CaptionStore(folder)
         for header in sorted(self.root.glob(f"{PREFIX}*/{HEADER}")):
             store = CaptionStore(header.parent)
-            # Imported features record only their encoder's sizes, not its weights.
+            # Imported features record their encoder's sizes but not its weights.
             sizes = (store.header["length"], store.header["width"])
             if store.header["fingerprint"] is None and sizes == (text_encoder.length, text_encoder.width):
                 layer = store.header.get("layer", text_encoder.layer)
@@ -160,6 +169,11 @@ class LatentImages:
 
 def check_autoencoder(root: Path, index: Mapping[str, Any], autoencoder: Autoencoder) -> None:
     """Check that the latents were made with this autoencoder.
+
+    Args:
+        root: the folder of encoded images, for messages.
+        index: its index.
+        autoencoder: the autoencoder of the run.
 
     Raises:
         ConfigError: if they were not; the message lists the differences.
@@ -182,7 +196,7 @@ def check_autoencoder(root: Path, index: Mapping[str, Any], autoencoder: Autoenc
 def settings_from_latents(path: str) -> dict[str, int]:
     """Return the settings that follow from encoded images, by dotted keys.
 
-    These are resolution, latent channels and latent size.
+    These are resolution (pixels), latent channels and latent size.
 
     Raises:
         DataError: if the folder is missing or unfinished.

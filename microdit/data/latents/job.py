@@ -1,6 +1,6 @@
-"""Settings of an encoding job.
+"""Define the settings of an encoding job.
 
-Imports no PyTorch, so that the command line can show its help at once.
+The module does not import PyTorch, so the command line shows its help quickly.
 """
 
 from __future__ import annotations
@@ -16,14 +16,11 @@ DEFAULT_SHARD_SIZE, DEFAULT_BATCH_SIZE = 4096, 64  # images
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Configure how shards are written, and which.
-
-    This process writes shard k if k % parts == part.
-    """
+    """Configure which shards a process writes, and how."""
 
     shard_size: Annotated[int, Range(1)] = DEFAULT_SHARD_SIZE
     batch_size: Annotated[int, Range(1)] = DEFAULT_BATCH_SIZE
-    part: int = 0
+    part: int = 0  # this process writes shard k if k % parts == part
     parts: int = 1
     round_trips: int = 16  # images per shard whose round trip is measured
     skip_broken: bool = False

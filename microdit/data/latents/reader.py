@@ -1,9 +1,7 @@
-"""Read folders of encoded images.
+"""Read folders of encoded images: memory-mapped shards of latents, captions and labels, and an index.
 
-They have memory-mapped shards of latents, captions and labels, and an index.
-
-`index.json` is written last, when all shards are complete: a folder without one is unfinished. N images, C channels, s
-latent size.
+`index.json` is written last, when all shards are complete: a folder without one is unfinished. N images, B batch, C
+channels, s latent size.
 """
 
 from __future__ import annotations
@@ -41,19 +39,38 @@ class EncodedImages:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the shape (N, C, s, s)."""
+        """Return the shape of all latents.
+
+        Returns:
+            (N, C, s, s).
+        """
         return (len(self), *self.latents.shape[1:])
 
     def take(self, images: np.ndarray) -> np.ndarray:
-        """Return the latents (B, C, s, s) float16 of images (B,)."""
+        """Read the latents of some images.
+
+        Args:
+            images: (B,) int, indices from 0 to N - 1.
+
+        Returns:
+            (B, C, s, s) float16.
+        """
         return self.latents.take(self.rows[images])
 
     def caption(self, image: int) -> str:
-        """Return the caption of an image."""
+        """Return the caption of an image.
+
+        Args:
+            image: index from 0 to N - 1.
+        """
         return self._word(image, "captions")
 
     def key(self, image: int) -> str:
-        """Return an image's name in its source, such as its file name."""
+        """Return an image's name in its source, such as its file name.
+
+        Args:
+            image: index from 0 to N - 1.
+        """
         return self._word(image, "keys")
 
     def _word(self, image: int, what: str) -> str:
@@ -61,15 +78,21 @@ class EncodedImages:
         return unpack(self.shards[part][what], self.shards[part][f"{what}_ends"], place)
 
     def sigma_data(self, split: str | None) -> float:
-        """Return the standard deviation of all latent values of a split or of all images.
+        """Return the standard deviation of all latent values of a split.
 
-        It is computed in float64.
+        Args:
+            split: None for the images of all splits.
         """
         return sigma_of(self.index["statistics"], split)
 
 
 def sigma_of(statistics: Mapping[str, Mapping[str, float]], split: str | None) -> float:
-    """Return the standard deviation from each split's count, sum and sum of squares."""
+    """Return the standard deviation of latent values, 1.0 if there are none.
+
+    Args:
+        statistics: `values` (their count), `sum` and `squares` (sum of squares) of each split.
+        split: None for all splits.
+    """
     chosen = [statistics[split]] if split else list(statistics.values())
     count, total, squares = (sum(one[what] for one in chosen) for what in ("values", "sum", "squares"))
     return float(np.sqrt(max(squares / count - (total / count) ** 2, 0.0))) if count else 1.0
@@ -137,13 +160,21 @@ def _is_count(value: Any) -> bool:
 
 
 def settings_of(index: Mapping[str, Any]) -> dict[str, int]:
-    """Return the settings that an index determines, by dotted keys."""
+    """Return the settings that an index determines, by dotted keys.
+
+    Args:
+        index: the content of `index.json`.
+    """
     channels, side, _ = index["latents"]["shape"]
     return {"data.resolution": int(index["resolution"]), "model.in_channels": channels, "model.input_size": side}
 
 
 def to_overrides(settings: Mapping[str, int]) -> str:
-    """Return settings as command-line words."""
+    """Return settings as command-line words "KEY=VALUE ...".
+
+    Args:
+        settings: values by dotted keys.
+    """
     return " ".join(f"{key}={value}" for key, value in settings.items())
 
 
@@ -153,7 +184,10 @@ def open_images(folder: Path, split: str | None = None, limit: int | None = None
     Args:
         folder: the folder of encoded images.
         split: "train" or "val"; None for all images.
-        limit: only the first images of the split.
+        limit: maximum number of images; the first of the split are used.
+
+    Returns:
+        The images; their latents are read when they are used.
 
     Raises:
         DataError: if the index or a shard is missing, truncated or inconsistent.
@@ -191,7 +225,11 @@ def _opened(path: Path, entry: Mapping[str, Any], index: Mapping[str, Any]) -> S
 
 
 def check_all(files: list[Path], memory: Path) -> None:
-    """Verify the checksums of files; `memory` is a folder that records verified files.
+    """Verify the checksums of files.
+
+    Args:
+        files: shards whose names end in their digests.
+        memory: folder that records verified files.
 
     Raises:
         DataError: if a file was changed.

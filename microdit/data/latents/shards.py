@@ -24,8 +24,6 @@ SUFFIX = ".safetensors"
 DIGEST_DIGITS = 16  # hex digits of the digest in a file name
 DTYPES = {"F16": np.float16, "I64": np.int64, "U64": np.uint64, "U8": np.uint8, "BOOL": np.bool_}
 REMEDY = "delete it and repeat the command to make it again"
-
-
 HEADER_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError)
 
 
@@ -47,9 +45,9 @@ def write_shard(folder: Path, prefix: str, tensors: Mapping[str, np.ndarray], fa
     """Write `folder`/`prefix`DIGEST.safetensors.
 
     Args:
-        folder: where the file is written.
-        prefix: begins the file's name.
-        tensors: arrays whose types are in DTYPES.
+        folder: where the file is written; it is created if necessary.
+        prefix: start of the file's name.
+        tensors: arrays by name, of the types in DTYPES.
         facts: JSON metadata.
 
     Returns:
@@ -74,6 +72,9 @@ def digest_of(path: Path) -> str:
 
 def open_shard(path: Path) -> Shard:
     """Map a shard, reading only its header.
+
+    Returns:
+        The shard; its tensors are read when they are used.
 
     Raises:
         DataError: if the file is truncated or of another format.
@@ -139,16 +140,34 @@ class ConcatArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the shape (N, ...)."""
+        """Return the shape of all parts together.
+
+        Returns:
+            (N, ...).
+        """
         return (len(self), *self._parts[0].shape[1:])
 
     def place(self, row: int) -> tuple[int, int]:
-        """Return the index of the file that has `row`, and the row within it."""
+        """Find a row.
+
+        Args:
+            row: from 0 to N - 1.
+
+        Returns:
+            The index of the part that has the row, and the row within that part.
+        """
         part = int(np.searchsorted(self._starts, row, "right")) - 1
         return part, row - int(self._starts[part])
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Return the given rows (B,) in their order, (B, ...)."""
+        """Read rows, in the given order.
+
+        Args:
+            rows: (B,) int, each from 0 to N - 1; may repeat.
+
+        Returns:
+            (B, ...).
+        """
         found = np.empty((len(rows), *self.shape[1:]), self._parts[0].dtype)
         which = np.searchsorted(self._starts, rows, "right") - 1
         for part in np.unique(which):
@@ -158,12 +177,25 @@ class ConcatArray:
 
 
 def pack(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return strings as UTF-8 bytes (sum of lengths,) uint8, and the end of each (n,) int64."""
+    """Join strings for storage as arrays.
+
+    Args:
+        words: n strings.
+
+    Returns:
+        Their UTF-8 bytes (sum of lengths,) uint8, and the end of each string (n,) int64.
+    """
     encoded = [word.encode() for word in words]
     ends = np.cumsum([len(word) for word in encoded], dtype=np.int64)
     return np.frombuffer(b"".join(encoded), np.uint8), ends
 
 
 def unpack(text: np.ndarray, ends: np.ndarray, i: int) -> str:
-    """Return string i of what `pack` returned."""
+    """Return one of the strings that `pack` joined.
+
+    Args:
+        text: the bytes.
+        ends: the ends.
+        i: the string's index.
+    """
     return text[int(ends[i - 1]) if i else 0 : int(ends[i])].tobytes().decode()

@@ -1,7 +1,8 @@
 """Encode images and captions for training, once, into memory-mapped shards.
 
-They are precomputed (`microdit data encode`), or encoded into the cache when a run starts; both use the same files and
-resume after an interruption. N images, C channels, S text tokens, Y width of the text encoder.
+They are encoded in advance (`microdit data encode`), or into the cache when a run starts. Both use the same files and
+resume after an interruption. N images, B batch, C channels, h w latent height and width, S text tokens, Y width of the
+text encoder, T E tokens and width of alignment targets.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from microdit.data.latents.caption_store import (
 from microdit.data.latents.job import ShardJob
 from microdit.data.latents.reader import HEADER, INDEX, EncodedImages, open_images
 from microdit.data.latents.shards import REMEDY, SUFFIX, check_shard
-from microdit.data.latents.writer import AutoencoderLatents, Record, chunk_ranges, write_images
+from microdit.data.latents.writer import AutoencoderLatents, Record, Source, chunk_ranges, write_images
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.encoders.text import TextEncoder
 from microdit.model.conditioning import Captions, map_tokens
@@ -46,7 +47,7 @@ FORMAT = "encoded-2"
 
 
 class Targets(Protocol):
-    """Features of the training images that a loss term uses besides the latents."""
+    """Provide features of the training images that a loss term uses besides the latents."""
 
     @property
     def fingerprint(self) -> str:
@@ -54,17 +55,23 @@ class Targets(Protocol):
         ...
 
     def batch(self, indices: np.ndarray) -> Tensor:
-        """Return the features (B, T, E) of the images at `indices` (B,)."""
+        """Return the features of a batch.
+
+        Args:
+            indices: (B,) int, the images.
+
+        Returns:
+            (B, T, E) float16 or float32.
+        """
         ...
 
 
-class NoTargets:
-    """Targets without features."""
+class NoTargets(Targets):
+    """Targets without features: T = E = 0."""
 
     fingerprint = ""
 
     def batch(self, indices: np.ndarray) -> Tensor:
-        """Return (B, 0, 0)."""
         return torch.zeros(len(indices), 0, 0)
 
 
@@ -76,19 +83,27 @@ class EncodedDataset:
     features: CaptionFeatures
     sigma_data: float  # standard deviation over all latent values
     fingerprint: str
-    targets: Targets = field(default_factory=lambda: NoTargets())  # features that hidden tokens are aligned with
+    targets: Targets = field(default_factory=NoTargets)  # features that hidden tokens are aligned with
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def labels(self) -> np.ndarray:
-        """Return labels (N,) int64, -1 if unknown."""
+        """Return the class index of each image.
+
+        Returns:
+            (N,) int64, -1 if unknown.
+        """
         return self.images.labels
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Return the shape (N, C, h, w) of the latents."""
+        """Return the shape of all latents.
+
+        Returns:
+            (N, C, h, w).
+        """
         return self.images.shape
 
     def with_features(self, features: CaptionFeatures) -> EncodedDataset:
@@ -96,29 +111,47 @@ class EncodedDataset:
         return replace(self, features=features)
 
     def batch(self, indices: np.ndarray) -> tuple[Tensor, Captions]:
-        """Return latents (B, C, h, w) and caption features (B, S, Y), float32.
+        """Return the latents and caption features of some images.
 
-        The features are masked if the encoder masks them.
+        Args:
+            indices: (B,) int, from 0 to N - 1.
+
+        Returns:
+            Latents (B, C, h, w) and caption features (B, S, Y), float32; features with a mask if the text encoder has
+            one.
         """
         latents = torch.from_numpy(self.images.take(indices).astype(np.float32))
         return latents, map_tokens(Tensor.float, self.features.take(indices))
 
     def stored(self, indices: np.ndarray) -> tuple[Tensor, Captions, Tensor]:
-        """Return latents (B, C, h, w), caption features (B, S, Y) and targets (B, T, E) as they are stored.
+        """Return latents, caption features and targets of some images as they are stored.
 
-        That is half precision, which is exact: fewer bytes travel to the device.
+        The copy to a GPU is smaller than with `batch`, and the values are the same.
+
+        Args:
+            indices: (B,) int, from 0 to N - 1.
+
+        Returns:
+            Latents (B, C, h, w) float16, caption features (B, S, Y) float16 (float32 without a store), and targets
+            (B, T, E).
         """
         return torch.from_numpy(self.images.take(indices)), self.features.take(indices), self.targets.batch(indices)
 
     def caption(self, index: int) -> str:
-        """Return the caption of image `index`."""
+        """Return the caption of an image.
+
+        Args:
+            index: from 0 to N - 1.
+        """
         return self.images.caption(index)
 
 
 def data_fingerprint(train: EncodedDataset, val: EncodedDataset) -> str:
-    """Return 16 hex digits that identify all content a run reads.
+    """Return 16 hex digits that identify all data a run reads.
 
-    It covers latents, captions and targets of both splits.
+    Args:
+        train: latents, captions and targets of the training split.
+        val: latents and captions of the held-out split.
     """
     return _key(train.fingerprint, val.fingerprint, train.targets.fingerprint)
 
@@ -140,6 +173,9 @@ def encode_dataset(
         cache_dir: where encoded data is kept.
         store_captions: keep caption features; otherwise each batch's captions are encoded.
         job: how shards are written.
+
+    Returns:
+        The encoded images, in the order of `dataset`.
     """
     job = job or ShardJob(round_trips=0)
     folder = Path(cache_dir) / _key(dataset.fingerprint, autoencoder.fingerprint)
@@ -155,10 +191,7 @@ def encode_dataset(
 
 
 def _discard_damaged(folder: Path, memory: Path) -> None:
-    """Remove damaged files of a cache folder, so that they are encoded again.
-
-    One line is logged.
-    """
+    """Remove damaged files of a cache folder, so that they are encoded again; log one line."""
     bad = find_damaged(sorted(folder.glob(f"*{SUFFIX}")), check_shard, memory)
     for name in (INDEX, HEADER):
         try:
@@ -183,7 +216,15 @@ def with_captions(
 ) -> EncodedDataset:
     """Add caption features from the cache's store, encoding those that are missing.
 
-    Without `store_captions` nothing is stored: each batch's captions are encoded when it is drawn.
+    Args:
+        images: the encoded images.
+        split: the split they are of; None if they are all images of their folder.
+        text_encoder: encodes the captions.
+        cache_dir: folder of the cache.
+        store_captions: keep caption features; otherwise each batch's captions are encoded when it is drawn.
+
+    Returns:
+        The images with their caption features.
     """
     fingerprint = _key(images.index["fingerprint"], str(split), str(len(images)), text_encoder.fingerprint)
     features: CaptionFeatures
@@ -204,7 +245,7 @@ def _key(*parts: str) -> str:
     return hashlib.sha256("/".join([FORMAT, *parts]).encode()).hexdigest()[:16]
 
 
-class DatasetSource:
+class DatasetSource(Source):
     """One split of a dataset as a source of images to encode."""
 
     def __init__(self, dataset: CaptionedImages) -> None:
@@ -213,7 +254,6 @@ class DatasetSource:
         self._dataset = dataset
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
-        """Yield chunks of `size` images."""
         for k, rows in chunk_ranges(len(self._dataset), size):
             yield k, map(self._record, rows) if wanted(k) else None
 
@@ -236,7 +276,7 @@ class BatchSampler:
         self._permutation = np.zeros(0, np.int64)
 
     def __call__(self, step: int) -> np.ndarray:
-        """Return the indices (batch_size,) of 0-based `step`; a batch may span two epochs."""
+        """Return the indices (batch_size,) int64 of a step, counted from 0; a batch may span two epochs."""
         position = step * self.batch_size
         parts: list[np.ndarray] = []
         missing = self.batch_size

@@ -1,9 +1,8 @@
-"""Write folders of encoded images, shard by shard.
+"""Write folders of encoded images, shard by shard, in one or several processes.
 
-One or several processes write, and later calls resume earlier ones.
-
-Shard k holds a source's images k S to (k + 1) S whichever process writes it, so processes need no communication. B
-batch, C latent channels, s latent size, f the autoencoder's downsampling factor.
+A later call resumes an earlier one. With n images per shard, shard k has the source's images k n to (k + 1) n - 1
+whichever process writes it, so processes need no communication. B batch, C latent channels, s latent size, H W height
+and width of images.
 """
 
 from __future__ import annotations
@@ -44,30 +43,39 @@ class Record:
     caption: str
     label: int  # -1 if unknown
     held_out: bool
-    load: Callable[[], np.ndarray]  # -> (H, W, 3) uint8; of precomputed latents (C, s, s) float16
+    load: Callable[[], np.ndarray]  # -> (H, W, 3) uint8, or (C, s, s) float16 if the source has latents
 
 
 class Source(Protocol):
     """Provide images in an order that is the same every time."""
 
-    resolution: int
+    resolution: int  # side of the images, pixels
     classes: tuple[str, ...]
-
-    @property
-    def description(self) -> Mapping[str, Any]:
-        """Return JSON that identifies the dataset."""
-        ...
+    description: Mapping[str, Any]  # JSON that identifies the dataset
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
-        """Yield all chunks of `size` images by number.
+        """Split the images into chunks.
 
-        Unwanted chunks have None instead of records.
+        Args:
+            size: images per chunk; the last may have fewer.
+            wanted: whether the chunk of this number is needed.
+
+        Yields:
+            Number of each chunk, from 0, and its records, or None if it is not wanted.
         """
         ...
 
 
 def chunk_ranges(count: int, size: int) -> Iterator[tuple[int, range]]:
-    """Yield the number and the rows of each chunk of `size` out of `count` images."""
+    """Split rows into chunks.
+
+    Args:
+        count: number of rows.
+        size: rows per chunk; the last may have fewer.
+
+    Yields:
+        Number and rows of each chunk.
+    """
     for k, start in enumerate(range(0, count, size)):
         yield k, range(start, min(start + size, count))
 
@@ -76,26 +84,43 @@ class Latents(Protocol):
     """Convert records to latents."""
 
     shape: tuple[int, int, int]  # (C, s, s)
-
-    @property
-    def header(self) -> Mapping[str, Any]:
-        """Return JSON that describes the autoencoder."""
-        ...
+    header: Mapping[str, Any]  # JSON that describes the autoencoder
 
     def encode(self, loaded: list[np.ndarray]) -> Tensor:
-        """Encode what `Record.load` returned for B images as (B, C, s, s) float32."""
+        """Return the latents of a batch.
+
+        Args:
+            loaded: what `Record.load` returned for B images.
+
+        Returns:
+            (B, C, s, s) float32.
+        """
         ...
 
     def error(self, loaded: list[np.ndarray], latents: Tensor) -> list[float]:
-        """Return the mean squared errors of the round trip, pixels from 0 to 1.
+        """Measure the round trip through the autoencoder.
 
-        Empty if unknown.
+        Args:
+            loaded: what `Record.load` returned for B images.
+            latents: (B, C, s, s), what `encode` returned for them.
+
+        Returns:
+            Mean squared error of each image, with pixels from 0 to 1; empty if it can't be measured.
         """
         ...
 
 
-class AutoencoderLatents:
-    """Latents encoded by an autoencoder."""
+class AutoencoderLatents(Latents):
+    """Latents encoded by an autoencoder.
+
+    Args:
+        autoencoder: encodes and decodes.
+        resolution: side of the images in pixels.
+        path: name or folder of the autoencoder, which the header records.
+
+    Raises:
+        ConfigError: if the resolution is no multiple of the downsampling factor.
+    """
 
     def __init__(self, autoencoder: Autoencoder, resolution: int, path: str) -> None:
         if resolution % autoencoder.downsampling:
@@ -143,10 +168,10 @@ def write_images(
 
     Raises:
         ConfigError: if the folder was begun with other settings.
-        DataError: if an image is broken or its latents are not finite; finished shards stay.
+        DataError: if there are no images, one is broken, or latents are not finite; finished shards stay.
     """
     sweep(folder, depth=1)
-    write_or_check_header(source, latents, folder, job)
+    _write_or_check_header(source, latents, folder, job)
     tally, count, began, there = EncodingStats(), 0, time.monotonic(), existing_shards(folder)
 
     def wanted(k: int) -> bool:
@@ -168,13 +193,8 @@ def write_images(
     return tally
 
 
-def write_or_check_header(source: Source, latents: Latents, folder: Path, job: ShardJob) -> None:
-    """Write the header, or check it against the existing one.
-
-    Raises:
-        ConfigError: if a setting differs.
-        DataError: if the existing header is damaged.
-    """
+def _write_or_check_header(source: Source, latents: Latents, folder: Path, job: ShardJob) -> None:
+    """Write the header, or check it against the existing one."""
     header = {
         "format": FORMAT,
         "resolution": source.resolution,
@@ -204,7 +224,7 @@ def write_or_check_header(source: Source, latents: Latents, folder: Path, job: S
 
 
 def existing_shards(folder: Path) -> dict[int, Path]:
-    """Return the existing image shards, complete or not, by number."""
+    """Return the existing image shards by number, of a finished folder or not."""
     found = sorted(folder.glob(f"[0-9]*-*{SUFFIX}"), reverse=True)  # of two files of one number the first is used
     return {int(path.name.partition("-")[0]): path for path in found}
 
@@ -310,6 +330,6 @@ def _finish(folder: Path, paths: Sequence[Path]) -> None:
 
 
 def _psnr(errors: Sequence[float]) -> float | None:
-    """Return the mean PSNR over images in dB; None if nothing was measured or lost."""
+    """Return the mean PSNR of the lossy images in dB; None if there are none."""
     lossy = [error for error in errors if error > 0]
     return float(np.mean([-10 * np.log10(error) for error in lossy])) if lossy else None

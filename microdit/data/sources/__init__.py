@@ -1,4 +1,4 @@
-"""Provide sources of images to encode, one module per kind.
+"""Read the sources of `microdit data encode`, one module per kind.
 
-`registry.py` chooses by the command-line word.
+`registry.py` chooses the kind by the word on the command line.
 """

@@ -1,8 +1,6 @@
-"""Read captioned images with the package `datasets`.
+"""Read captioned images with the package `datasets` (the extra `hub`): saved on disk, on the hub, or webdataset tars.
 
-They may be saved on disk, on the hub, or in webdataset tars.
-
-Images are decoded by this project's reader, as those of a folder are. Needs the package `datasets` (the extra `hub`).
+Images are decoded by this project's reader, like those of a folder.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from microdit.common.files.text import clean_caption, decode_text
 from microdit.common.rng import hash_to_unit_interval
 from microdit.data.image_folder.dataset import FOLDER_VERSION
 from microdit.data.images.reader import central_square, decode_image
-from microdit.data.latents.writer import Record
+from microdit.data.latents.writer import Record, Source
 
 HUB = "hf:"
 IMAGES, TEXTS, LABELS = (
@@ -33,30 +31,30 @@ IMAGES, TEXTS, LABELS = (
     ("text", "caption", "captions", "txt", "prompt"),
     ("label", "cls"),
 )
-HELD_OUT = ("validation", "val")  # splits of these names are not trained on
+HELD_OUT = ("validation", "val")  # names of splits that are not trained on
 FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, EOFError)
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns; None for the usual names."""
+    """Names of the columns; None to look for the usual names."""
 
     image: str | None = None
     text: str | None = None
     label: str | None = None
 
 
-class TableSource:
+class TableSource(Source):
     """The rows of one or more splits, read one at a time in their order.
 
-    A row is held out if its split is called validation or val. Without such a split, it is held out if the hash of its
-    name and the seed is below `val_fraction`.
+    All rows are read, but only wanted chunks are decoded. A row is held out if its split is called validation or val.
+    Without such a split, it is held out if the hash of its name and the seed is below `val_fraction`.
 
     Args:
         word: a folder saved by `datasets`, hf:NAME, or a glob of tars.
         resolution: side of the images in pixels.
-        seed: seed of the split.
-        val_fraction: share of the images held out.
+        seed: random seed of the split.
+        val_fraction: share of the rows held out, if no split is.
         columns: names of the columns.
 
     Raises:
@@ -89,10 +87,6 @@ class TableSource:
         }
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
-        """Yield chunks of `size` images.
-
-        All rows are read, but only wanted chunks are decoded.
-        """
         rows, k = self._records(), 0
         while (first := next(rows, None)) is not None:
             rest = islice(rows, size - 1)
@@ -195,10 +189,7 @@ def _count(split: Any) -> int | None:
 
 
 def _stamp(word: str) -> str | None:
-    """Return a digest of the names and sizes of local files.
-
-    It detects changes between calls.
-    """
+    """Return a digest of the names and sizes of local files, which detects changes between calls."""
     path = Path(word).expanduser()
     files = sorted(path.rglob("*.arrow")) if path.is_dir() else [Path(name) for name in tars(word)]
     facts = [(file.name, file.stat().st_size) for file in files]

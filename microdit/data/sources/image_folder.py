@@ -1,7 +1,4 @@
-"""Read a folder of captioned images like the dataset `folder`.
-
-The splits are the same and in the same order.
-"""
+"""Read a folder of captioned images with the same splits, in the same order, as the dataset `folder`."""
 
 from __future__ import annotations
 
@@ -12,11 +9,17 @@ from pathlib import Path
 
 from microdit.data.image_folder.dataset import FOLDER_VERSION, Split, label_number, split_folder
 from microdit.data.images.reader import load_square
-from microdit.data.latents.writer import Record, chunk_ranges
+from microdit.data.latents.writer import Record, Source, chunk_ranges
 
 
-class FolderSource:
-    """Training images first, then held-out images.
+class FolderSource(Source):
+    """A folder's training images, followed by its held-out images.
+
+    Args:
+        root: the folder.
+        resolution: side of the images in pixels.
+        seed: random seed of the split, unless metadata decides it.
+        val_fraction: share of the images held out, unless metadata decides it.
 
     Raises:
         DataError: if the folder, a caption or an image's header is missing or broken; the message names the files.
@@ -39,7 +42,6 @@ class FolderSource:
         }
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
-        """Yield chunks of `size` images."""
         for k, rows in chunk_ranges(len(self._rows), size):
             yield k, map(self._record, rows) if wanted(k) else None
 
@@ -49,7 +51,7 @@ class FolderSource:
         return Record(entry.file, entry.caption, label_number(entry, self.classes), held_out, load)
 
     def _listing(self, folder: Split) -> str:
-        """Return a digest of all files' names, captions, labels and sizes; reads no image."""
+        """Return a digest of all files' names, captions, labels and sizes, without reading the images."""
         digest = hashlib.sha256(repr(folder.classes).encode())
         for entry, held_out in self._rows:
             size = (self._root / entry.file).stat().st_size

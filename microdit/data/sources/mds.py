@@ -1,8 +1,8 @@
 """Read MDS folders of precomputed latents, as the released code writes them.
 
-Columns `caption`, `latents_256`, `latents_512` (fp16 bytes, multiplied by the autoencoder's scaling_factor) and
-`caption_latents` (fp16 bytes of S tokens). They are read by mosaicml-streaming in a separate virtual environment; it
-writes uncompressed copies beside compressed shards. C channels, s latent size, Y width of the text encoder.
+The columns are `caption`, `latents_256`, `latents_512` (fp16 bytes, multiplied by the autoencoder's scaling_factor) and
+`caption_latents` (fp16 bytes of S tokens). mosaicml-streaming reads them in a separate virtual environment; it writes
+uncompressed copies beside compressed shards. C channels, s latent size, Y width of the text encoder.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,9 +24,9 @@ from torch import Tensor
 from microdit.common.errors import ConfigError, DataError, nearest
 from microdit.common.files.digests import sha256
 from microdit.common.files.text import check_characters
-from microdit.common.process.isolated_venv import Tool, find_python
+from microdit.common.process.isolated_venv import Tool
 from microdit.common.rng import hash_to_unit_interval
-from microdit.data.latents.writer import Record, chunk_ranges
+from microdit.data.latents.writer import Latents, Record, Source, chunk_ranges
 
 TOOL = Tool("mosaicml-streaming", "streaming", "mosaicml-streaming>=0.11,<1", "--streaming")
 WORKER_SCRIPT = Path(__file__).with_name("mds_worker.py")
@@ -36,10 +37,17 @@ CAPTIONS = "caption_latents"
 GRACE_SECONDS = 20.0
 
 
-class MdsSource:
+class MdsSource(Source):
     """Latents of one resolution from an MDS folder.
 
     A sample is held out if the hash of its number and the seed is below `val_fraction`.
+
+    Args:
+        folder: the MDS folder.
+        resolution: side of the images in pixels.
+        seed: random seed of the split.
+        val_fraction: share of the samples held out.
+        python: a Python that has mosaicml-streaming.
 
     Raises:
         DataError: if the folder can't be read or has no such latents.
@@ -76,36 +84,38 @@ class MdsSource:
         }
 
     def chunks(self, size: int, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Iterator[Record] | None]]:
-        """Yield chunks of `size` images."""
         for k, rows in chunk_ranges(self._reader.count, size):
             yield k, self._records(rows.start, rows.stop) if wanted(k) else None
 
-    @property
-    def images(self) -> int:
-        """Return the number of images."""
-        return self._reader.count
-
     def _records(self, start: int, stop: int) -> Iterator[Record]:
         for i, (caption, (data,)) in enumerate(self._reader.read(start, stop, self._column), start):
-            yield Record(
-                f"sample {i}", caption, -1, hash_to_unit_interval(self._seed, i) < self._fraction, self._loader(data, i)
+            held_out = hash_to_unit_interval(self._seed, i) < self._fraction
+            yield Record(f"sample {i}", caption, -1, held_out, partial(self._load, data, i))
+
+    def _load(self, data: bytes, i: int) -> np.ndarray:
+        if len(data) != 2 * int(np.prod(self.shape)):
+            raise DataError(
+                f"{self._folder}, sample {i}: {self._column} has {len(data)} bytes, which doesn't fit {self.shape}"
             )
+        return np.frombuffer(data, np.float16).reshape(self.shape)
 
-    def _loader(self, data: bytes, i: int) -> Callable[[], np.ndarray]:
-        def load() -> np.ndarray:
-            if len(data) != 2 * int(np.prod(self.shape)):
-                raise DataError(
-                    f"{self._folder}, sample {i}: {self._column} has {len(data)} bytes, which doesn't fit {self.shape}"
-                )
-            return np.frombuffer(data, np.float16).reshape(self.shape)
+    def features(self, width: int, limit: int | None = None) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the caption features of the samples, in order.
 
-        return load
+        Args:
+            width: Y.
+            limit: maximum number of samples; None for all.
 
-    def features(self, first: int, count: int, width: int) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield captions and their features (S, Y) float16, of samples from `first` on."""
+        Yields:
+            Caption and features (S, Y) float16.
+
+        Raises:
+            ConfigError: if the folder has no features, or not of this width.
+        """
         if CAPTIONS not in self._reader.columns:
             raise ConfigError(f"{self._folder} has no {CAPTIONS}: omit --captions, and runs encode what they need")
-        for caption, (data,) in self._reader.read(first, min(first + count, self._reader.count), CAPTIONS):
+        stop = self._reader.count if limit is None else min(limit, self._reader.count)
+        for caption, (data,) in self._reader.read(0, stop, CAPTIONS):
             values = np.frombuffer(data, np.float16)
             if len(values) % width:
                 raise ConfigError(
@@ -118,8 +128,17 @@ class MdsSource:
         self._reader.close()
 
 
-class GivenLatents:
-    """Hold precomputed latents and the recorded facts about their autoencoder."""
+class GivenLatents(Latents):
+    """Precomputed latents and what is known about their autoencoder.
+
+    Args:
+        shape: (C, s, s).
+        path: name or folder of the autoencoder.
+        described: what `Autoencoder.describe` returns for it; None if it is not available.
+
+    Raises:
+        ConfigError: if the autoencoder's latents have another shape, or are shifted.
+    """
 
     def __init__(self, shape: tuple[int, int, int], path: str, described: Mapping[str, Any] | None) -> None:
         self.shape = shape
@@ -148,12 +167,12 @@ class _Reader:
     def __init__(self, folder: Path, python: Path) -> None:
         # With torchrun's variables it would wait for other processes.
         alone = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-        self._folder, self._said = folder, tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
+        self._folder, self._errors = folder, tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
         self._process = subprocess.Popen(
             [str(python), str(WORKER_SCRIPT), str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._errors,
             env=alone,
         )
         head = self._frame()
@@ -161,10 +180,10 @@ class _Reader:
         self.columns: Mapping[str, str] = head["columns"]
 
     def read(self, start: int, stop: int, *columns: str) -> Iterator[tuple[str, list[bytes]]]:
-        """Yield captions and the bytes of the columns; must be read to its end."""
-        asked, _ = self._pipes()
-        asked.write(f"{start} {stop} {' '.join(columns)}\n".encode())
-        asked.flush()
+        """Yield captions and the bytes of the columns; the caller must read to the end."""
+        requests, _ = self._pipes()
+        requests.write(f"{start} {stop} {' '.join(columns)}\n".encode())
+        requests.flush()
         for i in range(start, stop):
             frame = self._frame()
             caption = frame["caption"]
@@ -192,12 +211,12 @@ class _Reader:
 
     def _failed(self) -> DataError:
         self._process.wait(GRACE_SECONDS)
-        self._said.seek(0)
-        words = self._said.read().decode(errors="replace").strip().split("\n")[-1]
-        return DataError(f"{self._folder}: mosaicml-streaming can't read it: {words[:300]}")
+        self._errors.seek(0)
+        reason = self._errors.read().decode(errors="replace").strip().split("\n")[-1]
+        return DataError(f"{self._folder}: mosaicml-streaming can't read it: {reason[:300]}")
 
     def close(self) -> None:
-        """End the process, also while it is answering."""
+        """End the process, even while it writes an answer."""
         for pipe in self._pipes():
             with suppress(OSError):
                 pipe.close()
@@ -206,21 +225,4 @@ class _Reader:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._said.close()
-
-
-def open_mds(
-    folder: Path, resolution: int, seed: int, val_fraction: float, given: Path | None, cache: Path
-) -> MdsSource:
-    """Open an MDS folder with a Python that has mosaicml-streaming.
-
-    Args:
-        folder: the MDS folder.
-        resolution: side of the images in pixels.
-        seed: seed of the split.
-        val_fraction: share of the samples held out.
-        given: the Python; None installs one in `cache`, once.
-        cache: where it is installed.
-    """
-    python, _ = find_python(TOOL, given, cache)
-    return MdsSource(folder, resolution, seed, val_fraction, python)
+        self._errors.close()

@@ -1,7 +1,4 @@
-"""Import MDS folders of the released code.
-
-Latents and caption features are copied into our shards.
-"""
+"""Import MDS folders of the released code: copy latents and caption features into our shards."""
 
 from __future__ import annotations
 
@@ -16,10 +13,11 @@ import torch
 
 from microdit.common.errors import ConfigError
 from microdit.common.files.paths import absolute_if_folder
+from microdit.common.process.isolated_venv import find_python
 from microdit.data.latents.caption_store import FILE_BYTES, CaptionStore, create_store, digests, store_name
 from microdit.data.latents.job import ShardJob
 from microdit.data.latents.writer import EncodingStats, write_images
-from microdit.data.sources.mds import AUTOENCODER, RELEASED_TEXT_WIDTH, GivenLatents, MdsSource, open_mds
+from microdit.data.sources.mds import AUTOENCODER, RELEASED_TEXT_WIDTH, TOOL, GivenLatents, MdsSource
 from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
 from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
 from microdit.model.conditioning import unpack
@@ -32,7 +30,7 @@ class MdsOptions:
     source: str  # the MDS folder
     out: Path
     resolution: int  # side of the images, pixels
-    seed: int  # of the split into train and val
+    seed: int  # random seed of the split into train and val
     val_fraction: float
     streaming: Path | None  # a Python that has mosaicml-streaming; None installs one
     cache_dir: Path
@@ -44,14 +42,14 @@ class MdsOptions:
     text_length: int | None
 
 
-COMPARED_CAPTIONS = 8  # encoded for comparison
-MAX_RELATIVE_ERROR = 0.1  # larger than that of half precision
+COMPARED_CAPTIONS = 8  # number of captions encoded for comparison
+MAX_RELATIVE_ERROR = 0.1  # above the rounding error of half precision
 
 
 def convert(
     options: MdsOptions, job: ShardJob, device: str, report: Callable[[str], None]
 ) -> tuple[EncodingStats, int | None]:
-    """Write latents and, with `--captions`, the existing caption features.
+    """Copy latents and, with `options.captions`, caption features.
 
     Args:
         options: what to import.
@@ -60,24 +58,26 @@ def convert(
         report: called with lines of progress.
 
     Returns:
-        What this process did, and how many captions were copied (None without `--captions`).
+        What this process did, and how many captions were copied (None without `options.captions`).
 
     Raises:
-        ConfigError: if the given encoders can't be those of the folder.
+        ConfigError: if `job` has several parts, or the given encoders can't be those of the folder.
+        DataError: if the folder or mosaicml-streaming can't be used.
     """
     if job.parts > 1:
-        raise ConfigError("an MDS folder is read by one process: leave --shard out")
-    source = open_mds(
-        Path(options.source).expanduser(),
-        *(options.resolution, options.seed, options.val_fraction),
-        *(options.streaming, options.cache_dir),
-    )
+        raise ConfigError("an MDS folder is read by one process: omit --shard")
+    python, _ = find_python(TOOL, options.streaming, options.cache_dir)
+    folder = Path(options.source).expanduser()
+    source = MdsSource(folder, options.resolution, options.seed, options.val_fraction, python)
     try:
         path = options.autoencoder or AUTOENCODER
         latents = GivenLatents(
             source.shape, absolute_if_folder(path), _described(path, options.precision, device, report)
         )
-        encoder = None if options.text is None else build_text_encoder(_text_config(options, options.text), device)
+        encoder = None
+        if options.text is not None:
+            text = TextConfig(options.text, options.text_layer, options.text_length)
+            encoder = build_text_encoder(text, device)
         store = _store(options, source, encoder, report) if options.captions else None
         tally = write_images(source, latents, options.out, job, report)
         return tally, None if store is None else _copy_features(store, source)
@@ -93,15 +93,11 @@ def _described(path: str, precision: Any, device: str, report: Callable[[str], N
         return None
 
 
-def _text_config(options: MdsOptions, path: str) -> TextConfig:
-    return TextConfig(path, options.text_layer, options.text_length)
-
-
 def _store(
     options: MdsOptions, source: MdsSource, encoder: TextEncoder | None, report: Callable[[str], None]
 ) -> CaptionStore:
     width = encoder.width if encoder else RELEASED_TEXT_WIDTH
-    samples = list(source.features(0, COMPARED_CAPTIONS, width))
+    samples = list(source.features(width, COMPARED_CAPTIONS))
     length = len(samples[0][1])
     header: dict[str, Any] = {"length": length, "width": width, "layer": options.text_layer, "fingerprint": None}
     if encoder is None or options.text is None:
@@ -113,11 +109,7 @@ def _store(
 
 
 def _compare(samples: list[tuple[str, np.ndarray]], encoder: TextEncoder, name: str) -> None:
-    """Compare stored features with the encoder's.
-
-    Raises:
-        ConfigError: if they differ.
-    """
+    """Raise ConfigError if stored features differ from the encoder's."""
     found, _ = unpack(encoder.encode([caption for caption, _ in samples]))
     stored = torch.from_numpy(np.stack([features for _, features in samples])).float()
     shapes = [tuple(one.shape[1:]) for one in (stored, found)]
@@ -132,7 +124,7 @@ def _compare(samples: list[tuple[str, np.ndarray]], encoder: TextEncoder, name: 
 def _copy_features(store: CaptionStore, source: MdsSource) -> int:
     """Copy missing features, one file at a time."""
     size, count = max(64, FILE_BYTES // (2 * store.header["length"] * store.header["width"])), 0
-    rows = source.features(0, source.images, store.header["width"])
+    rows = source.features(store.header["width"])
     while chunk := dict(islice(rows, size)):
         known = store.contains(digests(list(chunk)))
         fresh = [caption for caption, old in zip(chunk, known, strict=True) if not old]

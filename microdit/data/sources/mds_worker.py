@@ -1,8 +1,6 @@
-"""Send samples of an MDS folder to the parent process.
+"""Send samples of an MDS folder to the parent process; run in mosaicml-streaming's own environment.
 
-Runs in mosaicml-streaming's own environment.
-
-python mds_worker.py FOLDER: writes a frame with the number of samples and the columns. Then, for each line "START STOP
+`python mds_worker.py FOLDER` writes a frame with the number of samples and the columns. Then, for each line "START STOP
 COLUMN..." on standard input, it writes one frame per sample. A frame is a JSON object on a line, followed by the bytes
 whose sizes are in its `sizes`.
 """

@@ -39,6 +39,10 @@ def is_mds(word: str) -> bool:
 def open_source(word: str, wanted: ReadOptions) -> Source:
     """Return the source of images that `word` names.
 
+    Args:
+        word: one of `KINDS` except MDS folders.
+        wanted: how the images are read.
+
     Raises:
         DataError: if it names none; the message lists the kinds.
     """

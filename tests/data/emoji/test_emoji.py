@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from microdit.common.errors import ConfigError, DataError
+from microdit.data.cifar10 import CLASSES
 from microdit.data.config import DataConfig
 from microdit.data.dataset import SPLITS, CaptionedImages, Sample
 from microdit.data.emoji import art, render
-from microdit.data.emoji.art import CLASSES, DRAWINGS
+from microdit.data.emoji.art import DRAWINGS
 from microdit.data.emoji.captions import CLASS_NOUNS
 from microdit.data.emoji.dataset import GENERATOR_VERSION
 from microdit.data.emoji.sample_scene import held_out
