@@ -84,11 +84,9 @@ def direction_arrow(metric: str, primary: str, direction: str) -> str:
     Returns:
         ↓ or ↑; "" for a metric that is neither the primary one nor in the contract.
     """
-    if metric == primary:
-        return "↓" if direction == MINIMIZE else "↑"
-    if metric not in SCORES:
+    if metric != primary and metric not in SCORES:
         return ""
-    return "↑" if SCORES[metric].higher_is_better else "↓"
+    return "↓" if lower_is_better(metric, primary, direction) else "↑"
 
 
 def lower_is_better(metric: str, primary: str, direction: str) -> bool:
