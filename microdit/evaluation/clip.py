@@ -1,8 +1,7 @@
 """Load the CLIP model that scores images.
 
-It is the bundled one, trained separately from the text encoder, or any open_clip folder.
-
-B batch, E embedding width.
+It is the bundled one, which was trained separately from the text encoder, or any open_clip folder. B batch, E embedding
+width.
 """
 
 from __future__ import annotations
@@ -33,9 +32,14 @@ VIT_SIZES = {
 
 
 class ScoringClip:
-    """Unit-length embeddings of images and captions in one space.
+    """Embed images and captions in one space.
 
-    `path` is as in `evaluation.clip`.
+    Args:
+        device: where the network runs.
+        path: as in `evaluation.clip`.
+
+    Raises:
+        ConfigError: if a file of the model is missing or broken.
     """
 
     def __init__(self, device: torch.device | str = "cpu", path: str = BUILTIN) -> None:
@@ -45,14 +49,22 @@ class ScoringClip:
 
     @staticmethod
     def digest(path: str = BUILTIN) -> str:
-        """Return the fingerprint without loading the network."""
+        """Return the fingerprint without loading the network.
+
+        Raises:
+            ConfigError: if a file of the model is missing.
+        """
         folder = clip_folder(path)
         read_settings(folder, CLIP_KEY)  # raises if a file is missing
         return _fingerprint(folder, stat_fingerprint(folder))
 
     @staticmethod
     def embedding_width(path: str = BUILTIN) -> int:
-        """Return E without loading the network."""
+        """Return E without loading the network.
+
+        Raises:
+            ConfigError: if the model is missing or its configuration has no such entry.
+        """
         folder = clip_folder(path)
         try:
             return int(read_settings(folder, CLIP_KEY)["model_cfg"]["embed_dim"])
@@ -60,24 +72,48 @@ class ScoringClip:
             raise ConfigError(f"'{CLIP_KEY}': {folder / CONFIG} has no 'embed_dim'") from None
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Return features (B, E) float32 of images (B, H, W, 3) uint8.
+        """Return image features before normalization.
 
-        Other sizes are resized with antialiasing.
+        Args:
+            images: (B, H, W, 3) uint8, resized with antialiasing to the network's input size.
+
+        Returns:
+            (B, E) float32.
         """
         return self._clip.image_features(images)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Return unit-length embeddings (B, E) float32 of images (B, H, W, 3) uint8."""
+        """Return unit-length image embeddings.
+
+        Args:
+            images: (B, H, W, 3) uint8, of any size.
+
+        Returns:
+            (B, E) float32.
+        """
         return self._clip.embed_images(images)
 
     def embed_texts(self, captions: Sequence[str], batch_size: int | None = None) -> Tensor:
-        """Return embeddings (B, E) float32 of B captions, all at once or `batch_size` at a time."""
+        """Return unit-length embeddings of captions.
+
+        Args:
+            captions: B texts.
+            batch_size: captions per forward pass; None passes all at once.
+
+        Returns:
+            (B, E) float32.
+        """
         size = batch_size or max(len(captions), 1)
         return torch.cat([self._clip.embed_texts(captions[i : i + size]) for i in range(0, len(captions), size)])
 
 
 def scoring_clip(device: str, path: str = BUILTIN) -> ScoringClip:
-    """Return this process's scoring CLIP, cached until its files change."""
+    """Return this process's scoring CLIP, cached until its files change.
+
+    Args:
+        device: "cpu" or "cuda".
+        path: as in `evaluation.clip`.
+    """
     return _scoring_clip(device, path, stat_fingerprint(clip_folder(path)))
 
 
@@ -94,9 +130,8 @@ def _fingerprint(folder: Path, files: str) -> str:
 def clip_folder(path: str) -> Path:
     """Return the open_clip folder that `path` names.
 
-    `path` is builtin, a folder, `MODEL/TAG`, or `hf-hub:OWNER/NAME`.
-
-    The last two are looked up in Hugging Face's cache; nothing is downloaded.
+    `path` is "builtin", a folder, MODEL/TAG, or hf-hub:OWNER/NAME. The last two are looked up in Hugging Face's cache;
+    nothing is downloaded.
 
     Raises:
         ConfigError: if it is missing; the message has the download command.
@@ -111,9 +146,9 @@ def clip_folder(path: str) -> Path:
 
 
 def clip_title(folder: Path) -> str:
-    """Return a title from its configuration, such as `clip-vit-b-32`.
+    """Return a model's title from its configuration, such as "clip-vit-b-32".
 
-    The digest beside it identifies the weights.
+    It does not identify the weights; the digest does.
     """
     vision = read_settings(folder, CLIP_KEY)["model_cfg"]["vision_cfg"]
     if vision.get("timm_model_name"):

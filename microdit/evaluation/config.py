@@ -1,8 +1,6 @@
 """Define the settings of the scores.
 
-They are the number of images, the metrics, the networks, and the real images to compare with.
-
-Imports nothing heavy, because the configuration tree loads this file.
+Imports nothing heavy, because composing a configuration loads this file.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ BUILTIN_NET = "efficientnet-lite0"  # bundled in a package; the other networks' 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Configure what `score` computes and at which size.
+    """Configure what `score` computes, from how many images and with which networks.
 
     `reference_split` is "train" by default, since the model should reproduce the training distribution. Captions come
     from the validation split. If both splits are draws of one distribution (as emoji scenes are), the larger one gives

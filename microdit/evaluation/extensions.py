@@ -1,4 +1,4 @@
-"""Load the user's scores and feature networks, by name or dotted path.
+"""Register the user's metrics and feature networks.
 
 B batch, F features, H W image height and width, N images.
 """
@@ -25,7 +25,7 @@ Metric = Callable[[np.ndarray, Sequence[str], np.ndarray], float]
 class FeatureNetwork:
     """Map images to the features that fd, kid, precision and recall compare.
 
-    Base class of feature networks.
+    Base class of users' feature networks.
 
     Args:
         weights: `evaluation.feature_weights`.
@@ -38,14 +38,21 @@ class FeatureNetwork:
 
     @property
     def fingerprint(self) -> str:
-        """Name everything that determines the features of an image.
+        """Return a text that changes with anything that determines the features.
 
         It is part of the key of stored features.
         """
         raise NotImplementedError
 
     def features(self, images: Tensor) -> Tensor:
-        """Return features (B, F) of images (B, 3, H, W) uint8, on the images' device."""
+        """Return the features of images.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+
+        Returns:
+            (B, F) on the images' device.
+        """
         raise NotImplementedError
 
 
@@ -60,5 +67,5 @@ register_feature_network = FEATURE_NETWORKS.register
 
 
 def score_name(metric: str) -> str:
-    """Return the name under which a metric is stored: of a dotted path the last part."""
+    """Return the name under which a metric is stored: the last part of a dotted path."""
     return metric.rpartition(".")[2]

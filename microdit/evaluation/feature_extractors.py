@@ -1,10 +1,11 @@
 """Wrap feature networks as feature extractors of torch-fidelity.
 
-Each is a subclass of torch-fidelity's `FeatureExtractorBase`, registered under a name. torch-fidelity gives it datasets
-of uint8 images (3, H, W) and computes the metrics from its features.
+Each is a subclass of torch-fidelity's `FeatureExtractorBase`, registered under a name. torch-fidelity passes datasets
+of uint8 images (3, H, W) to it and computes the metrics from its features.
+
 To bundle another network, add its name to `BUNDLED_NETS` (extensions.py), a case to `feature_net` (feature_networks.py)
-and a row to `EXTRACTORS`. A user's network needs only a class (`FeatureNetwork` in extensions.py). Only scoring loads
-this file: torch-fidelity takes seconds to import.
+and a row to `EXTRACTORS`. A user's network needs only a class (`FeatureNetwork` in extensions.py). Only scoring imports
+this file, since importing torch-fidelity takes seconds.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from microdit.evaluation.feature_networks import SCORE_CLIP, USER_NET, FeatureNe
 
 
 class _SingleLayer(FeatureExtractorBase):
-    """Base of the networks with one feature layer."""
+    """Implement torch-fidelity's interface for a network with one feature layer."""
 
     LAYER = "pooled"
 
@@ -54,7 +55,7 @@ class _SingleLayer(FeatureExtractorBase):
 def _lite0() -> nn.Module:
     """Return the network, loaded once per process.
 
-    torch-fidelity makes an extractor for every set of images.
+    torch-fidelity creates an extractor for every set of images.
     """
     return fold_batch_norm(build_lite0()).eval().to(memory_format=torch.channels_last)
 
@@ -62,10 +63,9 @@ def _lite0() -> nn.Module:
 class EfficientNetLite0Features(_SingleLayer):
     """Extract features of ImageNet EfficientNet-Lite0, pooled before the classifier.
 
-    The network has 4.65 M parameters (Tan & Le, arXiv 1905.11946).
-
-    Input uint8 (B, 3, H, W) of any size, resized to 224 x 224 bilinearly (with antialiasing when shrinking). Output (B,
-    1280) as float64, so that means and covariances are summed in it. About 50 images/s on one CPU thread.
+    The network has 4.65 M parameters (Tan & Le, arXiv 1905.11946). Input uint8 (B, 3, H, W) of any size, resized to 224
+    x 224 bilinearly, with antialiasing when shrinking. Output (B, 1280) float64, so that means and covariances are
+    summed in float64.
     """
 
     # torch-fidelity passes all of its keywords to the constructor, hence `**_unused`.
@@ -82,9 +82,9 @@ class EfficientNetLite0Features(_SingleLayer):
 
 
 class ScoreClipFeatures(_SingleLayer):
-    """The scoring CLIP's image features before normalization.
+    """Extract the scoring CLIP's image features before normalization.
 
-    Input uint8 (B, 3, H, W), output (B, E) as float64.
+    Input uint8 (B, 3, H, W), output (B, E) float64.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class ScoreClipFeatures(_SingleLayer):
 def open_inception(path: Path, digest: str) -> FeatureExtractorInceptionV3:
     """Return torch-fidelity's Inception-v3 with the weights at `path`.
 
-    torch-fidelity itself would run code that a file may contain. It gets an in-memory copy of the tensors only.
+    torch-fidelity's own loader would execute code in the file, so it gets an in-memory copy of the tensors only.
 
     Args:
-        path: the weights.
+        path: file of the weights.
         digest: of the file's content, so that a changed file is read again.
 
     Raises:
-        ConfigError: if the file has another layout.
+        ConfigError: if the file is broken or holds another network.
     """
     try:
         stored = read_torch_file(path)
@@ -127,7 +127,7 @@ def open_inception(path: Path, digest: str) -> FeatureExtractorInceptionV3:
 
 
 class InceptionFeatures(_SingleLayer):
-    """Inception-v3, which defines FID.
+    """Extract features of Inception-v3, the network that defines FID.
 
     Input uint8 (B, 3, H, W), output (B, 2048) float32, as in torch-fidelity.
     """
@@ -146,9 +146,7 @@ class InceptionFeatures(_SingleLayer):
 class DinoFeatures(_SingleLayer):
     """Extract DINOv2's class token after the last norm.
 
-    Images are resized and normalized as in torch-fidelity.
-
-    Input uint8 (B, 3, H, W), output (B, F) float32.
+    Images are resized and normalized as in torch-fidelity. Input uint8 (B, 3, H, W), output (B, F) float32.
     """
 
     def __init__(self, name: str, features_list: list[str], feature_net: FeatureNet | None = None, **_unused: Any):
@@ -181,7 +179,11 @@ def _weights(net: FeatureNet | None) -> tuple[Path, str]:
 
 
 def open_network(net: FeatureNet) -> None:
-    """Load what `net` needs, so that a broken file is found before anything is computed."""
+    """Load a network's weights, to find a broken file before any computation.
+
+    Raises:
+        ConfigError: if the file is broken or holds another network.
+    """
     if net.name == "inception-v3":
         open_inception(*_weights(net))
     elif net.name == "dinov2":
@@ -198,7 +200,14 @@ EXTRACTORS: Mapping[str, type[FeatureExtractorBase]] = {
 
 
 def register(name: str) -> str:
-    """Register `name`, a key of `EXTRACTORS`, with torch-fidelity, and return its name there."""
+    """Register an extractor with torch-fidelity, once per process.
+
+    Args:
+        name: a key of `EXTRACTORS`.
+
+    Returns:
+        Its name in torch-fidelity.
+    """
     registered = f"microdit-{name}"
     if registered not in FEATURE_EXTRACTORS_REGISTRY:
         register_feature_extractor(registered, EXTRACTORS[name])

@@ -1,4 +1,4 @@
-"""Identify the networks that measure, before any of them is used."""
+"""Identify the scoring networks without loading them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ INCEPTION_WIDTH = 2048
 
 @dataclass(frozen=True)
 class FeatureNet:
-    """A network whose features are compared.
+    """Describe a network whose features are compared.
 
-    With `exact`, Fréchet distances are computed by `frechet.py`. The two bundled networks keep torch-fidelity's
-    arithmetic, with which all earlier scores were computed; the two agree to 1e-6 (tests/evaluation/test_scores.py).
+    If `exact`, `frechet.py` computes Fréchet distances. For the two bundled networks torch-fidelity does, as for all
+    earlier scores; both methods agree to 1e-6 (tests/evaluation/test_scores.py).
     """
 
     name: str  # key of `EXTRACTORS` in feature_extractors.py
@@ -39,13 +39,14 @@ class FeatureNet:
 
     @property
     def tag(self) -> str:
+        """Return title and first digits of the digest, such as "inception-v3@6726825d"."""
         return f"{self.title}@{self.digest[:8]}"
 
     @property
     def is_inception(self) -> bool:
-        """Return whether a Fréchet distance on this network is called FID.
+        """Return whether this is the published Inception-v3.
 
-        It is only on the published Inception-v3.
+        Only its distances are called FID and KID.
         """
         return self.title == "inception-v3"
 
@@ -54,7 +55,7 @@ def feature_net(config: EvalConfig) -> FeatureNet:
     """Return the network of `fd`, `kid`, `precision` and `recall`.
 
     Raises:
-        ConfigError: if its weights are missing.
+        ConfigError: if its weights are missing or have an unknown layout.
     """
     name = config.feature_net
     if name == BUILTIN_NET:

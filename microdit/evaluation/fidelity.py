@@ -1,11 +1,9 @@
-"""Measure Fréchet and kernel distances, precision and recall.
-
-Features are stored, and floors of real images are measured.
+"""Compute Fréchet and kernel distances, precision and recall, also of real images.
 
 Fréchet distance: Heusel et al., arXiv 1706.08500, equation 6. KID: Bińkowski et al., arXiv 1801.01401, section 4: the
 unbiased squared MMD with the kernel (x·y / width + 1)^3, averaged over random subsets; near 0 it may be negative.
 Precision and recall: Kynkäänniemi et al., arXiv 1904.06991, section 2, with 3 neighbors; theirs are on VGG-16's
-features, ours on the chosen network's. All but the Fréchet distances of `exact` networks are torch-fidelity's.
+features, ours on the chosen network's. torch-fidelity computes all but the Fréchet distances of `exact` networks.
 """
 
 from __future__ import annotations
@@ -41,11 +39,17 @@ FEATURES = "features"  # name of the tensor in a cache file
 
 
 class Distances:
-    """Distances of sets of images to one reference.
+    """Compute distances of sets of images to one reference.
 
-    With N samples a covariance has rank N - 1 at most. With fewer samples than features it is rank-deficient: the
-    Fréchet distance is then strongly biased upward, and only distances at equal counts can be compared. This is logged
-    with the floor.
+    A covariance of N samples has rank N - 1 at most. If there are fewer samples than features, it is rank-deficient:
+    the Fréchet distance is then strongly biased upward, and only distances at equal counts are comparable. A warning is
+    logged with the floor.
+
+    Args:
+        real: the reference, and the real images that measure the floor.
+        config: settings of the metrics.
+        cache: folder where features and floors are stored; several processes may share it.
+        clip: the scoring CLIP, for distances on its features.
     """
 
     def __init__(self, real: ReferenceSplit, config: EvalConfig, cache: Path, clip: ScoringClip) -> None:
@@ -56,7 +60,7 @@ class Distances:
         cache.mkdir(parents=True, exist_ok=True)
 
     def of(self, images: np.ndarray, net: FeatureNet, metrics: Sequence[str]) -> dict[str, float]:
-        """Return metrics of samples on the features of `net`, each with the value of real images.
+        """Return metrics of samples on one network, with those of real images.
 
         Args:
             images: samples (N, H, W, 3) uint8.
@@ -65,6 +69,9 @@ class Distances:
 
         Returns:
             Values by name; `_floor` is the value of real images for distances, `_real` for precision and recall.
+
+        Raises:
+            DataError: if there are too few images for `precision` or `recall`.
         """
         if set(PRECISION_RECALL) & set(metrics):
             self._check_neighbors(len(images))
@@ -74,9 +81,9 @@ class Distances:
         return values | {f"{name}{'_real' if name in PRECISION_RECALL else '_floor'}": beside[name] for name in metrics}
 
     def _of_real(self, net: FeatureNet, metrics: Sequence[str]) -> dict[str, float]:
-        """Return metrics of real against disjoint real images.
+        """Return metrics of real images against the reference, which is disjoint.
 
-        One process computes them, the others wait.
+        One process computes them while others wait.
         """
         settings = f"{self.config.kid_subsets}x{self.config.kid_subset_size}-{self.config.seed}"
         name = f"{self._reference_name(net)}-floor-{len(self.real.held)}-{'-'.join(metrics)}-{settings}.json"
@@ -90,16 +97,16 @@ class Distances:
             return found
 
     def _reference_name(self, net: FeatureNet) -> str:
-        """Return the name of the reference's stored features.
+        """Return a name for the reference's stored features.
 
-        It covers everything that determines them.
+        It changes with everything that determines them.
         """
         return f"v{FEATURES_VERSION}-{self.real.name}-{net.name}-{net.digest[:12]}-{net.resize}"
 
     def _measure(self, images: SampledImages | RealImages, net: FeatureNet, metrics: Sequence[str]) -> dict[str, float]:
-        """Measure metrics of images with torch-fidelity's functions of features.
+        """Compute metrics of images with torch-fidelity's functions of features.
 
-        torch-fidelity's own cache of pickles is not used.
+        torch-fidelity's own cache is not used, since it stores pickles.
         """
         from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
         from torch_fidelity.metric_kid import kid_features_to_metric
@@ -151,7 +158,7 @@ class Distances:
         }
 
     def _moments(self, net: FeatureNet, features: Callable[[], Tensor]) -> Moments:
-        """Return moments of the reference's features, stored on disk."""
+        """Return the moments of the reference's features, which are stored on disk."""
         path = self.cache / f"{self._reference_name(net)}-moments.safetensors"
         if path.is_file():
             try:
@@ -192,7 +199,7 @@ def _features(images: Dataset[Tensor], extractor: Any, layer: str, options: Mapp
 
 
 def _kept(path: Path, shape: tuple[int, int], compute: Callable[[], Tensor]) -> Tensor:
-    """Return the verified features at `path`, computing and storing missing or damaged ones."""
+    """Return the stored features at `path`; compute and store missing or damaged ones."""
     if path.is_file():
         try:
             found = read_tensors(path, signed=True)
@@ -209,10 +216,7 @@ def _kept(path: Path, shape: tuple[int, int], compute: Callable[[], Tensor]) -> 
 
 
 def _stored_floors(path: Path, metrics: Sequence[str]) -> dict[str, float] | None:
-    """Return the stored scores of real images at `path`.
-
-    None if they are missing or damaged (logged).
-    """
+    """Return the stored metrics of real images, None if missing or damaged (logged)."""
     if not path.is_file():
         return None
     try:
@@ -224,7 +228,7 @@ def _stored_floors(path: Path, metrics: Sequence[str]) -> dict[str, float] | Non
 
 
 def _keys() -> dict[str, str]:
-    """Return torch-fidelity's names of the metrics."""
+    """Return torch-fidelity's names of the metrics, by ours."""
     import torch_fidelity as tf
 
     return {

@@ -1,10 +1,8 @@
-"""Compute Fréchet distances between Gaussians in float64.
+"""Compute Fréchet distances between Gaussians in float64, also of deficient rank.
 
-They are exact if covariances are rank-deficient.
-
-d^2 = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^1/2: Heusel et al., arXiv 1706.08500, equation 6.
-With roots R (r, F), S = R^T R, the last trace is the sum of the singular values of R1 R2^T (r1, r2), so no matrix
-square root is needed. N images, F features.
+d^2 = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^1/2: Heusel et al., arXiv 1706.08500, equation 6. With roots R (r, F),
+S = R^T R, the last trace is the sum of the singular values of R1 R2^T (r1, r2), so no matrix square root is needed. N
+images, F features.
 """
 
 from __future__ import annotations
@@ -25,14 +23,18 @@ MAX_ROUNDING = 1e-7  # of the distance: estimated rounding error up to which the
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean (F,) and a root (r, F) of the covariance of one set's features; r <= min(N, F)."""
+    """Hold mean (F,) and a root (r, F) of the covariance of features; r <= min(N, F)."""
 
     mean: np.ndarray
     root: np.ndarray
 
     @staticmethod
     def of(features: np.ndarray) -> Moments:
-        """Return the moments of features (N, F), with the unbiased covariance (divided by N - 1)."""
+        """Return the moments of features, with the unbiased covariance.
+
+        Args:
+            features: (N, F) with N > 1; converted to float64.
+        """
         features = features.astype(np.float64)
         mean = features.mean(0)
         centered = (features - mean) / np.sqrt(len(features) - 1)
@@ -44,13 +46,13 @@ class Moments:
             return Moments(mean, np.asarray(np.linalg.qr(centered, mode="r")))
 
     def save(self, path: Path) -> None:
-        """Write both with a digest, atomically."""
+        """Write mean and root to a file with a digest, atomically."""
         with atomic_path(path) as temporary:
             write_tensors(temporary, {"mean": torch.from_numpy(self.mean), "root": torch.from_numpy(self.root)})
 
     @staticmethod
     def load(path: Path) -> Moments:
-        """Read what `save` wrote.
+        """Return the moments that `save` wrote.
 
         Raises:
             CheckpointError: if the file is damaged.
@@ -62,7 +64,12 @@ class Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Return the squared distance, as reported for FID."""
+    """Return the squared distance d^2, which is reported as FID.
+
+    Args:
+        a: moments of one set of images.
+        b: of the other, on the same F features.
+    """
     gap = a.mean - b.mean
     outer = float(gap @ gap + (a.root**2).sum() + (b.root**2).sum())
     product = a.root @ b.root.T  # (r1, r2)
@@ -75,10 +82,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def _by_eigenvalues(product: np.ndarray) -> tuple[float, float]:
     """Return the sum of singular values, and a bound of its rounding error.
 
-    They are computed from eigenvalues of the smaller Gram matrix.
-
-    About three times as fast as singular values. But each eigenvalue has the rounding error of the largest, which the
-    square root amplifies near 0: with a steep spectrum, or without full rank, the bound is large.
+    Eigenvalues of the smaller Gram matrix are about three times as fast as singular values. But each has the rounding
+    error of the largest, which the square root amplifies near 0: with a steep spectrum, or without full rank, the bound
+    is large.
     """
     rows, columns = product.shape
     values = np.linalg.eigvalsh(product @ product.T if rows <= columns else product.T @ product)

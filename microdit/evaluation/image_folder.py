@@ -24,11 +24,9 @@ log = logging.getLogger(__name__)
 def evaluate_folder(
     path: Path | str, reference: CaptionedImages, config: EvalConfig, cache_dir: Path | str
 ) -> dict[str, float]:
-    """Score the images of a folder as `score` does.
+    """Score all images of a folder as `score` does, whatever `config.samples` is.
 
-    All of them, whatever `config.samples` is.
-
-    Captions come from `prompts.json` (see `read_prompted` for its forms), or else, as for the dataset `folder`, from
+    Captions come from `prompts.json` (`read_prompted` lists its forms) or, as for the dataset `folder`, from
     `metadata.jsonl`, `metadata.csv` or `.txt` files. Labels are indices into the reference's classes or their names.
     Images are read, cropped and resized as the dataset's are. A warning gives the number of resized images, because
     resizing alone changes a distance.

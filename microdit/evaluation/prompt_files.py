@@ -1,7 +1,4 @@
-"""Read prompts from a file.
-
-The file has COCO's annotation format, or one prompt per line.
-"""
+"""Read prompts from a file in COCO's format or with one prompt per line."""
 
 from __future__ import annotations
 
@@ -17,13 +14,18 @@ PROMPTS_KEY = "evaluation.prompts"
 
 
 def read_prompts(path: Path | str, count: int) -> tuple[str, ...]:
-    """Return the first `count` prompts of the file at `path`.
+    """Return the first prompts of a file.
 
-    A file named `.json` has COCO's format, {"annotations": [{"image_id": ..., "caption": ...}, ...]}: the first caption
-    of each image is used, images in their order in the file. Any other file is text with one prompt per line.
+    Args:
+        path: a `.json` file in COCO's format, {"annotations": [{"image_id": ..., "caption": ...}, ...]}, of which the
+            first caption of each image is used, in the order of the file; or a text file with one prompt per line.
+        count: number of prompts.
+
+    Returns:
+        `count` prompts without surrounding spaces.
 
     Raises:
-        ConfigError: if the file is missing or broken, or has fewer prompts; the message has the line or entry.
+        ConfigError: if the file is missing or broken, or has fewer prompts; the message names the line or entry.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -39,9 +41,13 @@ def read_prompts(path: Path | str, count: int) -> tuple[str, ...]:
 
 
 def prompts_digest(path: Path | str, count: int) -> str:
-    """Return the SHA-256 of the sampled prompts.
+    """Return the SHA-256 of the prompts that are sampled, in hex.
 
     Scores are comparable only if it is equal.
+
+    Args:
+        path: as in `read_prompts`.
+        count: number of prompts.
     """
     return hashlib.sha256(json.dumps(read_prompts(path, count)).encode()).hexdigest()
 

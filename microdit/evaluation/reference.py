@@ -1,7 +1,4 @@
-"""Select the real images that samples are compared with.
-
-Others replace the samples to measure the floor.
-"""
+"""Select the real images that samples are compared with, and others for the floor."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class SampledImages(Dataset[Tensor]):
-    """uint8 images (N, H, W, 3) as a dataset of (3, H, W) for torch-fidelity."""
+    """Wrap samples (N, H, W, 3) uint8 as a dataset of (3, H, W) for torch-fidelity."""
 
     def __init__(self, images: np.ndarray) -> None:
         self.images = images
@@ -36,7 +33,7 @@ class SampledImages(Dataset[Tensor]):
 class RealImages(Dataset[Tensor]):
     """Wrap some images of a dataset for torch-fidelity.
 
-    Read one by one, so a large reference needs no memory.
+    They are read one by one, so a large reference needs little memory.
     """
 
     def __init__(self, data: CaptionedImages, rows: np.ndarray) -> None:
@@ -51,31 +48,44 @@ class RealImages(Dataset[Tensor]):
 
 
 def reference_rows(size: int, samples: int, reference_count: int) -> tuple[np.ndarray, int]:
-    """Return a dataset's rows in the order of scoring.
+    """Return a dataset's rows in scoring order, the reference first.
 
-    Also returns how many of the first rows are the reference.
+    Args:
+        size: images of the dataset.
+        samples: images that the floor needs besides the reference.
+        reference_count: wanted size of the reference.
+
+    Returns:
+        A permutation (size,) of all rows, and the number of its first rows that are the reference.
     """
     count = min(reference_count, max(size - samples, size // 2))
     return numpy_generator(0, "evaluation-reference").permutation(size), count
 
 
 def originals_digest(data: CaptionedImages, rows: Iterable[int]) -> str:
-    """Return a digest of files that the data's fingerprint doesn't cover.
+    """Return a digest of the original files of some rows, "" if there are none.
 
-    They are the originals of these rows; the digest is "" if there are none.
+    The data's fingerprint does not cover originals.
+
+    Args:
+        data: the dataset.
+        rows: indices into `data`.
     """
     return data.originals_digest(rows) if isinstance(data, HasOriginals) else ""
 
 
 class ReferenceSplit:
-    """Split a dataset's images into two disjoint sets.
-
-    They are the reference, and `held`, which has as many images as there are samples.
+    """Split a dataset into the reference and `held`, as many images as samples.
 
     The distance of `held` to the reference is the floor, the score of a perfect generator at these counts. If the
     dataset is too small for both, the reference shrinks, at most to half. If `held` is then smaller than the samples,
-    the floor is too high, which is logged. Rows are drawn at random, because a dataset may be sorted, and equally for
+    the floor is too high, which is logged. Rows are drawn at random, because a dataset may be sorted, but equally for
     every run, seed and arm.
+
+    Args:
+        data: real images.
+        samples: number of images to score.
+        reference_count: wanted size of the reference.
 
     Raises:
         ConfigError: if the dataset has fewer than 4 images.

@@ -1,4 +1,4 @@
-"""Print scores, and name the networks behind them."""
+"""Describe scores and the networks that computed them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ UNSCORED = "none"
 def feature_net_name(config: EvalConfig) -> str:
     """Return the scoring networks with the first digits of their digests.
 
-    If prompts come from a file, its digest is added.
+    Scores are comparable only if it is equal. If prompts come from a file, the text includes their digest. It is
+    "none", and no weights are needed, if `samples` is 0.
 
-    Scores are comparable only if it is equal. Without samples it is empty, and no weights are needed.
+    Raises:
+        ConfigError: if weights or the file of prompts are missing or broken.
     """
     if not config.samples:
         return UNSCORED
@@ -41,12 +43,10 @@ def feature_net_name(config: EvalConfig) -> str:
 
 
 def check_scoring(config: EvalConfig) -> None:
-    """Check that everything `config` names exists and has the right format.
-
-    Nothing is computed.
+    """Check that all files that `config` names exist and have the right format.
 
     Raises:
-        ConfigError: if something is missing or of another kind.
+        ConfigError: if something is missing or has another format.
     """
     if not config.samples:
         return
@@ -59,7 +59,7 @@ def check_scoring(config: EvalConfig) -> None:
 
 
 def describe(values: Mapping[str, float], config: EvalConfig) -> str:
-    """Return a text of the scores: one line each, below the counts.
+    """Return a text with one line per score, below the counts.
 
     A line has the value, the value of real images, and what was measured with which network. The last line lists the
     Fréchet distances that have fewer samples than features.

@@ -47,10 +47,10 @@ def score(
         The values of `config.metrics` by name:
 
         - `fd`, `kid`: Fréchet and kernel distance to `reference` on the features of `config.feature_net`; `clip_fd`:
-          Fréchet distance on the image features of `config.clip`. `_floor` is the value of as many real images that are
-          not in the reference.
+          Fréchet distance on the image features of `config.clip`. `_floor` is the value of as many real images outside
+          the reference.
         - `precision`, `recall`: share of samples within the reference's manifold, and of the reference within theirs,
-          on the features of `config.feature_net`. `_real` is the value of those other real images.
+          on the features of `config.feature_net`. `_real` is the value of the same other real images.
         - `clip_score`: 100 x the mean cosine of an image's embedding and its caption's, in [-100, 100];
           `class_accuracy`: share of images whose zero-shot class is their label. `_real` is the value of real images
           with their own captions, a practical maximum. `class_accuracy` is omitted if the reference has no classes or
@@ -79,17 +79,17 @@ def score(
         texts, classes = [item.caption for item in items], [item.label for item in items]
         of_real = agreement(stack, texts, classes, reference.classes, config, clip)
         values |= {f"{name}_real": value for name, value in of_real.items() if name in values}
-    values |= _of_the_user(images, captions, real, config)
+    values |= _user_metrics(images, captions, real, config)
     require_sound(values, "when the images are scored")
     return values
 
 
-def _of_the_user(
+def _user_metrics(
     images: np.ndarray, captions: Sequence[str], real: ReferenceSplit, config: EvalConfig
 ) -> dict[str, float]:
     """Return the user's metrics of `images`.
 
-    The real images they are compared with are not in the reference.
+    They are compared with real images outside the reference.
     """
     functions = {score_name(name): METRIC_FUNCTIONS.resolve(name) for name in config.metrics}
     functions = {name: function for name, function in functions.items() if function is not None}
@@ -109,7 +109,13 @@ def agreement(
 ) -> dict[str, float]:
     """Return `clip_score` and `class_accuracy`, as far as requested and known.
 
-    Images are (N, H, W, 3) uint8.
+    Args:
+        images: (N, H, W, 3) uint8.
+        captions: the caption of each.
+        labels: the class of each, -1 if unknown.
+        classes: names of the classes, empty if there are none.
+        config: which metrics, and images per forward pass.
+        clip: the network.
     """
     batches = range(0, len(images), config.batch_size)
     embedded = torch.cat([clip.embed_images(torch.from_numpy(images[i : i + config.batch_size])) for i in batches])
@@ -124,17 +130,24 @@ def agreement(
 
 
 def clip_score(images: Tensor, texts: Tensor) -> float:
-    """Return 100 x the mean cosine of unit vectors (N, E) and (N, E), row by row.
+    """Return 100 x the mean cosine of images and their captions, in [-100, 100].
 
     Hessel et al., arXiv 2104.08718, without the factor 2.5 and without clipping negative cosines to 0.
+
+    Args:
+        images: unit-length embeddings (N, E).
+        texts: those of the captions (N, E).
     """
     return 100 * (images * texts).sum(1).mean().item()
 
 
 def class_accuracy(images: Tensor, labels: Sequence[int], classes: Tensor) -> float:
-    """Return the share of images that are nearest to their own class.
+    """Return the share of images whose nearest class is their label, in [0, 1].
 
-    Embeddings are (N, E) for images and (classes, E) for classes. Labels of -1 are ignored.
+    Args:
+        images: unit-length embeddings (N, E).
+        labels: the class of each; images with -1 are ignored.
+        classes: unit-length embeddings (classes, E).
     """
     wanted = torch.tensor(list(labels))
     known = wanted >= 0
@@ -143,7 +156,15 @@ def class_accuracy(images: Tensor, labels: Sequence[int], classes: Tensor) -> fl
 
 
 def class_embeddings(clip: ScoringClip, classes: Sequence[str]) -> Tensor:
-    """Return unit vectors (classes, E) of "a <class>", averaged over the class's names."""
+    """Return an embedding per class, the mean over the class's names.
+
+    Args:
+        clip: embeds the texts "a NAME".
+        classes: names of the classes.
+
+    Returns:
+        Unit-length vectors (classes, E).
+    """
     rows = [clip.embed_texts([f"a {noun}" for noun in CLASS_NOUNS.get(name, (name,))]).mean(0) for name in classes]
     return torch.nn.functional.normalize(torch.stack(rows), dim=-1)
 
