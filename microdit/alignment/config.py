@@ -1,4 +1,4 @@
-"""Define settings of the alignment with a frozen network's patch features."""
+"""Define the settings of the alignment with a frozen network's patch features."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ class AlignmentConfig:
         check_settings("alignment", self)
 
     def block_of(self, depth: int) -> int:
-        """Return the aligned block, counted from 1, of `depth` backbone blocks.
+        """Return the aligned backbone block, counted from 1.
 
-        Raises ConfigError if the block is out of range.
+        Args:
+            depth: number of backbone blocks.
+
+        Raises:
+            ConfigError: if `block` is not in 1 to `depth`.
         """
         block = max(depth // 3, 1) if self.block is None else self.block
         nearest = min(max(block, 1), depth)

@@ -1,10 +1,8 @@
-"""Compute the patch features that hidden tokens are aligned with.
+"""Compute and store the patch features that hidden tokens are aligned with.
 
-They are computed once from the clean images, stored in the cache and memory-mapped.
-
-N images, B batch, T patches, E features of a patch. The name of a cache folder depends on data,
-encoder and grid. The folder is written under a lock, renamed into place when complete, and then only read. It takes
-2 N T E bytes.
+They are computed once from the clean images and then memory-mapped: 2 N T E bytes. The name of a cache folder depends
+on data, encoder and grid. The folder is written under a lock, renamed into place when complete, and only read
+afterwards. N images, B batch, T patches, E features of a patch.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from microdit.alignment.config import AlignmentConfig
 from microdit.alignment.patch_encoders import PatchEncoder, build_encoder
 from microdit.common.errors import ConfigError, DataError
 from microdit.common.files.atomic import atomic_path
-from microdit.common.files.digests import read_signed, signed
+from microdit.common.files.digests import file_digest, read_signed, signed
 from microdit.common.files.verified import CHECKED, find_damaged
 from microdit.data.dataset import CaptionedImages, HasOriginals
 from microdit.data.latents.training_data import NoTargets
@@ -32,7 +30,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "patches-1"
 FEATURES, HEADER = "features.npy", "header.json"
-BATCH = 64  # images encoded at once
+IMAGES_PER_PASS = 64
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,14 @@ class PatchTargets:
     fingerprint: str  # of the images, the encoder and the grid
 
     def batch(self, indices: np.ndarray) -> Tensor:
-        """Return the features of some rows, (B, T, E) float16."""
+        """Return the features of some images.
+
+        Args:
+            indices: (B,) integers in [0, N).
+
+        Returns:
+            (B, T, E) float16.
+        """
         return torch.from_numpy(self.features[indices])
 
 
@@ -52,7 +57,18 @@ def build_alignment_features(
 ) -> PatchTargets | NoTargets:
     """Open or compute the features that `config` aligns with.
 
-    They are on a grid of `side` x `side` patches of `images`.
+    Args:
+        config: names the encoder.
+        side: patches per side.
+        images: training images.
+        device: where the encoder runs.
+        cache_dir: where features are stored.
+
+    Returns:
+        Features of all images, or `NoTargets` if there is no alignment.
+
+    Raises:
+        ConfigError: as `encode_targets`, or if the encoder's weights are missing.
     """
     encoder = build_encoder(config, side, device)
     return encode_targets(images, encoder, cache_dir, cache_dir.parent / CHECKED) if encoder.width else NoTargets()
@@ -61,11 +77,19 @@ def build_alignment_features(
 def encode_targets(
     images: CaptionedImages, encoder: PatchEncoder, cache_dir: Path, memory: Path | None = None
 ) -> PatchTargets:
-    """Encode `images`, or open the stored features of an earlier call.
+    """Encode images, or open the stored features of the same images and encoder.
 
-    An earlier call's features in `cache_dir` are reused if the content is the same.
+    Args:
+        images: training images.
+        encoder: computes the features.
+        cache_dir: where features are stored.
+        memory: file that records which stored files were verified; None verifies them in every process.
 
-    Raises ConfigError if the encoder returns another shape than declared, or values beyond half precision.
+    Returns:
+        Features of all images.
+
+    Raises:
+        ConfigError: if the encoder returns another shape than declared, or values beyond half precision.
     """
     identity = {"data": images.fingerprint, "encoder": encoder.fingerprint, "side": encoder.side}
     if isinstance(images, HasOriginals) and images.originals_state():
@@ -80,17 +104,14 @@ def encode_targets(
             with atomic_path(folder) as temporary:
                 temporary.mkdir()
                 _write(images, encoder, temporary / FEATURES)
-                facts = {**identity, "features": _digest(temporary / FEATURES)}
+                facts = {**identity, "features": file_digest(temporary / FEATURES)}
                 (temporary / HEADER).write_text(signed(facts), encoding="utf-8")
             found = np.load(folder / FEATURES, mmap_mode="r")
     return PatchTargets(found, key)
 
 
 def _opened(folder: Path, shape: tuple[int, ...], memory: Path | None) -> np.ndarray | None:
-    """Open the features in `folder`; return None if they are missing or damaged.
-
-    Damaged features are logged.
-    """
+    """Return the features in `folder`, None if they are missing or damaged (logged)."""
     if not folder.is_dir():
         return None
     path = folder / FEATURES
@@ -98,7 +119,7 @@ def _opened(folder: Path, shape: tuple[int, ...], memory: Path | None) -> np.nda
         expected = read_signed(folder / HEADER)["features"]
 
         def check(path: Path) -> None:
-            if _digest(path) != expected:
+            if file_digest(path) != expected:
                 raise DataError(f"{path}: wrong checksum: the file was changed or damaged")
 
         for _, why in find_damaged([path], check, memory, str(expected)):
@@ -112,24 +133,19 @@ def _opened(folder: Path, shape: tuple[int, ...], memory: Path | None) -> np.nda
         return None
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _write(images: CaptionedImages, encoder: PatchEncoder, path: Path) -> None:
     shape = (encoder.side**2, encoder.width)
     features = np.lib.format.open_memmap(path, "w+", np.float16, (len(images), *shape))
-    for start in range(0, len(images), BATCH):
-        rows = range(start, min(start + BATCH, len(images)))
-        pictures = torch.from_numpy(np.stack([images[i].image for i in rows]))
-        found = encoder.encode(pictures).half().cpu()
+    for start in range(0, len(images), IMAGES_PER_PASS):
+        rows = range(start, min(start + IMAGES_PER_PASS, len(images)))
+        batch = torch.from_numpy(np.stack([images[i].image for i in rows]))
+        found = encoder.encode(batch).half().cpu()
         if found.shape != (len(rows), *shape):
             raise _rejected(
-                encoder, f"gives features {tuple(found.shape)} for {len(rows)} images, not (B, T, E) {shape}"
+                encoder, f"returns features {tuple(found.shape)} for {len(rows)} images, not (B, T, E) {shape}"
             )
         if not found.isfinite().all():
-            raise _rejected(encoder, "gives features that are not finite in half precision")
+            raise _rejected(encoder, "returns features that are not finite in half precision")
         features[start : rows.stop] = found.numpy()
     features.flush()
 

@@ -1,4 +1,4 @@
-"""Compute the alignment term of the loss, and train its projector.
+"""Compute the alignment term of the loss with a trained projector.
 
 B batch, T patches, K kept patches, D model width, P projector width, E features of a patch.
 """
@@ -22,24 +22,43 @@ class NoAlignment(nn.Module):
     features = 0  # E
 
     def attach(self, net: DiT) -> None:
-        """Read nothing from the network."""
+        """Do nothing."""
 
     def forward(self, loss: Tensor, target: Tensor, plan: PatchMask | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss unchanged, and no values to log."""
+        """Return the loss unchanged, and no values to log.
+
+        Args:
+            loss: the denoising loss, a scalar.
+            target: unused.
+            plan: unused.
+
+        Returns:
+            `loss` and {}.
+        """
         return loss, {}
 
     def flops(self, tokens: int) -> int:
-        """Return the FLOPs of one image's forward pass."""
+        """Return 0.
+
+        Args:
+            tokens: unused.
+        """
         return 0
 
 
 class PatchAlignment(nn.Module):
     """Align projected tokens of one block with a frozen network's features.
 
-    This is REPA (arXiv 2410.06940, section 3.3).
+    This is REPA (arXiv 2410.06940, section 3.3). The projector (three linear layers with SiLU between them) is trained
+    with the network but is not a part of it: sampling doesn't need it, so neither the average nor model.safetensors
+    includes it.
 
-    The projector (three linears with SiLU between them) is trained with the network and is no part of it: sampling
-    doesn't need it, so neither the average nor model.safetensors holds it.
+    Args:
+        block: the aligned block, counted from 1.
+        width: D.
+        hidden: P.
+        features: E.
+        weight: lambda, at least 0.
     """
 
     def __init__(self, block: int, width: int, hidden: int, features: int, weight: float) -> None:
@@ -63,11 +82,14 @@ class PatchAlignment(nn.Module):
     def forward(self, loss: Tensor, target: Tensor, plan: PatchMask | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted loss of equation 8, and the cosine to log.
 
-        The result is `loss` - weight x the mean cosine over the patches that the block saw.
-
         Args:
             loss: the denoising loss of the network's last forward pass, a scalar.
-            target: (B, T, E). plan: that of the pass; dropped patches are left out.
+            target: patch features (B, T, E).
+            plan: the patches kept in that pass, None if all; dropped patches are omitted.
+
+        Returns:
+            `loss` - weight x the mean cosine over the patches that the block processed, and that mean cosine, detached,
+            in [-1, 1].
         """
         assert self._tokens is not None, "attach the network, then pass forward with gradients"
         projected, self._tokens = self.projector(self._tokens), None  # (B, K, E)
@@ -77,7 +99,11 @@ class PatchAlignment(nn.Module):
         return loss - self.weight * cosine, {"train/alignment": cosine.detach()}
 
     def flops(self, tokens: int) -> int:
-        """Return the FLOPs of one image's forward pass with `tokens` patches kept."""
+        """Return the FLOPs of the projector's forward pass for one image.
+
+        Args:
+            tokens: patches kept.
+        """
         return linear_flops(self.projector, tokens)
 
 
@@ -85,9 +111,18 @@ Alignment = NoAlignment | PatchAlignment
 
 
 def build_alignment(config: AlignmentConfig, model: DiTConfig, seed: int | None) -> Alignment:
-    """Build the alignment term that `config` names for a network of `model`.
+    """Build the configured alignment term.
 
-    `seed` sets its initial weights; None leaves them as they are.
+    Args:
+        config: encoder, block and weight.
+        model: the network to align.
+        seed: of the projector's initial weights; None keeps torch's own initialization.
+
+    Returns:
+        A module that returns the loss to minimize.
+
+    Raises:
+        ConfigError: if the block is out of range, or the encoder's weights are missing.
     """
     features = build_encoder(config, model.side).width
     if not features:

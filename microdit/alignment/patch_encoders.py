@@ -1,8 +1,7 @@
-"""Load frozen networks that give one feature vector per patch of a clean image.
+"""Load frozen networks that return a feature vector per patch of a clean image.
 
-Hidden tokens are aligned with these features.
-
-B batch, H W image height and width, G patches per side, T patches (T = G * G), E features of a patch.
+Hidden tokens are aligned with these features. B batch, H W image height and width, G patches per side, T patches (T = G
+* G), E features of a patch.
 """
 
 from __future__ import annotations
@@ -46,10 +45,11 @@ LITE0_MAPS = ((2, 16), (4, 24), (8, 40), (16, 112), (32, 320))  # stride and cha
 class PatchEncoder:
     """Encode images as one feature vector per patch; base class of all encoders.
 
-    An encoder is frozen and is built as `PatchEncoder(side, device)` for a grid of `side` x `side`
-    patches.
+    Encoders are frozen. Load weights at the first `encode`, because counting costs builds an encoder too.
 
-    Counting costs builds one, too: load weights at the first `encode`.
+    Args:
+        side: G.
+        device: where the encoder runs.
     """
 
     width: int  # E; 0: nothing to align with
@@ -61,27 +61,41 @@ class PatchEncoder:
 
     @classmethod
     def from_config(cls, config: AlignmentConfig, side: int, device: torch.device | str) -> PatchEncoder:
-        """Build the encoder that `config` describes.
+        """Build the configured encoder; override it if the class reads more settings.
 
-        Override it if the class reads more than its name.
+        Args:
+            config: settings of the alignment.
+            side: G.
+            device: where the encoder runs.
+
+        Returns:
+            An encoder whose weights are not loaded yet.
         """
         return cls(side, device)
 
     def check(self) -> None:
-        """Raise ConfigError if something that `encode` needs is missing; encode nothing."""
+        """Check that everything that `encode` needs exists, without encoding.
+
+        Raises:
+            ConfigError: if something is missing or broken.
+        """
 
     @property
     def fingerprint(self) -> str:
-        """Name everything that determines an image's features, except the grid.
+        """Return a text that changes with anything that determines the features.
 
-        It is part of the key of cached features.
+        The grid is not included. It is part of the key of cached features.
         """
         raise NotImplementedError
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return features (B, T, E), row by row, of images (B, H, W, 3) uint8.
+        """Return the features of images, of which only directions matter, not lengths.
 
-        Only their directions matter, not their lengths.
+        Args:
+            images: (B, H, W, 3) uint8.
+
+        Returns:
+            (B, T, E), patches row by row.
         """
         raise NotImplementedError
 
@@ -93,13 +107,11 @@ class NoEncoder(PatchEncoder):
 
 
 class Lite0Patches(PatchEncoder):
-    """Encode patches with ImageNet EfficientNet-Lite0 (arXiv 1905.11946).
+    """Encode patches with ImageNet EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946).
 
-    It is the network whose pooled features `fd` compares (Tan & Le).
-
-    Images are scaled to 224 x 224, as it was trained. Of its feature maps (112, 56, 28, 14, 7 per side) the one nearest
-    to G in ratio is taken, and resized to G x G bilinearly, with antialiasing if it shrinks. On one CPU thread about
-    40 images/s.
+    It is the network whose pooled features `fd` compares. Images are scaled to 224 x 224, its training size. Of its
+    feature maps (112, 56, 28, 14, 7 per side), the one nearest to G in ratio is resized to G x G bilinearly, with
+    antialiasing if it shrinks. About 40 images/s on one CPU thread.
     """
 
     def __init__(self, side: int, device: torch.device | str) -> None:
@@ -129,13 +141,19 @@ class Lite0Patches(PatchEncoder):
 
 
 class Dinov2Patches(PatchEncoder):
-    """Encode patches with DINOv2 (arXiv 2304.07193), as REPA does.
+    """Encode patches with DINOv2 (Oquab et al., arXiv 2304.07193), as REPA does.
 
-    The features are its patch tokens after the last norm (Oquab et al.).
+    The features are its patch tokens after the last norm. A token covers 14 x 14 pixels. Images are scaled bicubically
+    to 14 G pixels per side, so that there is one token per patch; if G is below 16, to 224, and the 16 x 16 tokens are
+    resized to G x G as Lite0's maps are. Costs can be counted without the published file, because its width is known.
 
-    A token sees 14 x 14 pixels. Images are scaled bicubically to 14 G pixels per side, so that there is one token per
-    patch; if G is below 16, to 224, and the 16 x 16 tokens are resized to G x G as Lite0's maps are. `weights` is a
-    file, a URL or None: see `find_weights`. Costs can be counted without the published file: its width is known.
+    Args:
+        side: G.
+        device: where the encoder runs.
+        weights: as in `find_weights`.
+
+    Raises:
+        ConfigError: if the file named by `weights` is missing or is not DINOv2's.
     """
 
     takes_weights = True
@@ -171,16 +189,17 @@ class Dinov2Patches(PatchEncoder):
         return _on_grid(tokens.transpose(1, 2).unflatten(2, (patches, patches)), self.side)
 
     def _file(self) -> tuple[Path, str]:
-        """Return the weights' file and its digest; raise ConfigError if it is missing."""
+        """Return the file of the weights and its digest.
+
+        Raises:
+            ConfigError: if it is missing.
+        """
         path = find_weights(NAME, self.given, KEYS)
         return path, content_digest(path)
 
 
 def _on_grid(features: Tensor, side: int) -> Tensor:
-    """Return feature maps (B, E, H, W) resized to (B, T, E).
-
-    Resizing is bilinear, and antialiased if the maps shrink.
-    """
+    """Return feature maps (B, E, H, W) resized bilinearly to a grid, (B, T, E)."""
     grid = F.interpolate(features, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
     return grid.flatten(2).transpose(1, 2)
 
@@ -208,17 +227,31 @@ def encoder_class(config: AlignmentConfig) -> type[PatchEncoder]:
 
 
 def build_encoder(config: AlignmentConfig, side: int, device: torch.device | str = "cpu") -> PatchEncoder:
-    """Build the encoder that `config` names for `side` x `side` patches.
+    """Build the configured encoder.
 
-    Returns `NoEncoder` if the weight is 0.
+    Args:
+        config: names the encoder.
+        side: G.
+        device: where it runs.
+
+    Returns:
+        The encoder; `NoEncoder` if the weight of the alignment is 0.
+
+    Raises:
+        ConfigError: if the encoder is unknown, or its weights are missing or do not fit.
     """
     role = encoder_class(config) if config.weight else NoEncoder
     return role.from_config(config, side, device)
 
 
 def check_encoder(config: AlignmentConfig, side: int) -> None:
-    """Check what `config` names without encoding anything.
+    """Check that everything that the configured encoder needs exists.
 
-    Raises ConfigError if something is missing or of another kind.
+    Args:
+        config: names the encoder.
+        side: G.
+
+    Raises:
+        ConfigError: if something is missing or has another format.
     """
     build_encoder(config, side).check()

@@ -1,4 +1,1 @@
-"""Load the frozen networks around the diffusion transformer.
-
-These are autoencoders, text encoders and feature networks.
-"""
+"""Load frozen networks: autoencoders, text encoders and feature networks."""

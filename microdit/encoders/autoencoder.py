@@ -1,8 +1,7 @@
 """Encode images as latents and decode them.
 
-Any diffusers `AutoencoderKL` from a folder or the model hub works.
-
-B batch, H W image height and width, C latent channels, f downsampling factor.
+Any diffusers `AutoencoderKL` from a folder or the model hub works. B batch, H W image height and width, C latent
+channels, f downsampling factor.
 """
 
 from __future__ import annotations
@@ -42,7 +41,8 @@ class AutoencoderConfig:
 class Autoencoder(Protocol):
     """Encode and decode images with a frozen network.
 
-    Latents are scaled to about unit standard deviation.
+    Latents are scaled to about unit standard deviation. Implementations have these sizes and a digest of everything
+    that determines the latents.
     """
 
     channels: int
@@ -50,23 +50,47 @@ class Autoencoder(Protocol):
     fingerprint: str
 
     def encode(self, images: Tensor) -> Tensor:
-        """Encode (B, H, W, 3) uint8 as (B, C, H / f, W / f) float32, the posterior's mean."""
+        """Encode images as the mean of the posterior.
+
+        Args:
+            images: (B, H, W, 3) uint8; H and W are multiples of f.
+
+        Returns:
+            (B, C, H / f, W / f) float32.
+        """
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode (B, C, H / f, W / f) to (B, H, W, 3) uint8."""
+        """Decode latents.
+
+        Args:
+            latents: (B, C, H / f, W / f).
+
+        Returns:
+            (B, H, W, 3) uint8.
+
+        Raises:
+            DivergenceError: if a pixel is NaN or infinite.
+        """
 
     def describe(self) -> dict[str, Any]:
         """Return the facts stored with encoded data.
 
-        Autoencoders that differ in them make different latents.
+        Latents of autoencoders with different facts are not interchangeable.
         """
 
 
 def build_autoencoder(config: AutoencoderConfig, device: torch.device | str = "cpu") -> Autoencoder:
     """Open the autoencoder that `config.path` names.
 
+    Args:
+        config: path and precision.
+        device: where it runs.
+
+    Returns:
+        The autoencoder with its weights.
+
     Raises:
-        ConfigError: if a file is missing or of another format.
+        ConfigError: if a file is missing or has another format.
     """
     if config.path == "pixels":
         return Pixels()
@@ -80,10 +104,10 @@ def build_autoencoder(config: AutoencoderConfig, device: torch.device | str = "c
 def autoencoder_folder(path: str) -> Path:
     """Return the folder that `path` names.
 
-    OWNER/NAME[/SUBFOLDER] is looked up in the model hub's cache or downloaded.
+    OWNER/NAME[/SUBFOLDER] is looked up in the model hub's cache or downloaded. A local folder need not exist.
 
     Raises:
-        ConfigError: if it can't be found; the message has the files needed.
+        ConfigError: if the repository can't be reached; the message lists the files needed.
     """
     if path == "builtin":
         return VAE
@@ -93,8 +117,8 @@ def autoencoder_folder(path: str) -> Path:
         return folder
     repository, subfolder = "/".join(words[:2]), "/".join(words[2:])
     remedy = (
-        f"there is no local folder '{path}' either; without a connection, put {CONFIG} and {WEIGHTS} of it (from its "
-        f"folder {subfolder or 'at the top, or vae/'}) into a folder and give that as '{PATH_KEY}'"
+        f"there is no local folder '{path}' either; without a connection, put its {CONFIG} and {WEIGHTS} (from "
+        f"{subfolder or 'the top folder, or vae'}) into a folder and give that as '{PATH_KEY}'"
     )
     return hub_folder(repository, CONFIG, ("diffusion_pytorch_model*.safetensors",), PATH_KEY, remedy, subfolder)
 
@@ -132,21 +156,45 @@ class Pixels:
     fingerprint = "pixels"
 
     def encode(self, images: Tensor) -> Tensor:
+        """Scale images to [-1, 1]; see `Autoencoder.encode`.
+
+        Args:
+            images: (B, H, W, 3) uint8.
+
+        Returns:
+            (B, 3, H, W) float32.
+        """
         return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Clip latents to [-1, 1] and round them to pixels; see `Autoencoder.decode`.
+
+        Args:
+            latents: (B, 3, H, W).
+
+        Returns:
+            (B, H, W, 3) uint8.
+        """
         return _to_uint8(latents)
 
     def describe(self) -> dict[str, Any]:
-        """Return the sizes."""
+        """Return class and sizes."""
         return {"class": "pixels", "fingerprint": self.fingerprint, "channels": 3, "downsampling": 1}
 
 
 class KLAutoencoder:
-    """A diffusers AutoencoderKL with its normalization: z' = ((z - mean) / std - shift) scale.
+    """Run a diffusers AutoencoderKL: z' = ((z - mean) / std - shift) scale.
 
     `scaling_factor` and `shift_factor` are as in diffusers' Stable Diffusion 3 and FLUX pipelines, `latents_mean` and
     `latents_std` as in its SDXL pipeline. Missing ones have no effect.
+
+    Args:
+        folder: has the configuration and the weights.
+        device: where it runs.
+        precision: "fp32", "bf16" or "fp16"; fp16 becomes fp32 if the model's configuration sets force_upcast.
+
+    Raises:
+        ConfigError: if a file is missing or has another format.
     """
 
     def __init__(self, folder: Path, device: torch.device | str, precision: str = "fp32") -> None:
@@ -177,6 +225,14 @@ class KLAutoencoder:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
+        """Encode images as normalized means of the posterior; see `Autoencoder.encode`.
+
+        Args:
+            images: (B, H, W, 3) uint8.
+
+        Returns:
+            (B, C, H / f, W / f) float32.
+        """
         x = images.to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
         x = x.to(self._dtype).contiguous(memory_format=torch.channels_last)
         z = self._model.encode(x).latent_dist.mean.float()
@@ -184,12 +240,20 @@ class KLAutoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        """Undo the normalization and decode; see `Autoencoder.decode`.
+
+        Args:
+            latents: (B, C, H / f, W / f).
+
+        Returns:
+            (B, H, W, 3) uint8.
+        """
         z = (latents.to(self._device).float() / self._scale + self._shift) * self._std + self._mean
         z = z.to(self._dtype).contiguous(memory_format=torch.channels_last)
         return _to_uint8(self._model.decode(z).sample)
 
     def describe(self) -> dict[str, Any]:
-        """Return its sizes and factors."""
+        """Return class, digest, precision, sizes and normalization."""
         return {
             "class": "AutoencoderKL",
             "fingerprint": self.fingerprint,
@@ -216,7 +280,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{where} has no {CONFIG}; an AutoencoderKL folder has {CONFIG} and {WEIGHTS}")
     if not _weights(folder):
         pickles = [path.name for path in sorted(folder.glob("*")) if path.suffix in (".bin", ".pt", ".ckpt", ".pth")]
-        why = f" ({pickles[0]} is a pickle, which could run any code, and is not opened)" if pickles else ""
+        why = f" ({pickles[0]} is a pickle, which could execute code, and is not opened)" if pickles else ""
         raise ConfigError(f"{where} has no {WEIGHTS}{why}; an AutoencoderKL folder has {CONFIG} and {WEIGHTS}")
     try:
         settings = dict(read_json(folder / CONFIG, ConfigError))
@@ -250,7 +314,7 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
     except LOAD_ERRORS as error:
         raise ConfigError(f"'{PATH_KEY}': {folder}: can't be opened as an AutoencoderKL: {short(error)}") from None
     absent, wrong = sorted(report["missing_keys"]), report["mismatched_keys"]
-    if absent or wrong:  # diffusers would replace them by random numbers
+    if absent or wrong:  # diffusers would initialize them at random
         first = absent[0] if absent else wrong[0][0]
         raise ConfigError(
             f"'{PATH_KEY}': {folder}: {len(absent) + len(wrong)} tensors are missing or differ in shape from {CONFIG}, "

@@ -1,8 +1,7 @@
 """Load DINOv2 from the authors' checkpoint file.
 
-Images may have any size that its patches divide.
-
-Oquab et al., arXiv 2304.07193; as a metric of generated images: Stein et al., arXiv 2306.04675.
+Images may have any size that is a multiple of its patches. Oquab et al., arXiv 2304.07193; as a metric of generated
+images: Stein et al., arXiv 2306.04675. B batch, M patches per side, F features.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from microdit.common.files.torch_archive import read_torch_file
 from microdit.encoders.pretrained_weights import SCORING
 
 NAME = "dinov2"  # in `pretrained_weights.PUBLISHED`
-SIDE, PATCH = 224, 14  # pixels: side of scored images, of a patch
+SIDE, PATCH = 224, 14  # pixels per side of a scored image, and of a patch
 SIZES: Mapping[int, str] = {384: "small", 768: "base", 1024: "large", 1536: "giant"}  # by width
-PUBLISHED_WIDTH = 1024  # of the file in torch hub's folder
+PUBLISHED_WIDTH = 1024  # of the network in `PUBLISHED`
 POSITION_OFFSET = 0.1  # the authors add it to the target size when they interpolate position embeddings
-RENAMED = {"mlp.w12.": "mlp.fc1.", "mlp.w3.": "mlp.fc2."}  # the giant's SwiGLU, in timm's names
+RENAMED = {"mlp.w12.": "mlp.fc1.", "mlp.w3.": "mlp.fc2."}  # the giant's SwiGLU: the authors' to timm's names
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -48,6 +47,11 @@ def dinov2_width(path: Path, digest: str, key: str) -> int:
 def check_dinov2(path: Path, digest: str, key: str) -> None:
     """Check a checkpoint's tensor names and shapes.
 
+    Args:
+        path: the checkpoint.
+        digest: of its content, so that a changed file is read again.
+        key: the setting that names it, for messages.
+
     Raises:
         ConfigError: if `build_dinov2` would reject them.
     """
@@ -56,25 +60,44 @@ def check_dinov2(path: Path, digest: str, key: str) -> None:
 
 @lru_cache(maxsize=1)
 def open_dinov2(path: Path, digest: str) -> nn.Module:
-    """Return the scoring network, cached until its file changes; see `build_dinov2`."""
+    """Return the scoring network, cached until its file changes; see `build_dinov2`.
+
+    Args:
+        path: the checkpoint.
+        digest: of its content, so that a changed file is read again.
+
+    Raises:
+        ConfigError: as `build_dinov2`.
+    """
     return build_dinov2(path, SIDE, SCORING.weights)
 
 
 def build_dinov2(path: Path, side: int, key: str) -> nn.Module:
-    """Return a network from normalized pixels to the final class token (B, F).
+    """Return a network from normalized pixels to the final class token.
 
-    The pixels are (B, 3, `side`, `side`).
+    It maps (B, 3, `side`, `side`) to (B, F); its `forward_features` returns (B, 1 + M^2, F), the class token and the
+    patch tokens.
 
-    `forward_features` returns the patch tokens.
+    Args:
+        path: the checkpoint.
+        side: image size in pixels, a multiple of 14.
+        key: the setting that names the file, for messages.
 
     Raises:
-        ConfigError: if the file isn't a DINOv2 checkpoint without registers; the message names the setting `key`.
+        ConfigError: if the file isn't a DINOv2 checkpoint without registers.
     """
     return _network(_read(path, key), side, path, key)
 
 
 def dinov2_normalized(pixels: Tensor) -> Tensor:
-    """Normalize pixels (B, 3, H, W) in [0, 255] by ImageNet's mean and standard deviation."""
+    """Normalize pixels by ImageNet's mean and standard deviation.
+
+    Args:
+        pixels: (B, 3, H, W) float in [0, 255].
+
+    Returns:
+        The same shape.
+    """
     mean, std = (255 * pixels.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels - mean) / std
 
@@ -117,10 +140,7 @@ def _width(stored: Mapping[str, Tensor], path: Path, key: str) -> int:
 
 
 def _positions(stored: Tensor, side: int) -> Tensor:
-    """Return position embeddings (1, 1 + M^2, F) for `side` x `side` patches.
-
-    They are interpolated as in the authors' code.
-    """
+    """Return position embeddings (1, 1 + M^2, F), resized as in the authors' code."""
     width = stored.shape[-1]
     own = math.isqrt(stored.shape[1] - 1)
     if own == side:

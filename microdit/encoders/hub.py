@@ -32,7 +32,12 @@ LOAD_ERRORS: tuple[type[Exception], ...] = (
 
 
 def short(error: Exception, limit: int = 300) -> str:
-    """Return an error's text on one line, with its type if the text is short."""
+    """Return an error's text on one line, with its type if the text is short.
+
+    Args:
+        error: what a loader raised.
+        limit: characters to keep.
+    """
     words = " ".join(str(error).split())
     return (words if len(words) > 20 else f"{type(error).__name__}: {words}")[:limit]
 
@@ -40,9 +45,9 @@ def short(error: Exception, limit: int = 300) -> str:
 def hub_folder(
     repository: str, needed: str, weights: Sequence[str], key: str, remedy: str, subfolder: str = ""
 ) -> Path:
-    """Return the local copy of `repository`, or of a folder in it.
+    """Return the local copy of a repository, or of a folder in it.
 
-    It has the small files and the weights.
+    It has the weights and all small files, such as the configuration and the tokenizer's files.
 
     Args:
         repository: OWNER/NAME.
@@ -73,7 +78,12 @@ def hub_folder(
 
 
 def cached_hub_file(repository: str, name: str) -> Path | None:
-    """Return a file of `repository` that is in the cache; uses no network."""
+    """Return the cached file of a repository, None if there is none; uses no network.
+
+    Args:
+        repository: OWNER/NAME.
+        name: the file's path in the repository.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     try:

@@ -1,8 +1,7 @@
 """Open a local folder in open_clip's format.
 
-Its own tokenizer's merge list is used if it has one.
-
-B batch, S text tokens, E embedding width.
+If the folder has a merge list of its own tokenizer, it is used. B batch, H W image height and width, S text tokens, E
+embedding width, Y width of the text tower.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ DEFAULT_WIDTH, DEFAULT_LENGTH = 512, 77  # open_clip's, if a configuration omits
 
 @dataclass(frozen=True)
 class ClipFolder:
-    """A frozen CLIP in float32 with its tokenizer and preprocessing."""
+    """Embed images and captions with a frozen CLIP in float32."""
 
     model: Any
     tokenize: Callable[[Sequence[str]], Tensor]  # captions -> (B, S) int64
@@ -42,9 +41,13 @@ class ClipFolder:
 
     @torch.no_grad()
     def image_features(self, images: Tensor) -> Tensor:
-        """Return features (B, E) float32 of images (B, H, W, 3) uint8.
+        """Return image features before normalization.
 
-        Other sizes are resized with antialiasing.
+        Args:
+            images: (B, H, W, 3) uint8, resized with antialiasing to the network's input size.
+
+        Returns:
+            (B, E) float32.
         """
         x = images.to(self.device).permute(0, 3, 1, 2).float() / 255
         size = self.image_size
@@ -54,21 +57,36 @@ class ClipFolder:
         return self.model.encode_image((x - mean) / std).float()
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Return unit-length features (B, E) float32 of images (B, H, W, 3) uint8."""
+        """Return unit-length image embeddings.
+
+        Args:
+            images: (B, H, W, 3) uint8, of any size.
+
+        Returns:
+            (B, E) float32.
+        """
         return F.normalize(self.image_features(images), dim=-1)
 
     @torch.no_grad()
     def embed_texts(self, captions: Sequence[str]) -> Tensor:
-        """Return unit-length features (B, E) float32 of B captions."""
+        """Return unit-length embeddings of B captions.
+
+        Returns:
+            (B, E) float32.
+        """
         tokens = self.tokenize(list(captions)).to(self.device)
         return F.normalize(self.model.encode_text(tokens), dim=-1).float()
 
 
 def read_settings(folder: Path, key: str) -> dict[str, Any]:
-    """Return the folder's configuration and check its files.
+    """Return the folder's configuration and check that its files exist.
+
+    Args:
+        folder: in open_clip's format.
+        key: the setting that names it, for messages.
 
     Raises:
-        ConfigError: if a file is missing; the message has `key` and the file.
+        ConfigError: if a file is missing or is not an open_clip configuration; the message names the file.
     """
     where = f"'{key}': {folder}"
     if not folder.is_dir():
@@ -77,15 +95,12 @@ def read_settings(folder: Path, key: str) -> dict[str, Any]:
         raise ConfigError(
             f"{where} has no {CONFIG}; an open_clip folder has this file, a transformers folder config.json"
         )
-    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not weights:
+    if not any((folder / name).is_file() for name in WEIGHTS):
         raise ConfigError(f"{where} has neither {WEIGHTS[0]} nor {WEIGHTS[1]}")
     try:
         settings: dict[str, Any] = read_json(folder / CONFIG, ConfigError)
-        (
-            dict(settings["model_cfg"]["text_cfg"]),
-            dict(settings["model_cfg"]["vision_cfg"]),
-        )  # both exist and are mappings
+        for part in ("text_cfg", "vision_cfg"):
+            dict(settings["model_cfg"][part])  # raises if it is missing or not a mapping
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder / CONFIG}: not an open_clip configuration ({error!r})") from None
     return settings
@@ -94,8 +109,16 @@ def read_settings(folder: Path, key: str) -> dict[str, Any]:
 def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu") -> ClipFolder:
     """Load an open_clip folder.
 
+    Args:
+        folder: in open_clip's format.
+        key: the setting that names it, for messages.
+        device: where the network runs.
+
+    Returns:
+        The network with its tokenizer and preprocessing.
+
     Raises:
-        ConfigError: if a file is missing or broken; the message has `key` and the file.
+        ConfigError: if a file is missing or broken; the message names the file.
     """
     settings = read_settings(folder, key)
     text, vision = settings["model_cfg"]["text_cfg"], settings["model_cfg"]["vision_cfg"]
@@ -122,9 +145,9 @@ def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu")
 
 
 def _load_model(name: str, folder: Path, device: torch.device | str) -> Any:
-    """Return the folder's network with its weights: safetensors by open_clip.
+    """Return the folder's network with its weights.
 
-    torch's pickles are only parsed.
+    open_clip reads safetensors; pickles are only parsed.
     """
     import open_clip
 
@@ -134,7 +157,11 @@ def _load_model(name: str, folder: Path, device: torch.device | str) -> Any:
 
 
 def with_parsed(model: Any, path: Path) -> Any:
-    """Return `model` with the weights of a `torch.save` file, or of the one in a folder.
+    """Return `model` with weights from a `torch.save` file, which is only parsed.
+
+    Args:
+        model: the network to load into.
+        path: the file, or a folder that has it.
 
     Raises:
         LOAD_ERRORS: if they can't be loaded.

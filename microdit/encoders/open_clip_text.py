@@ -116,7 +116,7 @@ def named_source(path: str) -> ClipSource:
 
 
 def remedy(origin: str) -> str:
-    """Return what to do without a connection."""
+    """Return what to do without a connection, for the end of a message."""
     return (
         f"without a connection, put {CONFIG} and {WEIGHTS[0]} (or {WEIGHTS[1]}) of {origin} into a folder and name it"
     )
@@ -132,9 +132,17 @@ def models() -> list[str]:
 class ClipText:
     """Encode captions as token features of a CLIP's text tower.
 
-    The features come after its final norm, without pooling and projection. All S tokens count.
+    The features come after its final norm, without pooling and projection. None of the S tokens is masked. The weights
+    are loaded at the first caption, since a run with encoded captions needs only the sizes.
 
-    Loads its weights at the first caption, since a run with encoded captions needs only its sizes.
+    Args:
+        source: the CLIP.
+        layer: "last" or "penultimate", the block whose output is used.
+        length: `text.length`; None, or the tower's own.
+        device: where the tower runs.
+
+    Raises:
+        ConfigError: if the text tower is not CLIP's, or has another length.
     """
 
     def __init__(self, source: ClipSource, layer: str, length: int | None, device: torch.device | str) -> None:
@@ -153,7 +161,17 @@ class ClipText:
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """Encode B captions as (B, S, Y) float32."""
+        """Encode captions.
+
+        Args:
+            captions: B texts; longer ones are cut at S tokens.
+
+        Returns:
+            (B, S, Y) float32.
+
+        Raises:
+            ConfigError: if the weights can't be loaded, or the text tower is not CLIP's.
+        """
         if not captions:
             return torch.zeros(0, self.length, self.width)
         model, tokenize = self._clip

@@ -1,6 +1,6 @@
 """Find the weights of networks that are too large to bundle.
 
-If weights are missing, the error lists exactly which.
+If weights are missing, the error names the file, its URL and where to put it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from microdit.common.files.digests import content_digest
 
 @dataclass(frozen=True)
 class SettingNames:
-    """Names of the settings for a network and its weights, for messages."""
+    """Name the settings for a network and its weights, for messages."""
 
     network: str
     weights: str
@@ -32,13 +32,14 @@ SCORING = SettingNames("evaluation.feature_net", "evaluation.feature_weights")
 
 @dataclass(frozen=True)
 class Published:
-    """A file published by its authors."""
+    """Describe a file that its authors published."""
 
     url: str
     digest: str = ""  # first digits of its SHA-256, if the name has them
 
     @property
     def name(self) -> str:
+        """Return the file's name."""
         return _name(self.url)
 
 
@@ -53,11 +54,12 @@ PUBLISHED: Mapping[str, Published] = {
 
 
 def find_weights(network: str, given: str | None, keys: SettingNames) -> Path:
-    """Return the file of `network`'s weights.
+    """Return the file of a network's weights.
 
-    It is `given`, or the published file in torch hub's folder.
-
-    Only a URL in `given` is downloaded, once, to torch hub's folder.
+    Args:
+        network: a key of `PUBLISHED`.
+        given: a file, or a URL that is downloaded once to torch hub's folder; None looks for the published file there.
+        keys: the settings that name network and weights, for messages.
 
     Raises:
         ConfigError: if the file is missing; the message has the file, its URL and the target path.
@@ -69,11 +71,11 @@ def find_weights(network: str, given: str | None, keys: SettingNames) -> Path:
             return path
         raise ConfigError(
             f"'{keys.weights}' is null and {path} is missing, which '{keys.network}' {network} needs: put "
-            f"{published.url} there, or set '{keys.weights}' to where you have that file, or to that URL to have it "
-            "fetched"
+            f"{published.url} there, or set '{keys.weights}' to your copy of that file, or to that URL to "
+            "download it"
         )
     if "://" in given:
-        return _fetched(given, keys.weights)
+        return _downloaded(given, keys.weights)
     path = Path(given).expanduser()
     if not path.is_file():
         raise ConfigError(
@@ -84,30 +86,27 @@ def find_weights(network: str, given: str | None, keys: SettingNames) -> Path:
 
 
 def weights_identity(given: str) -> str:
-    """Return a text that identifies weights.
-
-    It has 16 digits of a file's digest, or (for a URL) the setting.
-    """
+    """Return 16 digits of a file's digest, or `given` itself if it is a URL."""
     path = Path(given).expanduser()
     return content_digest(path)[:16] if path.is_file() else given
 
 
 def published_place(network: str) -> Path:
-    """Return where the published file is looked for."""
-    return hub_folder() / PUBLISHED[network].name
+    """Return where the published file of a network is looked for."""
+    return torch_hub_folder() / PUBLISHED[network].name
 
 
-def hub_folder() -> Path:
+def torch_hub_folder() -> Path:
     """Return the folder in which torch hub and torch-fidelity keep downloaded files."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _fetched(url: str, key: str) -> Path:
-    path = hub_folder() / _name(url)
+def _downloaded(url: str, key: str) -> Path:
+    path = torch_hub_folder() / _name(url)
     if not path.name:
         raise ConfigError(f"'{key}': {url} doesn't end with a file name")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):  # processes of a sweep may download at the same time
+    with FileLock(f"{path}.lock"):  # several processes of a sweep may need it
         if path.is_file():
             return path
         sweep(path.parent)

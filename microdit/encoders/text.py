@@ -48,10 +48,7 @@ class TextConfig:
 
 
 class TextEncoder(Protocol):
-    """Map captions to token features with a frozen network.
-
-    Without a mask, all S positions count.
-    """
+    """Map captions to token features with a frozen network."""
 
     width: int
     length: int
@@ -59,9 +56,13 @@ class TextEncoder(Protocol):
     fingerprint: str
 
     def encode(self, captions: Sequence[str]) -> Captions:
-        """Encode B captions as (B, S, Y) float32, masked if the encoder masks.
+        """Encode captions.
 
-        Longer captions are cut at S tokens.
+        Args:
+            captions: B texts; longer ones are cut at S tokens.
+
+        Returns:
+            Features (B, S, Y) float32, with a mask if padding must be ignored.
         """
 
 
@@ -71,7 +72,14 @@ register_text_encoder = TEXT_ENCODERS.register
 
 
 def build_text_encoder(config: TextConfig, device: torch.device | str = "cpu") -> TextEncoder:
-    """Open the text encoder that `config.path` names.
+    """Open the text encoder that `config` names.
+
+    Args:
+        config: path, layer and length, or the user's class.
+        device: where it runs.
+
+    Returns:
+        The encoder; its weights may be loaded only at the first caption.
 
     Raises:
         ConfigError: if something is missing; the message has it and the valid choices.

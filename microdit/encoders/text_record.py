@@ -1,6 +1,6 @@
-"""Record the text features of a training, and compare them when weights are used.
+"""Record the text features of a training run, and compare them in later runs.
 
-Other features of the same size would give other images without any error.
+With other features of the same size, sampling would give wrong images without an error.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from microdit.encoders.text import CLIP_HUB, TRANSFORMERS_HUB, TextConfig, build
 
 log = logging.getLogger(__name__)
 
-RELEASED = TextConfig("hf-hub:apple/DFN5B-CLIP-ViT-H-14-378", "last")  # of the paper's released models
-BUNDLED = ("builtin", "minilm")  # names whose files come with a package, so its version decides
-BY_NAME = "open_clip/"  # prefix of fingerprints that have a name instead of a digest of files
+RELEASED = TextConfig("hf-hub:apple/DFN5B-CLIP-ViT-H-14-378", "last")  # text encoder of the released models
+BUNDLED = ("builtin", "minilm")  # encoders in packages, whose versions may differ
+BY_NAME = "open_clip/"  # prefix of fingerprints that are names, not digests of files
 ARCHITECTURE = ("context_length", "vocab_size", "width", "heads", "layers")  # settings of a text tower
 
 
 @dataclass(frozen=True)
 class TextRecord:
-    """An encoder and the layer whose output is used."""
+    """Identify an encoder and the layer whose output is used."""
 
     name: str  # as published; "" for a local folder
     layer: str
@@ -44,7 +44,9 @@ class TextRecord:
 def text_record(config: TextConfig, fingerprint: str) -> TextRecord:
     """Return the record of a configured encoder.
 
-    `fingerprint` is "" if its files are unknown.
+    Args:
+        config: names the encoder.
+        fingerprint: of the encoder; "" if its files are unknown.
     """
     return TextRecord(config.encoder or published_name(config.path), config.layer, fingerprint)
 
@@ -62,9 +64,12 @@ def recorded_text(weights: Path) -> TextRecord | None:
 
 
 def published_name(path: str) -> str:
-    """Return one name per published encoder.
+    """Return one name per published encoder, "" for a local folder.
 
-    open_clip's MODEL/TAG becomes its hub repository's name; "" for a local folder.
+    open_clip's MODEL/TAG becomes the name of its hub repository.
+
+    Raises:
+        ConfigError: if open_clip has no such model or weights.
     """
     if path in BUNDLED or path.startswith((CLIP_HUB, TRANSFORMERS_HUB)):
         return path.rstrip("/")
@@ -72,11 +77,17 @@ def published_name(path: str) -> str:
         return ""
     _, pretrained = known_name(path, PATH_KEY)
     hub = str(pretrained.get("hf_hub") or "")
-    return f"{CLIP_HUB}{hub.rstrip('/')}" if hub.endswith("/") else path  # else one file of a repository of many
+    return f"{CLIP_HUB}{hub.rstrip('/')}" if hub.endswith("/") else path  # else a repository of several models
 
 
 def check_features(weights: Path, config: TextConfig) -> None:
-    """Compare the configured text features with those recorded for `weights`, if any.
+    """Compare the configured text features with those recorded in weights, if any.
+
+    A warning is logged if they can't be compared.
+
+    Args:
+        weights: a .safetensors file.
+        config: names the encoder.
 
     Raises:
         ConfigError: if they differ; the message has the setting, both values and the remedy.

@@ -1,8 +1,7 @@
 """Encode captions with transformers' text encoders, with attention masks.
 
-Supported are T5, CLIP text and sentence encoders; the features are per token.
-
-B batch, S text tokens, Y width of the encoder.
+T5, CLIP text and sentence encoders are supported; the features are per token. B batch, S text tokens, Y width of the
+encoder.
 """
 
 from __future__ import annotations
@@ -70,11 +69,19 @@ def feature_width(folder: Path) -> int | None:
 
 
 class TransformersText:
-    """Token features of an encoder in transformers' format.
+    """Encode captions as token features of an encoder in transformers' format.
 
-    Padding is masked, and its features are zeros.
+    Padding is masked, and its features are zeros. The weights are loaded at the first caption, since a run with encoded
+    captions needs only the sizes.
 
-    Loads its weights at the first caption, since a run with encoded captions needs only its sizes.
+    Args:
+        folder: has the configuration, the weights and the tokenizer.
+        layer: "last" or "penultimate", the block whose output is used.
+        length: `text.length`; None takes the encoder's own.
+        device: where the encoder runs.
+
+    Raises:
+        ConfigError: if the package transformers or a file is missing, or the configuration does not fit.
     """
 
     def __init__(self, folder: Path, layer: str, length: int | None, device: torch.device | str) -> None:
@@ -90,9 +97,16 @@ class TransformersText:
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> MaskedTokens:
-        """Encode B captions as (B, S, Y) float32 with their mask.
+        """Encode captions.
 
-        Longer captions are cut at S tokens.
+        Args:
+            captions: B texts; longer ones are cut at S tokens.
+
+        Returns:
+            Features (B, S, Y) float32 and their mask (B, S).
+
+        Raises:
+            ConfigError: if the weights or the tokenizer can't be loaded.
         """
         if not captions:
             return MaskedTokens(torch.zeros(0, self.length, self.width), torch.zeros(0, self.length, dtype=torch.bool))

@@ -45,7 +45,6 @@ class ScoringClip:
     def __init__(self, device: torch.device | str = "cpu", path: str = BUILTIN) -> None:
         self._clip = open_clip_folder(clip_folder(path), CLIP_KEY, device)
         self.fingerprint = self._clip.fingerprint
-        self.width = int(read_settings(clip_folder(path), CLIP_KEY)["model_cfg"]["embed_dim"])
 
     @staticmethod
     def digest(path: str = BUILTIN) -> str:

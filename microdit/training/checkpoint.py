@@ -10,7 +10,6 @@ Random streams need no state: they are functions of (seed, stream, step).
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from microdit.alignment.loss import Alignment
 from microdit.common.errors import CheckpointError
 from microdit.common.files.atomic import atomic_path, remove
-from microdit.common.files.digests import read_signed, signed
+from microdit.common.files.digests import file_digest, read_signed, signed
 from microdit.common.files.tensors import read_tensors, write_tensors
 from microdit.model import DiT
 from microdit.training.fsdp import load_optimizer, load_weights, unsharded_copy, whole_optimizer, whole_weights
@@ -142,7 +141,7 @@ def save_checkpoint(root: Path, state: TrainState, identity: Identity, keep: int
             for name, weights in tensors.items():
                 write_tensors(folder / f"{name}.safetensors", weights)
             write_optimizer(folder, optimizer)
-            digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+            digests = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
             facts = {"format": FORMAT, **_facts(state), **asdict(identity), "files": digests}
             (folder / STATE).write_text(signed(facts), encoding="utf-8")
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -267,10 +266,5 @@ def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
         path = folder / Path(name).name
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file")
-        if _digest(path) != expected:
+        if file_digest(path) != expected:
             raise CheckpointError(f"{path}: wrong checksum: the file was changed or damaged since it was written")
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

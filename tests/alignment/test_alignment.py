@@ -371,9 +371,9 @@ def test_other_data_encoders_and_grids_have_features_of_their_own(
 
 def test_a_broken_encoding_leaves_nothing_behind(colors: Config, tmp_path: Path):
     images = build_dataset(dataclasses.replace(colors.data, train_size=8), "train")
-    with pytest.raises(ConfigError, match=r"'alignment.encoder': Huge gives features that are not finite"):
+    with pytest.raises(ConfigError, match=r"'alignment.encoder': Huge returns features that are not finite"):
         encode_targets(images, Huge(4, "cpu"), tmp_path)
-    with pytest.raises(ConfigError, match=r"Crooked gives .*\(8, 15, 6\)"):
+    with pytest.raises(ConfigError, match=r"Crooked returns .*\(8, 15, 6\)"):
         encode_targets(images, Crooked(4, "cpu"), tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} <= {".lock"}
 

@@ -74,7 +74,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a download")
 
-    monkeypatch.setattr(pretrained_weights, "hub_folder", lambda: tmp_path / "hub")
+    monkeypatch.setattr(pretrained_weights, "torch_hub_folder", lambda: tmp_path / "hub")
     monkeypatch.setattr(torch.hub, "download_url_to_file", never)
     return tmp_path / "hub"
 

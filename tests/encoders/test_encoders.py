@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from microdit.assets.build.bpe import learn_merges, vocabulary_size
-from microdit.assets.build.evaluate import embedders, held_out, psnr, retrieval
+from microdit.assets.build.evaluate import embed_scenes, held_out, psnr, retrieval
 from microdit.assets.build.hard_negatives import swap
 from microdit.common.errors import ConfigError
 from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
@@ -28,12 +28,12 @@ def test_all_shipped_files_stay_small():
     assert sum(path.stat().st_size for path in ROOT.rglob("*") if path.is_file()) < 12 * 2**20
 
 
-def test_round_trip_on_scenes_never_trained_on():
+def test_round_trip_of_held_out_scenes():
     assert psnr(held_out(12)) > 28
     assert psnr(held_out(6, 128), 0.1) > 27
 
 
-def test_latents_have_unit_scale_and_the_same_code_at_any_size():
+def test_latents_have_unit_scale_at_any_size():
     autoencoder = build_autoencoder(AutoencoderConfig())
     z = autoencoder.encode(images_of(held_out(16)))
     assert z.shape == (16, 4, 16, 16)
@@ -42,13 +42,13 @@ def test_latents_have_unit_scale_and_the_same_code_at_any_size():
     assert torch.equal(z, autoencoder.encode(images_of(held_out(16))))
 
 
-def test_pixels_are_an_autoencoder_without_loss():
+def test_pixels_are_lossless():
     pixels = build_autoencoder(AutoencoderConfig("pixels"))
     x = images_of(held_out(2))
     assert torch.equal(pixels.decode(pixels.encode(x)), x)
 
 
-def test_scale_and_shift_of_a_foreign_folder_are_honoured(tmp_path: Path):
+def test_scale_and_shift_of_another_autoencoder_are_applied(tmp_path: Path):
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def test_scale_and_shift_of_a_foreign_folder_are_honoured(tmp_path: Path):
     assert (ours.decode(ours.encode(x)).float() - expected).abs().max() <= 1
 
 
-def test_last_layer_is_what_open_clip_pools():
+def test_the_last_layer_equals_the_input_of_open_clips_pooling():
     text = build_text_encoder(TextConfig())
     clip = open_clip_folder(TEXT_CLIP, "text.path")
     captions = ["a red car on a green background", "two cats"]
@@ -83,7 +83,7 @@ def test_last_layer_is_what_open_clip_pools():
         torch.testing.assert_close(pooled, clip.model.encode_text(tokens), atol=1e-5, rtol=1e-4)
 
 
-def test_penultimate_layer_skips_the_last_block():
+def test_the_penultimate_layer_skips_the_last_block():
     last, before = (build_text_encoder(TextConfig(layer=layer)) for layer in ("last", "penultimate"))
     clip = open_clip_folder(TEXT_CLIP, "text.path")
     seen = []
@@ -103,15 +103,15 @@ def test_any_text_is_encoded(caption: str):
 
 
 @pytest.mark.parametrize("name", ["text_clip", "score_clip"])
-def test_captions_find_their_pictures(name: str):
+def test_captions_retrieve_their_images(name: str):
     items = held_out(64)
-    of_images, of_texts = embedders(open_clip_folder(ROOT / name, name))
+    clip = open_clip_folder(ROOT / name, name)
     captions = [item.caption for item in items]
-    to_text, to_image = retrieval(of_images(items), of_texts(captions), captions)
+    to_text, to_image = retrieval(embed_scenes(clip, items), clip.embed_texts(captions), captions)
     assert min(to_text, to_image) > 0.5  # chance is 1/64
 
 
-def test_scoring_clip_takes_any_size_and_gives_unit_vectors():
+def test_the_scoring_clip_maps_images_of_any_size_to_unit_vectors():
     clip = ScoringClip()
     embedded = clip.embed_images(images_of(held_out(3, 128)))
     torch.testing.assert_close(embedded.norm(dim=1), torch.ones(3))
@@ -147,19 +147,19 @@ def broken(folder: Path, kind: str) -> str:
     return str(caught.value)
 
 
-def test_missing_and_foreign_folders_are_named(tmp_path: Path):
+def test_errors_name_missing_and_unsuitable_folders(tmp_path: Path):
     assert "no such folder" in broken(tmp_path / "gone", "vae")
     assert "no such folder" in broken(tmp_path / "gone", "clip")
     (tmp_path / "empty").mkdir()
     assert "config.json" in broken(tmp_path / "empty", "vae")
     assert "open_clip_config.json" in broken(tmp_path / "empty", "clip")
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    (foreign / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
-    (foreign / "diffusion_pytorch_model.safetensors").write_bytes(
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
+    (other / "diffusion_pytorch_model.safetensors").write_bytes(
         (VAE / "diffusion_pytorch_model.safetensors").read_bytes()
     )
-    assert "UNet2DModel" in broken(foreign, "vae")
-    (foreign / "open_clip_config.json").write_text("{}")
-    (foreign / "open_clip_model.safetensors").write_bytes(b"")
-    assert "not an open_clip configuration" in broken(foreign, "clip")
+    assert "UNet2DModel" in broken(other, "vae")
+    (other / "open_clip_config.json").write_text("{}")
+    (other / "open_clip_model.safetensors").write_bytes(b"")
+    assert "not an open_clip configuration" in broken(other, "clip")

@@ -117,7 +117,7 @@ def test_published_weights_are_torch_fidelitys() -> None:
 def test_missing_weights_say_which_file_from_where_and_where_to(
     net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrained_weights, "hub_folder", lambda: tmp_path)
+    monkeypatch.setattr(pretrained_weights, "torch_hub_folder", lambda: tmp_path)
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a download")
@@ -137,7 +137,7 @@ def test_missing_weights_say_which_file_from_where_and_where_to(
 
 
 def test_a_url_is_fetched_once_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained_weights, "hub_folder", lambda: tmp_path / "hub")
+    monkeypatch.setattr(pretrained_weights, "torch_hub_folder", lambda: tmp_path / "hub")
     source = tmp_path / "net-0123456789.pth"
     source.write_bytes(b"weights")
     config = replace(CONFIG, feature_weights=source.as_uri())

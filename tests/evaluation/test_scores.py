@@ -206,7 +206,7 @@ def test_fewer_samples_than_features_is_said(
     config = replace(CONFIG, metrics=("clip_fd",))
     with caplog.at_level(logging.WARNING):
         found = score(real.images, real.captions, real.labels, reference, config, cache)
-    assert f"96 samples for {ScoringClip().width} features" in caplog.text
+    assert f"96 samples for {ScoringClip.embedding_width()} features" in caplog.text
     assert f"{found['clip_fd_floor']:.4g}" in caplog.text
     caplog.clear()
     large = DataConfig(max_objects=1, train_size=320, val_size=160)

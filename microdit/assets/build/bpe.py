@@ -1,7 +1,4 @@
-"""Learn a small byte-pair vocabulary from captions.
-
-The format is that of open_clip's SimpleTokenizer.
-"""
+"""Learn a small byte-pair vocabulary for open_clip's SimpleTokenizer."""
 
 from __future__ import annotations
 
@@ -16,12 +13,17 @@ END = "</w>"
 
 
 def learn_merges(captions: Iterable[str], count: int) -> list[tuple[str, str]]:
-    """Merge the most frequent pair `count` times.
+    """Return the merges of a byte-pair vocabulary, in the order of learning.
 
-    See Sennrich et al., arXiv 1508.07909, section 3.2.
+    See Sennrich et al., arXiv 1508.07909, section 3.2. Ties go to the pair that sorts first, so the vocabulary is a
+    function of the captions.
 
-    Ties go to the pair that sorts first, so the vocabulary is a function of the captions. There are fewer merges if
-    every word has become one piece.
+    Args:
+        captions: texts; only their ASCII words count.
+        count: number of merges.
+
+    Returns:
+        Pairs of pieces; fewer than `count` if every word has become one piece.
     """
     frequency = Counter(word for caption in captions for word in caption.lower().split() if word.isascii())
     words = {word: [*word[:-1], word[-1] + END] for word in frequency}
@@ -50,12 +52,23 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def vocabulary_size(merges: list[tuple[str, str]]) -> int:
-    """Return the size: bytes with and without a word's end, merges, start and end of text."""
+    """Return the number of tokens.
+
+    They are bytes with and without a word's end, merges, and start and end of text.
+
+    Args:
+        merges: from `learn_merges`.
+    """
     return 2 * 256 + len(merges) + 2
 
 
 def write_merges(merges: list[tuple[str, str]], path: Path) -> None:
-    """Write the gzipped merge list; the same merges give the same bytes."""
+    """Write the gzipped merge list; the same merges give the same bytes.
+
+    Args:
+        merges: from `learn_merges`.
+        path: the file.
+    """
     text = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)])
     with atomic_path(path) as temporary:
         temporary.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))

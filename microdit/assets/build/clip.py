@@ -84,7 +84,14 @@ class Scenes:
         self._rng = np.random.default_rng(seed)
 
     def batch(self, count: int) -> tuple[Tensor, list[str]]:
-        """Return images (count, 3, H, W) in [-1, 1] and their captions."""
+        """Return the next images and their captions.
+
+        Args:
+            count: number of images.
+
+        Returns:
+            (count, 3, H, W) float32 in [-1, 1], and `count` captions.
+        """
         items = []
         for _ in range(count):
             turn, index = self._next % len(self._sets), self._next // len(self._sets)
@@ -94,18 +101,26 @@ class Scenes:
         return images.permute(0, 3, 1, 2).float() / 127.5 - 1, [item.caption for item in items]
 
     def wrong(self, caption: str) -> str:
-        """Return `caption` with one fact changed: every second time its relation, if it has one."""
+        """Return a caption with one fact changed; unchanged if no fact can be.
+
+        Half of the time the relation is changed if there is one, otherwise a random attribute.
+        """
         others = [str(name) for name in self._rng.permutation(ATTRIBUTES)]
         order = ["relation", *others] if self._rng.random() < 0.5 else others
         return next((changed for name in order if (changed := swap(caption, name, self._rng)) is not None), caption)
 
 
 def encode_text(model: Any, tokens: Tensor) -> Tensor:
-    """Return the result of open_clip's `encode_text`, (B, S) -> (B, E).
+    """Return the result of open_clip's `encode_text`, without encoding padding.
 
-    The padding behind the longest caption is skipped.
+    The tower is causal, so padding cannot affect the tokens before it.
 
-    The tower is causal, so the padding cannot affect the tokens before it.
+    Args:
+        model: open_clip's CLIP.
+        tokens: (B, S) int64, padded with 0.
+
+    Returns:
+        (B, E) float32.
     """
     length = int((tokens != 0).sum(1).max())
     tokens = tokens[:, :length]
@@ -119,7 +134,13 @@ def contrastive(model: Any, images: Tensor, tokens: Tensor) -> Tensor:
 
     Equal captions are correct matches of each other.
 
-    `tokens` (2B, S) are B captions, then their hard negatives, which are wrong matches of every image.
+    Args:
+        model: open_clip's CLIP.
+        images: (B, 3, H, W).
+        tokens: (2B, S), B captions, then their hard negatives, which are wrong matches of every image.
+
+    Returns:
+        A scalar.
     """
     count = len(images)
     image = F.normalize(model.encode_image(images), dim=-1)
@@ -131,6 +152,7 @@ def contrastive(model: Any, images: Tensor, tokens: Tensor) -> Tensor:
 
 
 def main() -> None:
+    """Train the chosen CLIP for the given time, saving it every minute."""
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
     from open_clip.tokenizer import SimpleTokenizer
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -182,7 +204,15 @@ def main() -> None:
 
 
 def save(model: nn.Module, recipe: Recipe, text: dict[str, Any], merges: Path, out: Path) -> None:
-    """Write the folder, in float16."""
+    """Write an open_clip folder with weights in float16.
+
+    Args:
+        model: open_clip's CLIP.
+        recipe: sizes of the model.
+        text: `text_cfg` of the configuration.
+        merges: the tokenizer's merge list.
+        out: the folder.
+    """
     config = {
         "model_cfg": {"embed_dim": recipe.embed_dim, "vision_cfg": recipe.vision, "text_cfg": text},
         "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"},

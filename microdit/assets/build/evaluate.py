@@ -1,8 +1,8 @@
 """Measure the bundled networks on held-out scenes.
 
-microdit/assets/README.md has the results.
+    python -m microdit.assets.build.evaluate
 
-python -m microdit.assets.build.evaluate
+microdit/assets/README.md has the results.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ Embed = Callable[[Sequence[str]], Tensor]
 
 
 def held_out(count: int, resolution: int = 64) -> list[Sample]:
-    """Return scenes of the dataset's default distribution."""
+    """Return scenes of the dataset's default distribution, unused in training.
+
+    Args:
+        count: number of scenes.
+        resolution: pixels per side.
+    """
     data: CaptionedImages = build_dataset(DataConfig(resolution=resolution, seed=SEED, val_size=count), "val")
     return [data[i] for i in range(count)]
 
@@ -37,7 +42,9 @@ def held_out(count: int, resolution: int = 64) -> list[Sample]:
 def psnr(items: Sequence[Sample], latent_noise: float = 0.0) -> float:
     """Return the mean PSNR of the autoencoder's round trip, in dB.
 
-    Noise is added to unit-variance latents.
+    Args:
+        items: scenes.
+        latent_noise: standard deviation of the noise added to latents, whose own is about 1.
     """
     autoencoder = build_autoencoder(AutoencoderConfig())
     draw = generator(SEED, "latent noise")
@@ -52,9 +59,15 @@ def psnr(items: Sequence[Sample], latent_noise: float = 0.0) -> float:
 
 
 def retrieval(images: Tensor, texts: Tensor, captions: Sequence[str]) -> tuple[float, float]:
-    """Return top-1 accuracy of image to text and text to image.
+    """Return top-1 accuracies of retrieval; equal captions are equally correct.
 
-    Equal captions are equally correct.
+    Args:
+        images: unit-length embeddings (N, E).
+        texts: those of their captions (N, E).
+        captions: N texts.
+
+    Returns:
+        Image to text and text to image, in [0, 1].
     """
     similarity = images @ texts.T
     names = np.array(captions)
@@ -66,8 +79,14 @@ def retrieval(images: Tensor, texts: Tensor, captions: Sequence[str]) -> tuple[f
 def swap_accuracy(images: Tensor, embed: Embed, captions: Sequence[str], attribute: str) -> tuple[float, int]:
     """Return how often an image is nearer to its caption than to a changed one.
 
-    The changed caption differs in `attribute`. Returns the share, and the number of images that
-    have the attribute.
+    Args:
+        images: unit-length embeddings (N, E).
+        embed: maps captions to unit-length embeddings.
+        captions: N texts.
+        attribute: what the changed captions differ in, of `ATTRIBUTES`.
+
+    Returns:
+        The share in [0, 1], and the number of captions with the attribute.
     """
     rng = numpy_generator(SEED, f"swap {attribute}")
     pairs = [(i, changed) for i, c in enumerate(captions) if (changed := swap(c, attribute, rng)) is not None]
@@ -77,16 +96,21 @@ def swap_accuracy(images: Tensor, embed: Embed, captions: Sequence[str], attribu
     return (true > false).float().mean().item(), len(pairs)
 
 
-def embedders(clip: ClipFolder) -> tuple[Callable[[Sequence[Sample]], Tensor], Embed]:
-    """Return functions to unit vectors of images and of captions."""
+def embed_scenes(clip: ClipFolder, items: Sequence[Sample]) -> Tensor:
+    """Return unit-length embeddings of scenes.
 
-    def of_images(items: Sequence[Sample]) -> Tensor:
-        return clip.embed_images(torch.from_numpy(np.stack([item.image for item in items])))
+    Args:
+        clip: the network.
+        items: N scenes.
 
-    return of_images, clip.embed_texts
+    Returns:
+        (N, E) float32.
+    """
+    return clip.embed_images(torch.from_numpy(np.stack([item.image for item in items])))
 
 
 def main() -> None:
+    """Print all measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=512, help="held-out scenes (default 512)")
     count = parser.parse_args().count
@@ -97,12 +121,12 @@ def main() -> None:
     print(f"             PSNR {psnr(items[: count // 4], 0.1):.2f} dB at 64 px with latent noise of std 0.1")
     captions = [item.caption for item in items]
     for name, folder in (("text_clip", TEXT_CLIP), ("score_clip", SCORE_CLIP)):
-        of_images, of_texts = embedders(open_clip_folder(folder, name))
-        images = of_images(items)
-        to_text, to_image = retrieval(images, of_texts(captions), captions)
+        clip = open_clip_folder(folder, name)
+        images = embed_scenes(clip, items)
+        to_text, to_image = retrieval(images, clip.embed_texts(captions), captions)
         print(f"{name:12s} image to text {to_text:.1%}, text to image {to_image:.1%} top-1 among {count}")
         for attribute in ATTRIBUTES:
-            accuracy, stated = swap_accuracy(images, of_texts, captions, attribute)
+            accuracy, stated = swap_accuracy(images, clip.embed_texts, captions, attribute)
             print(f"             {attribute} distinguished from a wrong one in {accuracy:.1%} of {stated} captions")
 
 

@@ -19,12 +19,18 @@ PLACES = ("in a green meadow", "at sea", "in the desert", "in the snow", "on the
 
 
 def swap(caption: str, attribute: str, rng: np.random.Generator) -> str | None:
-    """Return `caption` with this attribute of one object changed at random.
-
-    None if it has no such attribute.
+    """Return a caption with an attribute of one object changed at random.
 
     A class is replaced by the general noun of another one, a relation by its opposite; words without direction
-    ("beside", "and") count as no relation. The rest is unchanged, and the sentence stays grammatical.
+    ("beside", "and") are not relations. The rest is unchanged, and the sentence stays grammatical.
+
+    Args:
+        caption: of emoji-captions.
+        attribute: of `ATTRIBUTES`.
+        rng: source of randomness.
+
+    Returns:
+        The changed caption; None if it has no such attribute.
     """
     if attribute == "background":
         return _swap_background(caption, rng)

@@ -2,8 +2,8 @@
 
     python -m microdit.assets.build.vae --minutes 35
 
-Most steps use 32 px crops: the network is convolutional, so a crop teaches as much per pixel as a whole image, and four
-times as many updates fit into the same time. The last fifth uses whole images.
+Most steps use 32 px crops: the network is convolutional, so it learns as much per pixel from a crop as from a whole
+image, and four times as many updates fit into the same time. The last fifth uses whole images.
 """
 
 from __future__ import annotations
@@ -42,7 +42,16 @@ ARCHITECTURE = {
 
 
 def scenes(count: int, resolution: int, split: str = "train") -> Tensor:
-    """Return scenes of every setting of the dataset (N, 3, H, W) uint8."""
+    """Return scenes of every setting of the dataset.
+
+    Args:
+        count: number of scenes, a multiple of the 4 settings.
+        resolution: pixels per side.
+        split: "train" or "val".
+
+    Returns:
+        (count, 3, H, W) uint8.
+    """
     shares = [(1, True, True), (1, False, False), (2, True, True), (3, True, True)]
     images = []
     for number, (objects, hues, scenery) in enumerate(shares):
@@ -62,7 +71,16 @@ def scenes(count: int, resolution: int, split: str = "train") -> Tensor:
 
 
 def loss_of(vae: Any, x: Tensor, draw: torch.Generator) -> Tensor:
-    """Return L1 on pixels and on their differences (edges), plus the KL term."""
+    """Return L1 on pixels and on their differences (edges), plus the KL term.
+
+    Args:
+        vae: diffusers' AutoencoderKL.
+        x: images (N, 3, H, W) in [-1, 1].
+        draw: source of the posterior's noise.
+
+    Returns:
+        A scalar.
+    """
     posterior = vae.encode(x).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=draw)
     r = vae.decode(posterior.mean + posterior.std * noise).sample
@@ -72,7 +90,16 @@ def loss_of(vae: Any, x: Tensor, draw: torch.Generator) -> Tensor:
 
 
 def psnr(vae: Any, images: Tensor, noise: float = 0.0) -> tuple[float, Tensor]:
-    """Return mean PSNR in dB and latents (N, 4, h, w) of uint8 images (N, 3, H, W)."""
+    """Return the mean PSNR of round trips, and the latents.
+
+    Args:
+        vae: diffusers' AutoencoderKL.
+        images: (N, 3, H, W) uint8.
+        noise: standard deviation of the noise added to latents, in units of theirs.
+
+    Returns:
+        PSNR in dB, and latents without noise (N, 4, h, w).
+    """
     values, latents = [], []
     draw = generator(SEED, "psnr")
     with torch.no_grad():
@@ -87,6 +114,7 @@ def psnr(vae: Any, images: Tensor, noise: float = 0.0) -> tuple[float, Tensor]:
 
 
 def main() -> None:
+    """Train for the given time, saving the average every minute."""
     from diffusers import AutoencoderKL
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -138,9 +166,12 @@ def main() -> None:
 
 
 def save(vae: Any, latents: Tensor, out: Path) -> None:
-    """Write the diffusers folder in float16.
+    """Write a diffusers folder with weights in float16.
 
-    Latents are scaled to mean 0 and unit standard deviation.
+    Args:
+        vae: diffusers' AutoencoderKL.
+        latents: of held-out images; their mean and standard deviation become `shift_factor` and `1 / scaling_factor`.
+        out: the folder.
     """
     import copy
 

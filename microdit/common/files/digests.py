@@ -73,6 +73,11 @@ def content_digest(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _content_digest(path: Path, state: tuple[int, ...]) -> str:
+    return file_digest(path)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hex, read anew at each call."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
