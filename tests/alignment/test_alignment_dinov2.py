@@ -39,7 +39,7 @@ class Plain(PatchEncoder):
     fingerprint = "plain"
 
 
-class Weighed(Plain):
+class Weighted(Plain):
     """Encode patches with weights from a file, as a plugin."""
 
     takes_weights = True
@@ -47,7 +47,7 @@ class Weighed(Plain):
     @classmethod
     def from_config(cls, config: AlignmentConfig, side: int, device: torch.device | str) -> PatchEncoder:
         encoder = cls(side, device)
-        encoder.fingerprint = f"weighed-{config.weights}"  # type: ignore[misc]
+        encoder.fingerprint = f"weighted-{config.weights}"  # type: ignore[misc]
         return encoder
 
 
@@ -89,8 +89,8 @@ def encoded(tmp_path: Path) -> list[Path]:
     return [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
-def timms_own(path: Path, images: Tensor, side: int) -> Tensor:
-    """(B, E, side / 14, side / 14): normalized patch tokens of timm's model, with the positions of DINOv2's code."""
+def timm_features(path: Path, images: Tensor, side: int) -> Tensor:
+    """Return the normalized patch tokens of timm's model with DINOv2's positions, (B, E, side / 14, side / 14)."""
     network = timm.create_model("vit_small_patch14_dinov2", pretrained=False, num_classes=0, img_size=side)
     stored = torch.load(path, weights_only=True)
     own, patches = stored["pos_embed"], side // 14
@@ -108,20 +108,20 @@ def timms_own(path: Path, images: Tensor, side: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("grid", "side", "pixels"), [(16, 224, 300), (18, 252, 64), (4, 224, 64)])
-def test_features_are_those_of_timms_model(small: Path, grid: int, side: int, pixels: int) -> None:
+def test_features_equal_those_of_timms_model(small: Path, grid: int, side: int, pixels: int) -> None:
     """Networks for several grid sizes can be used in one process."""
     images = torch.randint(0, 256, (2, pixels, pixels, 3), generator=generator(0, "images"), dtype=torch.uint8)
-    expected = timms_own(small, images, side)
+    expected = timm_features(small, images, side)
     if grid < 16:
         expected = vision.resize(expected, [grid, grid], vision.InterpolationMode.BILINEAR, antialias=True)
     encoder = build_encoder(AlignmentConfig("dinov2", weights=str(small)), grid)
     found = encoder.encode(images)
     assert found.shape == (2, grid**2, 384) == (2, grid**2, encoder.width)
     torch.testing.assert_close(found.unflatten(1, (grid, grid)).permute(0, 3, 1, 2), expected, rtol=1e-3, atol=1e-5)
-    assert (found[0] - found[1]).abs().mean() > 1e-3, "features that tell no pictures apart prove nothing"
+    assert (found[0] - found[1]).abs().mean() > 1e-3, "equal features would pass the comparison"
 
 
-def test_fingerprints_tell_weights_and_pixels(small: Path, tmp_path: Path) -> None:
+def test_fingerprints_depend_on_weights_and_pixels(small: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.pth"
     torch.save(torch.load(small, weights_only=True) | {"mask_token": torch.ones(1, 384)}, other)
 
@@ -142,12 +142,12 @@ def test_a_run_is_aligned(small: Path, tmp_path: Path) -> None:
     assert json.loads(header.read_text())["encoder"].startswith("dinov2-")
     features = np.load(header.with_name("features.npy"))
     assert features.shape == (8, 16, 384)
-    picture = torch.from_numpy(build_dataset(config.data, "train")[3].image)
-    expected = build_encoder(config.alignment, 4).encode(picture.unsqueeze(0))[0]
+    image = torch.from_numpy(build_dataset(config.data, "train")[3].image)
+    expected = build_encoder(config.alignment, 4).encode(image.unsqueeze(0))[0]
     torch.testing.assert_close(torch.from_numpy(features[3]).float(), expected, rtol=2e-3, atol=2e-3)
 
 
-def test_missing_weights_are_told_before_anything_is_encoded(tmp_path: Path, hub: Path) -> None:
+def test_missing_weights_are_reported_before_encoding(tmp_path: Path, hub: Path) -> None:
     name = PUBLISHED["dinov2"].name
     with pytest.raises(ConfigError) as caught:
         run(composed(tmp_path))
@@ -163,7 +163,7 @@ def test_missing_weights_are_told_before_anything_is_encoded(tmp_path: Path, hub
     assert not encoded(tmp_path)
 
 
-def test_a_launch_tells_it_before_the_first_arm_is_encoded(tmp_path: Path, hub: Path) -> None:
+def test_a_launch_reports_missing_weights_before_encoding(tmp_path: Path, hub: Path) -> None:
     (trial, *_) = plan_trials(load_study("alignment", "smoke"), [])
     config = composed(tmp_path)
     plain = dataclasses.replace(config, alignment=AlignmentConfig())
@@ -172,7 +172,7 @@ def test_a_launch_tells_it_before_the_first_arm_is_encoded(tmp_path: Path, hub: 
     assert not encoded(tmp_path)
 
 
-def test_other_files_are_rejected_before_anything_is_encoded(tmp_path: Path) -> None:
+def test_other_files_are_rejected_before_encoding(tmp_path: Path) -> None:
     for tensors, words in (
         ({"pos_embed": torch.zeros(1, 1370, 384)}, "not DINOv2's small ViT: .*Missing key"),
         ({"pos_embed": torch.zeros(1, 5, 100)}, "a ViT of width 100; DINOv2 without registers has 384"),
@@ -197,7 +197,7 @@ def test_a_plan_needs_no_file(
         assert build_alignment(alignment, config.model, seed=None).features == 1024  # ViT-L's
 
 
-def test_any_size_counts_by_its_file(small: Path, tmp_path: Path, hub: Path) -> None:
+def test_the_width_comes_from_the_file(small: Path, tmp_path: Path, hub: Path) -> None:
     config = composed(tmp_path, f"alignment.weights={small}")
     assert build_alignment(config.alignment, config.model, seed=None).features == 384
     hub.mkdir()
@@ -205,7 +205,7 @@ def test_any_size_counts_by_its_file(small: Path, tmp_path: Path, hub: Path) -> 
     assert build_alignment(composed(tmp_path).alignment, config.model, seed=None).features == 384
 
 
-def test_weights_count_by_their_content(small: Path, tmp_path: Path, hub: Path) -> None:
+def test_weights_are_identified_by_content(small: Path, tmp_path: Path, hub: Path) -> None:
     copy = tmp_path / "copy.pth"
     copy.write_bytes(small.read_bytes())
     one, same = (composed(tmp_path, f"alignment.weights={path}") for path in (small, copy))
@@ -213,9 +213,7 @@ def test_weights_count_by_their_content(small: Path, tmp_path: Path, hub: Path) 
     assert before == trial_key(same) != trial_key(composed(tmp_path))
     copy.write_bytes(b"other")
     assert trial_key(same) != before
-    assert "weights" not in identity_mapping(composed(tmp_path))["alignment"], (
-        "keys of runs recorded before still stand"
-    )
+    assert "weights" not in identity_mapping(composed(tmp_path))["alignment"], "keys of earlier runs stay valid"
 
 
 @pytest.mark.parametrize("encoder", ["none", "efficientnet-lite0", f"{__name__}.Plain"])
@@ -227,8 +225,8 @@ def test_weights_of_an_encoder_that_takes_none_are_rejected(tmp_path: Path, enco
 
 
 def test_a_plugin_may_take_weights(tmp_path: Path) -> None:
-    words = [f"plugins=[{__name__}]", f"alignment.encoder={__name__}.Weighed", "alignment.weights=mine"]
-    assert build_encoder(composed(tmp_path, *words).alignment, 4).fingerprint == "weighed-mine"
+    words = [f"plugins=[{__name__}]", f"alignment.encoder={__name__}.Weighted", "alignment.weights=mine"]
+    assert build_encoder(composed(tmp_path, *words).alignment, 4).fingerprint == "weighted-mine"
     with pytest.raises(ConfigError, match=r"composed', which is no class derived from .*PatchEncoder"):
         composed(tmp_path, words[0], f"alignment.encoder={__name__}.composed")
     with pytest.raises(ConfigError, match=r"'alignment\.weights' is empty"):

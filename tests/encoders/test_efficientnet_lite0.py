@@ -20,7 +20,7 @@ def portrait() -> torch.Tensor:
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)[None] / 127.5 - 1
 
 
-def test_it_names_what_a_photograph_shows() -> None:
+def test_the_classifier_recognizes_a_photograph() -> None:
     with torch.no_grad():
         found = build_lite0(classifier=True)(portrait()).softmax(-1)[0]
     assert int(found.argmax()) == MILITARY_UNIFORM

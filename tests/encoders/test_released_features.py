@@ -1,4 +1,4 @@
-"""The released code's text features, computed here from a random CLIP's weights with plain tensor operations.
+"""Test text features against the released code's, computed from a random CLIP's weights by plain tensor operations.
 
 Released: open_clip's text tower with all of its layers, then its final layer norm; 77 tokens, without pooling and
 projection, and without a mask for padding.
@@ -49,7 +49,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @cache
 def merges() -> dict[tuple[str, str], int]:
-    """CLIP's merges of two tokens to one, by rank."""
+    """Return the ranks of CLIP's merges of two tokens."""
     path = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")[1:48895]
     return {(first, second): rank for rank, (first, second) in enumerate(line.split() for line in lines)}
@@ -75,8 +75,8 @@ def token_numbers(caption: str) -> list[int]:
 
 
 def norm(x: Tensor, w: dict[str, Tensor], name: str) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    scaled = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    centered = x - x.mean(-1, keepdim=True)
+    scaled = centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
@@ -99,7 +99,7 @@ def tower(tokens: Tensor, w: dict[str, Tensor], layers: int, quick: bool) -> Ten
 
 @pytest.mark.parametrize(("layer", "layers"), [("last", LAYERS), ("penultimate", LAYERS - 1)])
 @torch.no_grad()
-def test_features_are_all_layers_and_the_final_norm(layer: str, layers: int, folder: Path) -> None:
+def test_features_are_the_layers_output_after_the_final_norm(layer: str, layers: int, folder: Path) -> None:
     quick = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["quick_gelu"]
     tokens = torch.tensor([token_numbers(caption) for caption in CAPTIONS])
     expected = tower(tokens, load_file(folder / "open_clip_model.safetensors"), layers, quick)
@@ -110,7 +110,7 @@ def test_features_are_all_layers_and_the_final_norm(layer: str, layers: int, fol
 
 
 @torch.no_grad()
-def test_features_are_those_of_open_clips_own_text_tower(folder: Path) -> None:
+def test_features_equal_those_of_open_clips_text_tower(folder: Path) -> None:
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=True).eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(CAPTIONS)
     assert tokens.tolist() == [token_numbers(caption) for caption in CAPTIONS]

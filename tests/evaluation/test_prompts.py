@@ -23,22 +23,22 @@ COCO = {
 }
 
 
-def test_the_first_caption_of_each_image_is_drawn(tmp_path: Path) -> None:
+def test_the_first_caption_of_each_image_is_used(tmp_path: Path) -> None:
     path = tmp_path / "captions_val2014.json"
     path.write_text(json.dumps(COCO), encoding="utf-8")
     assert read_prompts(path, 2) == ("A cat on a mat.", "Two dogs.")
     assert read_prompts(path, 1) == ("A cat on a mat.",)
 
 
-def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
+def test_a_text_file_has_one_prompt_per_line(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("un café\r\ntwo dogs\n\n", encoding="utf-8")
     assert read_prompts(path, 2) == ("un café", "two dogs")
 
 
-def test_the_drawn_prompts_are_part_of_what_scores_compare_by(tmp_path: Path) -> None:
+def test_scores_are_comparable_only_for_equal_prompts(tmp_path: Path) -> None:
     path, other = tmp_path / "prompts.txt", tmp_path / "captions.json"
-    path.write_text("A cat on a mat.\nTwo dogs.\nnot drawn", encoding="utf-8")
+    path.write_text("A cat on a mat.\nTwo dogs.\nnot used", encoding="utf-8")
     other.write_text(json.dumps(COCO), encoding="utf-8")
     plain = feature_net_name(EvalConfig())
     named = feature_net_name(EvalConfig(prompts=str(path), samples=2))
@@ -63,13 +63,13 @@ def test_the_drawn_prompts_are_part_of_what_scores_compare_by(tmp_path: Path) ->
         ),
     ],
 )
-def test_faults_are_named_before_anything_is_computed(tmp_path: Path, name: str, text: str, words: str) -> None:
+def test_errors_are_found_before_any_computation(tmp_path: Path, name: str, text: str, words: str) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=words):
         check_scoring(EvalConfig(prompts=str(tmp_path / name), samples=2))
 
 
-def test_a_missing_file_says_what_would_do(tmp_path: Path) -> None:
+def test_errors_list_the_accepted_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'evaluation.prompts': .*no.json: no such file; .*captions_val2014.json"):
         check_scoring(EvalConfig(prompts=str(tmp_path / "no.json")))
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))

@@ -53,7 +53,7 @@ def images() -> np.ndarray:
     return np.stack([data[i].image for i in range(SAMPLES)])
 
 
-def test_inception_gives_the_numbers_of_torch_fidelity(
+def test_scores_on_inception_equal_torch_fidelitys(
     inception_file: Path, reference: CaptionedImages, images: np.ndarray, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, feature_weights=str(inception_file))
@@ -79,7 +79,7 @@ def test_inception_gives_the_numbers_of_torch_fidelity(
     )
     for name, key in {"kid": "kernel_inception_distance_mean", "precision": "precision", "recall": "recall"}.items():
         assert found[name] == pytest.approx(own[key], rel=1e-6, abs=1e-7)
-    # Its roots of 2048 eigenvalues, 2040 of which are rounding of zero, and its float32 means: 4.5e-6 measured here.
+    # torch-fidelity adds roots of 2048 eigenvalues (2040 are rounding of 0) and float32 means: 4.5e-6 measured here.
     assert found["fd"] == pytest.approx(own["frechet_inception_distance"], rel=1e-4)
     assert {"fd_floor", "kid_floor", "precision_real", "recall_real"} < set(found)
 
@@ -114,7 +114,7 @@ def test_published_weights_are_torch_fidelitys() -> None:
 
 
 @pytest.mark.parametrize("net", ["inception-v3", "dinov2"])
-def test_missing_weights_say_which_file_from_where_and_where_to(
+def test_missing_weights_are_reported_with_url_and_target(
     net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pretrained_weights, "torch_hub_folder", lambda: tmp_path)
@@ -136,7 +136,7 @@ def test_missing_weights_say_which_file_from_where_and_where_to(
         check_scoring(config)
 
 
-def test_a_url_is_fetched_once_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_is_downloaded_once_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrained_weights, "torch_hub_folder", lambda: tmp_path / "hub")
     source = tmp_path / "net-0123456789.pth"
     source.write_bytes(b"weights")
@@ -161,7 +161,7 @@ def test_files_of_another_layout_are_rejected(tmp_path: Path) -> None:
         check_scoring(replace(CONFIG, feature_net="dinov2", feature_weights=str(path)))
 
 
-def test_dinov2_measures(reference: CaptionedImages, images: np.ndarray, tmp_path: Path) -> None:
+def test_scores_on_dinov2(reference: CaptionedImages, images: np.ndarray, tmp_path: Path) -> None:
     path = dinov2_weights(tmp_path / "dinov2_vits14_pretrain.pth")
     config = replace(CONFIG, feature_net="dinov2", feature_weights=str(path), metrics=("fd", "recall"))
     assert feature_net_name(config).startswith("dinov2-vit-s-14@")

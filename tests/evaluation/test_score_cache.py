@@ -8,11 +8,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pickle_trap import PickleTrap
 
 from microdit.data.config import DataConfig
 from microdit.data.dataset import CaptionedImages, Sample
@@ -76,17 +76,7 @@ def test_cached_features_give_identical_numbers_without_reading_the_reference(tm
     assert scored(reference, tmp_path / "two") == first
 
 
-class Planted:
-    """Leave a trace when unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.trace,)
-
-
-def test_a_damaged_file_is_computed_again_with_one_line_and_no_pickle_is_opened(
+def test_a_damaged_file_is_computed_again_and_no_pickle_is_opened(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache, trace = tmp_path / "cache", tmp_path / "executed"
@@ -98,7 +88,7 @@ def test_a_damaged_file_is_computed_again_with_one_line_and_no_pickle_is_opened(
         whole = path.read_bytes()
         swapped = whole.replace(b'"fd": ', b'"fd":9') if path.suffix == ".json" else whole[:-5] + b"wrong"
         assert swapped != whole
-        for damaged in (swapped, whole[: len(whole) // 2], b"", pickle.dumps(Planted(trace))):
+        for damaged in (swapped, whole[: len(whole) // 2], b"", pickle.dumps(PickleTrap(trace))):
             for other in files:  # each is read only if the one computed from it is missing
                 if other.suffix == ".json" and other != path:
                     other.unlink()
@@ -109,12 +99,12 @@ def test_a_damaged_file_is_computed_again_with_one_line_and_no_pickle_is_opened(
             assert str(path) in line
     assert json.loads(next(path for path in files if path.suffix == ".json").read_text()) == floor
     for path in cache.glob("*.safetensors"):  # the names of an older version's cache
-        torch.save(Planted(trace), path.with_suffix(".pt"))
+        torch.save(PickleTrap(trace), path.with_suffix(".pt"))
     assert scored(build_dataset(DATA, "train"), cache) == first
     assert not trace.exists()
 
 
-def test_other_data_or_counts_never_meet_stale_features(tmp_path: Path) -> None:
+def test_other_data_or_counts_do_not_share_features(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     scored(build_dataset(DATA, "train"), shared)
     cases = [
@@ -125,10 +115,10 @@ def test_other_data_or_counts_never_meet_stale_features(tmp_path: Path) -> None:
         assert scored(reference, shared, config) == scored(reference, tmp_path / str(number), config)
 
 
-def test_two_processes_may_score_at_once(tmp_path: Path) -> None:
+def test_two_processes_can_share_a_cache(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCORE_ONCE, str(tmp_path)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = [process.communicate(timeout=300)[0] for process in running]
+    outputs = [process.communicate(timeout=300)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
-    assert json.loads(answers[0]) == json.loads(answers[1])
-    assert json.loads(answers[0]) == scored(build_dataset(DATA, "train"), tmp_path)
+    assert json.loads(outputs[0]) == json.loads(outputs[1])
+    assert json.loads(outputs[0]) == scored(build_dataset(DATA, "train"), tmp_path)

@@ -33,7 +33,7 @@ def items() -> list[Sample]:
     return [data[i] for i in range(COUNT)]
 
 
-def write_pictures(root: Path, items: list[Sample]) -> list[str]:
+def write_images(root: Path, items: list[Sample]) -> list[str]:
     names = [f"{i:03}.png" for i in range(len(items))]
     for name, item in zip(names, items, strict=True):
         Image.fromarray(item.image).save(root / name)
@@ -45,7 +45,7 @@ def write_prompts(root: Path, items: list[Sample], **changes: object) -> None:
     (root / "prompts.json").write_text(json.dumps(listing), encoding="utf-8")
 
 
-def test_prompts_and_metadata_give_the_scores_of_the_arrays(
+def test_scores_of_a_folder_equal_those_of_arrays(
     tmp_path: Path, reference: CaptionedImages, items: list[Sample]
 ) -> None:
     expected = score(
@@ -58,37 +58,37 @@ def test_prompts_and_metadata_give_the_scores_of_the_arrays(
     )
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir()
-    write_pictures(one, items)
+    write_images(one, items)
     write_prompts(one, items)
     assert evaluate_folder(one, reference, CONFIG, tmp_path / "cache") == expected
     two.mkdir()
     rows = [
         {"file_name": name, "text": item.caption, "label": reference.classes[item.label]}
-        for name, item in zip(write_pictures(two, items), items, strict=True)
+        for name, item in zip(write_images(two, items), items, strict=True)
     ]
     (two / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert evaluate_folder(two, reference, CONFIG, tmp_path / "cache") == expected
 
 
-def fails(root: Path, reference: CaptionedImages, words: str) -> None:
+def assert_rejected(root: Path, reference: CaptionedImages, words: str) -> None:
     with pytest.raises(DataError, match=words):
         evaluate_folder(root, reference, CONFIG, root / "cache")
 
 
-def test_faults_are_named(tmp_path: Path, reference: CaptionedImages, items: list[Sample]) -> None:
-    fails(tmp_path / "absent", reference, "absent is not a folder")
-    write_pictures(tmp_path, items)
-    fails(tmp_path, reference, "12 of 12 images have no caption")
+def test_errors_name_the_file(tmp_path: Path, reference: CaptionedImages, items: list[Sample]) -> None:
+    assert_rejected(tmp_path / "absent", reference, "absent is not a folder")
+    write_images(tmp_path, items)
+    assert_rejected(tmp_path, reference, "12 of 12 images have no caption")
     (tmp_path / "prompts.json").write_text("{", encoding="utf-8")
-    fails(tmp_path, reference, "prompts.json: not valid JSON")
+    assert_rejected(tmp_path, reference, "prompts.json: not valid JSON")
     write_prompts(tmp_path, items, prompts=3)
-    fails(tmp_path, reference, "needs the key 'prompts'")
+    assert_rejected(tmp_path, reference, "needs the key 'prompts'")
     write_prompts(tmp_path, items[:-1])
-    fails(tmp_path, reference, "11 prompts and 11 labels for 12 images")
+    assert_rejected(tmp_path, reference, "11 prompts and 11 labels for 12 images")
     write_prompts(tmp_path, items, labels=["truk"] * COUNT)
-    fails(tmp_path, reference, "'truk' is not a class of the reference; did you mean 'truck'")
+    assert_rejected(tmp_path, reference, "'truk' is not a class of the reference; did you mean 'truck'")
     write_prompts(tmp_path, items, labels=[2.5] * COUNT)
-    fails(tmp_path, reference, "neither an index nor a name")
+    assert_rejected(tmp_path, reference, "neither an index nor a name")
     write_prompts(tmp_path, items)
-    (tmp_path / "003.png").write_bytes(b"no picture")
-    fails(tmp_path, reference, "003.png can't be read")
+    (tmp_path / "003.png").write_bytes(b"not an image")
+    assert_rejected(tmp_path, reference, "003.png can't be read")

@@ -81,7 +81,7 @@ def noisy(images: np.ndarray, sigma: float) -> np.ndarray:
     return np.clip(images + noise, 0, 255).round().astype(np.uint8)
 
 
-def test_real_pictures_score_at_their_floor(at_best: dict[str, float]) -> None:
+def test_real_images_score_close_to_the_floor(at_best: dict[str, float]) -> None:
     assert at_best["samples"] == at_best["reference_images"] == COUNT
     assert at_best["fd"] == pytest.approx(at_best["fd_floor"], rel=0.15)
     assert at_best["clip_fd"] == pytest.approx(at_best["clip_fd_floor"], rel=0.5)
@@ -92,18 +92,18 @@ def test_real_pictures_score_at_their_floor(at_best: dict[str, float]) -> None:
     assert at_best["class_accuracy"] > 0.8
 
 
-@pytest.mark.parametrize(("spoil", "amounts"), [(blurred, (1.0, 3.0)), (noisy, (16.0, 64.0))], ids=["blur", "noise"])
-def test_every_score_worsens_with_the_pictures(
-    spoil: object,
+@pytest.mark.parametrize(("degrade", "amounts"), [(blurred, (1.0, 3.0)), (noisy, (16.0, 64.0))], ids=["blur", "noise"])
+def test_every_score_worsens_with_image_quality(
+    degrade: object,
     amounts: Sequence[float],
     real: Drawn,
     reference: CaptionedImages,
     cache: Path,
     at_best: dict[str, float],
 ) -> None:
-    assert callable(spoil)
+    assert callable(degrade)
     found = [at_best] + [
-        score(spoil(real.images, amount), real.captions, real.labels, reference, CONFIG, cache) for amount in amounts
+        score(degrade(real.images, amount), real.captions, real.labels, reference, CONFIG, cache) for amount in amounts
     ]
     for better, worse in pairwise(found):
         assert worse["fd"] > 1.2 * better["fd"]
@@ -114,14 +114,14 @@ def test_every_score_worsens_with_the_pictures(
         assert worse["fd_floor"] == better["fd_floor"]
 
 
-def test_another_pictures_caption_lowers_agreement_and_leaves_distances(
+def test_wrong_captions_lower_agreement_but_not_distances(
     real: Drawn, reference: CaptionedImages, cache: Path, at_best: dict[str, float]
 ) -> None:
-    def turned(values: Sequence) -> Sequence:
+    def rotated(values: Sequence) -> Sequence:
         return (*values[7:], *values[:7])
 
     config = replace(CONFIG, metrics=("clip_fd", "clip_score", "class_accuracy"))
-    found = score(real.images, turned(real.captions), turned(real.labels), reference, config, cache)
+    found = score(real.images, rotated(real.captions), rotated(real.labels), reference, config, cache)
     assert found["clip_score"] < at_best["clip_score"] - 40
     assert found["class_accuracy"] < 0.35
     assert found["clip_score_real"] == at_best["clip_score_real"]
@@ -129,7 +129,7 @@ def test_another_pictures_caption_lowers_agreement_and_leaves_distances(
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """tr(Sa^1/2 Sb Sa^1/2)^1/2 by the singular values of the two sets' centred product: no square root of a matrix."""
+    """Return d^2 from the singular values of the centered sets' product, without a matrix square root."""
     gap = a.mean(0) - b.mean(0)
     a, b = (x - x.mean(0) for x in (a, b))
     a, b = a / np.sqrt(len(a) - 1), b / np.sqrt(len(b) - 1)
@@ -168,11 +168,11 @@ def test_precision_and_recall_equal_independent_arithmetic(
 ) -> None:
     count = 24
     config = replace(CONFIG, reference_count=count, metrics=("precision", "recall"))
-    pictures = np.concatenate([real.images[:12], blurred(real.images[12:count], 2.0)])
-    found = score(pictures, real.captions[:count], real.labels[:count], reference, config, cache)
+    images = np.concatenate([real.images[:12], blurred(real.images[12:count], 2.0)])
+    found = score(images, real.captions[:count], real.labels[:count], reference, config, cache)
     rows = ReferenceSplit(reference, count, count).reference
     network = EfficientNetLite0Features("lite0", ["pooled"])
-    stacks = (pictures, np.stack([reference[int(row)].image for row in rows]))
+    stacks = (images, np.stack([reference[int(row)].image for row in rows]))
     with torch.no_grad():
         samples, truth = (network(torch.from_numpy(stack).permute(0, 3, 1, 2))[0].numpy() for stack in stacks)
 
@@ -185,10 +185,10 @@ def test_precision_and_recall_equal_independent_arithmetic(
     assert found["recall"] == pytest.approx(covered(truth, samples), abs=1e-6)
     assert 0 < found["precision"] < found["precision_real"]
     with pytest.raises(DataError, match="need more than 3 images"):
-        score(pictures[:3], real.captions[:3], real.labels[:3], reference, config, cache)
+        score(images[:3], real.captions[:3], real.labels[:3], reference, config, cache)
 
 
-def test_only_what_is_asked_is_computed(real: Drawn, reference: CaptionedImages, cache: Path) -> None:
+def test_only_the_requested_metrics_are_computed(real: Drawn, reference: CaptionedImages, cache: Path) -> None:
     config = replace(CONFIG, metrics=("clip_score",))
     found = score(real.images, real.captions, real.labels, reference, config, cache)
     assert set(found) == {"clip_score", "clip_score_real", "samples", "reference_images"}
@@ -200,7 +200,7 @@ def test_without_known_labels_there_is_no_class_accuracy(real: Drawn, reference:
     assert set(found) == {"clip_score", "clip_score_real", "samples", "reference_images"}
 
 
-def test_fewer_samples_than_features_is_said(
+def test_fewer_samples_than_features_log_a_warning(
     real: Drawn, reference: CaptionedImages, cache: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     config = replace(CONFIG, metrics=("clip_fd",))
@@ -216,7 +216,7 @@ def test_fewer_samples_than_features_is_said(
     assert not caplog.records
 
 
-def test_too_few_real_pictures_for_the_floor_is_said(
+def test_too_few_real_images_for_the_floor_log_a_warning(
     real: Drawn, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     small = build_dataset(replace(DATA, train_size=100), "train")
@@ -226,7 +226,7 @@ def test_too_few_real_pictures_for_the_floor_is_said(
     assert "the reference has 50 and the floor is measured with 50" in caplog.text
 
 
-def test_a_person_reads_counts_and_floor_beside_each_score(at_best: dict[str, float]) -> None:
+def test_the_description_has_counts_and_floors(at_best: dict[str, float]) -> None:
     head, *lines, last = describe(at_best | {"val_loss": 0.25}, CONFIG).splitlines()
     assert head == "96 samples, 96 real images"
     assert [line.split()[0] for line in lines] == ["fd", "kid", "clip_fd", "clip_score", "class_accuracy", "val_loss"]
@@ -237,7 +237,7 @@ def test_a_person_reads_counts_and_floor_beside_each_score(at_best: dict[str, fl
     assert describe({"val_loss": 0.25}, CONFIG).split()[:2] == ["val_loss", "0.25"]
 
 
-def test_the_name_of_the_networks_names_their_weights() -> None:
+def test_the_networks_name_has_digests_of_their_weights() -> None:
     lite, clip = feature_net_name(EvalConfig()).split("+")
     assert lite.startswith("efficientnet-lite0-imagenet@")
     assert clip == f"score-clip@{ScoringClip().fingerprint[:8]}"
@@ -271,13 +271,13 @@ def test_class_accuracy_counts_known_labels_only(labels: list[int], seed: int) -
         ({"noises": 0}, ("evaluation.noises", "at least 1")),
     ],
 )
-def test_impossible_settings_are_named(settings_: dict, words: tuple[str, ...]) -> None:
+def test_invalid_settings_are_rejected(settings_: dict, words: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as caught:
         EvalConfig(**settings_)
     assert all(word in str(caught.value) for word in words)
 
 
-def test_pictures_that_do_not_fit_are_named(real: Drawn, reference: CaptionedImages, tmp_path: Path) -> None:
+def test_images_that_do_not_fit_are_rejected(real: Drawn, reference: CaptionedImages, tmp_path: Path) -> None:
     def fails(images: np.ndarray, captions: Sequence[str], labels: Sequence[int], words: str) -> None:
         with pytest.raises(DataError, match=words):
             score(images, captions, labels, reference, CONFIG, tmp_path)

@@ -31,20 +31,20 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SCORE_CLIP, tmp_path / "mine"))
 
 
-def test_a_folder_scores_as_the_builtin_of_the_same_weights(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_with_the_builtin_weights_has_the_builtin_scores(folder: Path, tmp_path: Path) -> None:
     items = [build_dataset(DATA, "val")[i] for i in range(8)]
     given = (np.stack([i.image for i in items]), [i.caption for i in items], [i.label for i in items])
     reference = build_dataset(DATA, "train")
     config = replace(CONFIG_, clip=str(folder))
     builtin, own = (score(*given, reference, c, tmp_path / "cache") for c in (CONFIG_, config))
-    # The folder's Fréchet distance is by roots of covariances, the built-in one's by torch-fidelity's eigenvalues.
+    # The folder's Fréchet distance uses roots of covariances, the built-in one's torch-fidelity's eigenvalues.
     assert own["clip_fd"] != builtin["clip_fd"]
     assert own == {name: pytest.approx(value, rel=1e-5) for name, value in builtin.items()}
     assert "on clip-resnet-20@" in describe(own, config)
     assert "+clip-resnet-20@" in feature_net_name(config)
 
 
-def test_names_say_architecture(folder: Path) -> None:
+def test_titles_have_the_architecture(folder: Path) -> None:
     def title(**vision: object) -> str:
         settings = json.loads((SCORE_CLIP / CONFIG).read_text())
         settings["model_cfg"]["vision_cfg"] = vision
@@ -84,18 +84,18 @@ def test_open_clip_names_are_looked_up_in_the_cache(
         ("ViT-B-33/openai", "nor an open_clip model; did you mean"),
     ],
 )
-def test_mistakes_are_named_before_anything_is_computed(path: str, words: str) -> None:
+def test_wrong_names_are_rejected_before_any_computation(path: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check_scoring(replace(CONFIG_, clip=path))
 
 
-def test_a_folder_without_weights_is_named(folder: Path) -> None:
+def test_a_folder_without_weights_is_rejected(folder: Path) -> None:
     (folder / "open_clip_model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"'evaluation.clip': .*mine has neither open_clip_model.safetensors"):
         check_scoring(replace(CONFIG_, clip=str(folder)))
 
 
-def test_what_nobody_scores_needs_no_network(tmp_path: Path) -> None:
+def test_without_samples_no_network_is_needed(tmp_path: Path) -> None:
     config = replace(CONFIG_, samples=0, clip=str(tmp_path / "nowhere"))
     check_scoring(config)
     assert feature_net_name(config) == "none"

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pickle_trap import PickleTrap
 from safetensors.torch import load_file, save_file
 
 from microdit.common.errors import CheckpointError, DivergenceError
@@ -276,22 +277,12 @@ def test_a_checkpoint_with_a_damaged_file_is_rejected_by_its_name(finished: Conf
     read_checkpoint(path.parent)
 
 
-class Planted:
-    """Leave a trace when unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.trace,)
-
-
 def test_a_checkpoint_of_the_older_format_is_rejected_and_never_unpickled(finished: Config, tmp_path: Path):
     folder = tmp_path / "run" / "checkpoints" / "step_00000002"
     shutil.copytree(checkpoint_of(finished), folder)
     for name in ("optimizer.json", "optimizer.safetensors"):
         (folder / name).unlink()
-    torch.save(Planted(tmp_path / "executed"), folder / "optimizer.pt")
+    torch.save(PickleTrap(tmp_path / "executed"), folder / "optimizer.pt")
     (folder / "state.json").write_text(json.dumps({"step": 2, "training_key": "0" * 16}))
     with pytest.raises(CheckpointError, match=r"step_00000002: .*older version, whose optimizer.pt is a pickle"):
         run(replace(finished, output_dir=str(tmp_path / "run")))
