@@ -45,7 +45,7 @@ Drawn = Callable[..., list[Draw]]
 
 @pytest.fixture
 def drawn(smoke_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drawn:
-    """Trains and returns the draw of each step; keywords change `training`, `masking` replaces the masking."""
+    """Train and return the draws of each step; keywords change `training`, `masking` replaces the masking."""
     original = EDM.loss
 
     def run(masking: MaskingConfig | None = None, seed: int = 0, **training: object) -> list[Draw]:
@@ -84,7 +84,7 @@ def shared(one: Tensor, other: Tensor) -> float:
     return torch.isin(one, other).float().mean().item()
 
 
-def test_every_step_has_draws_of_its_own(drawn: Drawn):
+def test_every_step_has_its_own_draws(drawn: Drawn):
     draws = drawn()
     assert len(draws) == STEPS
     for one, other in combinations(draws, 2):
@@ -96,7 +96,7 @@ def test_every_step_has_draws_of_its_own(drawn: Drawn):
         assert not torch.equal(one.y, other.y)
 
 
-def test_every_image_of_a_step_has_draws_of_its_own(drawn: Drawn):
+def test_every_image_of_a_step_has_its_own_draws(drawn: Drawn):
     draw = drawn(steps=1)[0]
     for i, j in combinations(range(BATCH), 2):
         assert shared(draw.noise[i], draw.noise[j]) < 0.01
@@ -106,7 +106,7 @@ def test_every_image_of_a_step_has_draws_of_its_own(drawn: Drawn):
     assert 0 < draw.nulls.sum() < BATCH
 
 
-def test_equal_steps_have_equal_draws_and_another_seed_has_others(drawn: Drawn):
+def test_draws_depend_on_step_and_seed(drawn: Drawn):
     first, again, other = drawn(), drawn(), drawn(seed=1)
     for one, twin, stranger in zip(first, again, other, strict=True):
         for field in ("x", "y", "sigma", "noise"):
@@ -118,7 +118,7 @@ def test_equal_steps_have_equal_draws_and_another_seed_has_others(drawn: Drawn):
     assert dropped[0] == dropped[1] != dropped[2]
 
 
-def test_a_step_draws_the_same_however_long_the_run_and_whatever_its_micro_batches(drawn: Drawn):
+def test_draws_do_not_depend_on_run_length_or_micro_batches(drawn: Drawn):
     whole, longer, split = drawn(), drawn(steps=STEPS + 2), drawn(accumulation=2)
     for one, twin in zip(whole, longer[:STEPS], strict=True):
         assert torch.equal(one.noise, twin.noise)
@@ -132,7 +132,7 @@ def test_a_step_draws_the_same_however_long_the_run_and_whatever_its_micro_batch
 
 @pytest.mark.parametrize("method", ["deferred", "naive", "maskdit", "routing", "sprint"])
 @pytest.mark.parametrize(("tail", "masked"), [(0.0, 6), (0.5, 3), (0.4, 4), (1.0, 0)])
-def test_the_tail_is_unmasked_and_only_the_tail(drawn: Drawn, method: str, tail: float, masked: int):
+def test_only_the_tail_is_unmasked(drawn: Drawn, method: str, tail: float, masked: int):
     masking = MaskingConfig(method, 0.5, route=RouteConfig(1, 0))
     draws = drawn(masking, unmasked_tail=tail)
     patches = 16
@@ -144,7 +144,7 @@ def test_the_tail_is_unmasked_and_only_the_tail(drawn: Drawn, method: str, tail:
             assert draw.plan is None
 
 
-def test_in_the_tail_sprint_only_leaves_paths_out(drawn: Drawn):
+def test_in_the_tail_sprint_only_skips_blocks(drawn: Drawn):
     """A plan with images that skip the middle blocks then drops no patch."""
     masking = MaskingConfig("sprint", 0.5, route=RouteConfig(1, 0, path_drop=0.5))
     draws = drawn(masking, unmasked_tail=0.5)
@@ -155,12 +155,12 @@ def test_in_the_tail_sprint_only_leaves_paths_out(drawn: Drawn):
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_captions_are_dropped_never_or_always(drawn: Drawn, share: float):
+def test_caption_dropout_of_zero_and_one(drawn: Drawn, share: float):
     for draw in drawn(caption_dropout=share, steps=2):
         assert draw.nulls.float().mean() == share
 
 
-def test_draws_have_the_distributions_of_the_settings(drawn: Drawn, smoke_config: Config):
+def test_draws_have_the_configured_distributions(drawn: Drawn, smoke_config: Config):
     draws = drawn(steps=8, batch_size=48, caption_dropout=0.25)
     logs = torch.cat([draw.sigma for draw in draws]).log().numpy()
     noise = torch.cat([draw.noise.flatten() for draw in draws]).numpy()

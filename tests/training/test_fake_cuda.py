@@ -1,4 +1,4 @@
-"""Training, validation and sampling of every method and option on a fake CUDA device: no tensor is left on the CPU."""
+"""Test all methods on a fake CUDA device, in training, validation and sampling: no tensor is left on the CPU."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def trained_and_sampled(
     true_at: Iterable[str] = (),
     decodes: bool = False,
 ) -> set[str]:
-    """Trains, validates and samples, then returns where the program waited for the device.
+    """Train, validate and sample, then return where the program waited for the device.
 
     Latents are decoded as pixels, which is quick, unless `decodes`.
     """
@@ -205,7 +205,7 @@ def test_methods_run_alone_in_full_precision(case: str, small: Config, monkeypat
 
 
 @pytest.mark.parametrize("case", ["guidance interval", "path-drop guidance, interval"])
-def test_guidance_runs_inside_its_interval_too(case: str, small: Config, monkeypatch: pytest.MonkeyPatch):
+def test_guidance_runs_within_its_interval(case: str, small: Config, monkeypatch: pytest.MonkeyPatch):
     run_case(small, CASES[case], monkeypatch, true_at=ASKING)
 
 
@@ -259,7 +259,7 @@ def test_captions_are_encoded_on_the_device(small: Config):
     assert (tokens.device, reads.of_device) == (CUDA, set())
 
 
-def test_every_method_is_tried():
+def test_every_method_is_covered():
     tried = {changes.get(MASKING + "method", "deferred") for changes in METHODS.values()}
     assert tried == MASKING_METHODS.keys()
 
@@ -278,14 +278,14 @@ def test_every_method_is_tried():
         lambda x: x.numpy(),
     ],
 )
-def test_a_tensor_left_on_the_cpu_is_noticed(mistake: Callable[[torch.Tensor], Any]):
+def test_a_tensor_left_on_the_cpu_is_detected(mistake: Callable[[torch.Tensor], Any]):
     with fake_cuda():
         x = torch.ones(3).to("cuda")
         with pytest.raises((RuntimeError, TypeError), match="device"):
             mistake(x)
 
 
-def test_a_wait_for_the_device_is_noticed():
+def test_a_wait_for_the_device_is_detected():
     with fake_cuda() as reads:
         x = torch.ones(3).to("cuda")
         for wait in (lambda: x.sum().item(), lambda: bool((x > 0).any()), lambda: x.tolist(), lambda: x[x > 0]):
@@ -296,7 +296,7 @@ def test_a_wait_for_the_device_is_noticed():
         assert not reads.of_device
 
 
-def test_the_small_autograd_engine_gives_torchs_gradients():
+def test_the_small_autograd_engine_computes_torchs_gradients():
     def loss(net: nn.Module) -> torch.Tensor:
         x = torch.linspace(-1, 1, 12).view(3, 4)
         hidden = net[1](net[0](x)) + net[0].bias  # used twice, and broadcast

@@ -72,7 +72,7 @@ def restored_moments(config: Config) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_moments_are_those_of_the_last_checkpoint(kind: str, train: Callable[..., Path]) -> None:
+def test_moments_come_from_the_last_checkpoint(kind: str, train: Callable[..., Path]) -> None:
     run = train("training.steps=3", f"optimizer.type={kind}")
     config, stored = following(run), stored_moments(run)
     check_initial_optimizer(config)
@@ -93,7 +93,7 @@ def test_without_the_setting_the_optimizer_is_fresh(source: Path) -> None:
     assert not any(restored_moments(fresh).values())
 
 
-def test_a_chain_counts_the_steps_of_both_runs_and_keeps_its_own_rate(source: Path, train: Callable[..., Path]) -> None:
+def test_step_counts_continue_and_the_learning_rate_is_its_own(source: Path, train: Callable[..., Path]) -> None:
     run = train(
         *("training.steps=2", f"training.init={source}", "training.init_optimizer=true"),
         *("optimizer.lr=5e-4", "optimizer.weight_decay=0.3", "schedule.type=constant"),
@@ -145,7 +145,7 @@ def of_an_older_version(run: Path) -> Path:
         (of_an_older_version, "written by an older version as a pickle"),
     ],
 )
-def test_a_source_without_an_optimizer_is_rejected_before_anything_is_computed(
+def test_a_source_without_an_optimizer_is_rejected_before_any_computation(
     spoil: Callable[[Path], Path],
     words: str,
     source: Path,
@@ -193,6 +193,6 @@ def test_a_damaged_state_is_rejected_by_name(source: Path, tmp_path: Path) -> No
         check_initial_optimizer(config)
 
 
-def test_the_setting_alone_is_rejected() -> None:
+def test_the_setting_needs_initial_weights() -> None:
     with pytest.raises(ConfigError, match=r"'training\.init_optimizer' is true, but 'training\.init' is null"):
         compose_config(["scale=smoke", "training.init_optimizer=true"])

@@ -59,7 +59,7 @@ class Net(nn.Module):
         self.experts = nn.Parameter(torch.zeros(2, 8, 8))
 
 
-def test_groups_go_by_module_type_and_cover_everything_once():
+def test_groups_by_module_type_cover_every_parameter_once():
     net = Net()
     groups = parameter_groups(net)
     assert {name: len(members) for name, members in groups.items()} == {
@@ -73,7 +73,7 @@ def test_groups_go_by_module_type_and_cover_everything_once():
     assert decays == {"embedders": 0.1, "matrices": 0.1, "norms": 0.0, "biases": 0.0}
 
 
-def test_a_parameter_held_twice_is_noticed():
+def test_a_parameter_in_two_modules_is_rejected():
     net = Net()
     net.twin = net.linear.weight  # type: ignore[assignment]
     with pytest.raises(AssertionError, match="claimed twice"):
@@ -81,7 +81,7 @@ def test_a_parameter_held_twice_is_noticed():
 
 
 @given(count=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 3))
-def test_every_epoch_sees_every_image_once(count: int, batch: int, seed: int):
+def test_every_epoch_has_every_image_once(count: int, batch: int, seed: int):
     order = BatchSampler(count, batch, seed)
     steps = -(-3 * count // batch)
     seen = np.concatenate([order(step) for step in range(steps)])[: 3 * count]
@@ -92,7 +92,7 @@ def test_every_epoch_sees_every_image_once(count: int, batch: int, seed: int):
 
 
 @pytest.mark.parametrize(("start", "steps", "first"), [(-10_000, 60_000, 50_000), (100, 500, 100), (-10_000, 60, 0)])
-def test_ema_may_count_from_the_end(start: int, steps: int, first: int):
+def test_ema_can_count_from_the_end(start: int, steps: int, first: int):
     assert EmaConfig(0.995, start).first_step(steps) == first
 
 
@@ -100,7 +100,7 @@ MUON = OptimizerConfig(type="muon", lr=1e-2, weight_decay=0.1, no_decay=("norms"
 
 
 def small_dit() -> DiT:
-    """A network with every kind of parameter: experts in backbone and mixer, a mixer of its own width, biases."""
+    """Return a network with all kinds of parameters: experts, a mixer of another width, biases."""
     experts = ExpertsConfig(num=2, every_n=2)
     mixer = MixerConfig(depth=2, width=16, head_dim=16)
     shape = {"input_size": 8, "width": 32, "depth": 3, "head_dim": 16, "caption_channels": 8}
@@ -118,7 +118,7 @@ def held_by(optimizer: torch.optim.Optimizer, net: nn.Module, group: str) -> set
     return {names[id(p)] for g in optimizer.param_groups if g["name"] == group for p in g["params"]}
 
 
-def test_muon_takes_hidden_matrices_and_adamw_all_others():
+def test_muon_updates_hidden_matrices_and_adamw_all_others():
     net = small_dit()
     optimizer = build_optimizer(net, MUON)
     hidden = held_by(optimizer, net, "hidden")
@@ -149,7 +149,7 @@ def test_a_hidden_update_is_orthogonal_with_the_root_mean_square_of_adamw():
         assert update.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.2)
 
 
-def test_one_rate_drives_both_and_the_parts_work_as_they_do_alone():
+def test_chained_parts_equal_separate_optimizers():
     ours, theirs = small_dit(), small_dit()
     together = build_optimizer(ours, MUON)
     hidden = held_by(together, ours, "hidden")
@@ -176,7 +176,7 @@ def test_one_rate_drives_both_and_the_parts_work_as_they_do_alone():
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_muon_of_cpus_is_torchs_but_for_its_precision(nesterov: bool):
+def test_muon_for_cpus_equals_torchs_except_for_precision(nesterov: bool):
     shapes = ((24, 64), (64, 24), (32, 32))
     ours, theirs = ([nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
     settings = {"lr": 0.1, "weight_decay": 0.5, "nesterov": nesterov, "adjust_lr_fn": "match_rms_adamw"}
@@ -212,7 +212,7 @@ def test_a_stored_state_resumes_in_a_fresh_optimizer(tmp_path: Path):
     assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
 
 
-def test_adamw_is_torchs_own():
+def test_adamw_equals_torchs():
     net = small_dit()
     assert type(build_optimizer(net, OptimizerConfig())) is torch.optim.AdamW
     assert (
@@ -228,7 +228,7 @@ def test_adamw_is_torchs_own():
         (lambda net, config: net, ["'optimizer.type' is 'mine'", "must make an Optimizer"]),
     ],
 )
-def test_an_optimizer_that_is_none_or_forgets_parameters_is_rejected(
+def test_invalid_and_incomplete_optimizers_are_rejected(
     build: Callable, words: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(optim.OPTIMIZERS._entries, "mine", build)
@@ -237,7 +237,7 @@ def test_an_optimizer_that_is_none_or_forgets_parameters_is_rejected(
     assert all(word in str(caught.value) for word in words)
 
 
-def test_mistakes_in_the_optimizers_settings_are_named(smoke_config: Config):
+def test_errors_name_wrong_optimizer_settings(smoke_config: Config):
     def with_type(name: str) -> Config:
         return dataclasses.replace(smoke_config, optimizer=OptimizerConfig(type=name))
 

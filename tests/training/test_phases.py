@@ -164,7 +164,7 @@ def test_phases_keep_their_proportions_at_smaller_scales() -> None:
         assert found["training.init_optimizer"] == values["training.init_optimizer"]
 
 
-def test_a_recipe_needs_its_start_and_yields_to_given_values() -> None:
+def test_a_recipe_needs_initial_weights_and_can_be_overridden() -> None:
     with pytest.raises(ConfigError, match=r"give training\.init="):
         compose_config(["scale=smoke", "recipe=phase2"])
     assert compose_mapping(["scale=smoke", "recipe=phase1", "training.steps=200"])["schedule"]["warmup_steps"] == 2
@@ -172,7 +172,7 @@ def test_a_recipe_needs_its_start_and_yields_to_given_values() -> None:
     assert given["data"]["resolution"] == 48
 
 
-def test_an_arm_may_be_a_phase(phases: Path, tmp_path: Path) -> None:
+def test_an_arm_can_be_a_phase(phases: Path, tmp_path: Path) -> None:
     (tmp_path / "pay.yaml").write_text(
         "question: Does the unmasked phase pay?\nholds: nothing\nbaseline: masked\nseeds: [0]\n"
         f"overrides: {{training.init: {phases / 'phase1'}}}\n"
@@ -182,7 +182,7 @@ def test_an_arm_may_be_a_phase(phases: Path, tmp_path: Path) -> None:
     assert {trial.arm: trial.config.model.masking.ratio for trial in trials} == {"masked": 0.75, "unmasked": 0.0}
 
 
-def test_a_finer_grid_spans_what_the_base_grid_did() -> None:
+def test_a_finer_grid_spans_the_base_grid() -> None:
     base, fine = sincos_positions(16, 4, 1.0), sincos_positions(16, 8, 2.0)
     every_second = fine.view(8, 8, 16)[::2, ::2].reshape(1, 16, 16)
     assert torch.allclose(every_second, base)  # as DiT's descendants do: coordinates over the scale, from 0
@@ -193,9 +193,7 @@ def started(config: Config, init: Path | str, **changes: object) -> Config:
     return dataclasses.replace(config, training=training, **changes)
 
 
-def test_a_start_is_known_by_its_weights_and_not_by_its_path(
-    phases: Path, smoke_config: Config, tmp_path: Path
-) -> None:
+def test_initial_weights_are_identified_by_content(phases: Path, smoke_config: Config, tmp_path: Path) -> None:
     moved = shutil.copytree(phases / "phase1", tmp_path / "moved")
     key = training_key(started(smoke_config, phases / "phase1"))
     assert training_key(started(smoke_config, moved)) == key
@@ -206,9 +204,7 @@ def test_a_start_is_known_by_its_weights_and_not_by_its_path(
     assert len({key, training_key(started(smoke_config, moved)), training_key(smoke_config)}) == 3
 
 
-def test_a_start_that_does_not_fit_names_tensors_and_settings(
-    phases: Path, smoke_config: Config, tmp_path: Path
-) -> None:
+def test_errors_name_tensors_and_settings_that_differ(phases: Path, smoke_config: Config, tmp_path: Path) -> None:
     start, model = phases / "phase1", smoke_config.model
     for changes, words in (
         (
@@ -230,7 +226,7 @@ def test_a_start_that_does_not_fit_names_tensors_and_settings(
         check_initial(started(smoke_config, tmp_path / "broken.safetensors"))
 
 
-def test_a_start_that_is_none_costs_nothing(
+def test_missing_initial_weights_are_reported_before_any_work(
     phases: Path, smoke_config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "weights.pt").write_bytes(b"")

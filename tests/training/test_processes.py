@@ -83,7 +83,7 @@ def begun_by(other: Path, folder: Path) -> None:
     shutil.copytree(other / "checkpoints" / "step_00000002", folder / "checkpoints" / "step_00000002")
 
 
-def test_two_processes_train_as_one_and_resume_with_what_one_began(smoke_config: Config, tmp_path: Path) -> None:
+def test_two_processes_equal_one_and_resume_its_run(smoke_config: Config, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for side in (one, two):
         side.mkdir()
@@ -118,7 +118,7 @@ REST: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-def test_every_way_of_training_is_the_same_in_two_processes(smoke_config: Config, tmp_path: Path) -> None:
+def test_every_method_trains_equally_in_two_processes(smoke_config: Config, tmp_path: Path) -> None:
     paths = {side: [] for side in ("one", "two")}
     for side, found in paths.items():
         (tmp_path / side).mkdir()
@@ -143,7 +143,7 @@ SHARDED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-def test_weights_may_be_shared_out(smoke_config: Config, tmp_path: Path) -> None:
+def test_weights_can_be_sharded(smoke_config: Config, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for side in (one, two):
         side.mkdir()
@@ -169,7 +169,7 @@ LONG = {"training.steps": 4000, "training.checkpoint_every": 0, "training.sample
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_asked_of_torchrun_keeps_a_checkpoint(smoke_config: Config, tmp_path: Path, number: int) -> None:
+def test_a_signal_to_torchrun_leaves_a_checkpoint(smoke_config: Config, tmp_path: Path, number: int) -> None:
     path = stored(smoke_config, tmp_path / "run", LONG)
     process = torchrun("-m", "microdit", "train", str(path))
     wait_for(tmp_path / "run" / "samples" / "step_00000020.png", process)
@@ -182,9 +182,7 @@ def test_a_stop_asked_of_torchrun_keeps_a_checkpoint(smoke_config: Config, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_one_process_that_is_asked_to_stop_takes_the_other_along(
-    smoke_config: Config, tmp_path: Path, number: int
-) -> None:
+def test_a_signal_to_one_process_stops_both(smoke_config: Config, tmp_path: Path, number: int) -> None:
     """After SIGTERM, both save the checkpoint. After SIGUSR1 kills one, torchrun ends the other at once."""
     path = stored(smoke_config, tmp_path / "run", LONG)
     process = torchrun("-m", "microdit", "train", str(path))
@@ -221,7 +219,7 @@ def failing(net, config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "error"), [("0", "DataError"), ("1", "DataError"), ("1", "ValueError")])
-def test_an_error_in_one_process_ends_all_and_is_said_once(
+def test_an_error_in_one_process_ends_all_and_is_printed_once(
     smoke_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, error: str
 ) -> None:
     (tmp_path / "broken.py").write_text(FAILING.format(error=error))
@@ -237,7 +235,7 @@ def test_an_error_in_one_process_ends_all_and_is_said_once(
 
 
 @pytest.mark.slow
-def test_a_mistake_that_all_processes_see_is_said_once(smoke_config: Config, tmp_path: Path) -> None:
+def test_an_error_in_all_processes_is_printed_once(smoke_config: Config, tmp_path: Path) -> None:
     path = stored(smoke_config, tmp_path / "run", {"training.batch_size": 9})
     process = torchrun("-m", "microdit", "train", str(path))
     _, said = process.communicate(timeout=60)
@@ -246,7 +244,7 @@ def test_a_mistake_that_all_processes_see_is_said_once(smoke_config: Config, tmp
 
 
 @pytest.mark.slow
-def test_a_recorded_run_is_recorded_once(cache_dir: Path, tmp_path: Path) -> None:
+def test_several_processes_log_one_run(cache_dir: Path, tmp_path: Path) -> None:
     words = (
         "-m",
         "sweeps",

@@ -50,7 +50,7 @@ def readings(loss: float, norm: float = 1.0) -> dict[str, torch.Tensor]:
     return {"train/loss": torch.tensor(loss), "grad_norm": torch.tensor(norm)}
 
 
-def test_a_reading_is_the_mean_and_the_speed_since_the_last_one(clock: Clock, tmp_path: Path) -> None:
+def test_means_and_speed_since_the_last_log(clock: Clock, tmp_path: Path) -> None:
     measured = StepMetrics(8, state(), CPU)
     for step, loss in enumerate((1.0, 2.0, 6.0), start=1):
         clock.now += 2.0
@@ -62,7 +62,7 @@ def test_a_reading_is_the_mean_and_the_speed_since_the_last_one(clock: Clock, tm
     assert measured.seconds() == 6.5
 
 
-def test_pauses_count_neither_as_training_nor_for_the_speed(clock: Clock, tmp_path: Path) -> None:
+def test_pauses_do_not_count_as_training(clock: Clock, tmp_path: Path) -> None:
     measured = StepMetrics(8, state(seconds=100.0), CPU)
     clock.now += 1.0
     measured.add(1, readings(1.0))
@@ -77,7 +77,7 @@ def test_pauses_count_neither_as_training_nor_for_the_speed(clock: Clock, tmp_pa
     assert measured.seconds() == 102.0
 
 
-def test_seconds_left_go_by_the_steps_of_this_process(clock: Clock) -> None:
+def test_seconds_left_depend_on_the_steps_of_this_process(clock: Clock) -> None:
     measured = StepMetrics(8, state(step=10), CPU)
     clock.now += 30.0
     measured.add(11, readings(1.0))
@@ -85,7 +85,7 @@ def test_seconds_left_go_by_the_steps_of_this_process(clock: Clock) -> None:
     assert measured.seconds_left(20) == 15.0 * 8
 
 
-def test_an_interval_is_kept_over_a_stop(clock: Clock, tmp_path: Path) -> None:
+def test_an_interval_continues_after_a_stop(clock: Clock, tmp_path: Path) -> None:
     first = StepMetrics(8, state(), CPU)
     assert first.interval(ALONE) == PartialLogWindow({}, 0, 0.0)
     clock.now += 3.0
@@ -102,7 +102,7 @@ def test_an_interval_is_kept_over_a_stop(clock: Clock, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["train/loss", "grad_norm"])
-def test_the_first_step_that_is_not_finite_is_named(bad: float, name: str, tmp_path: Path) -> None:
+def test_errors_name_the_first_step_that_is_not_finite(bad: float, name: str, tmp_path: Path) -> None:
     measured = StepMetrics(8, state(), CPU)
     for step in range(1, 6):
         measured.add(step, readings(1.0) | ({name: torch.tensor(bad)} if step in (3, 5) else {}))
@@ -124,11 +124,11 @@ def test_the_first_step_that_is_not_finite_is_named(bad: float, name: str, tmp_p
     ("seconds", "text"),
     [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (123, "2:03"), (3599, "59:59"), (3723, "1:02:03"), (-5, "0:00")],
 )
-def test_durations_in_print(seconds: float, text: str) -> None:
+def test_format_of_durations(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 
-def test_a_log_file_gets_a_line_now_and_then_and_at_the_end(clock: Clock, capsys: pytest.CaptureFixture) -> None:
+def test_a_log_file_gets_periodic_lines_and_a_last_one(clock: Clock, capsys: pytest.CaptureFixture) -> None:
     bar = Progress(100, 0, enabled=True)
     for step, wait in ((1, 1.0), (2, 9.0), (3, 9.9), (4, 0.1), (100, 0.1)):
         clock.now += wait

@@ -105,7 +105,7 @@ class Eventful(Log):
 
 
 @pytest.mark.parametrize(("ending", "at"), [("asked", 3), ("asked", 7), ("killed", 8)])
-def test_a_stop_within_a_log_interval_leaves_no_mark_on_the_curve(
+def test_a_stop_within_a_log_interval_does_not_change_the_curve(
     smoke_config: Config, tmp_path: Path, ending: str, at: int
 ):
     changes: dict[str, Any] = {"steps": 10, "val_every": 1, "checkpoint_every": 0 if ending == "asked" else 7}
@@ -146,7 +146,7 @@ class Buffered(Log):
         self.kept = dict(self.losses)
 
 
-def test_a_kill_tears_no_hole_between_the_recorded_curve_and_the_checkpoint(smoke_config: Config, tmp_path: Path):
+def test_after_a_kill_the_recorded_curve_reaches_the_checkpoint(smoke_config: Config, tmp_path: Path):
     config = with_training(smoke_config, tmp_path / "run", steps=7, checkpoint_every=4)
     first, again = Buffered(), Log()
     with pytest.raises(Killed):
@@ -155,9 +155,7 @@ def test_a_kill_tears_no_hole_between_the_recorded_curve_and_the_checkpoint(smok
     assert sorted(first.kept | again.losses) == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_checkpoint_that_has_no_room_is_named_and_the_run_resumes_from_the_one_before(
-    smoke_config: Config, tmp_path: Path
-):
+def test_on_a_full_disk_the_run_resumes_from_the_previous_checkpoint(smoke_config: Config, tmp_path: Path):
     whole = with_training(smoke_config, tmp_path / "whole", steps=6, checkpoint_every=2)
     broken = with_training(smoke_config, tmp_path / "broken", steps=6, checkpoint_every=2)
     run(whole)
@@ -178,7 +176,7 @@ def test_a_checkpoint_that_has_no_room_is_named_and_the_run_resumes_from_the_one
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
-def test_the_last_validation_is_a_final_metric_also_where_training_was_complete(smoke_config: Config, tmp_path: Path):
+def test_a_complete_run_logs_the_final_validation_again(smoke_config: Config, tmp_path: Path):
     config = with_training(smoke_config, tmp_path / "run", steps=4, val_every=2)
     first, again = Log(), Log()
     metrics = run(config, first)
@@ -212,7 +210,7 @@ def test_arms_share_data_order_noise_and_initial_loss_scale(smoke_config: Config
     assert first[0] != first[1]
 
 
-def test_seed_zero_and_one_differ_and_repeat(smoke_config: Config, tmp_path: Path):
+def test_runs_repeat_for_equal_seeds_and_differ_otherwise(smoke_config: Config, tmp_path: Path):
     losses = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         log = Log()
@@ -233,7 +231,7 @@ def test_divergence_names_step_and_last_good_checkpoint(smoke_config: Config, tm
         assert json.loads((path / "state.json").read_text())["step"] < 6
 
 
-def test_other_settings_do_not_resume_silently(smoke_config: Config, tmp_path: Path):
+def test_a_checkpoint_of_other_settings_is_rejected(smoke_config: Config, tmp_path: Path):
     run(with_training(smoke_config, tmp_path / "run", steps=2))
     other = with_training(smoke_config, tmp_path / "run", steps=3)
     with pytest.raises(CheckpointError, match="other settings"):
@@ -257,7 +255,7 @@ FILES = (*(f"{name}.safetensors" for name in ("weights", "ema", "alignment", "op
 
 
 @pytest.mark.parametrize("name", [*FILES, "state.json"])
-def test_a_checkpoint_with_a_damaged_file_is_rejected_by_its_name(finished: Config, name: str):
+def test_errors_name_the_damaged_file_of_a_checkpoint(finished: Config, name: str):
     path = checkpoint_of(finished) / name
     content = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -289,7 +287,7 @@ def test_a_checkpoint_of_the_older_format_is_rejected_and_never_unpickled(finish
     assert not (tmp_path / "executed").exists()
 
 
-def test_weights_that_are_damaged_or_not_finite_are_rejected_by_their_name(finished: Config, tmp_path: Path):
+def test_errors_name_weights_that_are_damaged_or_not_finite(finished: Config, tmp_path: Path):
     path = tmp_path / "model.safetensors"
     content = bytearray((Path(finished.output_dir) / "model.safetensors").read_bytes())
     content[-3] ^= 16
@@ -318,7 +316,7 @@ def test_weights_that_are_damaged_or_not_finite_are_rejected_by_their_name(finis
     )
 )
 @settings(max_examples=30)
-def test_any_plain_optimizer_state_is_read_as_it_was_written(state: Any):
+def test_any_plain_optimizer_state_round_trips(state: Any):
     whole = {"state": {0: {"exp_avg": torch.arange(6.0).view(2, 3).T, "step": torch.tensor(3.0), "more": state}}}
     with tempfile.TemporaryDirectory() as folder:
         write_optimizer(Path(folder), whole)
@@ -329,7 +327,7 @@ def test_any_plain_optimizer_state_is_read_as_it_was_written(state: Any):
     assert repr(kept) == repr(read)  # types too: a list is no tuple, 1 not 1.0
 
 
-def test_ema_starts_where_told(smoke_config: Config, tmp_path: Path):
+def test_ema_starts_at_the_configured_step(smoke_config: Config, tmp_path: Path):
     tensors = {}
     for name, ema in {"off": (0.0, 0), "late": (0.9, -1), "early": (0.9, 0)}.items():
         changed = dataclasses.replace(smoke_config.training.ema, decay=ema[0], start_step=ema[1])

@@ -47,7 +47,7 @@ def measured(
         ((0.4, 1.0), (0.0, 0.5), (0.0, 0.5)),
     ],
 )
-def test_levels_are_quantiles_of_the_distribution_asked_for(
+def test_levels_are_quantiles_of_the_configured_distribution(
     smoke_config: Config, trained: tuple, validated: tuple, expected: tuple[float, float]
 ):
     values, seen = measured(smoke_config, trained, validated)
@@ -59,7 +59,7 @@ def test_levels_are_quantiles_of_the_distribution_asked_for(
     assert quarters == sorted(quarters)
 
 
-def test_arms_trained_on_different_noise_are_judged_on_the_same_levels(smoke_config: Config):
+def test_arms_trained_on_different_noise_are_validated_on_the_same_levels(smoke_config: Config):
     arms = [measured(smoke_config, trained, (-0.6, 1.2)) for trained in ((-1.2, 1.2), (0.0, 0.6))]
     assert arms[0] == arms[1]
     apart = [measured(smoke_config, trained, (None, None)) for trained in ((-1.2, 1.2), (0.0, 0.6))]
