@@ -1,4 +1,4 @@
-"""Diffusion: training objective, noise levels, guidance and samplers."""
+"""Provide the training objective, noise levels, guidance and samplers."""
 
 from microdit.diffusion.config import DiffusionConfig, GuidanceInterval, SamplerConfig
 from microdit.diffusion.edm import EDM, build_objective

@@ -1,4 +1,4 @@
-"""Define settings of the training objective, its noise levels, and the samplers."""
+"""Define the settings of the training objective, noise levels and samplers."""
 
 from __future__ import annotations
 
@@ -34,11 +34,9 @@ DEFAULT_DIFFUSION = DiffusionConfig()
 
 @dataclass(frozen=True)
 class GuidanceInterval:
-    """Set the noise levels at which guidance applies; by default all.
+    """Limit guidance to noise levels in (sigma_low, sigma_high].
 
-    It applies if sigma_low < sigma <= sigma_high.
-
-    At others the conditional model runs alone (Kynkäänniemi et al., arXiv 2404.07724, section 3).
+    At other levels the conditional model runs alone (Kynkäänniemi et al., arXiv 2404.07724, section 3).
     """
 
     sigma_low: Annotated[float, Range(0)] = 0.0
@@ -58,9 +56,15 @@ class GuidanceInterval:
         return self.sigma_low == 0 and self.sigma_high is None
 
     def contains(self, sigma: Tensor) -> Tensor:
-        """Return which of the levels (B,) are inside the range, as (B,) bool.
+        """Return which noise levels are in the interval.
 
-        The ends are rounded as the levels are.
+        Its ends are rounded to the precision of the levels.
+
+        Args:
+            sigma: (B,).
+
+        Returns:
+            (B,) bool.
         """
         above = sigma > self.sigma_low
         return above if self.sigma_high is None else above & (sigma <= self.sigma_high)

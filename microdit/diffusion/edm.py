@@ -18,7 +18,7 @@ from microdit.model.conditioning import Captions
 
 
 class EDM(Objective):
-    """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), EDM equation 7."""
+    """Compute D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), EDM equation 7."""
 
     def forward(self, x: Tensor, sigma: Tensor, y: Captions, plan: PatchMask | None = None) -> Tensor:
         s = sigma.float().view(-1, 1, 1, 1)
@@ -40,8 +40,16 @@ register_objective = OBJECTIVES.register
 def build_objective(config: DiffusionConfig, net: DiT, sigma_data: float) -> Objective:
     """Build the objective that `config` names around a network.
 
+    Args:
+        config: settings of the diffusion.
+        net: the network F.
+        sigma_data: standard deviation of the latents.
+
+    Returns:
+        The denoiser D, with the loss.
+
     Raises:
-        ConfigError: if there is none of that name, or it has parameters besides the network's.
+        ConfigError: if the name is unknown, or the objective has parameters besides the network's.
     """
     objective = OBJECTIVES.resolve(config.objective)(net, sigma_data, config)
     own = [name for name, _ in objective.named_parameters() if not name.startswith("net.")]

@@ -1,6 +1,6 @@
 """Apply classifier-free guidance, by captions or by path-drop.
 
-The configuration limits the noise levels at which it applies.
+It can be limited to an interval of noise levels.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def guided(
         denoiser: the conditional model.
         y: caption features (B, S, Y). The null caption is all zeros, as in training's caption dropout.
         guidance: w; the result is weaker + w (conditional - weaker).
-        interval: noise levels at which guidance applies. If it has no level of a batch, only the conditional prediction
-            is computed.
-        by: what the weaker prediction lacks: the caption, or also the middle blocks (path_drop, SPRINT, arXiv
-            2510.21986), which saves most of its cost.
+        interval: noise levels at which guidance applies. If it contains no level of a batch, only the conditional
+            prediction is computed.
+        by: what the weaker prediction lacks: "caption", or "path_drop" for the caption and the middle blocks (SPRINT,
+            arXiv 2510.21986), which saves most of its cost.
     """
     if guidance == 1:
         return lambda x, sigma: denoiser(x, sigma, y)

@@ -36,23 +36,35 @@ class NoiseDistribution:
         raise NotImplementedError
 
     def draw(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Return random noise levels (B,), float32."""
+        """Return random noise levels.
+
+        Args:
+            batch: B.
+            generator: its device is the result's.
+
+        Returns:
+            (B,), float32.
+        """
         share = torch.rand(batch, generator=generator, dtype=torch.float64, device=generator.device)
         return self.quantile(share.clamp(1e-9, 1 - 1e-9)).float()
 
     def mid_quantiles(self, count: int) -> Tensor:
-        """Return `count` ascending noise levels (count,), float32.
-
-        They are the middles of `count` equal shares of the distribution.
+        """Return the middles of equal shares of the distribution.
 
         They integrate over the distribution without sampling noise, so that a validation loss changes only with the
         weights.
+
+        Args:
+            count: number of shares.
+
+        Returns:
+            Ascending noise levels (count,), float32.
         """
         return self.quantile((torch.arange(count, dtype=torch.float64) + 0.5) / count).float()
 
 
 class LogNormal(NoiseDistribution):
-    """ln(sigma) ~ N(p_mean, p_std^2) (EDM, arXiv 2206.00364, table 1, "noise distribution").
+    """Draw ln(sigma) from N(p_mean, p_std^2) (EDM, arXiv 2206.00364, table 1).
 
     For flow matching with t = sigma / (1 + sigma) it is the logit-normal distribution of t (arXiv 2403.03206).
     """
@@ -73,18 +85,39 @@ register_noise_distribution = NOISE_DISTRIBUTIONS.register
 
 
 def build_noise_distribution(config: DiffusionConfig) -> NoiseDistribution:
-    """Build the distribution that `config` names."""
+    """Build the distribution that `config` names.
+
+    Returns:
+        The distribution of sigma.
+
+    Raises:
+        ConfigError: if the name is unknown.
+    """
     return NOISE_DISTRIBUTIONS.resolve(config.distribution)(config)
 
 
 def draw_sigma(batch: int, config: DiffusionConfig, generator: torch.Generator) -> Tensor:
-    """Return random training noise levels (B,)."""
+    """Return random noise levels for a training step.
+
+    Args:
+        batch: B.
+        config: names the distribution.
+        generator: its device is the result's.
+
+    Returns:
+        (B,), float32.
+    """
     return build_noise_distribution(config).draw(batch, generator)
 
 
 def quantile_sigma(count: int, config: DiffusionConfig) -> Tensor:
-    """Return `count` ascending quantiles of the noise distribution, (count,).
+    """Return the middles of `count` equal shares of the noise distribution.
 
-    They are the mid-quantiles of the training distribution.
+    Args:
+        count: number of shares.
+        config: names the distribution.
+
+    Returns:
+        Ascending noise levels (count,), float32.
     """
     return build_noise_distribution(config).mid_quantiles(count)

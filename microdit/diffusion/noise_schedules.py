@@ -19,6 +19,9 @@ def karras(config: SamplerConfig) -> Tensor:
 
     Steps are equal in sigma^(1/rho) (EDM, equation 5).
 
+    Args:
+        config: settings of the sampler.
+
     Returns:
         (steps + 1,), float64.
     """
@@ -32,15 +35,18 @@ register_noise_schedule = NOISE_SCHEDULES.register
 
 
 def sigma_steps(config: SamplerConfig) -> Tensor:
-    """Return the noise levels (steps + 1,), float64, of the schedule that `config` names.
+    """Return the noise levels that a sampler steps through.
+
+    Args:
+        config: names the schedule.
+
+    Returns:
+        Falling levels (steps + 1,), float64, the last one 0.
 
     Raises:
-        ConfigError: if they do not fall from a finite level to 0, or are not steps + 1.
+        ConfigError: if the schedule is unknown, or its levels are not steps + 1, not finite or do not fall to 0.
     """
-    schedule = NOISE_SCHEDULES.resolve(config.schedule)
-    sigmas = schedule(config).double()
-    if schedule is karras:  # falls to 0 by construction; checking would read values, which fake tensors don't have
-        return sigmas
+    sigmas = NOISE_SCHEDULES.resolve(config.schedule)(config).double()
     falling = sigmas.ndim == 1 and bool(sigmas.isfinite().all()) and bool((sigmas.diff() < 0).all())
     if not falling or len(sigmas) != config.steps + 1 or sigmas[-1] != 0:
         raise ConfigError(

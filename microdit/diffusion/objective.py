@@ -1,6 +1,4 @@
-"""Define the training objective as a role.
-
-It sets what the network predicts from a noisy latent, and the loss.
+"""Define the training objective: the network's target and the loss.
 
 B batch, C latent channels, H W latent height and width, T patches, S text tokens, Y text width.
 """
@@ -18,14 +16,12 @@ from microdit.model.conditioning import Captions
 class Objective(nn.Module):
     """Build a denoiser D(x; sigma) and its loss from a network; base class.
 
-    Implement `forward` and `loss_weight`.
+    Implement `forward` and `loss_weight`. An objective has no parameters of its own.
 
     The state x of training and of all samplers is clean + sigma * noise, with unit normal noise. Any other Gaussian
-    path a clean + b noise is this one divided by a, with sigma = b / a: an objective on such a path scales x in
+    path a clean + b noise is this one divided by a, with sigma = b / a. An objective on such a path scales x in
     `forward` (flow matching: x / (1 + sigma), t = sigma / (1 + sigma)). All samplers, noise schedules, noise
     distributions and guidance then work with it. The network must not depend on sigma except through its inputs.
-
-    An objective has no parameters of its own.
 
     Args:
         net: predicts (B, C, H, W) from scaled latents, a number per image that encodes the noise level, and captions.
@@ -40,31 +36,44 @@ class Objective(nn.Module):
         self.config = config
 
     def forward(self, x: Tensor, sigma: Tensor, y: Captions, plan: PatchMask | None = None) -> Tensor:
-        """Return the denoised latents (B, C, H, W), float32.
+        """Return the denoised latents.
 
         Args:
             x: noisy latents (B, C, H, W).
             sigma: noise level of each (B,), above 0.
             y: caption features (B, S, Y); zeros are the null caption.
-            plan: which patches to keep; what is returned in place of the others is of no account.
+            plan: the patches to keep; None: all. Values at dropped patches are not used.
+
+        Returns:
+            (B, C, H, W), float32.
         """
         raise NotImplementedError
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
-        """Return the weight (B,) of the squared error of D at noise levels (B,)."""
+        """Return the weight of the squared error of D.
+
+        Args:
+            sigma: noise levels (B,).
+
+        Returns:
+            (B,).
+        """
         raise NotImplementedError
 
     def loss(self, x: Tensor, y: Captions, sigma: Tensor, noise: Tensor, plan: PatchMask | None = None) -> Tensor:
-        """Return the loss of each image, (B,).
+        """Return the loss of each image.
 
-        It is the weighted squared error, averaged as the masking method defines.
+        It is the weighted squared error, averaged over patches as the masking method defines.
 
         Args:
             x: clean latents (B, C, H, W).
             y: caption features (B, S, Y).
             sigma: noise levels (B,).
             noise: unit normal (B, C, H, W).
-            plan: which patches to keep.
+            plan: the patches to keep; None: all.
+
+        Returns:
+            (B,).
         """
         noisy = x + sigma.view(-1, 1, 1, 1) * noise
         denoised = self(noisy, sigma, y, plan)

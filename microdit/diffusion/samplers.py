@@ -4,8 +4,8 @@ See Karras et al., arXiv 2206.00364.
 
 B batch, C latent channels, H W latent height and width.
 
-Each is a pure function of a denoiser `model(x, sigma)`, a state and noise levels. Captions and guidance are wrapped
-around the denoiser beforehand (`microdit.diffusion.guidance`).
+Each sampler is a pure function of a denoiser `model(x, sigma)`, a state and noise levels. Captions and guidance are
+wrapped around the denoiser beforehand (`microdit.diffusion.guidance`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ StepCallback = Callable[[int, int, Tensor], None]  # (step from 1, steps, latent
 
 
 class Sampler(Protocol):
-    """Integrate a state from the first noise level to the last; base of samplers."""
+    """Integrate a state from the first noise level to the last; type of samplers."""
 
     def __call__(
         self,
@@ -37,7 +37,7 @@ class Sampler(Protocol):
         generators: Sequence[torch.Generator] = ...,
         callback: StepCallback | None = ...,
     ) -> Tensor:
-        """Return the state at the last noise level, (B, C, H, W) float64.
+        """Return the state at the last noise level.
 
         Args:
             model: denoiser (x float32, sigma (B,) float32) -> (B, C, H, W).
@@ -46,6 +46,9 @@ class Sampler(Protocol):
             config: settings; `config.options` holds free keys.
             generators: one per image for stochastic samplers, so that an image does not depend on others of its batch.
             callback: called after each step.
+
+        Returns:
+            (B, C, H, W), float64.
         """
 
 
@@ -60,6 +63,17 @@ def sample_euler(
     """Integrate by Euler's method (EDM, algorithm 2 without lines 7 to 9).
 
     This is DDIM's step (arXiv 2010.02502).
+
+    Args:
+        model: denoiser (x float32, sigma (B,) float32) -> (B, C, H, W).
+        x: state at the first noise level (B, C, H, W), float64.
+        sigmas: falling noise levels (steps + 1,), float64, the last one 0.
+        config: its `churn` adds noise before each step.
+        generators: one per image; needed for churn.
+        callback: called after each step.
+
+    Returns:
+        State at the last noise level (B, C, H, W), float64.
     """
     steps = len(sigmas) - 1
     for i in range(steps):
@@ -81,6 +95,17 @@ def sample_heun(
     """Integrate by Heun's method (EDM, algorithm 2).
 
     The last step, to sigma 0, has no correction.
+
+    Args:
+        model: denoiser (x float32, sigma (B,) float32) -> (B, C, H, W).
+        x: state at the first noise level (B, C, H, W), float64.
+        sigmas: falling noise levels (steps + 1,), float64, the last one 0.
+        config: its `churn` adds noise before each step.
+        generators: one per image; needed for churn.
+        callback: called after each step.
+
+    Returns:
+        State at the last noise level (B, C, H, W), float64.
     """
     steps = len(sigmas) - 1
     for i in range(steps):
@@ -116,11 +141,14 @@ def sample(
         model: denoiser (x float32, sigma (B,)) -> (B, C, H, W).
         noise: unit normal (B, C, H, W).
         config: settings of the sampler.
-        generators: one per image, needed if `config.churn.amount` is above 0.
+        generators: one per image; needed if `config.churn.amount` is above 0.
         callback: called after each step.
 
     Returns:
         Clean latents (B, C, H, W), float32.
+
+    Raises:
+        ConfigError: if sampler or schedule are unknown or invalid, or churn lacks generators.
     """
     sigmas = sigma_steps(config)
     x = noise.double() * sigmas[0].item()
@@ -130,7 +158,15 @@ def sample(
 def slope(model: Model, x: Tensor, sigma: float) -> Tensor:
     """Return the slope dx/dsigma = (x - D(x; sigma)) / sigma.
 
-    It is (B, C, H, W) float64 (EDM, equation 3 with sigma(t) = t).
+    This is EDM, equation 3, with sigma(t) = t.
+
+    Args:
+        model: denoiser (x float32, sigma (B,)) -> (B, C, H, W).
+        x: state (B, C, H, W), float64.
+        sigma: its noise level, above 0.
+
+    Returns:
+        (B, C, H, W), float64.
     """
     levels = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
     return (x - model(x.float(), levels).double()) / sigma

@@ -1,4 +1,4 @@
-"""The model core: one configurable DiT for every study."""
+"""Provide the model core: one configurable DiT for every study."""
 
 from microdit.model.checkpoint_import import import_released, load_imported_folder, load_released, released_config
 from microdit.model.config import DiTConfig, MaskingConfig

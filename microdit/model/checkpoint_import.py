@@ -1,6 +1,7 @@
 """Import the paper's released weights.
 
-They are renamed and loaded safely, or rejected with a list of the keys that do not fit.
+Entries are renamed to our names and loaded without unpickling. A checkpoint that does not fit is rejected with a list
+of the keys.
 """
 
 from __future__ import annotations
@@ -46,11 +47,12 @@ def load_released(source: Path | str | Mapping[str, Tensor], config: DiTConfig) 
     """Return a `DiT` with released weights.
 
     Args:
-        source: a .safetensors or .pt/.pth/.bin file, or a state dict; plain, or nested under `dit.` beside an
-            autoencoder and a text encoder, whose entries are ignored. Pickles are parsed, never unpickled.
+        source: a .safetensors or .pt/.pth/.bin file, or a state dict. The network's entries may be nested under `dit.`;
+            those of an autoencoder and a text encoder beside them are ignored. Pickles are parsed, never executed.
         config: the architecture, from `preset` or `released_config`.
 
-    Raises CheckpointError listing missing, unexpected and misshapen entries.
+    Raises:
+        CheckpointError: if the file cannot be read, or entries are missing, unexpected or misshapen; lists them.
     """
     where = "state dict" if isinstance(source, Mapping) else str(source)
     return _load(_unnest(source if isinstance(source, Mapping) else _read(Path(source)), where), config, where)
@@ -67,7 +69,13 @@ def _load(weights: dict[str, Tensor], config: DiTConfig, where: str) -> DiT:
 def released_config(values: Mapping[str, Any], masking: MaskingConfig | None = None) -> DiTConfig:
     """Return our settings for the released model's constructor arguments.
 
-    The arguments are a mapping from argument names to values.
+    Args:
+        values: argument names and values. Only `use_patch_mixer` may be missing.
+        masking: used in training; None: deferred masking of 75%, or naive masking if the model has no patch-mixer.
+
+    Raises:
+        KeyError: if another argument is missing.
+        ConfigError: if a value is impossible.
     """
     attention, feed_forward = values["qkv_multipliers"], values["ffn_multipliers"]
     use_mixer = values.get("use_patch_mixer", True)
@@ -107,21 +115,22 @@ def import_released(
 ) -> str:
     """Convert a released checkpoint to `out`/model.safetensors and `out`/model.yaml.
 
-    Returns a line about the result.
-
     Args:
-        checkpoint: as `source` of `load_released`.
+        checkpoint: a file that `load_released` accepts.
         out: the new folder.
         preset_name: the architecture. Its latent size and position scale are replaced by those of the checkpoint.
-        config: a YAML or JSON file, of our model keys or of the released model's arguments, instead of a preset.
-        facts: recorded beside the weights.
-        sigma_data: recorded beside the weights.
-        beside: writes further files into the new folder.
+        config: a YAML or JSON file with our model keys or the released model's arguments; replaces the preset.
+        facts: metadata stored in the file of weights.
+        sigma_data: standard deviation of the latents, stored with the weights.
+        beside: writes further files into the new folder; called with the folder and the architecture.
         input_size: side of the latents, for checkpoints that don't contain their positions.
+
+    Returns:
+        A line with the number of parameters and the paths of both files.
 
     Raises:
         ConfigError: if the preset is unknown, or `input_size` contradicts the checkpoint or is given with `config`.
-        CheckpointError: if the checkpoint doesn't fit the architecture.
+        CheckpointError: if the checkpoint can't be read or doesn't fit the architecture.
     """
     where = str(checkpoint)
     weights = _unnest(_read(Path(checkpoint)), where)
@@ -145,9 +154,13 @@ def import_released(
 
 
 def _at_size(config: DiTConfig, positions: Tensor | None, input_size: int | None, where: str) -> DiTConfig:
-    """Return a preset at another latent size.
+    """Return a preset at the latent size of the stored positions, or at `input_size`.
 
-    The size is that of the stored `positions` (1, T, D), or `input_size`.
+    Args:
+        config: the preset.
+        positions: the checkpoint's position table (1, T, D), if it has one.
+        input_size: side of the latents; None: that of the positions or the preset.
+        where: the checkpoint, for messages.
     """
     scale = config.pos_interp_scale * (input_size or config.input_size) / config.input_size
     if positions is not None and positions.ndim == 3:
@@ -162,7 +175,12 @@ def _at_size(config: DiTConfig, positions: Tensor | None, input_size: int | None
 
 
 def load_imported_folder(folder: Path | str) -> DiT:
-    """Open a folder that `import_released` wrote."""
+    """Return the network in a folder that `import_released` wrote.
+
+    Raises:
+        ConfigError: if the folder's model.yaml is missing or invalid.
+        CheckpointError: if its weights are missing, unreadable or don't fit the settings.
+    """
     folder = Path(folder)
     net = DiT(_read_config(folder / "model.yaml"), seed=None)
     weights = dict(_read(folder / "model.safetensors"))

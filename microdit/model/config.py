@@ -15,7 +15,7 @@ from microdit.model.width_schedules import WidthConfig
 
 @dataclass(frozen=True)
 class FeedForwardConfig:
-    """Which feed-forward the dense blocks use; the caption block always has a SwiGLU."""
+    """Select the dense blocks' feed-forward; the caption block always has a SwiGLU."""
 
     type: str = "swiglu"  # swiglu | gelu | dotted path of a FeedForward class
 
@@ -39,20 +39,28 @@ class ExpertsConfig:
             )
 
     def in_backbone(self, index: int, depth: int) -> bool:
-        """Return whether backbone block `index` of `depth` has experts."""
+        """Return whether a backbone block has experts.
+
+        Args:
+            index: of the block, from 0.
+            depth: number of blocks.
+        """
         return self.every_n > 0 and (index + 1) % self.every_n == 0 and index != depth - 1
 
     def in_mixer(self, index: int) -> bool:
-        """Return whether mixer block `index` has experts.
+        """Return whether mixer block `index` (from 0) has experts.
 
-        The rule is that of the backbone, except that the first block has none and the last one may have some.
+        The rule is the backbone's, except that the first block never has experts and the last may.
+
+        Args:
+            index: of the block, from 0.
         """
         return self.every_n > 0 and index > 0 and (index + 1) % self.every_n == 0
 
 
 @dataclass(frozen=True)
 class MixerConfig:
-    """The patch-mixer of deferred masking; methods without a mixer ignore it."""
+    """Configure the patch-mixer of deferred masking; other methods ignore it."""
 
     depth: Annotated[int, Range(0, 4096)] = 4
     width: Annotated[int | None, Range(1, 1 << 17)] = None  # null: the model's
@@ -68,7 +76,7 @@ class MixerConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """MaskDiT's decoder; the original has 8 blocks, 512 wide."""
+    """Configure MaskDiT's decoder; the original has 8 blocks, 512 wide."""
 
     depth: Annotated[int, Range(0, 4096)] = 2
     width: Annotated[int | None, Range(1, 1 << 17)] = None  # null: the model's
@@ -81,9 +89,9 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class RouteConfig:
-    """Set the numbers of first and last backbone blocks that see all patches.
+    """Set how many of the first and last backbone blocks see all patches.
 
-    The blocks between them see the kept patches.
+    The blocks between them see the kept patches only.
     """
 
     before: Annotated[int, Range(0)] = 2
@@ -118,7 +126,7 @@ class MaskingConfig:
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """A diffusion transformer over latents, conditioned on caption tokens."""
+    """Configure a diffusion transformer over latents, conditioned on caption tokens."""
 
     in_channels: Annotated[int, Range(1, 1 << 16)] = 4
     input_size: Annotated[int, Range(1, 1 << 16)] = 16  # side of the latent
@@ -170,10 +178,12 @@ class DiTConfig:
 
     @property
     def mixer_width(self) -> int:
+        """Return M, the width of the patch-mixer's tokens."""
         return self.width if self.mixer.width is None else self.mixer.width
 
     @property
     def mixer_head_dim(self) -> int:
+        """Return the width of the patch-mixer's heads."""
         return self.head_dim if self.mixer.head_dim is None else self.mixer.head_dim
 
 

@@ -1,7 +1,7 @@
-"""The diffusion transformer: embed, mix, mask, backbone, head, unmask.
+"""Define the diffusion transformer: embed, mix, mask, backbone, head, unmask.
 
-B batch, C latent channels, h w latent height and width, T patches, K kept patches, S text tokens, Y text width,
-D width, p patch size.
+B batch, C latent channels, h w latent height and width, T patches, K kept patches, S text tokens, Y text width, D
+width, p patch size.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class DiT(nn.Module):
 
     Args:
         config: the architecture.
-        seed: of the initial weights; each parameter has its own stream, so networks that differ in one part start equal
-            in all others. None leaves them uninitialized, for loading.
+        seed: of the initial weights. Each parameter has its own random stream, so networks that differ in one part
+            start equal in all others. None leaves the weights uninitialized, for loading.
     """
 
     pos_embed: Tensor  # (1, T, D), fixed, so not among the weights
@@ -65,29 +65,33 @@ class DiT(nn.Module):
 
     @classmethod
     def from_preset(cls, name: str, seed: int | None = 0) -> DiT:
-        """Build the network of a named architecture, such as "DiT-Tiny/2".
-
-        `list_presets` returns all names.
+        """Build the network of a preset, such as "DiT-Tiny/2".
 
         Args:
-            name: of the architecture.
+            name: one of `list_presets()`, or a released name such as "MicroDiT_XL_2".
             seed: of the initial weights; None leaves them uninitialized, for loading.
 
+        Returns:
+            A network for latents of 32 x 32 x 4 and captions of 1024 channels.
+
         Raises:
-            ConfigError: if there is no such name; gives the nearest.
+            ConfigError: if there is no such preset; suggests the nearest name.
         """
         return cls(preset(name), seed)
 
     def forward(self, x: Tensor, t: Tensor, y: Captions, plan: PatchMask | None = None) -> Tensor:
-        """Predict from scaled noisy latents; see `microdit.diffusion.EDM` for the scalings.
+        """Return the network's output for scaled noisy latents.
+
+        See `microdit.diffusion.EDM` for the scalings.
 
         Args:
-            x: (B, C, h, w). t: (B,), c_noise = ln(sigma) / 4.
-            y: caption features (B, S, Y), with a mask of the tokens that are not padding; zeros are the null caption.
-            plan: the patches to keep; the output is zero at the others.
+            x: scaled noisy latents (B, C, h, w).
+            t: noise levels (B,) as c_noise = ln(sigma) / 4.
+            y: caption features (B, S, Y), with a mask if some tokens are padding; zeros are the null caption.
+            plan: the patches to keep; None: all.
 
         Returns:
-            (B, C, h, w).
+            (B, C, h, w), zero at dropped patches unless the masking method predicts these too.
         """
         x = self.x_embedder(x) + self.pos_embed  # (B, T, D)
         c, y = self.condition(t, y)  # (B, D), (B, S, D)
@@ -98,31 +102,42 @@ class DiT(nn.Module):
         return self.unpatchify(self.masking.restore(x, plan))
 
     def condition(self, t: Tensor, y: Captions) -> tuple[Tensor, Captions]:
-        """Return the condition and the caption tokens.
+        """Return what conditions the blocks.
 
-        The condition is noise level and pooled caption, (B, D). The tokens are (B, S, D), for
-        attention.
+        Args:
+            t: noise levels (B,) as c_noise.
+            y: caption features (B, S, Y).
+
+        Returns:
+            Noise level plus pooled caption (B, D), and caption tokens for attention (B, S, D).
         """
         tokens, mask = replace_empty_captions(y)
         tokens = self.caption_block(self.y_embedder(tokens), mask)
         return self.t_embedder(t) + self.pooled_embedder(mean_token(tokens, mask)), with_mask(tokens, mask)
 
     def unpatchify(self, x: Tensor) -> Tensor:
-        """Return (B, C, h, w) from (B, T, p p C).
+        """Arrange patches as latents.
 
-        Values within a patch are in (row, column, channel) order.
+        Args:
+            x: (B, T, p p C); values within a patch are in (row, column, channel) order.
+
+        Returns:
+            (B, C, h, w).
         """
         side, p = self.config.side, self.config.patch_size
         x = x.view(len(x), side, side, p, p, self.config.in_channels)
         return torch.einsum("brspqc->bcrpsq", x).reshape(len(x), self.config.in_channels, side * p, side * p)
 
     def mask_plan(self, batch: int, generator: torch.Generator, masked: bool = True) -> PatchMask | None:
-        """Return a random mask for `batch` images of a training step; None if nothing is dropped.
+        """Return a random mask for a training step.
 
         Args:
             batch: B.
-            generator: source of randomness.
+            generator: source of randomness; its device is the mask's.
             masked: whether the step drops patches.
+
+        Returns:
+            The plan for `forward`, or None if nothing is dropped.
         """
         masking = self.masking
         return masking.plan(batch, generator) if masked else masking.unmasked_plan(batch, generator)

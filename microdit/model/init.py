@@ -1,7 +1,7 @@
 """Initialize all parameters, each from its own random stream.
 
-Each parameter draws from its own stream, named after it. Arms of a study that share a seed start equal wherever their
-shapes agree, regardless of their other parameters.
+A parameter's stream is named after it. Arms of a study that share a seed start equal wherever their shapes agree,
+regardless of their other parameters.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ BOUND = 2.0  # of truncated normals: absolute, as in the released model, so in e
 def initialize(net: nn.Module, seed: int) -> None:
     """Set every parameter as the released model does.
 
-    `tests/model/reference/tiny_init.json` has its statistics.
-
-    Linears are Xavier-uniform, embedders normal (0.02). Biases are zero, except the patch embedding's: it keeps a
+    Linears are Xavier-uniform, embedders normal (0.02). Biases are zero, except the patch embedding's, which keeps a
     convolution's default. In blocks, the inputs of attention and feed-forwards are normal (0.02). Their outputs, and
-    what else a feed-forward lists in `depth_scaled`, are normal with 0.02 / sqrt(2 (i + 1)) in the backbone's block i.
-    In all other stacks (the mixer, MaskDiT's decoder) they have 0.02 / sqrt(2 depth), with the backbone's depth.
-    adaLN outputs, the head and the caption block's outputs are zero, so that a block is the identity at first
-    (adaLN-zero, DiT, arXiv 2212.09748 section 3.2).
+    further parameters that a feed-forward lists in `depth_scaled`, are normal with 0.02 / sqrt(2 (i + 1)) in the
+    backbone's block i. In all other stacks (the mixer, MaskDiT's decoder) they have 0.02 / sqrt(2 depth), with the
+    backbone's depth. adaLN outputs, the head and the caption block's outputs are zero, so that a block is the identity
+    at first (adaLN-zero, DiT, arXiv 2212.09748 section 3.2).
+
+    The tests compare the result with statistics of the released model.
+
+    Args:
+        net: a `DiT`.
+        seed: of all streams.
     """
     parameters = dict(net.named_parameters())
     for name, rule in _rules(net).items():
@@ -42,10 +46,10 @@ def initialize(net: nn.Module, seed: int) -> None:
 
 @torch.no_grad()
 def initialize_module(part: nn.Module, seed: int, name: str) -> None:
-    """Set every parameter of a part that is trained with the network, by the general rules.
+    """Set every parameter of a module outside the network by the general rules.
 
     Args:
-        part: the module.
+        part: a module that is trained together with the network.
         seed: of the run.
         name: prefix of the names of the random streams.
     """
@@ -55,10 +59,7 @@ def initialize_module(part: nn.Module, seed: int, name: str) -> None:
 
 
 def _rules(net: nn.Module) -> dict[str, Rule]:
-    """Return one rule for each parameter.
-
-    There is a general rule, then the exceptions of the parts.
-    """
+    """Return one rule per parameter: the general rules, overridden by those of parts."""
     rules = _general_rules(net)
     for path in ("t_embedder", "y_embedder", "pooled_embedder"):
         rules |= {f"{name}.weight": _normal for name, _ in _linears(path, net.get_submodule(path))}
@@ -83,9 +84,9 @@ def _general_rules(part: nn.Module) -> dict[str, Rule]:
 
 
 def _depth_for_output(net: nn.Module, path: str) -> int:
-    """Return the 1-based place of a backbone block.
+    """Return the depth that scales a block's outputs.
 
-    For a block of any other stack, return the backbone's depth.
+    It is the 1-based index of a backbone block, and the backbone's depth for blocks of any other stack.
     """
     stack, _, index = path.rpartition(".")
     return int(index) + 1 if stack == "blocks" else sum(1 for _ in net.get_submodule("blocks").children())
@@ -114,7 +115,7 @@ def _outputs(path: str, block: DiTBlock | CaptionBlock) -> list[str]:
 
 
 def _depth_scaled(path: str, block: DiTBlock) -> list[str]:
-    """Return the outputs, and what else the feed-forward scales like its output."""
+    """Return the outputs, and further parameters that the feed-forward scales alike."""
     return _outputs(path, block) + [f"{path}.mlp.{name}" for name in block.mlp.depth_scaled]
 
 

@@ -1,4 +1,4 @@
-"""Architectures by name, one row each."""
+"""List architectures by name, one row each."""
 
 from __future__ import annotations
 
@@ -23,20 +23,24 @@ ALIASES = {"MicroDiT_Tiny_2": "MicroDiT-Tiny/2", "MicroDiT_XL_2": "MicroDiT-XL/2
 
 
 def list_presets() -> tuple[str, ...]:
-    """Return the names that `preset` and `DiT.from_preset` take.
+    """Return the names that `preset` and `DiT.from_preset` accept.
 
-    Released names such as MicroDiT_XL_2 are aliases.
+    Returns:
+        Our names; released ones such as MicroDiT_XL_2 are accepted as aliases.
     """
     return PRESETS
 
 
 def preset(name: str) -> DiTConfig:
-    """Return the architecture of a name in `PRESETS`, or of a released one in `ALIASES`.
+    """Return a named architecture.
 
-    The latents are 32 x 32 x 4 (256 px) and captions have 1024 channels; `dataclasses.replace` changes a setting.
+    The latents are 32 x 32 x 4 (256 px) and captions have 1024 channels; use `dataclasses.replace` to change a setting.
+
+    Args:
+        name: one of `list_presets()`, or a released name in `ALIASES`.
 
     Raises:
-        ConfigError: if there is no such name; gives the nearest.
+        ConfigError: if there is no such preset; suggests the nearest name.
     """
     name = ALIASES.get(name, name)
     if name not in _ROWS:

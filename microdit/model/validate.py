@@ -1,7 +1,4 @@
-"""Check the model settings that need registries.
-
-These are the registries of feed-forwards and masking methods.
-"""
+"""Check the model settings that name registered feed-forwards, mixers and masking."""
 
 from __future__ import annotations
 
@@ -13,10 +10,10 @@ from microdit.model.masking.registry import MASKING_METHODS
 
 
 def check_model(config: DiTConfig) -> None:
-    """Check the names in `config` and what the masking method requires of the other settings.
+    """Check the registered names, and the settings that the masking method needs.
 
     Raises:
-        ConfigError: if a name is unknown, or the masking method does not fit the rest of `config`.
+        ConfigError: if a name is unknown, or the masking method does not fit the other settings.
     """
     FEED_FORWARDS.check(config.ffn.type)
     MIXERS.check(config.mixer.type)

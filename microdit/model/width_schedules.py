@@ -1,6 +1,6 @@
 """Set widths of attention and feed-forwards from the first block to the last.
 
-Constant, or growing with depth (layer-wise scaling, arXiv 2407.15811 section 3; OpenELM, arXiv 2404.14619).
+Widths are constant, or grow with depth (layer-wise scaling, arXiv 2407.15811 section 3; OpenELM, arXiv 2404.14619).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FINEST_HIDDEN = 8  # default granularity of hidden widths: fits vector units
 
 @dataclass(frozen=True)
 class WidthConfig:
-    """Ratios of the model width, from the first block (`start`) to the last (`end`)."""
+    """Set ratios of the model width, from the first block to the last."""
 
     schedule: str = "constant"  # constant | layerwise | dotted path of a Schedule
     start: Annotated[float, Range(above=0, most=1024)] = 1.0
@@ -29,7 +29,10 @@ class WidthConfig:
     multiple_of: Annotated[int | None, Range(1, 1 << 17)] = None
 
     def check(self, key: str) -> None:
-        """Check the settings, located at dotted `key`.
+        """Check the settings.
+
+        Args:
+            key: their dotted location, for messages.
 
         Raises:
             ConfigError: if they are impossible.
@@ -43,17 +46,33 @@ class WidthConfig:
             )
 
     def ratios(self, depth: int) -> list[float]:
-        """Return one ratio per block."""
+        """Return one ratio per block.
+
+        Args:
+            depth: number of blocks.
+        """
         return WIDTH_SCHEDULES.resolve(self.schedule)(self.start, self.end, depth)
 
 
 def constant(start: float, end: float, depth: int) -> list[float]:
-    """Return `start` for every block."""
+    """Return `start` for every block.
+
+    Args:
+        start: ratio of all blocks.
+        end: ignored; `WidthConfig` requires that it equals `start`.
+        depth: number of blocks.
+    """
     return [start] * depth
 
 
 def layerwise(start: float, end: float, depth: int) -> list[float]:
-    """Return ratios linear in the block's index, both ends included; a single block has `end`."""
+    """Return ratios that grow linearly with the block's index.
+
+    Args:
+        start: ratio of the first block.
+        end: ratio of the last block, and of a single one.
+        depth: number of blocks.
+    """
     if depth == 1:
         return [end]
     return [start + (end - start) * i / (depth - 1) for i in range(depth)]
@@ -66,14 +85,23 @@ register_width_schedule = WIDTH_SCHEDULES.register
 
 
 def round_up(value: float, multiple_of: int) -> int:
-    """Return the smallest positive multiple of `multiple_of` that is at least int(value)."""
+    """Return the smallest positive multiple that is at least int(value).
+
+    Args:
+        value: at least 0.
+        multiple_of: the granularity.
+    """
     return max(-(-int(value) // multiple_of), 1) * multiple_of
 
 
 def attention_width(width: int, ratio: float, head_dim: int, multiple_of: int | None) -> int:
-    """Return the width of queries, keys or values.
+    """Return the width of queries, keys and values, a whole number of heads.
 
-    It is a whole number of heads. Ratio 1 is the model width itself.
+    Args:
+        width: of the model.
+        ratio: of the result to `width`; 1 gives `width` itself.
+        head_dim: width of a head.
+        multiple_of: granularity, a multiple of `head_dim`; None: `head_dim`.
     """
     if ratio == 1:
         return width
@@ -81,11 +109,15 @@ def attention_width(width: int, ratio: float, head_dim: int, multiple_of: int | 
 
 
 def hidden_width(width: int, ratio: float, matrices: int, multiple_of: int | None) -> int:
-    """Return the hidden width of a feed-forward with `matrices` weight matrices.
+    """Return the hidden width of a feed-forward.
 
-    The ratio is counted for two matrices.
-
-    A gated feed-forward has three matrices, so its hidden width is two thirds of `width * ratio`: at one ratio all
+    A gated feed-forward has three matrices, so its hidden width is two thirds of `width * ratio`. At one ratio all
     kinds have equal parameters and FLOPs, within rounding up to `multiple_of`.
+
+    Args:
+        width: of the model.
+        ratio: of hidden to model width, for a feed-forward of two matrices.
+        matrices: number of matrices of width x hidden that the feed-forward has.
+        multiple_of: granularity; None: 8.
     """
     return round_up(width * ratio * 2 / matrices, multiple_of or FINEST_HIDDEN)

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from small import randomise
 from torch import Tensor
 
 from microdit.common.rng import generator
@@ -25,11 +26,7 @@ MASKINGS = {
 
 def build(method: str = "deferred") -> DiT:
     """Return a small network with all weights random, so that every part affects the output."""
-    net = DiT(dataclasses.replace(BASE, masking=MASKINGS[method]), seed=3)
-    for name, parameter in net.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator(0, name))
-        parameter.data = 1 + 0.1 * noise if "norm" in name else 0.1 * noise
-    return net.eval()
+    return randomise(DiT(dataclasses.replace(BASE, masking=MASKINGS[method]), seed=None)).eval()
 
 
 def images() -> tuple[Tensor, Tensor]:

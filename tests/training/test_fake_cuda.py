@@ -20,7 +20,7 @@ from microdit.common.parsing import assign, to_mapping
 from microdit.config.schema import Config, config_from_mapping
 from microdit.data.latents.caption_store import CaptionFeatures
 from microdit.data.latents.training_data import EncodedDataset
-from microdit.diffusion import EDM
+from microdit.diffusion import EDM, samplers
 from microdit.encoders import autoencoder as autoencoders
 from microdit.encoders.autoencoder import Pixels, build_autoencoder
 from microdit.encoders.text import build_text_encoder
@@ -157,6 +157,7 @@ def trained_and_sampled(
     patch.setattr(trainer, "build_alignment", made_outside(trainer.build_alignment))
     patch.setattr(trainer, "save_checkpoint", lambda *arguments: None)
     patch.setattr(autoencoders, "_load", made_outside(autoencoders._load))
+    patch.setattr(samplers, "sigma_steps", made_outside(samplers.sigma_steps))  # it checks values
     seen: list[int] = []
 
     def draw(step: int, net: DiT) -> None:

@@ -1,6 +1,7 @@
-"""Count the FLOPs of linears.
+"""Count the FLOPs of linear layers.
 
-A part that computes more counts it in its `flops` method; see `cost` for the rules.
+A module with other matrix products counts them in its own `flops` method; see `microdit.model.cost.network` for the
+rules.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from torch import nn
 
 
 def linear_flops(module: nn.Module, tokens: int) -> int:
-    """Return the FLOPs of all linears in `module`, each applied to `tokens` tokens.
+    """Return the FLOPs of all linears in a module; a multiply-add counts as 2.
 
-    A multiply-add counts as 2.
+    Args:
+        module: searched recursively.
+        tokens: number of tokens that each linear processes.
     """
     return sum(2 * tokens * part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))

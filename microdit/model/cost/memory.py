@@ -1,9 +1,7 @@
-"""Compute the least memory that a run needs.
+"""Estimate the least memory that a run needs.
 
-It is pure arithmetic, so that too large runs are rejected before anything is built.
-
-The parameter count is rough: the blocks' matrices, by width, depth and experts. It decides between possible and
-absurd; `microdit.model.cost.network` counts exactly.
+This is arithmetic on settings, so that impossible runs are rejected before anything is built. The parameter count is
+rough: the blocks' matrices only. `microdit.model.cost.network` counts exactly.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ GIB = 1 << 30
 
 
 def approximate_parameters(model: DiTConfig) -> float:
-    """Estimate the parameters of the blocks, to within a small factor."""
+    """Return a rough count of the blocks' parameters, to within a small factor."""
     attention, hidden = ((width.start + width.end) / 2 for width in (model.attn_width, model.ffn_width))
     every = model.experts.every_n
     expert_blocks = model.depth // every if every else 0
@@ -34,15 +32,29 @@ def approximate_parameters(model: DiTConfig) -> float:
 
 
 def batch_bytes(model: DiTConfig, resolution: int, batch_size: int) -> float:
-    """Return the bytes of one global batch.
+    """Return the bytes of one global batch's latents, noise and images.
 
-    It has latents, noise and images; activations are not included.
+    Activations are not included.
+
+    Args:
+        model: the architecture.
+        resolution: side of the images in pixels.
+        batch_size: images of all processes together.
     """
     return batch_size * (8.0 * model.in_channels * model.input_size**2 + 3.0 * resolution**2)
 
 
 def check_footprint(model: DiTConfig, resolution: int, batch_size: int) -> None:
-    """Raise ConfigError for a network or batch that no machine could hold."""
+    """Reject a network or batch that no machine could hold.
+
+    Args:
+        model: the architecture.
+        resolution: side of the images in pixels.
+        batch_size: images of all processes together.
+
+    Raises:
+        ConfigError: if parameters, patches per image or bytes per batch exceed a limit of this module.
+    """
     parameters = approximate_parameters(model)
     if parameters > MAX_PARAMETERS:
         raise ConfigError(
@@ -64,11 +76,17 @@ def check_footprint(model: DiTConfig, resolution: int, batch_size: int) -> None:
 
 
 def check_memory(parameters: int, batch: float, images: float, device: torch.device, processes: int) -> None:
-    """Raise ConfigError if this machine can't hold a run.
+    """Reject a run that does not fit into this machine's memory.
 
     Args:
-        parameters: exact count of the network. batch: bytes per global batch. images: bytes of the scored images.
-        device, processes: where the weights are; sharding over `processes` is taken into account.
+        parameters: exact count of the network.
+        batch: bytes of a global batch.
+        images: bytes of the scored images.
+        device: holds the weights.
+        processes: number of devices that the weights are sharded over.
+
+    Raises:
+        ConfigError: if weights, batch or images need more memory than there is.
     """
     ram = psutil.virtual_memory().total + psutil.swap_memory().total
     weights = float(parameters * BYTES_PER_PARAMETER)

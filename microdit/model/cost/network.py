@@ -1,9 +1,9 @@
 """Count the costs of a network: parameters, active parameters, FLOPs.
 
-A multiply-add is 2 FLOPs. Counted are all matrix products: linears, the patch convolution, both products of attention,
-experts by the tokens they take. Norms, activations, softmax and the position table are not. A training step is three
-forward passes (the backward pass costs two). Masked training counts the backbone at its kept patches and the mixer at
-all of them; sampling runs unmasked.
+A multiply-add is 2 FLOPs. All matrix products count: linears, the patch convolution, both products of attention, and
+experts by the tokens they take. Norms, activations, softmax and the position table do not. A training step costs three
+forward passes, since the backward pass costs two. In masked training the mixer processes all patches and the backbone
+the kept ones; sampling is unmasked.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def parameter_groups(config: DiTConfig) -> dict[str, int]:
 def active_parameters(config: DiTConfig) -> int:
     """Return the number of parameters that an average token uses.
 
-    Of `num` experts, it uses `capacity`.
+    A token uses `capacity` of a layer's experts on average.
     """
     idle = 0.0
     for module in meta_network(config).modules():
@@ -61,9 +61,12 @@ def active_parameters(config: DiTConfig) -> int:
 
 
 def flops_by_part(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: bool = True) -> dict[str, int]:
-    """Return the FLOPs of one image's forward pass, by part.
+    """Return the FLOPs of one image's forward pass, by part of the network.
 
-    `masked` counts the kept patches as in training, otherwise all patches.
+    Args:
+        config: the architecture.
+        text_tokens: S.
+        masked: count the kept patches, as in training; otherwise all patches.
     """
     net = meta_network(config)
     patches = config.patches
@@ -84,17 +87,34 @@ def flops_by_part(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: boo
 
 
 def forward_flops(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: bool = True) -> int:
-    """Return the FLOPs of one image's forward pass."""
+    """Return the FLOPs of one image's forward pass.
+
+    Args:
+        config: the architecture.
+        text_tokens: S.
+        masked: as in `flops_by_part`.
+    """
     return sum(flops_by_part(config, text_tokens, masked).values())
 
 
 def training_flops(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: bool = True) -> int:
-    """Return the FLOPs of one image in a training step."""
+    """Return the FLOPs of one image in a training step.
+
+    Args:
+        config: the architecture.
+        text_tokens: S.
+        masked: as in `flops_by_part`.
+    """
     return 3 * forward_flops(config, text_tokens, masked)
 
 
 def mixer_shares(config: DiTConfig, text_tokens: int = TEXT_TOKENS) -> dict[str, float]:
-    """Return the mixer's parameters and training FLOPs relative to the backbone's."""
+    """Return the mixer's parameters and training FLOPs relative to the backbone's.
+
+    Args:
+        config: the architecture.
+        text_tokens: S.
+    """
     params, flops = parameter_groups(config), flops_by_part(config, text_tokens)
     return {
         "mixer_params_ratio": params["mixer"] / params["backbone"],

@@ -1,4 +1,1 @@
-"""Define the network's layers.
-
-They are attention, blocks, feed-forwards, experts, patch-mixer and embeddings.
-"""
+"""Define the layers: attention, blocks, feed-forwards, patch-mixer, embeddings."""

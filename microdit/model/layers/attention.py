@@ -1,4 +1,4 @@
-"""Self- and cross-attention with normalized queries and keys.
+"""Implement self- and cross-attention with normalized queries and keys.
 
 B batch, L tokens, S text tokens, D width, A attention width, H heads, h head width.
 """
@@ -13,15 +13,15 @@ from microdit.model.cost.flops import linear_flops
 
 
 def _norm(width: int, eps: float, on: bool) -> nn.Module:
-    """Return a non-affine LayerNorm over all heads together, or the identity.
+    """Return the query-key norm: a LayerNorm over all heads together, or the identity.
 
-    The norm is query-key normalization (arXiv 2302.05442, section 2).
+    See arXiv 2302.05442, section 2. The norm has no parameters.
     """
     return nn.LayerNorm(width, eps=eps, elementwise_affine=False) if on else nn.Identity()
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of A = attention width, which need not be the model's."""
+    """Attend among tokens, at a width A that may differ from the model's."""
 
     def __init__(self, width: int, attention_width: int, head_dim: int, bias: bool, qk_norm: bool, eps: float) -> None:
         super().__init__()
@@ -64,9 +64,15 @@ class CrossAttention(nn.Module):
 def _attend(q: Tensor, k: Tensor, v: Tensor, head_dim: int, mask: Tensor | None) -> Tensor:
     """Return softmax(q k^T / sqrt(h)) v over heads of width h.
 
-    Shapes are (B, L, A), (B, S, A), (B, S, A) -> (B, L, A).
+    Args:
+        q: (B, L, A).
+        k: (B, S, A).
+        v: (B, S, A).
+        head_dim: h.
+        mask: (B, S) bool; keys at False get no weight.
 
-    Keys whose `mask` (B, S) is False get no weight.
+    Returns:
+        (B, L, A).
     """
     q, k, v = (part.unflatten(-1, (-1, head_dim)).transpose(1, 2) for part in (q, k, v))  # (B, H, L, h)
     seen = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, S)

@@ -1,7 +1,4 @@
-"""Build stacks of DiT blocks with a configuration's widths and experts.
-
-They are used by the backbone and the patch-mixer.
-"""
+"""Build the stacks of DiT blocks of the backbone and the patch-mixer."""
 
 from __future__ import annotations
 
@@ -13,7 +10,15 @@ from microdit.model.width_schedules import attention_width, hidden_width
 
 
 def backbone_blocks(config: DiTConfig, shape: BlockShape) -> list[DiTBlock]:
-    """Build the backbone's blocks, whose widths follow the two width schedules."""
+    """Build the backbone's blocks, whose widths follow the two width schedules.
+
+    Args:
+        config: the architecture.
+        shape: settings that all blocks share.
+
+    Returns:
+        `config.depth` blocks.
+    """
     attn_ratios = config.attn_width.ratios(config.depth)
     ffn_ratios = config.ffn_width.ratios(config.depth)
     blocks = []
@@ -25,7 +30,11 @@ def backbone_blocks(config: DiTConfig, shape: BlockShape) -> list[DiTBlock]:
 
 
 def mixer_blocks(config: DiTConfig) -> list[DiTBlock]:
-    """Build the `mixer.depth` blocks of the patch-mixer, at its own width."""
+    """Build the patch-mixer's blocks, at its own width.
+
+    Returns:
+        `config.mixer.depth` blocks.
+    """
     mixer = config.mixer
     shape = BlockShape(
         config.mixer_width, config.width, config.mixer_head_dim, config.bias, config.qk_norm, config.norm_eps

@@ -1,6 +1,6 @@
 """Define the transformer blocks.
 
-They are the DiT block with adaLN-zero and cross-attention, the caption block, and the head.
+These are the DiT block with adaLN-zero and cross-attention, the caption block, and the head.
 
 B batch, L tokens, S text tokens, D width (of the block), W width (of the condition).
 """
@@ -29,6 +29,11 @@ class BlockShape:
     eps: float
 
     def norm(self) -> nn.LayerNorm:
+        """Build a LayerNorm over the block's width, without bias.
+
+        Returns:
+            The norm, with a weight of its own.
+        """
         return nn.LayerNorm(self.width, eps=self.eps, bias=False)
 
 
@@ -47,14 +52,23 @@ class Modulation(nn.Sequential):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Scale and shift x (B, L, D) by (B, 1, D) each."""
+    """Scale and shift normalized tokens.
+
+    Args:
+        x: (B, L, D).
+        shift: (B, 1, D).
+        scale: (B, 1, D), relative to 1.
+
+    Returns:
+        (B, L, D).
+    """
     return x * (1 + scale) + shift
 
 
 class DiTBlock(nn.Module):
     """Apply self-attention, cross-attention to the caption, and feed-forward.
 
-    Each is modulated and gated by the condition.
+    Self-attention and feed-forward are modulated and gated by the condition.
     """
 
     def __init__(self, shape: BlockShape, attention_width: int, mlp: FeedForward) -> None:
@@ -82,7 +96,7 @@ class DiTBlock(nn.Module):
 class CaptionBlock(nn.Module):
     """Apply pre-norm self-attention and feed-forward to caption tokens.
 
-    This happens before the image tokens attend to them.
+    The block runs once, before the image tokens attend to the caption.
     """
 
     def __init__(self, shape: BlockShape, mlp: FeedForward) -> None:
@@ -102,9 +116,9 @@ class CaptionBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Apply a modulated LayerNorm and a linear to each patch's values.
+    """Map tokens to patch values with a modulated LayerNorm and a linear.
 
-    The values are in (row, column, channel) order.
+    The values of a patch are in (row, column, channel) order.
     """
 
     def __init__(self, shape: BlockShape, patch_values: int) -> None:

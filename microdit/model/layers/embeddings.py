@@ -17,7 +17,7 @@ MAX_PERIOD = 10_000.0
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches, each mapped linearly to a token."""
+    """Cut latents into square patches and map each linearly to a token."""
 
     def __init__(self, channels: int, patch_size: int, width: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class PatchEmbed(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoids of c_noise, cosines first, through two linears."""
+    """Embed c_noise by sinusoids, cosines first, and two linears."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -48,9 +48,9 @@ class TimestepEmbedder(nn.Module):
 
 
 class CaptionMLP(nn.Module):
-    """Apply Linear, GELU, LayerNorm and Linear to captions.
+    """Apply Linear, GELU, LayerNorm and Linear.
 
-    Caption features are mapped to the model width, and pooled ones to the condition.
+    One instance maps caption features to the model width, another the pooled caption to the condition.
     """
 
     def __init__(self, width_in: int, width: int, eps: float) -> None:
@@ -68,11 +68,17 @@ class CaptionMLP(nn.Module):
 
 
 def sincos_positions(width: int, side: int, interp_scale: float) -> Tensor:
-    """Return fixed two-dimensional sin-cos positions (1, side * side, width).
+    """Return fixed two-dimensional sin-cos positions.
 
-    Positions run row by row; columns fill the first half of the width.
+    Positions run row by row. Columns fill the first half of the width, rows the second.
 
-    Coordinates are divided by `interp_scale`, so that a grid twice as fine spans the range seen at the base grid.
+    Args:
+        width: D, a multiple of 4.
+        side: patches per side.
+        interp_scale: divides the coordinates, so that a grid twice as fine spans the range of the base grid.
+
+    Returns:
+        (1, side * side, width), float32.
     """
     # On the CPU, whatever the network's device: on the meta device, arange alone loads seconds of Python.
     coordinate = torch.arange(side, dtype=torch.float64, device="cpu") / interp_scale

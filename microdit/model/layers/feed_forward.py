@@ -1,6 +1,6 @@
 """Define the feed-forwards.
 
-They take the final hidden width; `width_schedules.hidden_width` does all rounding.
+They receive the final hidden width; `width_schedules.hidden_width` does all rounding.
 
 B batch, L tokens, D width, F hidden width.
 """
@@ -17,28 +17,29 @@ from microdit.model.cost.flops import linear_flops
 
 
 class FeedForward(nn.Module):
-    """Map (B, L, D) -> (B, L, D); base class of feed-forwards.
+    """Map (B, L, D) to (B, L, D); base class of feed-forwards.
 
-    Feed-forwards are built as `FeedForward(width, hidden, bias)`.
-
-    `matrices` counts its weight matrices of size width x hidden, which gives the hidden width at equal cost. Its last
-    linear is its output, which initialization scales down with depth; `depth_scaled` names further parameters that are
-    scaled alike.
+    They are built as `FeedForward(width, hidden, bias)`. `matrices` is the number of weight matrices of size width x
+    hidden; it determines the hidden width at equal cost. The last linear is the output, which initialization scales
+    down with depth; `depth_scaled` names further parameters to scale alike.
     """
 
     matrices: ClassVar[int] = 2
     depth_scaled: ClassVar[tuple[str, ...]] = ()
 
     def flops(self, tokens: int) -> int:
-        """Return the FLOPs for `tokens` tokens of one image.
+        """Return the FLOPs for one image.
 
-        Override it if not all are in linears over every token.
+        Override it if some matrix products are not linears over every token.
+
+        Args:
+            tokens: L.
         """
         return linear_flops(self, tokens)
 
 
 class SwiGLU(FeedForward):
-    """w3(silu(w1 x) * w2 x), arXiv 2002.05202 section 2."""
+    """Compute w3(silu(w1 x) * w2 x), arXiv 2002.05202 section 2."""
 
     matrices = 3
     depth_scaled = ("w2.weight",)
@@ -54,7 +55,7 @@ class SwiGLU(FeedForward):
 
 
 class GELU(FeedForward):
-    """w2(gelu(w1 x)), the feed-forward of ViT and DiT."""
+    """Compute w2(gelu(w1 x)), the feed-forward of ViT and DiT."""
 
     matrices = 2
 

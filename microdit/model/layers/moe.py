@@ -1,8 +1,6 @@
-"""Implement an expert-choice mixture of experts (arXiv 2202.09368).
+"""Implement a mixture of experts with expert choice (arXiv 2202.09368).
 
-Each expert takes the tokens with its highest scores (Zhou et al.).
-
-B batch, L tokens, D width, F hidden width, E experts, K tokens an expert takes.
+B batch, L tokens, D width, F hidden width, E experts, K tokens per expert and image.
 """
 
 from __future__ import annotations
@@ -16,12 +14,10 @@ from microdit.model.layers.feed_forward import FeedForward
 
 
 class ExpertChoice(FeedForward):
-    """Apply E two-layer GELU feed-forwards over gathered tokens.
+    """Apply E two-layer GELU feed-forwards, each to the tokens it scores highest.
 
-    A token's outputs are weighted by its gate and summed.
-
-    A token that no expert takes passes by (the block's residual keeps it). There is no auxiliary loss: every expert is
-    full by construction.
+    A token's outputs are weighted by its gates and summed. A token that no expert takes gives zero, so only the block's
+    residual remains. No auxiliary loss is needed, since every expert is full by construction.
     """
 
     def __init__(self, width: int, hidden: int, num: int, capacity: float) -> None:
@@ -32,7 +28,11 @@ class ExpertChoice(FeedForward):
         self.w2 = nn.Parameter(torch.empty(num, hidden, width))
 
     def taken(self, tokens: int) -> int:
-        """Return K, the tokens of one image that an expert takes."""
+        """Return K, the tokens of one image that an expert takes.
+
+        Args:
+            tokens: L.
+        """
         return max(int(self.capacity * tokens / len(self.w1)), 1)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, L, D) -> (B, L, D)

@@ -40,16 +40,22 @@ class Mixer(nn.Module):
         raise NotImplementedError
 
     def project_out(self, x: Tensor) -> Tensor:
-        """Return kept patches (B, K, M) at the model's width, (B, K, D).
+        """Map kept patches to the model's width.
 
-        It is called after masking, to map fewer of them.
+        It runs after masking, so that fewer patches are mapped.
+
+        Args:
+            x: (B, K, M).
+
+        Returns:
+            (B, K, D).
         """
         return x
 
     def flops(self, tokens: int, kept: int, text_tokens: int) -> int:
         """Return the FLOPs for one image.
 
-        Override it if they are not all in linears over every patch.
+        Override it if some matrix products are not linears over every patch.
 
         Args:
             tokens: T.
@@ -59,23 +65,17 @@ class Mixer(nn.Module):
         return linear_flops(self, tokens)
 
 
-class NoMixer(nn.Module):
+class NoMixer(Mixer):
     """Pass patches to the backbone unchanged."""
 
     def forward(self, x: Tensor, c: Tensor, y: Captions) -> Tensor:
         return x
 
-    def project_out(self, x: Tensor) -> Tensor:
-        return x
-
-    def flops(self, tokens: int, kept: int, text_tokens: int) -> int:
-        return 0
-
 
 class PatchMixer(Mixer):
     """Mix all patches with DiT blocks at the mixer's width.
 
-    Linear maps lead in and out if it differs from the model's.
+    If it differs from the model's width, linear maps lead in and out.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -112,9 +112,17 @@ MIXERS: Registry[type[Mixer]] = Registry("model.mixer.type", {"transformer": Pat
 register_mixer = MIXERS.register
 
 
-def build_mixer(config: DiTConfig, used: bool) -> Mixer | NoMixer:
+def build_mixer(config: DiTConfig, used: bool) -> Mixer:
     """Build the mixer that `config` names, if one is needed.
 
-    There is none if the masking method doesn't use one or its depth is 0.
+    Args:
+        config: the architecture.
+        used: whether the masking method uses a mixer.
+
+    Returns:
+        A `NoMixer` if none is used or its depth is 0.
+
+    Raises:
+        ConfigError: if the mixer's name is unknown.
     """
-    return MIXERS.resolve(config.mixer.type)(config) if used and config.mixer.depth else NoMixer()
+    return MIXERS.resolve(config.mixer.type)(config) if used and config.mixer.depth else NoMixer(config)

@@ -17,7 +17,7 @@ from microdit.model.masking.patch_mask import PatchMask, kept_patches, random_ma
 
 @dataclass(frozen=True)
 class MaskingLossInputs:
-    """Inputs of a method's loss."""
+    """Hold the inputs of a method's loss."""
 
     error: Tensor  # (B, T), weighted squared error of each patch
     noisy: Tensor  # (B, C, H, W), what was to be denoised
@@ -27,10 +27,9 @@ class MaskingLossInputs:
 class Masking(nn.Module):
     """Drop patches before the backbone; base class of all masking methods.
 
-    Their outputs after the head are zeros, and the loss excludes them.
-
-    A method with parts of its own (a decoder, say) builds them in its constructor. A method whose blocks see different
-    patches overrides `backbone` and, for the count of FLOPs, `seen_by`. Free settings are in `self.config.options`.
+    By default, the network's output at dropped patches is zero, and the loss excludes them. A method with modules of
+    its own (a decoder, say) builds them in its constructor. A method whose blocks see different patches overrides
+    `backbone` and, for counting FLOPs, `seen_by`. Free settings are in `self.config.options`.
 
     Args:
         config: the architecture.
@@ -59,28 +58,57 @@ class Masking(nn.Module):
         return kept_patches(self.side, self.config.ratio, self.config.block_size)
 
     def entering(self, masked: bool) -> int:
-        """Return the number of tokens that enter the backbone."""
+        """Return the number of tokens that enter the backbone.
+
+        Args:
+            masked: whether patches are dropped, as in training.
+        """
         return self.kept if masked else self.side**2
 
     def leaving(self, masked: bool) -> int:
-        """Return the number of tokens that the head receives."""
+        """Return the number of tokens that the head receives.
+
+        Args:
+            masked: whether patches are dropped, as in training.
+        """
         return self.entering(masked)
 
     def plan(self, batch: int, generator: torch.Generator) -> PatchMask | None:
-        """Return a random plan for `batch` images, None if nothing is dropped."""
+        """Return the random plan of a masked training step.
+
+        Args:
+            batch: B.
+            generator: source of randomness; its device is the plan's.
+
+        Returns:
+            The kept patches, or None if nothing is dropped.
+        """
         if self.config.ratio == 0:
             return None
         return random_mask(batch, self.side, self.config.ratio, self.config.block_size, generator)
 
     def unmasked_plan(self, batch: int, generator: torch.Generator) -> PatchMask | None:
-        """Return the plan of a training step on all patches, or None.
+        """Return the plan of a training step on all patches.
 
-        It is None unless the method varies more than the patches.
+        Args:
+            batch: B.
+            generator: source of randomness; its device is the plan's.
+
+        Returns:
+            None, unless the method varies more than the patches.
         """
         return None
 
     def drop(self, x: Tensor, plan: PatchMask | None) -> Tensor:
-        """Return the tokens that enter the backbone: (B, T, D) -> (B, K, D)."""
+        """Return the tokens that enter the backbone.
+
+        Args:
+            x: all tokens (B, T, D), or (B, T, M) from a mixer.
+            plan: the kept patches; None: all.
+
+        Returns:
+            (B, K, D) or (B, K, M).
+        """
         return gather_kept(x, plan)
 
     def backbone(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, y: Captions, plan: PatchMask | None) -> Tensor:
@@ -88,10 +116,10 @@ class Masking(nn.Module):
 
         Args:
             blocks: the backbone.
-            x: kept tokens (B, K, D).
+            x: tokens that `drop` returned, at the model's width (B, K, D).
             c: noise level and pooled caption (B, D).
             y: caption tokens (B, S, D).
-            plan: the kept patches.
+            plan: the kept patches; None: all.
 
         Returns:
             Tokens for the head (B, K, D).
@@ -101,37 +129,77 @@ class Masking(nn.Module):
         return x
 
     def restore(self, out: Tensor, plan: PatchMask | None) -> Tensor:
-        """Return values of all patches: (B, K, V) -> (B, T, V), zeros in place of dropped ones."""
+        """Return the head's output for all patches.
+
+        Args:
+            out: values of kept patches (B, K, V).
+            plan: the kept patches; None: all.
+
+        Returns:
+            (B, T, V), zeros at dropped patches.
+        """
         if plan is None:
             return out
         batch, kept, values = out.shape
         return scatter_tokens(out, out.new_zeros(batch, plan.mask.shape[1] - kept, values), plan)
 
     def loss(self, seen: MaskingLossInputs, plan: PatchMask | None) -> Tensor:
-        """Return the loss of each image (B,): the mean error over kept patches."""
+        """Return the loss of each image: the mean error over kept patches.
+
+        Args:
+            seen: errors, noisy latents and outputs.
+            plan: the kept patches; None: all.
+
+        Returns:
+            (B,).
+        """
         if plan is None:
             return seen.error.mean(1)
         visible = 1 - plan.mask
         return (seen.error * visible).sum(1) / visible.sum(1)
 
     def seen_by(self, index: int, masked: bool) -> int:
-        """Return the number of tokens that backbone block `index` (from 0) sees."""
+        """Return the number of tokens that a backbone block sees.
+
+        Args:
+            index: of the block, from 0.
+            masked: whether patches are dropped, as in training.
+        """
         return self.entering(masked)
 
     def own_flops(self, masked: bool, text_tokens: int) -> int:
-        """Return the FLOPs of the method's own parts for one image."""
+        """Return the FLOPs of the method's own modules for one image.
+
+        Args:
+            masked: whether patches are dropped, as in training.
+            text_tokens: S.
+        """
         return 0
 
 
 def gather_kept(x: Tensor, plan: PatchMask | None) -> Tensor:
-    """Return the kept tokens: (B, T, D) -> (B, K, D)."""
+    """Return the kept tokens.
+
+    Args:
+        x: all tokens (B, T, D).
+        plan: the kept patches; None: all.
+
+    Returns:
+        (B, K, D).
+    """
     return x if plan is None else plan.keep(x)
 
 
 def scatter_tokens(kept: Tensor, dropped: Tensor, plan: PatchMask) -> Tensor:
-    """Return kept and dropped tokens in the order of patches, (B, T, D).
+    """Return kept and dropped tokens in the order of patches.
 
-    Kept ones are (B, K, D). Dropped ones are (B, T - K, D), ascending.
+    Args:
+        kept: (B, K, D), in the plan's order.
+        dropped: (B, T - K, D), by ascending patch number.
+        plan: the kept patches.
+
+    Returns:
+        (B, T, D).
     """
     both = torch.cat([kept, dropped], dim=1)
     return both.gather(1, plan.ids_restore.unsqueeze(-1).expand(-1, -1, both.shape[-1]))
@@ -144,16 +212,14 @@ class NoMasking(Masking):
 class NaiveMasking(Masking):
     """Drop patches directly, as MaskDiT and MAE do.
 
-    The backbone has no information about them.
+    The backbone has no information about dropped patches.
     """
 
 
 class DeferredMasking(Masking):
-    """Drop patches after the patch-mixer.
+    """Drop patches after the patch-mixer (arXiv 2407.15811, section 3).
 
     The mixer passes information from all patches to the kept ones.
-
-    arXiv 2407.15811, section 3.
     """
 
     uses_mixer = True

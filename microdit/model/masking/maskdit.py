@@ -26,21 +26,24 @@ from microdit.model.width_schedules import hidden_width
 
 
 class MaskDiT(Masking):
-    """Encode visible patches with the backbone, and decode all patches.
+    """Encode visible patches with the backbone, then decode all patches.
 
-    A light decoder and a mask token do the decoding.
+    A light decoder receives the encoded patches, and a mask token in place of each dropped one.
 
     The loss is the denoising error on visible patches (section 3.3, equation 3) plus `reconstruction` times a masked
-    autoencoder's error on the others (equation 4): the squared distance between D(x; sigma) and the *noisy* patch,
-    each patch normalized to mean 0 and variance 1 as in the authors' code. Samplers run encoder and decoder on all
-    patches.
+    autoencoder's error on the others (equation 4): the squared distance between D(x; sigma) and the *noisy* patch, each
+    patch normalized to mean 0 and variance 1 as in the authors' code. Samplers run encoder and decoder on all patches.
     """
 
     pos_embed: Tensor  # (1, T, D), fixed
 
     @staticmethod
     def sizes(config: DiTConfig) -> tuple[int, int]:
-        """Return the width of the decoder and of its heads."""
+        """Return the width of the decoder and of its heads.
+
+        Returns:
+            (width, head width).
+        """
         decoder = config.masking.decoder
         return (
             config.width if decoder.width is None else decoder.width,
@@ -77,7 +80,18 @@ class MaskDiT(Masking):
         return self.side**2
 
     def backbone(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, y: Captions, plan: PatchMask | None) -> Tensor:
-        """(B, K, W) -> (B, T, D)."""
+        """Run the encoder on visible patches and the decoder on all.
+
+        Args:
+            blocks: the encoder.
+            x: visible tokens (B, K, W).
+            c: noise level and pooled caption (B, W).
+            y: caption tokens (B, S, W).
+            plan: the kept patches; None: all.
+
+        Returns:
+            Tokens for the head (B, T, D).
+        """
         x = self.enter(super().backbone(blocks, x, c, y, plan), c)
         if plan is not None:
             dropped = plan.mask.shape[1] - x.shape[1]
@@ -88,7 +102,15 @@ class MaskDiT(Masking):
         return x
 
     def restore(self, out: Tensor, plan: PatchMask | None) -> Tensor:
-        """Return (B, T, V) unchanged: the decoder predicts every patch."""
+        """Return `out` unchanged, since the decoder predicts every patch.
+
+        Args:
+            out: (B, T, V).
+            plan: ignored.
+
+        Returns:
+            (B, T, V).
+        """
         return out
 
     def loss(self, seen: MaskingLossInputs, plan: PatchMask | None) -> Tensor:
@@ -101,7 +123,7 @@ class MaskDiT(Masking):
         return loss + self.config.reconstruction * (error * plan.mask).sum(1) / plan.mask.sum(1)
 
     def _patches(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, T, V)."""
+        """Cut latents (B, C, H, W) into patches (B, T, V)."""
         return nn.functional.unfold(x, self.patch_size, stride=self.patch_size).transpose(1, 2)
 
     def own_flops(self, masked: bool, text_tokens: int) -> int:

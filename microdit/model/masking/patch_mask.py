@@ -1,6 +1,6 @@
-"""Patch masks: which patches of each image of a batch are kept, and random masks.
+"""Describe which patches of each image are kept, and draw random masks.
 
-B batch, T patches, K kept patches, G patches per side (T = G * G), b patches per side of a block.
+B batch, T patches, K kept patches, V values per patch, G patches per side (T = G * G), b patches per side of a block.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from microdit.common.errors import ConfigError
 
 @dataclass(frozen=True)
 class PatchMask:
-    """Which patches of each image are kept; 0-based patch numbers run row by row."""
+    """Select patches of each image; 0-based patch numbers run row by row."""
 
     ids_keep: Tensor  # (B, K) int64, the kept patches
     ids_restore: Tensor  # (B, T) int64: patch t is entry ids_restore[t] of [kept, dropped]
@@ -38,12 +38,24 @@ class PatchMask:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def keep(self, x: Tensor) -> Tensor:
-        """Return the kept ones (B, K, V) of all patches (B, T, V)."""
+        """Return the kept patches.
+
+        Args:
+            x: all patches (B, T, V).
+
+        Returns:
+            (B, K, V).
+        """
         return x.gather(1, self.ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def mask_from_keep(ids_keep: Tensor, patches: int) -> PatchMask:
-    """Return the mask that keeps `ids_keep` (B, K), in that order, of `patches` patches."""
+    """Return the mask that keeps given patches.
+
+    Args:
+        ids_keep: (B, K) int64 patch numbers, in the order in which tokens will be kept.
+        patches: T.
+    """
     batch, kept = ids_keep.shape
     mask = torch.ones(batch, patches, device=ids_keep.device).scatter(1, ids_keep, 0.0)
     # Dropped patches follow the kept ones in ascending order; sorting by (mask, number) is stable.
@@ -53,12 +65,24 @@ def mask_from_keep(ids_keep: Tensor, patches: int) -> PatchMask:
 
 
 def keep_all(batch: int, patches: int, device: torch.device | str = "cpu") -> PatchMask:
-    """Return the mask that drops nothing."""
+    """Return the mask that drops nothing.
+
+    Args:
+        batch: B.
+        patches: T.
+        device: of the mask.
+    """
     return mask_from_keep(torch.arange(patches, device=device).repeat(batch, 1), patches)
 
 
 def keep_none(batch: int, patches: int, device: torch.device | str = "cpu") -> PatchMask:
-    """Return the mask that keeps no patch, for path-drop guidance."""
+    """Return the mask that keeps no patch, for path-drop guidance.
+
+    Args:
+        batch: B.
+        patches: T.
+        device: of the mask.
+    """
     return mask_from_keep(torch.empty(batch, 0, dtype=torch.int64, device=device), patches)
 
 
@@ -67,7 +91,7 @@ def kept_patches(side: int, ratio: float, block_size: int) -> int:
 
     Args:
         side: G.
-        ratio: share of dropped patches.
+        ratio: share of dropped patches, in [0, 1).
         block_size: b.
 
     Raises:
@@ -91,9 +115,17 @@ def kept_patches(side: int, ratio: float, block_size: int) -> int:
 
 
 def random_mask(batch: int, side: int, ratio: float, block_size: int, generator: torch.Generator) -> PatchMask:
-    """Return a mask of uniformly random blocks, on the generator's device.
+    """Return a mask of uniformly random blocks; kept patches ascend in an image.
 
-    Kept patches ascend within an image.
+    Args:
+        batch: B.
+        side: G.
+        ratio: share of dropped patches, in [0, 1).
+        block_size: b.
+        generator: source of randomness; its device is the mask's.
+
+    Raises:
+        ConfigError: if the blocks do not divide the grid, or none is kept.
     """
     kept = kept_patches(side, ratio, block_size) // block_size**2
     coarse = side // block_size

@@ -1,4 +1,4 @@
-"""Masking methods by name."""
+"""List the masking methods by name."""
 
 from __future__ import annotations
 
@@ -24,5 +24,12 @@ register_masking = MASKING_METHODS.register
 
 
 def build_masking(config: DiTConfig) -> Masking:
-    """Build the masking method that `config` names."""
+    """Build the masking method that `config` names.
+
+    Returns:
+        The method, a module of the network.
+
+    Raises:
+        ConfigError: if the name is unknown.
+    """
     return MASKING_METHODS.resolve(config.masking.method)(config)

@@ -1,4 +1,4 @@
-"""SPRINT: sparse-dense residual fusion (arXiv 2510.21986)."""
+"""Implement SPRINT, sparse-dense residual fusion (arXiv 2510.21986)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class SparseDenseFusion(TokenRouting):
 
     This is SPRINT (Park et al., arXiv 2510.21986, section 3).
 
-    A learned token replaces the tokens that the deep path lacks. Both features are concatenated and projected to the
-    width. In training, a share of images (`route.path_drop`; the authors' code takes 0.1) has no deep path at all, so
-    that path-drop guidance may leave it out at sampling. Patches are dropped at random, not one in each group of four.
+    A learned token fills in for patches that skip the deep path. Both features are concatenated and projected to the
+    width. In training, a share of images (`route.path_drop`; 0.1 in the authors' code) has no deep path at all, so that
+    path-drop guidance can omit it when sampling. Patches are dropped at random, not one per group of four.
     """
 
     drops_paths = True

@@ -1,7 +1,7 @@
 """Implement TREAD: tokens skip the middle blocks without being lost.
 
 B batch, T patches, K kept patches, D width, S text tokens. The first `route.before` and the last `route.after` blocks
-see all patches, so that the loss is over all of them.
+see all patches, so the loss is over all of them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from microdit.model.masking.patch_mask import PatchMask
 class TokenRouting(Masking):
     """Let patches that are not kept skip the middle blocks.
 
-    This is TREAD (Krause et al., arXiv 2501.04765, section 3).
-
-    They rejoin the others unchanged after the last of these blocks. Without a plan the network is a plain DiT.
+    This is TREAD (Krause et al., arXiv 2501.04765, section 3). The patches rejoin the others unchanged after the last
+    of these blocks. Without a plan the network is a plain DiT.
     """
 
     @classmethod
@@ -44,7 +43,18 @@ class TokenRouting(Masking):
         return x
 
     def backbone(self, blocks: nn.ModuleList, x: Tensor, c: Tensor, y: Captions, plan: PatchMask | None) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+        """Run all blocks, the middle ones on kept tokens only.
+
+        Args:
+            blocks: the backbone.
+            x: all tokens (B, T, D).
+            c: noise level and pooled caption (B, D).
+            y: caption tokens (B, S, D).
+            plan: the kept patches; None: all.
+
+        Returns:
+            All tokens (B, T, D).
+        """
         for block in blocks[: self.start]:
             x = block(x, c, y)
         deep = gather_kept(x, plan)
@@ -56,15 +66,19 @@ class TokenRouting(Masking):
         return x
 
     def join(self, x: Tensor, deep: Tensor, plan: PatchMask | None) -> Tensor:
-        """Return all tokens (B, T, D) after the route.
+        """Return all tokens after the middle blocks.
 
-        The inputs are tokens before the route (B, T, D) and those that took it (B, K, D).
+        Args:
+            x: all tokens before the middle blocks (B, T, D).
+            deep: kept tokens after them (B, K, D).
+            plan: the kept patches; None: all.
+
+        Returns:
+            (B, T, D).
         """
         if plan is None:
             return deep
-        skipped = plan.ids_restore.argsort(1)[
-            :, deep.shape[1] :
-        ]  # (B, T - K), with a shape that does not depend on the data
+        skipped = plan.ids_restore.argsort(1)[:, deep.shape[1] :]  # (B, T - K)
         return scatter_tokens(deep, x.gather(1, skipped.unsqueeze(-1).expand(-1, -1, x.shape[-1])), plan)
 
     def restore(self, out: Tensor, plan: PatchMask | None) -> Tensor:
