@@ -1,4 +1,4 @@
-"""Helpers for all packages.
+"""Provide helpers for all packages.
 
 They import nothing else of this project, and torch only if needed.
 """

@@ -26,27 +26,55 @@ Explain = Callable[[Exception], tuple[str, int] | None]  # error -> its one line
 
 
 class UsageError(MicroditError):
-    """A command line can't be read; the message names the word and the nearest valid one."""
+    """Report a command line that can't be read.
+
+    The message has the word and the nearest valid one.
+    """
 
 
 class Parser(argparse.ArgumentParser):
-    """Parse arguments; raise UsageError with the nearest name on an error.
+    """Parse arguments; an error raises UsageError with the nearest name.
 
-    argparse would print the usage instead.
+    argparse would print the usage and exit instead.
     """
 
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError; argparse calls this for each error of the user."""
+        """Raise UsageError; argparse calls this for each error of the user.
+
+        Args:
+            message: what is wrong.
+
+        Returns:
+            Never.
+
+        Raises:
+            UsageError: always.
+        """
         raise UsageError(f"{message} ({self.prog} --help shows all)")
 
     def reject_unknown(self, words: Sequence[str]) -> NoReturn:
-        """Raise UsageError for words that no option reads, naming the nearest option."""
+        """Raise UsageError for words that no option reads, naming the nearest option.
+
+        Args:
+            words: the unknown part of the command line, at least one word.
+
+        Returns:
+            Never.
+        """
         options = [option for action in self._actions for option in action.option_strings]
         hint = f"; {nearest(words[0].partition('=')[0], options)}" if words[0].startswith("-") else ""
         self.error(f"unrecognized arguments: {' '.join(map(named, words))}{hint}")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return the parsed arguments; an unknown option is an error that names the nearest one."""
+        """Return the parsed arguments; reject unknown options.
+
+        Args:
+            args: the words; None: those of the process.
+            namespace: filled and returned if given.
+
+        Raises:
+            UsageError: if an argument is invalid or unknown; suggests the nearest.
+        """
         arguments, others = self.parse_known_args(args, namespace)
         if others:
             getattr(arguments, "parser", self).reject_unknown(others)
@@ -91,12 +119,15 @@ def _complete_paths(parser: argparse.ArgumentParser) -> None:
 
 
 def make_parser(prog: str, description: str, examples: Iterable[str]) -> Parser:
-    """Return the parser of a program, with `--help`, `--version` and `--print-completion`.
+    """Build a program's parser with --help, --version and --print-completion.
 
     Args:
         prog: the program's name.
         description: what it is for; line ends are kept.
         examples: complete command lines for the end of the help.
+
+    Returns:
+        The parser, without other arguments.
     """
     parser = Parser(
         prog=prog, description=description, epilog=_epilog(examples), formatter_class=argparse.RawTextHelpFormatter
@@ -108,13 +139,16 @@ def make_parser(prog: str, description: str, examples: Iterable[str]) -> Parser:
 
 
 def add_command(commands: Any, name: str, summary: str, examples: Iterable[str]) -> Parser:
-    """Add a subcommand to what `add_subparsers` returned, and return its parser.
+    """Add a subcommand to a program.
 
     Args:
-        commands: the program's subcommands.
+        commands: returned by the program's `add_subparsers`.
         name: the subcommand.
-        summary: one line for both helps.
+        summary: one line for both helps, lower case and without a full stop.
         examples: complete command lines for the end of the help.
+
+    Returns:
+        The subcommand's parser.
     """
     parser = commands.add_parser(
         name,
@@ -138,7 +172,7 @@ def add_settings(
 
     Args:
         parser: the parser of a program or subcommand.
-        options: what stands for the value in the help, and the option's help, by name. `tracking_uri` is read as
+        options: by name, the placeholder of the value in the help, and the option's help. `tracking_uri` is read as
             `--tracking-uri` and as `tracking_uri=`. With SWITCH a bare `--name` means `--name=true`.
         values: values that tab completion suggests, by name; other values are allowed.
 
@@ -170,7 +204,12 @@ class _StoreOnce(argparse.Action):
 
 
 def completion_of(function: str, values: Sequence[str]) -> dict[str, Any]:
-    """Return shtab's completion of an option that suggests `values`."""
+    """Return shtab's completion of an option.
+
+    Args:
+        function: name of the function in bash's script.
+        values: suggested values.
+    """
     listed = " ".join(values)
     return {
         "bash": function,
@@ -186,7 +225,7 @@ def completion_of_words(
     """Return shtab's completion of `name=value` words.
 
     Args:
-        function: name of the function in the script.
+        function: name of the function in bash's script.
         values: values per name; bash suggests them after `name=`.
         others: words without `=`.
     """
@@ -215,7 +254,7 @@ def split_words(parser: Parser, words: Sequence[str]) -> tuple[list[str], list[s
         words: the command line after the subcommand.
 
     Returns:
-        words for `parser.parse_args`, with `name=value` as `--name=value`; and the other key=value words.
+        Words for `parser.parse_args`, with `name=value` as `--name=value`; and the other key=value words.
     """
     actions = {option: action for action in parser._actions for option in action.option_strings}
     options: list[str] = []
@@ -251,14 +290,14 @@ def run_command(
     Output is made safe for any terminal, and each error is printed as one line.
 
     Args:
-        prog: the program's name, the start of each error's line.
-        body: does the work and returns the exit code.
-        explain: returns the line and the exit code of an error, or None to leave it to the rules below.
+        prog: the program's name, printed before each error.
+        body: runs the command and returns the exit code.
+        explain: returns the line and the exit code of an error, or None for the default.
         interrupted: printed after Ctrl-C.
-        mask: removes passwords from what is printed.
+        mask: removes passwords from printed text.
 
     Returns:
-        the code of `body`; 2 for a MicroditError or an OSError; 130 after Ctrl-C; 141 for a closed pipe; 1 with a
+        The code of `body`; 2 for a MicroditError or an OSError; 130 after Ctrl-C; 141 for a closed pipe; 1 with a
         traceback for any other error. Of several processes, one prints.
     """
     return safely(lambda: _guarded(prog, body, explain, interrupted, mask))

@@ -1,6 +1,6 @@
-"""Names in the MLflow store, shared by its writers and `analysis`.
+"""Define the names in the MLflow store, shared by its writers and `analysis`.
 
-Stored runs depend on every value here, so a value never changes. The module needs neither torch nor a tracking library.
+Stored runs depend on every value here, so values never change. The module needs neither torch nor a tracking library.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def experiment_name(study: str) -> str:
 
 
 class Role:
-    """Values of `Tag.ROLE`."""
+    """List the values of `Tag.ROLE`."""
 
     LAUNCH = "study"  # parent run of a study's launch
     TRIAL = "trial"  # one training run
 
 
 class Status:
-    """MLflow's statuses of a run."""
+    """List MLflow's statuses of a run."""
 
     SCHEDULED = "SCHEDULED"
     RUNNING = "RUNNING"
@@ -46,14 +46,14 @@ class Status:
 
 
 class Outcome:
-    """Values of `Tag.OUTCOME`: endings that MLflow has no status for."""
+    """List the values of `Tag.OUTCOME`: endings that MLflow has no status for."""
 
     PRUNED = "pruned"  # Status.KILLED
     DIVERGED = "diverged"  # Status.FAILED
 
 
 class Tag:
-    """Tags of this project on experiments, launches and trials."""
+    """List this project's tags on experiments, launches and trials."""
 
     PREFIX = "microdit."
     # of a launch or trial
@@ -99,7 +99,7 @@ class Tag:
 
 
 class MlflowTag:
-    """Tags that MLflow itself defines."""
+    """List tags that MLflow itself defines."""
 
     PARENT = "mlflow.parentRunId"
     NOTE = "mlflow.note.content"
@@ -144,7 +144,7 @@ MIXER_FLOPS_RATIO = "cost/mixer_flops_ratio"
 
 @dataclass(frozen=True)
 class ScoreInfo:
-    """How a score is printed, and whether higher values are better."""
+    """Describe how a score is printed, and whether higher values are better."""
 
     label: str
     higher_is_better: bool = False
@@ -152,7 +152,7 @@ class ScoreInfo:
 
 @dataclass(frozen=True)
 class CostInfo:
-    """How a cost is printed.
+    """Describe how a cost is printed.
 
     `label` is for axes and sentences, `heading` for columns of tables.
     """
@@ -195,26 +195,28 @@ def final_metric(score: str) -> str:
 
 
 def noise_set_metric(number: int, score: str) -> str:
-    """Return the metric that stores a score on samples from a noise set.
+    """Return the metric that stores a score on samples from one set of noise.
 
-    `number` counts from 1.
+    Args:
+        number: of the set, from 1.
+        score: name of the score.
     """
     return f"{FINAL_PREFIX}{NOISE_SET_PREFIX}{number}/{score}"
 
 
 def objective_metric(objective: str) -> str:
-    """Return the metric that a search's objective means.
+    """Return the metric that a search's objective names.
 
-    An objective is a score, or with a slash any metric's full name.
+    An objective is a score, or any metric's full name, recognized by its slash.
     """
     return objective if "/" in objective else final_metric(objective)
 
 
 @dataclass(frozen=True)
 class SearchRange:
-    """The range of a searched setting, such as `{low: 1.0e-3, high: 0.3}`.
+    """Hold the range of a searched setting, such as `{low: 1.0e-3, high: 0.3}`.
 
-    `whole`: all bounds are whole numbers, so only whole numbers are drawn.
+    `whole` is true if all bounds are whole numbers, so that only whole numbers are drawn.
     """
 
     low: float
@@ -225,7 +227,11 @@ class SearchRange:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> SearchRange:
-        """Return the range of a mapping with `low`, `high`, and maybe `log`, `step`."""
+        """Return the range that a mapping describes.
+
+        Args:
+            values: `low`, `high`, and optionally `log` and `step`.
+        """
         low, high, step = values["low"], values["high"], values.get("step")
         log = bool(values.get("log", False))
         if isinstance(low, int) and isinstance(high, int) and isinstance(step, int | None):
@@ -234,7 +240,11 @@ class SearchRange:
 
     @property
     def distribution(self) -> str:
-        """Name of Optuna's class for this range."""
+        """Return the name of Optuna's class for this range.
+
+        Returns:
+            "IntDistribution" or "FloatDistribution".
+        """
         return "IntDistribution" if self.whole else "FloatDistribution"
 
     @property

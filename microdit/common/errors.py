@@ -16,7 +16,7 @@ MAX_CHOICES_LISTED = 40
 
 
 class MicroditError(Exception):
-    """Base of all errors whose message is meant for the user.
+    """Report an error to the user; base of all errors that a user can fix.
 
     The message is printable: control characters are escaped, and a very long message is cut in the middle.
     """
@@ -26,35 +26,46 @@ class MicroditError(Exception):
 
 
 class ConfigError(MicroditError):
-    """A setting is unknown, invalid or contradicts another.
+    """Report a setting that is unknown, invalid or contradicts another.
 
     The message has file, key and nearest choice.
     """
 
 
 class DataError(MicroditError):
-    """A dataset, image, caption or cached feature can't be used; the message has the file."""
+    """Report a dataset, image, caption or cached feature that can't be used.
+
+    The message has the file.
+    """
 
 
 class CheckpointError(MicroditError):
-    """Weights or training state can't be loaded; the message has the entries."""
+    """Report weights or training state that can't be loaded.
+
+    The message lists the entries.
+    """
 
 
 class DivergenceError(MicroditError):
-    """A loss, gradient, sample or score became NaN or infinite.
+    """Report a loss, gradient, sample or score that is NaN or infinite.
 
     The message has its name and step.
     """
 
 
 class StopTraining(Exception):
-    """Raised by a logger callback to end a run early (pruning). Not an error."""
+    """End a run early (pruning); raised by a logger callback, and not an error."""
 
 
 def nearest(name: object, choices: Iterable[object]) -> str:
     """Return a hint with the closest valid choice, or all if none is close.
 
-    It ends an error message.
+    Args:
+        name: the invalid choice.
+        choices: the valid ones.
+
+    Returns:
+        The end of an error message.
     """
     valid = [str(choice) for choice in choices]
     word = name if isinstance(name, str) else shown(name)
@@ -75,9 +86,11 @@ def listed(items: Sequence[str], most: int) -> str:
 
 
 def shown(value: object, most: int = MAX_VALUE_CHARACTERS) -> str:
-    """Return a value's repr for an error message.
+    """Return a value's repr for an error message, printable and shortened.
 
-    It is printable and at most `most` characters long.
+    Args:
+        value: of any type.
+        most: characters of the result.
     """
     try:
         text = repr(value)
@@ -87,7 +100,12 @@ def shown(value: object, most: int = MAX_VALUE_CHARACTERS) -> str:
 
 
 def named(text: object, most: int = MAX_VALUE_CHARACTERS) -> str:
-    """Return a key or file name for an error message: without quotes, printable and shortened."""
+    """Return a key or file name for an error message: unquoted, on one line.
+
+    Args:
+        text: a string or path; other values are shown as by `shown`.
+        most: characters of the result.
+    """
     words = printable(str(text) if isinstance(text, (str, PurePath)) else shown(text))
     return shortened(words.replace("\n", "\\n"), most)
 
@@ -95,7 +113,7 @@ def named(text: object, most: int = MAX_VALUE_CHARACTERS) -> str:
 def printable(text: str) -> str:
     """Return `text` with control characters and lone surrogates escaped.
 
-    Line ends, tabs and spaces stay.
+    Line ends, tabs and spaces are kept.
     """
     if text.isprintable():
         return text
@@ -103,7 +121,12 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return `text` without its middle if it is longer than `most` characters."""
+    """Return `text` without its middle if it is too long.
+
+    Args:
+        text: any text.
+        most: characters up to which it is returned unchanged.
+    """
     if len(text) <= most:
         return text
     head = most * 2 // 3

@@ -15,14 +15,22 @@ LARGEST = sys.float_info.max  # what MLflow's sqlite store returns for infinity
 
 
 def is_sound(value: float | None) -> bool:
-    """Return whether `value` is finite and not a store's substitute for infinity."""
+    """Return whether a metric is finite, and not a store's substitute for infinity.
+
+    Args:
+        value: None is not sound.
+    """
     return value is not None and -LARGEST < float(value) < LARGEST
 
 
 def unsound(values: Mapping[str, float]) -> str:
     """Return the first metric that is not finite, such as `final/fd is nan`.
 
-    "" if there is none.
+    Args:
+        values: names and values of metrics.
+
+    Returns:
+        "" if all are finite.
     """
     return next((f"{name} is {value}" for name, value in values.items() if not is_sound(value)), "")
 
@@ -30,8 +38,12 @@ def unsound(values: Mapping[str, float]) -> str:
 def require_sound(values: Mapping[str, float], where: str) -> Mapping[str, float]:
     """Return `values` if all are finite.
 
+    Args:
+        values: names and values of metrics.
+        where: place or step, for the message.
+
     Raises:
-        DivergenceError: if one is not; the message has the metric and `where`.
+        DivergenceError: if a value is not finite; the message has the metric and `where`.
     """
     found = unsound(values)
     if found:
@@ -45,6 +57,9 @@ def require_finite(x: Tensor, what: str) -> Tensor:
     Args:
         x: a tensor whose first dimension counts images.
         what: what the images are, for the message.
+
+    Returns:
+        The same tensor.
 
     Raises:
         DivergenceError: if it has NaN or infinity.

@@ -15,10 +15,7 @@ CPUINFO = Path("/proc/cpuinfo")  # Linux; elsewhere `platform` is used
 
 
 def device_name(device: torch.device) -> str:
-    """Return the GPU's product name, or a name such as `cpu (AMD EPYC)`.
-
-    The processor's name is added if it is known.
-    """
+    """Return the GPU's product name, or a name such as `cpu (AMD EPYC)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = cpu_name() if device.type == "cpu" else ""

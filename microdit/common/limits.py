@@ -1,6 +1,6 @@
 """Declare which values a setting allows, and check them in one place.
 
-The declaration stands beside the setting.
+The declaration is an annotation of the setting:
 
     @dataclass(frozen=True)
     class MixerConfig:
@@ -10,7 +10,8 @@ The declaration stands beside the setting.
         def __post_init__(self) -> None:
             check_settings("model.mixer", self)
 
-Upper bounds are far above any machine: a typing error must not fill the memory or run for days.
+Upper bounds are far above any machine's capacity: they prevent a typing error from filling the memory or running for
+days.
 """
 
 from __future__ import annotations
@@ -32,8 +33,7 @@ NOT_EMPTY = "not empty"  # mark of a text that is left out or null rather than "
 class Range:
     """Declare the allowed numbers of a setting.
 
-    They range from `least` to `most`, both included, or between the excluded ends `above` and
-    `below`.
+    The ends `least` and `most` are included, the ends `above` and `below` excluded. None means no limit.
     """
 
     least: float | None = None
@@ -98,7 +98,7 @@ def check_settings(path: str, config: object) -> None:
 
 @cache
 def field_types(cls: type) -> dict[str, Any]:
-    """Return the evaluated annotations of dataclass `cls`, including what `Annotated` adds."""
+    """Return the evaluated annotations of a dataclass, `Annotated` marks included."""
     return typing.get_type_hints(cls, include_extras=True)
 
 
@@ -106,7 +106,7 @@ def field_types(cls: type) -> dict[str, Any]:
 def _rules(cls: type) -> dict[str, tuple[tuple[Any, ...], tuple[Any, ...], bool]]:
     """Return the rules of all fields that have any.
 
-    These are the marks, the choices of a Literal, and whether None is allowed.
+    A rule is the field's marks, the choices of its Literal, and whether None is allowed.
     """
     rules = {}
     for name, kind in field_types(cls).items():
@@ -126,7 +126,15 @@ def _printed(number: float) -> str:
 
 
 def check_path(key: str, path: str | None) -> None:
-    """Raise ConfigError for a path that no file system takes."""
+    """Check that a path has no part that is too long for a file system.
+
+    Args:
+        key: the setting that holds the path, for the message.
+        path: None is allowed.
+
+    Raises:
+        ConfigError: if a part has more than 255 bytes.
+    """
     longest = max((len(os.fsencode(part)) for part in (path or "").split("/")), default=0)
     if longest > MAX_NAME_BYTES:
         raise ConfigError(

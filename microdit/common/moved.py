@@ -1,8 +1,7 @@
 """Map former locations of public modules and names to the present ones.
 
-Users' YAML and Python files may still contain the former ones.
-
-Dotted class paths in YAML are translated; imports in users' modules are not, and the error names the new location.
+Users' YAML and Python files may still contain the former ones. Dotted class paths in YAML are translated. Imports in
+users' modules are not, but the error names the present location.
 """
 
 from __future__ import annotations
@@ -127,9 +126,13 @@ def present_path(path: str) -> str | None:
 
 
 def import_hint(error: ImportError) -> str:
-    """Return a message's ending that names the present location, or "".
+    """Return the end of a message that names the present location.
 
-    It is for a module or name that could not be imported.
+    Args:
+        error: raised by an import of a module or name.
+
+    Returns:
+        "" if nothing of that name was moved.
     """
     wanted = error.name or ""
     name = re.match(r"cannot import name '(\w+)'", str(error))

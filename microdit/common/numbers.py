@@ -20,7 +20,7 @@ GROUPED_FROM = 1e5  # `format_significant` groups the digits of larger numbers a
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` seeds and the half-width of its 95% interval.
+    """Hold a mean over `n` seeds and the half-width of its 95% interval.
 
     `half` is NaN if n < 2.
     """
@@ -31,20 +31,23 @@ class Estimate:
 
     @property
     def low(self) -> float:
+        """Return the lower end of the interval."""
         return self.mean - self.half
 
     @property
     def high(self) -> float:
+        """Return the upper end of the interval."""
         return self.mean + self.half
 
     @property
     def has_interval(self) -> bool:
+        """Return whether there are enough seeds for an interval."""
         return self.n >= 2
 
     def __str__(self) -> str:
         """Return `12.3 ± 1.2`, `12.3 (n=1)` or `-`.
 
-        The interval decides the number of digits.
+        The interval's width decides the number of digits.
         """
         if self.n == 0:
             return "-"
@@ -57,7 +60,8 @@ class Estimate:
 def estimate(values: ArrayLike) -> Estimate:
     """Return the mean and Student's 95% interval of independent values.
 
-    Values that are not finite are dropped.
+    Args:
+        values: one per seed; values that are not finite are dropped.
     """
     data = np.asarray(values, dtype=float)
     data = data[np.isfinite(data)]
@@ -82,14 +86,26 @@ def signed(difference: Estimate) -> str:
 
 
 def decimals(half: float) -> int:
-    """Return the decimal places that show two significant digits of `half`."""
+    """Return the number of decimals that shows two significant digits.
+
+    Args:
+        half: half-width of an interval.
+
+    Returns:
+        0 to 6; 3 if `half` is 0 or not finite.
+    """
     return 3 if half == 0 or not math.isfinite(half) else min(MAX_DECIMALS, max(0, 1 - math.floor(math.log10(half))))
 
 
 def format_number(value: float, sign: bool = False, digits: int = 4) -> str:
-    """Return `digits` significant digits.
+    """Return a number with significant digits, and an exponent only if needed.
 
-    No exponent between 1e-4 and 1e6; `-` for NaN and infinity.
+    Numbers from 1e-4 to 1e6 have no exponent.
+
+    Args:
+        value: NaN and infinity are printed as `-`.
+        sign: print a plus sign.
+        digits: significant digits.
     """
     if not math.isfinite(value):
         return "-"
@@ -102,7 +118,12 @@ def format_number(value: float, sign: bool = False, digits: int = 4) -> str:
 
 
 def format_significant(value: float, digits: int = 4) -> str:
-    """Return `digits` significant digits with grouped thousands and never an exponent."""
+    """Return a number with grouped thousands and never an exponent.
+
+    Args:
+        value: NaN and infinity are printed as such.
+        digits: significant digits; all digits before the point are printed.
+    """
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     return f"{value:,.0f}" if abs(value) >= GROUPED_FROM else f"{value:,.{_places(value, digits)}f}"

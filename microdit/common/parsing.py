@@ -1,8 +1,6 @@
 """Convert plain mappings (YAML, JSON, Hydra) to frozen dataclasses and back.
 
-Errors name the key.
-
-The dataclasses are beside the components that they configure.
+The dataclasses are defined beside the components that they configure. Errors name the key.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ InfiniteFloat = Annotated[float, _MAY_BE_INFINITE]  # a setting that may be infi
 
 
 class FrozenOptions(Mapping[str, Any]):
-    """An immutable, hashable mapping of free keys, for a user's classes."""
+    """Hold free keys for a user's classes, immutable and hashable."""
 
     def __init__(self, values: Mapping[str, Any] | None = None) -> None:
         self._values = dict(values or {})
@@ -57,7 +55,7 @@ class FrozenOptions(Mapping[str, Any]):
 
 
 def parse(cls: type[T], values: Mapping[str, Any], source: str = "config", path: str = "") -> T:
-    """Build dataclass `cls` from a mapping.
+    """Build a dataclass from a mapping.
 
     Args:
         cls: the dataclass.
@@ -65,10 +63,12 @@ def parse(cls: type[T], values: Mapping[str, Any], source: str = "config", path:
         source: the file, for messages.
         path: the dotted key of this node, for messages.
 
+    Returns:
+        An instance of `cls`.
+
     Raises:
-        ConfigError: if a key is unknown (with the nearest name) or missing, a value has the wrong type, or a number is
-        not
-            finite.
+        ConfigError: if a key is unknown (suggests the nearest) or missing, a value has the wrong type, or a number is
+            not finite.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: '{path}' must be a mapping of keys, got {shown(values)}")
@@ -166,8 +166,8 @@ def _convert_scalar(kind: Any, value: Any, source: str, key: str, infinite: bool
 def _check_value(value: Any, source: str, key: str, infinite: bool = False) -> None:
     """Check the size of a number or text.
 
-    Raises ConfigError for a number that is not finite or has more than 64 bits, and for an overlong
-    text.
+    Raises:
+        ConfigError: if a number is not finite or has more than 64 bits, or a text is too long.
     """
     if isinstance(value, float) and not math.isfinite(value) and not (infinite and value > 0):
         raise ConfigError(f"{source}: '{key}' is {value}; it must be a finite number")
@@ -179,9 +179,10 @@ def _check_value(value: Any, source: str, key: str, infinite: bool = False) -> N
 
 
 def _check_free(value: Any, source: str, key: str, level: int = 0) -> None:
-    """Check that a free value is made of finite numbers, text, lists and mappings.
+    """Check that a free value consists of finite numbers, text, lists and mappings.
 
-    Raises ConfigError otherwise.
+    Raises:
+        ConfigError: if it does not.
     """
     if level > MAX_LEVELS:
         raise ConfigError(f"{source}: '{key}' is nested too deeply; at most {MAX_LEVELS} levels are read")
@@ -200,10 +201,15 @@ def _check_free(value: Any, source: str, key: str, level: int = 0) -> None:
 
 
 def check_finite(config: Any, source: str = "config", path: str = "") -> None:
-    """Check all numbers in dataclass `config`.
+    """Check all numbers in a dataclass.
+
+    Args:
+        config: an instance of a dataclass.
+        source: the file, for messages.
+        path: the dotted key of `config`, for messages.
 
     Raises:
-        ConfigError: if one is not finite; the message has its key.
+        ConfigError: if a number is not finite; the message has its key.
     """
     hints: dict[str, Any] = field_types(type(config))  # type: ignore[arg-type]
     for field in dataclasses.fields(config):
@@ -222,7 +228,7 @@ def _marks(kind: Any) -> tuple[Any, ...]:
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
-    """Return nested plain dicts and lists, ready for YAML or JSON; the inverse of `parse`."""
+    """Return a dataclass as plain dicts and lists; the inverse of `parse`."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
@@ -237,7 +243,13 @@ def _plain(value: Any) -> Any:
 
 
 def assign(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set dotted `key` of a nested mapping in place; everything above its leaf must exist."""
+    """Set a dotted key of a nested mapping in place.
+
+    Args:
+        values: has all levels above the key's last part.
+        key: such as "model.width".
+        value: the new value.
+    """
     *parents, leaf = key.split(".")
     node = values
     for parent in parents:
@@ -246,15 +258,20 @@ def assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def override(values: dict[str, Any], words: Sequence[str], source: str = "command line") -> set[str]:
-    """Set `key=value` words (dotted keys, YAML values) in a nested mapping in place.
+    """Set `key=value` words in a nested mapping in place.
 
     A mapping as value is merged into the existing one.
+
+    Args:
+        values: the settings.
+        words: dotted keys with YAML values.
+        source: of the words, for messages.
 
     Returns:
         The dotted keys that were set.
 
     Raises:
-        ConfigError: if a word has another form, or its key doesn't exist; the message has the nearest key.
+        ConfigError: if a word has another form, or its key doesn't exist; suggests the nearest key.
     """
     known = flatten(values, empty=True)
     given: set[str] = set()
@@ -277,9 +294,12 @@ def override(values: dict[str, Any], words: Sequence[str], source: str = "comman
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "", empty: bool = False) -> dict[str, Any]:
-    """Return nested mappings as dotted keys.
+    """Return nested mappings as dotted keys; lists are kept whole.
 
-    Lists stay whole. Empty mappings are kept only if `empty`.
+    Args:
+        values: the nested mapping.
+        prefix: dotted key of `values`.
+        empty: keep empty mappings, which are otherwise omitted.
     """
     found: dict[str, Any] = {}
     for name, value in values.items():
@@ -292,10 +312,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "", empty: bool = False) ->
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """Read one YAML mapping.
 
+    Args:
+        path: the file.
+
+    Returns:
+        Its keys and values.
+
     Raises:
         ConfigError: if the file is missing, is not a mapping, or is rejected by `microdit.common.files.strict_yaml`;
-        the
-            message has file and line.
+            the message has file and line.
     """
     path = Path(path)
     if not os.path.lexists(path):

@@ -1,9 +1,8 @@
 """Register the implementations of each extension point.
 
-Each role has a registry that maps a name in YAML to a class or function.
-
-A name is one of ours, one that a user registered with a decorator, or the dotted path of a class or function. A dotted
-path runs code, so it reaches only into `microdit` and into modules that the configuration lists in `plugins`.
+Each role has a registry that maps a name in YAML to a class or function. The name is one of ours, one that a user
+registered with a decorator, or a dotted path. A dotted path runs code, so only `microdit` and the modules that the
+configuration lists in `plugins` can be named.
 """
 
 from __future__ import annotations
@@ -24,9 +23,12 @@ _allowed = {"microdit"}  # modules that dotted paths may name; a process only ev
 
 
 def import_plugins(modules: Iterable[str]) -> None:
-    """Import the user's modules, and allow dotted paths into them and their submodules.
+    """Import the user's modules, and allow dotted paths into them.
 
-    The working directory is searched after the usual places.
+    The paths may also name their submodules. The working directory is searched last.
+
+    Args:
+        modules: dotted names.
 
     Raises:
         ConfigError: if a module can't be imported.
@@ -43,7 +45,7 @@ def import_plugins(modules: Iterable[str]) -> None:
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """The implementations of one role by name.
+    """Map names to the implementations of one role.
 
     Args:
         key: the setting that names an implementation, for messages.
@@ -69,12 +71,16 @@ class Registry(Mapping[str, T], Generic[T]):
         return len(self._entries)
 
     def register(self, name: str) -> Callable[[Item], Item]:
-        """Return a decorator that adds a class or function under `name`.
+        """Return a decorator that adds a class or function under a name.
 
         Registering the same definition again (a notebook's cell, a reloaded module) replaces it.
 
+        Args:
+            name: letters, digits, "_" and "-".
+
         Raises:
-            ConfigError: if `name` is no identifier-like word, is taken, or the class does not derive from `base`.
+            ConfigError: from the decorator, if `name` has other characters or is taken, or the class does not derive
+                from `base`.
         """
 
         def decorate(item: Item) -> Item:
@@ -89,20 +95,25 @@ class Registry(Mapping[str, T], Generic[T]):
         return decorate
 
     def check(self, name: str, key: str | None = None) -> None:
-        """Check that `name` is registered or dotted; import nothing.
+        """Check that a name is registered or dotted, without importing anything.
 
         Args:
-            key: the setting that holds the name, if it is another than the registry's own.
+            name: of an implementation.
+            key: the setting that holds the name, if not the registry's own.
 
         Raises:
-            ConfigError: if it is neither; names the nearest valid choice.
+            ConfigError: if it is neither; suggests the nearest valid choice.
         """
         if name not in self._entries and "." not in name:
             hint = nearest(name, self._entries)
             raise ConfigError(f"'{key or self.key}' is '{name}'; {hint} (or name a class of yours by its dotted path)")
 
     def resolve(self, name: str, key: str | None = None) -> T:
-        """Return the implementation called `name`, importing it if it is a dotted path.
+        """Return the implementation of a name, importing it if it is a dotted path.
+
+        Args:
+            name: of an implementation.
+            key: the setting that holds the name, if not the registry's own.
 
         Raises:
             ConfigError: if there is none, its module is not listed in `plugins`, or it does not derive from `base`.
@@ -137,6 +148,6 @@ def _is_allowed(module: str) -> bool:
 def _definition(item: Any) -> tuple[Any, Any]:
     """Return module and qualified name of a definition.
 
-    They stay the same if the definition is run again.
+    They stay the same if the definition is executed again.
     """
     return getattr(item, "__module__", None), getattr(item, "__qualname__", repr(item))

@@ -1,7 +1,4 @@
-"""Print tables for a terminal.
-
-They are aligned by tabulate, and narrow enough not to wrap.
-"""
+"""Format tables for a terminal, narrow enough not to wrap."""
 
 from __future__ import annotations
 
@@ -20,16 +17,16 @@ def text_table(
 ) -> str:
     """Return a table with a header, at most 100 characters wide.
 
-    To make it fit, columns are left out from the right, and then the widest cells are cut; a line below reports it.
+    To fit, columns are omitted from the right, and then the widest cells are cut. A line below the table reports this.
 
     Args:
-        rows: the header and the rows, all of one length.
+        rows: the header and the rows, all of the same length.
         wide: print all columns, however wide.
         left: columns aligned to the left; the others are aligned to the right.
-        keep: columns that are never left out.
+        keep: columns that are never omitted.
 
     Returns:
-        lines without spaces at their ends.
+        Lines without spaces at their ends.
     """
     shown, cut = list(range(len(rows[0]))), False
     cells = [list(row) for row in rows]

@@ -1,7 +1,7 @@
 """Write files atomically, remove files of killed writers, name files by content.
 
-A file or folder is made in a scratch folder `.NAME.XXXXXXXX` beside its target and renamed into place. While its writer
-runs, it holds a lock in that folder, so `sweep` can distinguish abandoned scratch folders.
+A file or folder is written in a scratch folder `.NAME.XXXXXXXX` beside its target and then renamed into place. While
+its writer runs, it holds a lock in that folder, so `sweep` can distinguish abandoned scratch folders.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ABANDONED_SECONDS = 3600.0  # age since the last change of an abandoned scratch 
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path for a file or folder, and rename it to `path` on success.
+    """Yield a temporary path for a file or folder, and rename it on success.
 
     A folder already at `path` is replaced. On an exception the temporary one is removed and `path` is unchanged.
     """
@@ -53,9 +53,13 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Yield an empty folder in `parent` that `sweep` keeps while this process runs.
+    """Yield an empty folder that `sweep` keeps while this process runs.
 
     It is removed afterwards.
+
+    Args:
+        parent: made if missing.
+        name: of the target; the folder is called `.NAME.XXXXXXXX`.
     """
     parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{name[:SCRATCH_NAME_LENGTH]}.", dir=parent))
@@ -76,11 +80,15 @@ def remove(path: Path) -> None:
 
 
 def sweep(root: Path | str, depth: int = 0) -> list[Path]:
-    """Remove the scratch folders of dead writers in `root` and `depth` levels below.
+    """Remove the scratch folders of dead writers.
 
     A writer of this machine (since its boot) is dead if nobody holds its lock. Of other writers only the age is known:
     their folders are removed after an hour without a change. Empty folders, left between their creation and their lock,
     are removed after a minute. A replacement that was interrupted between its two renames is completed.
+
+    Args:
+        root: the folder to search; it may be missing.
+        depth: number of levels below `root` to search.
 
     Returns:
         The removed paths.
@@ -105,7 +113,7 @@ def sweep(root: Path | str, depth: int = 0) -> list[Path]:
 def _is_scratch(path: Path, name: str) -> bool:
     """Return whether a folder is a scratch folder.
 
-    It then has an owner's lock or, from an older version, only the named file.
+    It then contains an owner's lock or, if an older version wrote it, only the named file.
     """
     try:
         found = os.listdir(path)
@@ -159,19 +167,24 @@ def _machine() -> str:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write a text file atomically, as UTF-8."""
+    """Write a text file atomically, as UTF-8.
+
+    Args:
+        path: the file; its folder is made if missing.
+        text: the content.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def file_trouble(error: OSError) -> str:
-    """Return one sentence about a file-system error: the file, and what is wrong."""
+    """Return one line about a file-system error: the file, and what is wrong."""
     names = [named(name, 300) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
     return f"{' -> '.join(names) or 'a file'}: {error.strerror or error}"
 
 
 def walk_files(root: Path) -> Iterator[Path]:
-    """Yield all files below `root` in the order of names, following links to folders.
+    """Yield all files below a folder in the order of names, following links.
 
     Each folder is listed once, under the first name that leads to it, so loops of links end.
 
@@ -202,7 +215,7 @@ def walk_files(root: Path) -> Iterator[Path]:
 def stat_fingerprint(path: Path | str | None) -> str:
     """Return a digest of names and `file_state` of all files below a folder.
 
-    "" if `path` is not a folder.
+    It is "" if `path` is not a folder.
     """
     digest, root = hashlib.sha256(), Path(path or "").expanduser()
     if not path or not os.path.isdir(root):

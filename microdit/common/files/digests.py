@@ -1,4 +1,4 @@
-"""Compute digests of files, and verify that a file has the content it was written with."""
+"""Compute digests of files, and verify that a file is as it was written."""
 
 from __future__ import annotations
 
@@ -14,16 +14,27 @@ DIGEST = "sha256"  # key of the digest in a signed JSON file
 
 
 def signed(values: Mapping[str, Any]) -> str:
-    """Return JSON text of `values` with a digest, which `read_signed` verifies."""
+    """Return JSON text of values with a digest, which `read_signed` verifies.
+
+    Args:
+        values: of JSON's types, without the key "sha256".
+    """
     return json.dumps({**values, DIGEST: _json_digest(values)}, indent=1, ensure_ascii=False)
 
 
 def read_signed(path: Path, optional: bool = False) -> dict[str, Any]:
-    """Read a file written with `signed`, and return its values without the digest.
+    """Read a file written with `signed`.
+
+    Args:
+        path: the file.
+        optional: accept a file without a digest.
+
+    Returns:
+        The values without the digest.
 
     Raises:
         OSError: if the file can't be read.
-        ValueError: if it is not a JSON object, or its digest is wrong, or missing unless `optional`.
+        ValueError: if it is not a JSON object, or its digest is wrong or missing.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -37,8 +48,12 @@ def read_signed(path: Path, optional: bool = False) -> dict[str, Any]:
 def verified(values: dict[str, Any], optional: bool = False) -> dict[str, Any]:
     """Return the values of a signed JSON object without their digest.
 
+    Args:
+        values: with the digest, which is removed in place.
+        optional: accept values without a digest.
+
     Raises:
-        ValueError: if the digest is wrong, or missing unless `optional`.
+        ValueError: if the digest is wrong or missing.
     """
     stored = values.pop(DIGEST, None)
     if stored is None and not optional:
@@ -53,11 +68,12 @@ def _json_digest(values: Mapping[str, Any]) -> str:
 
 
 def file_state(path: Path | str) -> tuple[int, ...]:
-    """Return size, times, inode and device of a file.
+    """Return numbers that change if a file is written, replaced or renamed.
 
-    They change if the file is written, replaced or renamed.
+    They include the time of the inode's last change (ctime), which a user can't set, unlike the time of modification.
 
-    This includes the time of the inode's last change (ctime), which unlike the time of modification no user can set.
+    Returns:
+        Size in bytes, mtime and ctime in ns, inode, device.
     """
     facts = os.stat(path)
     return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_dev

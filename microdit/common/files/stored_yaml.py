@@ -1,6 +1,6 @@
 """Read YAML of finished runs: fast, bounded, with one kind of error.
 
-Unlike `strict_yaml`, which reads what users write, it accepts any plain value and much larger documents.
+`strict_yaml` reads what users write. This module accepts any plain value and much larger documents.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
 
 
 def load_stored_yaml(text: str, source: str, error: type[MicroditError] = DataError) -> Any:
-    """Return the one YAML document in `text`.
+    """Return the one YAML document in a text.
+
+    Args:
+        text: at most 2,000,000 values, aliases expanded.
+        source: the file, for the message.
+        error: class of the exception.
 
     Raises:
-        error: if it is not valid YAML or exceeds a limit; the message names `source`.
+        error: if it is not valid YAML or exceeds a limit.
     """
     try:
         _check_structure(text)
@@ -32,10 +37,15 @@ def load_stored_yaml(text: str, source: str, error: type[MicroditError] = DataEr
 
 
 def load_stored_mapping(text: str, source: str, error: type[MicroditError] = DataError) -> dict[str, Any]:
-    """Return the YAML mapping in `text`.
+    """Return the YAML mapping in a text.
+
+    Args:
+        text: at most 2,000,000 values, aliases expanded.
+        source: the file, for the message.
+        error: class of the exception.
 
     Raises:
-        error: if it is not valid YAML, is another value, or has a key that is not text; the message names `source`.
+        error: if it is not valid YAML, is another value, or has a key that is not text.
     """
     values = load_stored_yaml(text, source, error)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -50,9 +60,9 @@ def _reason(error: Exception) -> str:
 
 
 def _check_structure(text: str) -> None:
-    """Raise an error if a document is too deep or too large.
+    """Raise an error if a document is nested too deeply or too large.
 
-    Aliases count as what they expand to, and must not expand to themselves.
+    An alias counts as many values as it expands to, and must not contain itself.
     """
     sizes: dict[str, int | None] = {}  # anchor -> values below it; None while it is open
     open_nodes: list[tuple[str | None, int]] = []  # enclosing collections: anchor, and the count at their start

@@ -1,8 +1,6 @@
 """Read untrusted YAML with limits on size, nesting and expanded aliases.
 
-Every fault raises the same type of error.
-
-Keys must be text. For JSON and text see `text.py`.
+Every fault raises the same type of error. Keys must be text. See `text.py` for JSON and text.
 """
 
 from __future__ import annotations
@@ -28,10 +26,15 @@ Kind = type[MicroditError]
 
 
 def load_yaml(text: str, source: str, kind: Kind = ConfigError) -> Any:
-    """Return the one YAML document in `text`.
+    """Return the one YAML document in a text.
+
+    Args:
+        text: at most 1 MiB.
+        source: the file, for the message.
+        kind: class of the exception.
 
     Raises:
-        kind: if it is invalid; the message has `source` and the fault.
+        kind: if the text is invalid; the message has `source` and the fault.
     """
     if len(text) > MAX_YAML_BYTES:
         raise kind(f"{source}: not valid YAML: has {len(text):,} characters; at most {MAX_YAML_BYTES:,} are read")
@@ -46,7 +49,7 @@ def load_yaml(text: str, source: str, kind: Kind = ConfigError) -> Any:
 def _check_encodable(value: Any, text: str) -> None:
     """Raise ValueError if an escape in `text` is a lone surrogate.
 
-    No file or terminal can hold one.
+    Neither files nor terminals can represent one.
     """
     if SURROGATE.search(text):
         json.dumps(value, ensure_ascii=False, default=str).encode()
@@ -64,10 +67,10 @@ def _reason(error: Exception) -> str:
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML restricted to what a configuration needs.
+    """Load YAML restricted to what a configuration needs.
 
-    Rejected are repeated keys (the first value would be lost), dates, sets, binary data, Python objects, merge keys,
-    cycles, and numbers that are not finite or exceed 64 bits.
+    Repeated keys (the first value would be lost), dates, sets, binary data, Python objects, merge keys, cycles, NaN,
+    and integers of more than 64 bits are rejected.
     """
 
     def __init__(self, stream: Any) -> None:

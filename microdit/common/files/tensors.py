@@ -1,9 +1,8 @@
 """Write and read tensors in safetensors files with metadata and a digest.
 
-The digest is verified on load.
-
-The digest covers names, types, shapes, values and metadata, but not the file's layout. Files of other programs have no
-digest and are loaded without this check. Equal tensors and metadata give equal files, byte for byte.
+The digest is verified on load. It covers names, types, shapes, values and metadata, but not the file's layout. Files of
+other programs have no digest and are loaded without this check. Equal tensors and metadata give equal files, byte for
+byte.
 """
 
 from __future__ import annotations
@@ -26,9 +25,14 @@ DIGEST = "sha256"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
-    """Write contiguous tensors, metadata and their digest.
+    """Write tensors, metadata and their digest.
 
     The write is not atomic: use a temporary path.
+
+    Args:
+        path: the file.
+        tensors: contiguous, on any device.
+        facts: metadata.
     """
     on_cpu = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     stored = {**(facts or {}), DIGEST: tensors_digest(on_cpu, facts or {})}
@@ -59,9 +63,14 @@ def _metadata(stored: Any) -> dict[str, str]:
 
 
 def read_tensors(path: Path, signed: bool = False) -> dict[str, Tensor]:
-    """Read a safetensors file onto the CPU and verify its digest.
+    """Read a safetensors file and verify its digest.
 
-    If `signed`, a missing digest is an error.
+    Args:
+        path: the file.
+        signed: reject a file without a digest.
+
+    Returns:
+        Tensors on the CPU.
 
     Raises:
         CheckpointError: if the file is missing, truncated or damaged, or has NaN or infinity.
@@ -84,7 +93,12 @@ def read_tensors(path: Path, signed: bool = False) -> dict[str, Tensor]:
 
 
 def tensors_digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
-    """Return the SHA-256 of names, types, shapes and values, and of the metadata."""
+    """Return the SHA-256 of names, types, shapes, values and metadata.
+
+    Args:
+        tensors: on any device.
+        facts: metadata.
+    """
     digest = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

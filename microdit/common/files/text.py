@@ -1,13 +1,11 @@
-"""Read captions, prompts, tables and JSON from text files.
+"""Read captions, prompts, tables and JSON from text files by one set of rules.
 
-All use the same rules for encodings and line ends.
-
-The rule:
 - Text is UTF-8, with or without a byte order mark. UTF-16, UTF-32, invalid bytes and NUL characters are rejected.
 - A line ends at LF, CR LF or CR. U+2028, U+2029, NEL, VT and FF are ordinary white space inside a line.
-- JSON escapes follow the same rule: NUL and lone surrogates are rejected. So are repeated keys, NaN and Infinity, and
-  numbers too long for Python.
+- In JSON, escapes for NUL and lone surrogates, repeated keys, NaN, Infinity, and numbers too long for Python are
+rejected.
 - In a caption each run of white space counts as one blank.
+
 Messages have the file and the line of the fault. A CSV record is identified by its first line.
 """
 
@@ -46,7 +44,7 @@ def read_text(path: Path, error: type[MicroditError] = DataError, name: str = ""
 
     Args:
         path: the file.
-        error: type of the errors.
+        error: class of the exception.
         name: the file's name in messages; by default its path.
         limit: maximum size in bytes.
 
@@ -70,7 +68,16 @@ def read_text(path: Path, error: type[MicroditError] = DataError, name: str = ""
 
 
 def decode_text(data: bytes, name: str, error: type[MicroditError] = DataError) -> str:
-    """Return the text of a file's content; `name` is the file in messages."""
+    """Return the text of a file's content.
+
+    Args:
+        data: the content.
+        name: the file's name in messages.
+        error: class of the exception.
+
+    Raises:
+        error: if the content is not UTF-8 or has a NUL character; the message has the line.
+    """
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if data.startswith(mark):
             raise error(f"{name}, line 1: not UTF-8 text but {encoding}; save the file as UTF-8")
@@ -86,7 +93,12 @@ def decode_text(data: bytes, name: str, error: type[MicroditError] = DataError) 
 
 
 def line_of(text: str, place: int) -> int:
-    """Return the number, from 1, of the line that contains character `place`."""
+    """Return the number, from 1, of the line that contains a character.
+
+    Args:
+        text: the whole text.
+        place: index of the character.
+    """
     return len(LINE_END.findall(text, 0, place)) + 1
 
 
@@ -105,10 +117,15 @@ def collapse_blanks(caption: str) -> str:
 
 
 def check_characters(text: str, where: str, error: type[MicroditError] = DataError) -> str:
-    """Return `text` from a table or a command line unchanged.
+    """Return a text from a table or a command line unchanged.
+
+    Args:
+        text: to be checked.
+        where: the beginning of the message.
+        error: class of the exception.
 
     Raises:
-        error: if it has a NUL character or a surrogate, which no encoder can read; the message begins with `where`.
+        error: if the text has a NUL character or a surrogate, which no encoder can read.
     """
     if "\0" in text:
         raise error(f"{where}: the text has a NUL character")
@@ -118,15 +135,28 @@ def check_characters(text: str, where: str, error: type[MicroditError] = DataErr
 
 
 def clean_caption(caption: str, where: str, error: type[MicroditError] = DataError) -> str:
-    """Return a checked caption without a byte order mark.
+    """Return a caption without byte order mark, each run of white space as one blank.
 
-    Each run of white space becomes one blank.
+    Args:
+        caption: to be checked as by `check_characters`.
+        where: the beginning of the message.
+        error: class of the exception.
     """
     return collapse_blanks(check_characters(caption, where, error).removeprefix("\ufeff"))
 
 
 def parse_json(text: str, name: str, line: int = 0, error: type[MicroditError] = DataError) -> Any:
-    """Return the value of a JSON text: of the whole file `name`, or of its line `line`."""
+    """Return the value of a JSON text.
+
+    Args:
+        text: a whole file, or one of its lines.
+        name: the file, for messages.
+        line: number of the line; 0: the whole file.
+        error: class of the exception.
+
+    Raises:
+        error: if the text is not JSON by the rules of this module.
+    """
 
     def fault(place: int, what: str) -> MicroditError:
         if line:
@@ -149,15 +179,27 @@ def parse_json(text: str, name: str, line: int = 0, error: type[MicroditError] =
 
 
 def read_json(path: Path, error: type[MicroditError] = DataError) -> Any:
-    """Return the value of a JSON file."""
+    """Return the value of a JSON file.
+
+    Args:
+        path: the file.
+        error: class of the exception.
+
+    Raises:
+        error: if the file can't be read or is not JSON by the rules of this module.
+    """
     return parse_json(read_text(path, error), str(path), error=error)
 
 
 def read_json_object(path: Path, error: type[MicroditError] = DataError) -> dict[str, Any]:
     """Return the object in a JSON file.
 
+    Args:
+        path: the file.
+        error: class of the exception.
+
     Raises:
-        error: if the file has another value or can't be read.
+        error: if the file can't be read or has another value.
     """
     value = read_json(path, error)
     if not isinstance(value, dict):
@@ -166,16 +208,29 @@ def read_json_object(path: Path, error: type[MicroditError] = DataError) -> dict
 
 
 def json_rows(path: Path, error: type[MicroditError] = DataError) -> Iterator[tuple[int, Any]]:
-    """Yield line number and value of each line of a JSON Lines file, without blank lines."""
+    """Yield the lines of a JSON Lines file, without blank ones.
+
+    Args:
+        path: the file.
+        error: class of the exception.
+
+    Yields:
+        Line number from 1, and the line's value.
+    """
     for line, text in enumerate(split_lines(read_text(path, error)), start=1):
         if text.strip():
             yield line, parse_json(text, str(path), line, error)
 
 
 def csv_rows(path: Path, error: type[MicroditError] = DataError) -> Iterator[tuple[int, list[str]]]:
-    """Yield first line number and fields of each CSV record, header included.
+    """Yield the records of a CSV file, header included, without blank lines.
 
-    Blank lines are skipped.
+    Args:
+        path: the file.
+        error: class of the exception.
+
+    Yields:
+        Number of the record's first line from 1, and its fields.
     """
     reader = csv.reader(io.StringIO(read_text(path, error), newline=""), strict=True)
     first = 1
@@ -217,7 +272,7 @@ def _reject_constant(word: str) -> None:
 def _bad_escape(text: str) -> tuple[int, str] | None:
     """Return place and kind of the first invalid escape in valid JSON, or None.
 
-    An escape is invalid if it is not a character.
+    An escape is invalid if it does not stand for a character.
     """
     high: re.Match[str] | None = None  # a first surrogate that waits for its second
     for match in ESCAPE.finditer(text):

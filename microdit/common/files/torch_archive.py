@@ -2,7 +2,7 @@
 
 Networks are published in this format, whose pickle may name any code. Here the pickle is only parsed: `pickletools`
 splits it into opcodes, and a small stack machine turns those of a state dict into dicts, lists, numbers and tensors.
-Names of functions and classes stay text, and a few of them have a fixed meaning; the file cannot cause any import or
+Names of functions and classes remain text, a few of them with a fixed meaning, so the file cannot cause any import or
 call. Both layouts are read: the zip archive (since torch 1.6) and the older stream.
 """
 
@@ -41,12 +41,12 @@ MARK = object()
 
 
 class ForeignCode(CheckpointError):
-    """The file names code that is not part of a state dict."""
+    """Report a file that names code which is not part of a state dict."""
 
 
 @dataclass(frozen=True)
 class _Name:
-    """A function or class named by the pickle."""
+    """Hold the name of a function or class in the pickle."""
 
     words: str
 

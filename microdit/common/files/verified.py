@@ -23,6 +23,9 @@ CHECKED = "checked"  # folder in a cache: one file per set of verified files
 def read_verified(path: Path) -> dict[str, Any]:
     """Read a JSON object and verify its digest, which older files lack.
 
+    Returns:
+        The values without the digest.
+
     Raises:
         DataError: if it can't be read or its digest is wrong.
     """
@@ -39,13 +42,16 @@ _good: set[str] = set()
 def find_damaged(
     files: Sequence[Path], check: Callable[[Path], None], memory: Path | None = None, what: str = ""
 ) -> list[tuple[Path, str]]:
-    """Return the files that `check` rejects with a DataError, each with the reason.
+    """Return the files that a check rejects, each with the reason.
 
     Args:
         files: the files.
         check: raises DataError for a damaged file.
-        memory: folder that records verified files; None keeps them in memory only.
+        memory: folder that records verified files; None records them in memory only.
         what: identifies everything else that `check` depends on.
+
+    Returns:
+        (file, reason) for each damaged or missing file.
     """
     if not files:
         return []

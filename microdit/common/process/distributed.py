@@ -1,8 +1,7 @@
 """Coordinate the processes of one run, as started by torchrun.
 
-The module decides which process writes, and which one reports an error.
-
-Everything here also works for a single process. torchrun sets each process's rank in the environment.
+The module decides which process writes, and which one reports an error. torchrun sets each process's rank in the
+environment; without it, all functions work for a single process.
 """
 
 from __future__ import annotations
@@ -26,9 +25,8 @@ def world_size() -> int:
 def should_report_error() -> bool:
     """Return whether this process reports an error.
 
-    True in the first process of the run that calls it.
-
-    An error of one process makes the others fail in their communication; those errors are consequences.
+    Only the first process of the run that calls it does. An error in one process makes the others fail in their
+    communication, and those errors are mere consequences.
     """
     if RANK not in os.environ:
         return True

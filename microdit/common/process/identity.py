@@ -37,28 +37,39 @@ def _own_identity(pid: int) -> str:
 
 
 def identity_of(pid: int) -> str:
-    """Return the identity of a process of this machine and PID namespace."""
+    """Return the identity of a process of this machine and PID namespace.
+
+    Args:
+        pid: of the process.
+    """
     place, start = _place(), _start(pid) or ""
     return f"{platform.node()}{f'+{place}' if place and start else ''}/{pid}/{start}"
 
 
 def is_alive(identity: str) -> bool:
-    """Return whether `identity` provably runs, on this machine and in this PID namespace."""
+    """Return whether a process provably runs in this PID namespace.
+
+    Args:
+        identity: of the process.
+    """
     pid, start = _here(identity)
     return pid is not None and _start(pid) == start
 
 
 def is_gone(identity: str) -> bool:
-    """Return whether `identity` has provably ended; False if that cannot be known here.
+    """Return whether a process has provably ended; False if that is unknown here.
 
     Identities without a PLACE were written by earlier versions, or on a system that hides its namespaces.
+
+    Args:
+        identity: of the process.
     """
     pid, start = _here(identity)
     return pid is not None and _start(pid) not in (start, None)
 
 
 def _here(identity: str) -> tuple[int | None, str]:
-    """Return PID and start of `identity`; no PID if it means nothing here."""
+    """Return PID and start of `identity`; no PID if it is not from this PLACE."""
     host, _, rest = identity.partition("/")
     pid, _, start = rest.partition("/")
     place = host.rpartition("+")[2] if "+" in host else ""
@@ -80,7 +91,7 @@ def readable(identity: str) -> str:
 def _place() -> str:
     """Return a digest of everything that a PID's meaning depends on.
 
-    Empty if part of it is unknown.
+    It is empty if part of it is unknown.
     """
     machine = next((text for path in MACHINE_IDS if (text := _text(path))), "")
     if sys.platform != "linux":
@@ -98,7 +109,7 @@ def _digest(*parts: str) -> str:
 def _start(pid: int) -> str | None:
     """Return the start of process `pid` of this PLACE.
 
-    Empty if it has ended, None if that is hidden.
+    It is empty if the process has ended, and None if that is hidden.
     """
     if sys.platform != "linux":
         try:

@@ -18,7 +18,7 @@ READY = ".ready"
 
 @dataclass(frozen=True)
 class Tool:
-    """Describe a package, and the option that names a Python that has it."""
+    """Describe a package, and the option that names a Python with that package."""
 
     package: str  # name on the package index
     module: str
@@ -28,15 +28,18 @@ class Tool:
 
 
 def find_python(tool: Tool, given: Path | None, cache: Path) -> tuple[Path, str]:
-    """Return a Python that has the tool, and the tool's version.
+    """Find or install a Python that has a tool.
 
     Args:
         tool: the package.
         given: a Python that has it; None uses an environment in `cache`, made once.
-        cache: where the environment is made.
+        cache: contains the environment.
+
+    Returns:
+        The Python's path, and the tool's version.
 
     Raises:
-        DataError: if the given Python lacks the tool, or it can't be installed.
+        DataError: if the given Python lacks the tool, or the tool can't be installed.
     """
     if given is not None:
         # Not resolved: a virtual environment's python is a link, and finds its packages by the link's path.

@@ -22,9 +22,13 @@ PLAIN = {
 
 
 def safely(main: Callable[[], int]) -> int:
-    """Return the exit status of `main`, with safe output.
+    """Run a program with safe output, and return its exit status.
 
-    141 if the reader of the output has ended.
+    Args:
+        main: the program; returns the exit status.
+
+    Returns:
+        141 if the reader of the output has ended.
     """
     prepare_streams()
     try:

@@ -24,7 +24,7 @@ AGAIN_SECONDS = 10.0  # between its later lines
 
 
 class Wait:
-    """One wait in progress; assign `what` to update the text of its next line."""
+    """Describe a wait in progress; assign `what` to update its next line."""
 
     def __init__(self, what: str, begun: float, due: float) -> None:
         self.what, self.begun, self.due = what, begun, due
@@ -58,7 +58,14 @@ class Reporter:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[Wait]:
-        """Report `what` until the block ends."""
+        """Report a wait until the block ends.
+
+        Args:
+            what: the awaited thing, printed after "waiting for".
+
+        Yields:
+            The wait, whose text can be changed.
+        """
         thread, now = threading.get_ident(), time.monotonic()
         wait = Wait(what, now, now + self._first)
         with self._changed:
@@ -99,5 +106,12 @@ os.register_at_fork(after_in_child=_reporter._reset)  # a forked child has neith
 
 
 def waiting(what: str) -> contextlib.AbstractContextManager[Wait]:
-    """Report on stderr that the program waits for `what`, while the block runs."""
+    """Report on stderr that the program waits, until the block ends.
+
+    Args:
+        what: the awaited thing, printed after "waiting for".
+
+    Returns:
+        A context manager of the wait, whose text can be changed.
+    """
     return _reporter.waiting(what)

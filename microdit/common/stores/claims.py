@@ -19,7 +19,9 @@ PAIR_KEYS = ("arm", "against")  # not needed if `pairs` selects the arms
 
 @dataclass(frozen=True)
 class ClaimForm:
-    """The fields that a kind of claim needs, checked without importing the kind.
+    """List the fields that a kind of claim needs.
+
+    They are checked without importing the kind.
 
     Attributes:
         needs: names of fields that must have a value.
@@ -47,7 +49,7 @@ BOUNDS = ("above", "below", "least", "most", "not")
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim. The comment at the top of claims.yaml explains the fields."""
+    """Hold one claim; the comment at the top of claims.yaml explains the fields."""
 
     text: str
     trust: str  # "" for a claim of the study's own
@@ -72,7 +74,11 @@ class Claim:
 
     @property
     def setting_keys(self) -> tuple[str, ...]:
-        """Return the settings that the claim refers to."""
+        """Return the settings that the claim refers to.
+
+        Returns:
+            Dotted keys, each once.
+        """
         selected = (*self.arm, *self.against, *self.where, *self.same, self.axis)
         return tuple(dict.fromkeys(key for key in selected if key))
 
@@ -86,8 +92,8 @@ def parse_claim(values: Any, source: str, error: type[MicroditError] = ConfigErr
         values: the mapping.
         source: file and place, for messages.
         error: class of the exception.
-        own: whether a study makes the claim about itself: it has no trust level, `source` is the study, and `kind` may
-            be a dotted path.
+        own: whether a study makes the claim about itself. It then has no trust level, `source` is the study, and `kind`
+            may be a dotted path.
 
     Raises:
         error: if a key is unknown or missing, or a value is not allowed.

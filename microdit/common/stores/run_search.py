@@ -24,7 +24,7 @@ def search_runs(
     order: str = NEWEST,
     most: int | None = None,
 ) -> list[Any]:
-    """Return the runs that have all of `tags`.
+    """Return the runs that have all of the given tags.
 
     Args:
         client: MLflow's client.
@@ -51,7 +51,12 @@ def _matching(
 
 
 def where(tags: Mapping[str, str], status: str = "") -> str:
-    """Return a filter of MLflow for as many of the conditions as it can express."""
+    """Return MLflow's filter for as many conditions as it can express.
+
+    Args:
+        tags: name and exact value of each tag.
+        status: MLflow's status of the runs; any if "".
+    """
     words = [f"tags.`{name}` = {quoted}" for name, value in tags.items() if (quoted := _quoted(value))]
     if status:
         words.append(f"attributes.status = '{status}'")
@@ -77,6 +82,13 @@ def our_experiments(client: Any) -> list[Any]:
 
 
 def launches(client: Any, experiment: str, scale: str = "", most: int | None = None) -> list[Any]:
-    """Return the parent runs of an experiment's launches at `scale` (any if ""), newest first."""
+    """Return the parent runs of an experiment's launches, newest first.
+
+    Args:
+        client: MLflow's client.
+        experiment: id of the experiment.
+        scale: of the launches; any if "".
+        most: return at most this many; all if None.
+    """
     tags = {Tag.ROLE: Role.LAUNCH} | ({Tag.SCALE: scale} if scale else {})
     return search_runs(client, [experiment], tags, most=most)

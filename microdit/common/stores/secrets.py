@@ -1,9 +1,8 @@
 """Mask passwords in URIs, and known passwords in any text.
 
-URIs are read as SQLAlchemy or an HTTP client reads them.
-
-A URI's password is what SQLAlchemy's grammar takes for one, up to the last '@' of the line: a hand-written password may
-contain '@', '/', '?', ':' or spaces. If in doubt, too much is masked.
+URIs are parsed as SQLAlchemy or an HTTP client parses them. A URI's password extends up to the last '@' of the line, as
+in SQLAlchemy's grammar: a hand-written password may contain '@', '/', '?', ':' or spaces. In case of doubt, too much is
+masked.
 """
 
 from __future__ import annotations
@@ -40,7 +39,11 @@ _known: set[str] = set()
 
 
 def masked(text: str) -> str:
-    """Return `text` with `***` for every password of a URI in it and every known password."""
+    """Return a text with `***` for the passwords of its URIs and all known ones.
+
+    Args:
+        text: a URI, or any text.
+    """
     for start, end in reversed(_passwords(text)):
         text = text[:start] + HIDDEN + text[end:]
     text = (WHOLE_QUERY if _is_whole(text) else QUERY).sub(_hide_value, text)
@@ -50,9 +53,9 @@ def masked(text: str) -> str:
 
 
 def remember(uri: str) -> None:
-    """Mask the passwords of `uri` in all later calls of `masked`.
+    """Mask the passwords of a URI in all later calls of `masked`.
 
-    They are also masked outside of a URI.
+    They are then masked outside of a URI too.
     """
     _known.update(_forms(uri))
 
@@ -133,7 +136,7 @@ def _hide_value(found: re.Match[str]) -> str:
 
 
 def without_known(text: str) -> str:
-    """Return `text` with `***` for every known password."""
+    """Return a text with `***` for every known password."""
     words = set(_known)
     for name in URI_VARIABLES:
         words |= _forms(os.environ.get(name, ""))

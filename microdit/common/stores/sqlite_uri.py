@@ -20,7 +20,10 @@ OPTION = re.compile(r"[\w.]+=[^&]*")
 
 
 def sqlite_uri(path: Path | str) -> str:
-    """Return the URI of the sqlite file at `path`.
+    """Return the URI of the sqlite file at a path.
+
+    Args:
+        path: absolute, or relative to the working directory.
 
     Raises:
         ValueError: if the path can't be written as a URI.
@@ -37,10 +40,10 @@ def sqlite_uri(path: Path | str) -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Return the file of a sqlite URI, None for another database and for one in memory.
+    """Return the file of a sqlite URI; None for other databases or one in memory.
 
     Raises:
-        ValueError: if the path contains an unquoted '?'.
+        ValueError: if the path contains an unquoted '?', or the text is not a URI.
     """
     if not SCHEME.match(uri):
         return None
@@ -60,9 +63,12 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def check_utf8(text: str) -> None:
-    """Raise ValueError if `text` has bytes that aren't UTF-8.
+    """Check that a text has no bytes that aren't UTF-8.
 
-    Stores and YAML can't hold such bytes.
+    Stores and YAML can't contain such bytes.
+
+    Raises:
+        ValueError: if it has.
     """
     try:
         text.encode("utf-8")
