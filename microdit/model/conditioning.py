@@ -109,7 +109,15 @@ def map_tokens(function: Callable[[Tensor], Tensor], captions: Captions) -> Capt
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], captions: Captions) -> Captions:
-    """Apply `function` to the tokens and to the mask."""
+    """Apply a function to the tokens and to the mask.
+
+    Args:
+        function: such as an index of the batch, or a copy to a device; called with (B, S, Y) and (B, S).
+        captions: (B, S, Y).
+
+    Returns:
+        Captions of the function's results.
+    """
     tokens, mask = unpack(captions)
     return with_mask(function(tokens), None if mask is None else function(mask))
 

@@ -25,7 +25,11 @@ class PatchMask:
     shallow: Tensor | None = None  # (B,) bool, images that skip the middle blocks; None: no image does
 
     def map(self, function: Callable[[Tensor], Tensor]) -> PatchMask:
-        """Return the mask with `function` applied to each of its tensors."""
+        """Return the mask with a function applied to each of its tensors.
+
+        Args:
+            function: such as an index of the batch, or a copy to a device.
+        """
         shallow = None if self.shallow is None else function(self.shallow)
         return PatchMask(function(self.ids_keep), function(self.ids_restore), function(self.mask), shallow)
 
