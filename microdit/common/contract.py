@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 EXPERIMENT_PREFIX = "microdit/"  # of the name of each study's experiment
-SINGLE_RUN_STUDY = "train"  # study of runs that belong to none
+SINGLE_RUN_STUDY = "train"  # study of runs outside of any study
 SINGLE_RUN_EXPERIMENT = EXPERIMENT_PREFIX + SINGLE_RUN_STUDY
 OUR_EXPERIMENTS = f"name LIKE '{EXPERIMENT_PREFIX}%'"  # MLflow's filter for all of them
 
@@ -115,10 +115,7 @@ class MlflowTag:
 
 FINAL_PREFIX = "final/"  # scores of the trained model, one value per run
 COST_PREFIX = "cost/"  # parameters, FLOPs, seconds; one value per run
-TRAIN_PREFIX = "train/"  # curves over the training steps
-VAL_PREFIX = "val/"
-EVAL_PREFIX = "eval/"
-SYSTEM_PREFIX = "system/"  # MLflow's own readings of the machine
+SYSTEM_PREFIX = "system/"  # MLflow's own measurements of the machine
 SINGLE_VALUE_PREFIXES = (FINAL_PREFIX, COST_PREFIX)
 
 TRAIN_LOSS = "train/loss"
@@ -174,7 +171,7 @@ SCORES = {  # in the order of tables
 }
 INCEPTION_LABELS = {"fd": "FID", "kid": "KID"}  # only on Inception features
 DEFAULT_PRIMARY = "clip_fd"
-NOT_SCORES = ("samples", REFERENCE_IMAGES)  # final/*: the sample counts behind the scores
+NOT_SCORES = ("samples", REFERENCE_IMAGES)  # final/*: numbers of images, not scores
 COSTS = {
     PARAMS: CostInfo("parameters", "params"),
     ACTIVE_PARAMS: CostInfo("active parameters", "active"),

@@ -26,7 +26,7 @@ T = TypeVar("T")
 MAX_TEXT_CHARACTERS = 4096  # of a setting; also the longest path on Linux
 MAX_PATH_SHOWN = 300  # characters of a path in a message
 MAX_LEVELS = 32  # nested lists and mappings in a free setting
-CLOSE_NAME = 0.75  # similarity from which a file is suggested for a missing one
+CLOSE_NAME = 0.75  # similarity above which a file is suggested for a missing one
 
 _MAY_BE_INFINITE = "may be infinite"
 InfiniteFloat = Annotated[float, _MAY_BE_INFINITE]  # a setting that may be infinite, but not NaN
@@ -112,11 +112,7 @@ def _convert(kind: Any, value: Any, source: str, key: str, infinite: bool = Fals
         raise ConfigError(f"{source}: '{key}' is {shown(value)}; {nearest(value, choices)}")
     if origin is tuple:
         return _convert_tuple(kind, value, source, key)
-    if (
-        origin in (dict, Mapping)
-        or kind in (dict, Mapping, FrozenOptions)
-        or origin is typing.get_origin(Mapping[str, Any])
-    ):
+    if origin in (dict, Mapping) or kind in (dict, Mapping, FrozenOptions):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{source}: '{key}' must be a mapping, got {shown(value)}")
         _check_free(value, source, key)
@@ -142,9 +138,7 @@ def _convert_tuple(kind: Any, value: Any, source: str, key: str) -> tuple[Any, .
 
 def _convert_scalar(kind: Any, value: Any, source: str, key: str, infinite: bool) -> Any:
     given = value
-    if kind is bool:
-        ok = isinstance(value, bool)
-    elif kind is int:
+    if kind is int:
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # 1e3, which YAML reads as a float, means 1000 steps
         ok = isinstance(value, int) and not isinstance(value, bool)
@@ -153,8 +147,6 @@ def _convert_scalar(kind: Any, value: Any, source: str, key: str, infinite: bool
             with contextlib.suppress(ValueError):  # YAML 1.1 reads 1e-3 as a string
                 value = float(value)
         ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-    elif kind is str:
-        ok = isinstance(value, str)
     else:
         ok = isinstance(value, kind)
     if not ok:

@@ -35,7 +35,7 @@ def test_every_help_has_examples_of_its_command(line: str, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("program", MAINS)
-def test_version_and_no_words(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_and_usage_are_printed(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert MAINS[program](["--version"]) == 0
     assert capsys.readouterr().out.split() == [program, "0.1.0"]
     assert MAINS[program]([]) == 0
@@ -53,7 +53,7 @@ def test_version_and_no_words(program: str, capsys: pytest.CaptureFixture[str]) 
         ("microdit --print-completion fish", ["'fish'", "did you mean 'zsh'?"]),
     ],
 )
-def test_a_mistake_is_one_line_with_the_nearest_name(
+def test_an_error_is_one_line_with_the_nearest_name(
     line: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     program, *rest = line.split()
@@ -117,7 +117,7 @@ def test_options_are_read_in_both_forms() -> None:
         (BrokenPipeError(), 141, ""),
     ],
 )
-def test_ends_of_a_command(
+def test_exit_codes_of_a_command(
     error: BaseException, code: int, printed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def body() -> int:

@@ -92,6 +92,6 @@ print(sorted({"torch", "sweeps", "hydra"} & set(sys.modules)))
         ({"low": 1e-3, "high": 0.3, "log": True}, distributions.FloatDistribution(1e-3, 0.3, log=True)),
     ],
 )
-def test_the_range_names_optunas_distribution(values: dict[str, float], expected: object) -> None:
+def test_a_range_gives_optunas_distribution(values: dict[str, float], expected: object) -> None:
     found = SearchRange.of(values)
     assert getattr(distributions, found.distribution)(**found.arguments) == expected

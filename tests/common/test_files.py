@@ -59,7 +59,7 @@ def old(path: Path) -> Path:
     return path
 
 
-def test_of_unknown_writers_age_decides_and_the_users_folders_stay(tmp_path: Path) -> None:
+def test_folders_of_unknown_writers_are_swept_by_age_and_others_kept(tmp_path: Path) -> None:
     fresh, aged, mine = (
         tmp_path / name for name in (".step_00000004.ab12cd34", ".step_00000002.zz_zz_zz", ".a.backup01")
     )
@@ -87,7 +87,7 @@ def test_an_empty_folder_is_swept_after_a_minute(tmp_path: Path) -> None:
     assert new.is_dir()
 
 
-def test_a_replacement_cut_between_its_two_renames_is_completed(tmp_path: Path) -> None:
+def test_a_replacement_interrupted_between_its_two_renames_is_completed(tmp_path: Path) -> None:
     scratch = tmp_path / ".data.ab12cd34"
     for name in ("old", "data"):
         (scratch / name).mkdir(parents=True)

@@ -22,7 +22,7 @@ class Kept(NullLogger):
         self.facts = dict(facts)
 
 
-def test_a_run_tells_its_processor_and_its_versions(smoke_config: Config, tmp_path: Path) -> None:
+def test_a_run_records_its_processor_and_versions(smoke_config: Config, tmp_path: Path) -> None:
     record = Kept()
     run(smoke_config, record)
     assert str(record.facts["device"]).startswith("cpu")
@@ -37,7 +37,7 @@ def test_a_run_tells_its_processor_and_its_versions(smoke_config: Config, tmp_pa
         ("", None),  # a processor without a model name
     ],
 )
-def test_the_processor_is_named_where_the_system_tells(
+def test_the_processor_is_named_if_known(
     text: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(text)

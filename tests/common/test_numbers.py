@@ -1,4 +1,4 @@
-"""Means, intervals and printed numbers, compared with scipy and with laws that hold for any numbers."""
+"""Test means, intervals and printed numbers against scipy and general laws."""
 
 import math
 
@@ -14,7 +14,7 @@ VALUES = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=8)
 
 
 @given(VALUES)
-def test_interval_is_scipys(values: list[float]) -> None:
+def test_interval_equals_scipys(values: list[float]) -> None:
     found = estimate(values)
     spread = stats.sem(values)
     assert found.mean == pytest.approx(np.mean(values), abs=1e-9)
@@ -24,7 +24,7 @@ def test_interval_is_scipys(values: list[float]) -> None:
 
 
 @given(VALUES, st.floats(-100, 100))
-def test_shifting_the_seeds_shifts_mean_and_keeps_width(values: list[float], shift: float) -> None:
+def test_shifting_the_values_shifts_the_mean_and_keeps_the_interval(values: list[float], shift: float) -> None:
     one, other = estimate(values), estimate([value + shift for value in values])
     assert other.mean == pytest.approx(one.mean + shift, abs=1e-6)
     assert other.half == pytest.approx(one.half, abs=1e-6)
@@ -37,12 +37,12 @@ def test_one_seed_has_no_interval() -> None:
     assert str(found) == "12.50 (n=1)"
 
 
-def test_no_seed_and_values_that_are_not_numbers() -> None:
+def test_values_that_are_not_finite_are_dropped() -> None:
     assert str(estimate([])) == "-"
     assert estimate([1.0, math.nan, 3.0, math.inf]).n == 2
 
 
-def test_nothing_has_neither_mean_nor_interval() -> None:
+def test_no_values_have_neither_mean_nor_interval() -> None:
     found = estimate([math.nan])
     assert found.n == 0
     assert math.isnan(found.mean)
@@ -55,7 +55,7 @@ def test_printed_numbers_keep_their_value(value: float) -> None:
 
 
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
-def test_printed_differences_read_back_as_the_interval(mean: float, half: float) -> None:
+def test_printed_differences_parse_to_the_interval(mean: float, half: float) -> None:
     words = signed(Estimate(mean, half, 3))
     low, high = (float(part) for part in words.partition("[")[2].rstrip("]").split(","))
     assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.051 * half + 1e-9)
@@ -75,7 +75,7 @@ def test_printed_differences_read_back_as_the_interval(mean: float, half: float)
         (math.inf, False, "-"),
     ],
 )
-def test_numbers_in_print(value: float, sign: bool, text: str) -> None:
+def test_numbers_are_formatted(value: float, sign: bool, text: str) -> None:
     assert format_number(value, sign=sign) == text
 
 

@@ -55,7 +55,7 @@ def test_a_handwritten_password_of_any_characters_is_masked(password: str, space
     around=st.lists(st.text("w:/?&=#% *'\"\n", max_size=6), min_size=2, max_size=2),
     rest=st.text("ho/?&=# \n", min_size=1, max_size=8),
 )
-def test_whatever_sqlalchemy_takes_for_a_password_is_gone(user: str, around: list[str], rest: str) -> None:
+def test_everything_that_sqlalchemy_parses_as_password_is_masked(user: str, around: list[str], rest: str) -> None:
     uri = f"postgresql://{user}:{'s3cret'.join(around)}@h{rest}"
     assert "s3cret" in str(make_url(uri).password)
     assert "s3cret" not in masked(uri)
@@ -83,12 +83,12 @@ def test_whatever_sqlalchemy_takes_for_a_password_is_gone(user: str, around: lis
         ("sqlite:////a:b@c/mlflow.db", "sqlite:////a:b@c/mlflow.db"),
     ],
 )
-def test_examples(text: str, shown: str) -> None:
+def test_examples_are_masked(text: str, shown: str) -> None:
     assert masked(text) == shown
     assert masked(shown) == shown
 
 
-def test_a_known_password_is_masked_wherever_it_stands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_known_password_is_masked_as_a_whole_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secrets, "_known", set())
     remember("postgresql://postgres:tr%20icky@host/postgres")
     assert masked('login of "postgres" with "tr icky" failed') == 'login of "postgres" with "***" failed'

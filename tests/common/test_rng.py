@@ -17,17 +17,17 @@ def test_streams_are_reproducible_and_distinct():
         assert torch.randn(4, generator=generator(*key)).tolist() == values
 
 
-def test_seed_zero_is_a_seed_like_any_other():
+def test_seed_zero_differs_from_other_seeds():
     assert derive_seed(0, "noise") != derive_seed(1, "noise")
     assert numpy_generator(0, "a").integers(1 << 30) == numpy_generator(0, "a").integers(1 << 30)
 
 
-def test_the_global_generators_are_left_alone():
+def test_the_global_generator_is_not_used():
     before = torch.random.get_rng_state()
     torch.randn(3, generator=generator(0, "x"))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_stream_names_cannot_run_into_steps():
+def test_stream_names_and_steps_cannot_be_confused():
     assert derive_seed(1, "a", 12) != derive_seed(1, "a/1", 2)
     assert derive_seed(11, "a", 2) != derive_seed(1, "1/a", 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from microdit.common.tables import text_table
 
 
-def test_columns_line_up() -> None:
+def test_columns_are_aligned() -> None:
     lines = text_table([["arm", "fd"], ["a", "1.0"], ["longer", "10.0"]]).splitlines()
     assert lines[0] == "arm       fd"
     assert lines[2:] == ["a        1.0", "longer  10.0"]
@@ -27,7 +27,7 @@ def test_columns_are_left_out_from_the_right_until_it_fits() -> None:
     assert text_table(rows, wide=True).splitlines()[0].split() == head
 
 
-def test_long_cells_are_cut_where_all_columns_are_kept() -> None:
+def test_long_cells_are_cut_if_all_columns_are_kept() -> None:
     rows = [["trial", "note"], ["none/seed0", "x" * 200]]
     lines = text_table(rows, left=(0, 1), keep=(0, 1)).splitlines()
     assert lines[2] == "none/seed0  " + "x" * 85 + "..."

@@ -17,7 +17,7 @@ FACTS = {"layer": "last", "text": "builtin", "note": "ä"}
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(0.5, dtype=torch.float64)}
 
 
-def test_tensors_and_facts_come_back(tmp_path: Path) -> None:
+def test_tensors_and_facts_round_trip(tmp_path: Path) -> None:
     write_tensors(tmp_path / "t.safetensors", TENSORS, FACTS)
     found = read_tensors(tmp_path / "t.safetensors", signed=True)
     assert found.keys() == TENSORS.keys()

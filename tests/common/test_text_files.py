@@ -47,9 +47,7 @@ def test_lines_end_only_at_lf_crlf_and_cr(lines: list[str], end: str) -> None:
 
 
 @given(rows=st.lists(st.lists(TEXT, min_size=2, max_size=3), min_size=1), bom=st.booleans())
-def test_csv_comes_back_as_it_was_written(
-    rows: list[list[str]], bom: bool, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_csv_round_trips(rows: list[list[str]], bom: bool, tmp_path_factory: pytest.TempPathFactory) -> None:
     stream = io.StringIO(newline="")
     csv.writer(stream, quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerows(rows)
     path = tmp_path_factory.mktemp("csv") / "a.csv"
@@ -61,7 +59,7 @@ def test_csv_comes_back_as_it_was_written(
 
 
 @given(st.lists(st.dictionaries(TEXT, TEXT, min_size=1), min_size=1), st.booleans())
-def test_json_lines_come_back(rows: list[dict[str, str]], ascii_only: bool) -> None:
+def test_json_round_trips(rows: list[dict[str, str]], ascii_only: bool) -> None:
     for row in rows:
         assert parse_json(json.dumps(row, ensure_ascii=ascii_only), "a") == row
 
@@ -113,69 +111,44 @@ def test_prompts_of_a_text_file(tmp_path: Path) -> None:
     assert read_prompts(path, 3) == ("one\u2028a", "two\x85b", "three\x0bc")
 
 
-def write_csv(root: Path, line: bytes) -> MicroditError:
+# Name of a file -> content before line 4, its reader, and the error of the reader.
+READERS: dict[str, tuple[bytes, Callable[[Path], object], type[MicroditError]]] = {
+    "metadata.csv": (b'file_name,text\n0.png,"two\nlines"\n', captions, DataError),
+    "metadata.jsonl": (b'{"file_name": "0.png", "text": "x"}\n\n\n', captions, DataError),
+    "0.txt": (b"one\r\ntwo\rthree\n", captions, DataError),
+    "prompts.txt": (b"one\r\ntwo\rthree\n", lambda root: read_prompts(root / "prompts.txt", 4), ConfigError),
+    "words.yaml": (b"cat:\r\n  words:\r  - cat\n  - ", lambda root: load_words(root / "words.yaml"), DataError),
+}
+
+
+def error_of(file: str, line: bytes, root: Path) -> str:
+    """Return the message of a file's reader if `line` is the file's fourth."""
+    before, read, error = READERS[file]
     folder(root, ["0.png"])
-    (root / "metadata.csv").write_bytes(b'file_name,text\n0.png,"two\nlines"\n' + line)
-    with pytest.raises(DataError) as caught:
-        captions(root)
-    return caught.value
+    (root / file).write_bytes(before + line)
+    with pytest.raises(error, match=r"'evaluation\.prompts'" if error is ConfigError else None) as caught:
+        read(root)
+    return str(caught.value)
 
 
-def write_jsonl(root: Path, line: bytes) -> MicroditError:
-    folder(root, ["0.png"])
-    (root / "metadata.jsonl").write_bytes(b'{"file_name": "0.png", "text": "x"}\n\n\n' + line)
-    with pytest.raises(DataError) as caught:
-        captions(root)
-    return caught.value
-
-
-def write_sidecar(root: Path, line: bytes) -> MicroditError:
-    folder(root, ["0.png"])
-    (root / "0.txt").write_bytes(b"one\r\ntwo\rthree\n" + line)
-    with pytest.raises(DataError) as caught:
-        captions(root)
-    return caught.value
-
-
-def write_prompts(root: Path, line: bytes) -> MicroditError:
-    root.mkdir(exist_ok=True)
-    (root / "p.txt").write_bytes(b"one\r\ntwo\rthree\n" + line)
-    with pytest.raises(ConfigError, match=r"'evaluation\.prompts'") as caught:
-        read_prompts(root / "p.txt", 4)
-    return caught.value
-
-
-def write_words(root: Path, line: bytes) -> MicroditError:
-    root.mkdir(exist_ok=True)
-    (root / "w.yaml").write_bytes(b"cat:\r\n  words:\r  - cat\n  - " + line)
-    with pytest.raises(DataError) as caught:
-        load_words(root / "w.yaml")
-    return caught.value
-
-
-READERS = [write_csv, write_jsonl, write_sidecar, write_prompts, write_words]
-
-
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("file", READERS)
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         (b"gr\xf6\xdfe", "not UTF-8"),
         (b"half \xed\xa0\x80 a character", "not UTF-8"),
         (b"a\0b", "NUL"),
+        ("größe\n".encode("utf-16"), "not UTF-8"),
     ],
 )
-def test_what_is_no_text_is_named_by_file_and_line(
-    reader: Callable[[Path, bytes], MicroditError], line: bytes, words: str, tmp_path: Path
+def test_bytes_that_are_not_text_are_reported_with_file_and_line(
+    file: str, line: bytes, words: str, tmp_path: Path
 ) -> None:
-    message = str(reader(tmp_path / "root", line))
+    message = error_of(file, line, tmp_path)
     assert re.search(rf"\.(csv|jsonl|txt|yaml), line 4: .*{words}", message), message
 
 
-@pytest.mark.parametrize("reader", READERS)
-def test_other_encodings_are_named(reader: Callable[[Path, bytes], MicroditError], tmp_path: Path) -> None:
-    message = str(reader(tmp_path / "root", "größe\n".encode("utf-16")))
-    assert "line 4: not UTF-8" in message
+def test_other_encodings_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("größe".encode("utf-16"))
     with pytest.raises(DataError, match=r"line 1: not UTF-8 text but UTF-16"):
         read_text(tmp_path / "a.txt")
@@ -186,7 +159,7 @@ def test_other_encodings_are_named(reader: Callable[[Path, bytes], MicroditError
 )
 def test_escapes_of_no_character_are_named_by_line(escape: str, tmp_path: Path) -> None:
     row = f'{{"file_name": "0.png", "text": "a {escape}"}}\n'.encode()
-    assert "metadata.jsonl, line 4: not valid JSON (an escape for" in str(write_jsonl(tmp_path / "a", row))
+    assert "metadata.jsonl, line 4: not valid JSON (an escape for" in error_of("metadata.jsonl", row, tmp_path / "a")
     coco = tmp_path / "c.json"
     coco.write_text(
         f'{{"annotations": [\n{{"image_id": 1, "caption": "x"}},\n{{"image_id": 2, "caption": "{escape}"}}]}}'
@@ -210,7 +183,7 @@ def test_escaped_pairs_and_backslashes_are_characters(tmp_path: Path) -> None:
         ("[" * 100_000, "nested too deeply"),
     ],
 )
-def test_json_that_others_read_differently_is_rejected(text: str, words: str) -> None:
+def test_ambiguous_json_is_rejected(text: str, words: str) -> None:
     with pytest.raises(DataError, match=f"t.jsonl, line 7: not valid JSON .*{words}"):
         parse_json(text, "t.jsonl", 7)
 

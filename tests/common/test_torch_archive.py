@@ -32,7 +32,7 @@ def same(found: Any, expected: Any) -> bool:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_torch_reads_is_read(tmp_path: Path, zipped: bool) -> None:
+def test_everything_that_torch_reads_is_read(tmp_path: Path, zipped: bool) -> None:
     whole = torch.arange(24.0).view(2, 3, 4)
     kinds = (
         torch.float64,
@@ -62,7 +62,7 @@ def test_what_torch_reads_is_read(tmp_path: Path, zipped: bool) -> None:
     assert shapes["views"][2].device.type == "meta"
 
 
-def test_the_published_file_of_a_scoring_network_is_read() -> None:
+def test_the_published_file_of_a_feature_network_is_read() -> None:
     path = Path(lite0_weights())
     assert same(read_torch_file(path), torch.load(path, map_location="cpu", weights_only=True))
 
@@ -116,7 +116,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     end=st.floats(0, 2),
 )
 @settings(max_examples=100)
-def test_damaged_files_are_read_or_raise_the_projects_error(
+def test_damaged_files_are_read_or_raise_checkpoint_error(
     files: list[bytes],
     tmp_path_factory: pytest.TempPathFactory,
     zipped: bool,

@@ -25,7 +25,7 @@ def test_the_first_line_comes_within_two_seconds_and_then_one_every_ten() -> Non
     assert AGAIN_SECONDS == 10
 
 
-def test_a_wait_is_reported_again_and_again_and_names_what_it_waits_for(said: queue.Queue[str]) -> None:
+def test_a_wait_is_reported_repeatedly_with_its_current_text(said: queue.Queue[str]) -> None:
     with Reporter(said.put, first=0.01, again=0.01).waiting("the store") as wait:
         assert said.get(timeout=LONG) == "waiting for the store (0 s)"
         wait.what = "the store (database is locked)"
@@ -41,7 +41,7 @@ def test_a_wait_that_ends_early_is_not_reported(said: queue.Queue[str]) -> None:
     assert said.empty()
 
 
-def test_the_innermost_wait_of_a_thread_is_reported_and_those_of_other_threads_too(said: queue.Queue[str]) -> None:
+def test_the_innermost_wait_of_each_thread_is_reported(said: queue.Queue[str]) -> None:
     reporter = Reporter(said.put, first=0.05, again=3600)
     inside, leave = threading.Event(), threading.Event()
 
@@ -60,7 +60,7 @@ def test_the_innermost_wait_of_a_thread_is_reported_and_those_of_other_threads_t
     assert lines == {"waiting for the store", "waiting for a lock"}
 
 
-def test_a_short_wait_is_reported_while_another_one_is_long(said: queue.Queue[str]) -> None:
+def test_a_short_wait_is_reported_during_a_long_one(said: queue.Queue[str]) -> None:
     """The thread sleeps for the older wait's next line, which must not delay the newer wait's first."""
     reporter = Reporter(said.put, first=0.01, again=3600)
     begun = threading.Event()

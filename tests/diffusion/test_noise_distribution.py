@@ -1,4 +1,4 @@
-"""Noise distributions: a user's class needs a quantile function alone."""
+"""Test noise distributions: a user's class needs only a quantile function."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ NOISE = torch.randn(2, 4, 8, 8, generator=generator(0, "test"))
 
 
 @pytest.mark.parametrize(("kind", "order"), [("euler", 1), ("heun", 2)])
-def test_error_falls_with_the_order_of_the_method(kind: str, order: int):
+def test_error_decreases_with_the_order_of_the_method(kind: str, order: int):
     errors = []
     for steps in (32, 64, 128):
         config = SamplerConfig(kind, steps)
@@ -127,7 +127,7 @@ def guided_model(denoiser: Counted, guidance: float, interval: GuidanceInterval)
 
 
 def by_hand(config: SamplerConfig, low: float, high: float) -> tuple[Tensor, int]:
-    """Heun's or Euler's method with w(sigma) = w where low < sigma <= high, else 1; and the rows that it needs."""
+    """Integrate with w(sigma) = w if low < sigma <= high, else 1; return samples and evaluated rows."""
     rows = 0
 
     def slope(x: Tensor, sigma: float) -> Tensor:
@@ -167,7 +167,9 @@ def by_hand(config: SamplerConfig, low: float, high: float) -> tuple[Tensor, int
         ("heun", 0.0, 0.01, (13, 2)),
     ],
 )
-def test_guidance_keeps_to_its_interval(kind: str, low: float, high: float | None, evaluations: tuple[int, int]):
+def test_guidance_applies_only_inside_its_interval(
+    kind: str, low: float, high: float | None, evaluations: tuple[int, int]
+):
     interval = GuidanceInterval(low, high)
     config = SamplerConfig(kind, 8, guidance=3.0, guidance_interval=interval)
     denoiser = Counted()
@@ -189,7 +191,7 @@ def test_the_interval_is_open_below_and_closed_above():
     assert denoiser.rows == [4, 2]
 
 
-def test_guidance_is_what_it_was_where_it_applies():
+def test_guidance_inside_its_interval_equals_unlimited_guidance():
     sigma, both = torch.full((2,), 1.5), torch.cat([CAPTIONS, torch.zeros_like(CAPTIONS)])
     conditional, null = Counted()(NOISE.repeat(2, 1, 1, 1), sigma.repeat(2), both).chunk(2)
     expected = null + 1.7 * (conditional - null)
@@ -200,7 +202,7 @@ def test_guidance_is_what_it_was_where_it_applies():
     assert torch.equal(mixed[1], Counted()(NOISE, torch.full((2,), 2.5), CAPTIONS)[1])
 
 
-def test_pictures_are_drawn_with_the_samplers_interval_and_weaker_prediction(smoke_config: Config):
+def test_generate_uses_the_samplers_interval_and_weaker_prediction(smoke_config: Config):
     from microdit.model import DiT, MaskingConfig
     from microdit.pipeline.generate import generate
     from microdit.pipeline.inputs import build_components
@@ -244,7 +246,7 @@ def test_an_interval_without_guidance_is_rejected(smoke_config: Config):
 
 @pytest.mark.parametrize(("amount", "growth"), [(0.3, 1.3), (9.0, 2**0.5)], ids=["below the cap", "at the cap"])
 def test_noise_is_raised_as_in_algorithm_2(amount: float, growth: float):
-    """One step of Euler's method with churn against the paper's lines, in double precision."""
+    """Compare one step of Euler's method with churn with the paper's lines, in double precision."""
     config = SamplerConfig("euler", 1, sigma_max=2.0, churn=ChurnConfig(amount, 0.5, 3.0, 1.5))
     raised = 2.0 * growth
     fresh = torch.stack([torch.randn(4, 8, 8, generator=each, dtype=torch.float64) for each in churn(2)])
@@ -274,7 +276,7 @@ def test_models_get_float32_and_noise_levels_are_float64():
     assert sigma_steps(SamplerConfig()).dtype == torch.float64
 
 
-def test_limits_of_settings_are_allowed_values():
+def test_bounds_of_sampler_settings_are_allowed():
     assert sigma_steps(SamplerConfig(steps=1)).tolist() == pytest.approx([80.0, 0.0])
     SamplerConfig(guidance_interval=GuidanceInterval(0.0, 0.002), guidance=2.0)  # sigma_min lies inside
     for wrong in (0.0, -1.0):
@@ -282,13 +284,13 @@ def test_limits_of_settings_are_allowed_values():
             DiffusionConfig(sigma_data=wrong)
 
 
-def test_sigma_falls_from_a_larger_to_a_smaller_value():
+def test_sigma_min_must_be_below_sigma_max():
     for low in (2.0, 3.0):
         with pytest.raises(ConfigError, match=r"'sampler\.sigma_min'"):
             SamplerConfig(sigma_min=low, sigma_max=2.0)
 
 
-def test_settings_of_churn_have_bounds():
+def test_churn_settings_have_bounds():
     with pytest.raises(ConfigError, match=r"'sampler\.churn\.amount' is 10000000\.0"):
         ChurnConfig(amount=1e7)
 

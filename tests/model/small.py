@@ -8,7 +8,7 @@ from microdit.common.rng import generator
 from microdit.model import DiT
 
 
-def randomise(net: DiT) -> DiT:
+def randomize(net: DiT) -> DiT:
     """Replace all weights, including initial zeros, with random ones that depend on the name."""
     for name, parameter in net.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator(0, name))
@@ -17,7 +17,7 @@ def randomise(net: DiT) -> DiT:
 
 
 def inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """x (B, 4, 8, 8), t (B,), y (B, 5, 12)."""
+    """Return x (B, 4, 8, 8), t (B,), y (B, 5, 12)."""
     draw = generator(0, "inputs")
     return (
         torch.randn(batch, 4, 8, 8, generator=draw),

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from small import randomise
+from small import randomize
 from torch import Tensor
 
 from microdit.common.rng import generator
@@ -26,7 +26,7 @@ MASKINGS = {
 
 def build(method: str = "deferred") -> DiT:
     """Return a small network with all weights random, so that every part affects the output."""
-    return randomise(DiT(dataclasses.replace(BASE, masking=MASKINGS[method]), seed=None)).eval()
+    return randomize(DiT(dataclasses.replace(BASE, masking=MASKINGS[method]), seed=None)).eval()
 
 
 def images() -> tuple[Tensor, Tensor]:
@@ -43,7 +43,7 @@ def captions(padding: float = 0.0) -> MaskedTokens:
 
 @pytest.mark.parametrize("method", MASKINGS)
 @torch.no_grad()
-def test_a_padded_caption_says_what_it_says_unpadded(method: str):
+def test_padding_does_not_change_the_output(method: str):
     net, (x, t), y = build(method), images(), captions()
     plan = net.mask_plan(len(x), generator(0, "mask"))
     assert plan is not None
@@ -70,7 +70,7 @@ def test_only_tokens_that_count_are_seen(method: str):
 
 
 @torch.no_grad()
-def test_a_mask_of_all_tokens_is_none():
+def test_a_mask_of_all_tokens_equals_no_mask():
     net, (x, t), y = build(), images(), captions().tokens
     everything = MaskedTokens(y, torch.ones(y.shape[:2], dtype=torch.bool))
     torch.testing.assert_close(net(x, t, everything), net(x, t, y), atol=1e-6, rtol=1e-5)
@@ -87,7 +87,7 @@ def test_a_caption_of_padding_alone_is_the_null_caption():
     torch.testing.assert_close(out[:1], null, atol=1e-5, rtol=1e-5)
 
 
-def test_null_captions_are_zeros_of_which_all_count():
+def test_null_captions_are_zeros_without_padding():
     y, rows = captions(), torch.tensor([True, False, False])
     found = drop_captions(y, rows)
     assert isinstance(found, MaskedTokens)
@@ -103,7 +103,7 @@ def test_null_captions_are_zeros_of_which_all_count():
 
 
 @torch.no_grad()
-def test_guidance_steps_away_from_the_same_null_caption():
+def test_guidance_of_padded_captions_uses_the_null_caption():
     denoiser, (x, _), y = EDM(build(), 0.5), images(), captions()
     sigma = torch.full((len(x),), 1.3)
     conditional, null = denoiser(x, sigma, y), denoiser(x, sigma, torch.zeros_like(y.tokens))
@@ -111,7 +111,7 @@ def test_guidance_steps_away_from_the_same_null_caption():
     torch.testing.assert_close(guided(denoiser, y, 3.0)(x, sigma), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_masked_tokens_are_cut_moved_and_repeated_with_their_masks():
+def test_masked_tokens_are_sliced_moved_and_repeated_with_their_masks():
     tokens = torch.arange(12.0, dtype=torch.float32).view(3, 2, 2)
     mask = torch.tensor([[True, False], [True, True], [False, True]])
     both = MaskedTokens(tokens, mask)

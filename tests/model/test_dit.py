@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from small import inputs, randomise
+from small import inputs, randomize
 
 from microdit.common.rng import generator
 from microdit.model import DiT, DiTConfig, MaskingConfig, mask_from_keep
@@ -26,7 +26,7 @@ METHODS = {
 def build(method: str, trained: bool = True, **changes) -> DiT:
     """Return a small network; `trained` replaces initial zeros, so that every part affects the output."""
     net = DiT(dataclasses.replace(BASE, masking=METHODS[method], **changes), seed=3)
-    return (randomise(net) if trained else net).eval()
+    return (randomize(net) if trained else net).eval()
 
 
 def patches(x: torch.Tensor) -> torch.Tensor:
@@ -46,27 +46,27 @@ def test_output_has_the_shape_of_the_latents(method):
 
 @pytest.mark.parametrize("method", ["naive", "deferred"])
 @torch.no_grad()
-def test_dropped_patches_come_back_as_zeros_and_kept_ones_do_not(method):
+def test_only_dropped_patches_are_zero(method):
     net = build(method)
     plan = net.mask_plan(2, generator(0, "mask"))
     out = patches(net(*inputs(2), plan))
     assert torch.equal(out.abs().amax(-1) == 0, plan.mask == 1)
 
 
-@pytest.mark.parametrize(("method", "knows"), [("naive", False), ("deferred", True)])
+@pytest.mark.parametrize(("method", "informed"), [("naive", False), ("deferred", True)])
 @torch.no_grad()
-def test_only_deferred_masking_tells_kept_patches_of_dropped_ones(method, knows):
+def test_only_deferred_masking_passes_information_from_dropped_patches(method, informed):
     net = build(method)
     x, t, y = inputs(2)
     plan = mask_from_keep(torch.tensor([[0, 1, 2, 3], [0, 1, 2, 3]]), 16)  # the upper row of patches
     changed = x.clone()
     changed[:, :, 2:] += 1.0
     same = torch.equal(net(x, t, y, plan), net(changed, t, y, plan))
-    assert same != knows
+    assert same != informed
 
 
 @torch.no_grad()
-def test_a_plan_that_keeps_all_is_no_plan():
+def test_a_plan_that_keeps_all_patches_equals_no_plan():
     net = build("deferred")
     everything = mask_from_keep(torch.arange(16).expand(2, -1), 16)
     torch.testing.assert_close(net(*inputs(2), everything), net(*inputs(2)), rtol=1e-5, atol=1e-5)
@@ -82,7 +82,7 @@ def test_order_of_kept_patches_does_not_matter():
 
 @pytest.mark.parametrize("part", ["x", "t", "y"])
 @torch.no_grad()
-def test_every_input_has_a_say(part):
+def test_every_input_affects_the_output(part):
     net = build("none")
     values = dict(zip("xty", inputs(2), strict=True))
     before = net(*values.values())
@@ -91,7 +91,7 @@ def test_every_input_has_a_say(part):
 
 
 @torch.no_grad()
-def test_images_of_a_batch_do_not_touch_each_other():
+def test_images_of_a_batch_do_not_affect_each_other():
     net = build("deferred", experts=ExpertsConfig(4, 2.0, 2))
     x, t, y = inputs(3)
     plan = net.mask_plan(3, generator(0, "mask"))
@@ -100,7 +100,7 @@ def test_images_of_a_batch_do_not_touch_each_other():
 
 
 @pytest.mark.parametrize("changes", [{}, {"experts": ExpertsConfig(4, 2.0, 2)}, {"bias": True}, {"qk_norm": False}])
-def test_every_parameter_learns(changes):
+def test_every_parameter_gets_a_gradient(changes):
     net = build("deferred", **changes)
     plan = net.mask_plan(2, generator(0, "mask"))
     net(*inputs(2), plan).square().sum().backward()
@@ -150,7 +150,7 @@ def test_a_finer_grid_spans_the_positions_of_the_coarse_one():
     torch.testing.assert_close(fine[::2, ::2], coarse)
 
 
-def test_any_caption_length_is_taken():
+def test_captions_of_any_length_are_accepted():
     net = build("deferred")
     x, t, _ = inputs(2)
     assert net(x, t, torch.randn(2, 1, 12)).shape == net(x, t, torch.randn(2, 77, 12)).shape == x.shape

@@ -29,8 +29,8 @@ def by_loop(layer: ExpertChoice, x: torch.Tensor) -> torch.Tensor:
         for expert in range(gates.shape[1]):
             ranked = gates[:, expert].argsort(descending=True)[: layer.taken(x.shape[1])]
             for token in ranked.tolist():
-                answer = F.gelu(x[image, token] @ layer.w1[expert]) @ layer.w2[expert]
-                out[image, token] += gates[token, expert] * answer
+                output = F.gelu(x[image, token] @ layer.w1[expert]) @ layer.w2[expert]
+                out[image, token] += gates[token, expert] * output
     return out
 
 
@@ -42,13 +42,13 @@ def by_loop(layer: ExpertChoice, x: torch.Tensor) -> torch.Tensor:
     batch=st.integers(1, 3),
     seed=st.integers(0, 1000),
 )
-def test_it_is_the_plain_loop(num, share, tokens, batch, seed):
+def test_output_equals_that_of_a_plain_loop(num, share, tokens, batch, seed):
     layer = experts(num, share * num, seed=seed)
     x = torch.randn(batch, tokens, 6, generator=generator(seed, "x"))
     torch.testing.assert_close(layer(x), by_loop(layer, x), rtol=1e-4, atol=1e-4)
 
 
-def test_its_gradients_are_the_plain_loops():
+def test_gradients_equal_those_of_a_plain_loop():
     layer = experts(3, 1.5)
     x = torch.randn(2, 8, 6, generator=generator(0, "x"), requires_grad=True)
     weight = torch.randn(2, 8, 6, generator=generator(0, "weight"))
@@ -59,7 +59,7 @@ def test_its_gradients_are_the_plain_loops():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_images_choose_apart_from_each_other():
+def test_experts_choose_tokens_per_image():
     layer = experts(4, 2.0)
     x = torch.randn(3, 10, 6, generator=generator(0, "x"))
     torch.testing.assert_close(layer(x)[1:2], layer(x[1:2]))
@@ -77,14 +77,14 @@ def test_a_token_that_no_expert_takes_gives_zero():
     assert (layer(x).abs().sum(-1) == 0).sum() >= 8 - 2
 
 
-def test_blocks_with_experts_stand_where_the_released_models_have_them():
+def test_experts_are_in_the_same_blocks_as_in_the_released_models():
     config = DiTConfig(width=64, depth=6, mixer=MixerConfig(depth=4), experts=ExpertsConfig(4, 2.0, every_n=2))
     net = DiT(config, seed=None)
     assert [isinstance(block.mlp, ExpertChoice) for block in net.blocks] == [False, True, False, True, False, False]
     assert [isinstance(block.mlp, ExpertChoice) for block in net.mixer.blocks] == [False, True, False, True]
 
 
-def test_zero_means_dense_everywhere():
+def test_every_n_zero_means_dense_blocks():
     net = DiT(DiTConfig(width=64, depth=4, experts=ExpertsConfig(every_n=0)), seed=None)
     assert not any(isinstance(module, ExpertChoice) for module in net.modules())
 

@@ -37,7 +37,7 @@ def released_name(ours: str) -> str:
 
 
 def check(name: str, weight: Tensor, released: tuple[float, float, float]) -> None:
-    """Compares one parameter with the released statistics, within what chance allows for so many values.
+    """Compare one parameter with the released statistics, within what chance allows for so many values.
 
     The deviation of n normal values has the relative standard error sqrt(1 / 2n), and their mean std x sqrt(1 / n).
     The file's two seeds add half of the variance. A uniform's deviation varies less.
@@ -78,7 +78,7 @@ def test_depth_scales_every_block_of_a_backbone_alike() -> None:
 
 
 @pytest.mark.parametrize(("method", "stack"), [("deferred", "mixer.blocks"), ("maskdit", "masking.blocks")])
-def test_depth_of_the_backbone_scales_every_other_stack(method: str, stack: str) -> None:
+def test_the_backbones_depth_scales_every_other_stack(method: str, stack: str) -> None:
     masking = MaskingConfig(method, 0.75, decoder=DecoderConfig(depth=2))
     net = DiT(dataclasses.replace(SMALL, masking=masking), seed=0)
     for i in range(2):
@@ -88,7 +88,7 @@ def test_depth_of_the_backbone_scales_every_other_stack(method: str, stack: str)
 
 
 def check_deviation(name: str, net: DiT, released: str) -> None:
-    """Compares the standard deviation of one of our parameters with that of a released one."""
+    """Compare the standard deviation of one of our parameters with that of a released one."""
     weight, (std, _, _) = net.get_parameter(name), RELEASED[released]
     error = SIGMAS * std * math.sqrt(0.75 / weight.numel()) + ROUNDING
     assert abs(weight.std().item() - std) <= error, f"{name} against {released}"
@@ -106,7 +106,7 @@ def test_biases_are_zero_except_the_patch_embeddings(bias: bool) -> None:
 
 
 @pytest.mark.parametrize("method", ["maskdit", "sprint"])
-def test_tokens_of_masking_methods_start_like_their_papers_code(method: str) -> None:
+def test_mask_tokens_are_initialized_as_in_their_papers_code(method: str) -> None:
     """MaskDiT's code draws its mask token with the deviation of the embedders, 0.02."""
     wide = dataclasses.replace(SMALL, width=1024, depth=4, masking=MaskingConfig(method, 0.75))
     check_deviation("masking.mask_token", DiT(wide, seed=0), "y_embedder.y_proj.fc1.weight")

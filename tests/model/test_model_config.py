@@ -23,7 +23,7 @@ def shapes(values: dict) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in net.state_dict().items()} | {"pos_embed": net.pos_embed.shape}
 
 
-def test_a_configuration_survives_yaml():
+def test_a_configuration_round_trips_through_yaml():
     config = parse(DiTConfig, SMALL)
     assert parse(DiTConfig, yaml.safe_load(yaml.safe_dump(to_mapping(config)))) == config
 
@@ -108,7 +108,7 @@ def test_keys_that_change_no_shape_change_the_output(values):
     ],
     ids=str,
 )
-def test_an_impossible_setting_names_file_key_and_way_out(values, words):
+def test_the_error_of_an_impossible_setting_has_file_key_and_fix(values, words):
     with pytest.raises(ConfigError) as caught:
         parse(DiTConfig, SMALL | values, "study.yaml", "model")
     assert all(word in str(caught.value) for word in ["study.yaml", *words]), caught.value
@@ -122,7 +122,7 @@ def test_an_impossible_setting_names_file_key_and_way_out(values, words):
     ],
     ids=str,
 )
-def test_an_unknown_part_names_file_key_and_way_out(smoke_config, values, words):
+def test_the_error_of_an_unknown_part_has_file_key_and_fix(smoke_config, values, words):
     with pytest.raises(ConfigError) as caught:
         config_from_mapping(to_mapping(smoke_config) | {"model": SMALL | values}, "study.yaml")
     assert all(word in str(caught.value) for word in ["study.yaml", *words]), caught.value
@@ -148,8 +148,8 @@ def plugin(tmp_path, monkeypatch):
                 def forward(self, x):
                     return self.down(self.up(x).relu())
 
-            class Learnt(NaiveMasking):
-                '''Adds a learnt vector after the backbone.'''
+            class Learned(NaiveMasking):
+                '''Add a learned vector after the backbone.'''
 
                 def __init__(self, config):
                     super().__init__(config)
@@ -168,14 +168,14 @@ def plugin(tmp_path, monkeypatch):
     sys.modules.pop("my_parts", None)
 
 
-def test_parts_of_the_users_own_play_their_roles(plugin):
+def test_user_defined_parts_are_used(plugin):
     import_plugins([plugin])
     config = parse(
         DiTConfig,
         SMALL
         | {
             "ffn": {"type": f"{plugin}.Relu"},
-            "masking": {"method": f"{plugin}.Learnt", "ratio": 0.5},
+            "masking": {"method": f"{plugin}.Learned", "ratio": 0.5},
             "attn_width": {"schedule": f"{plugin}.hourglass", "start": 0.5, "end": 1.0},
         },
     )

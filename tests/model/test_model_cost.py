@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from microdit.common.errors import ConfigError
 from microdit.model import PRESETS, DiT, DiTConfig, MaskingConfig, preset
 from microdit.model.config import DecoderConfig, ExpertsConfig, FeedForwardConfig, MixerConfig, RouteConfig
 from microdit.model.cost import network as cost
@@ -37,8 +36,8 @@ BATCH, TEXT = 2, 9
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("masked", [True, False])
-def test_flops_are_what_pytorch_counts(config, masked):
-    # On the meta device attention is spelt out, so that its products are counted too.
+def test_flops_equal_pytorchs_count(config, masked):
+    # On the meta device attention is decomposed, so that its products are counted too.
     with torch.device("meta"):
         net = DiT(config, seed=None)
         inputs = torch.empty(BATCH, 4, 16, 16), torch.empty(BATCH), torch.empty(BATCH, TEXT, config.caption_channels)
@@ -67,7 +66,7 @@ def test_parts_sum_to_the_whole_network(config):
         ("MicroDiT_XL_2", {0.0: 117.9, 0.5: 69.5, 0.75: 45.9}, 18.1, 712e6),
     ],
 )
-def test_the_released_models_cost_what_is_known_of_them(name, figures, mixer, active):
+def test_costs_of_the_released_models_match_published_figures(name, figures, mixer, active):
     """The published multiply-adds omit the caption embedding; ours count it (77 tokens) separately."""
     config = preset(name)
     for ratio, giga in figures.items():
@@ -80,7 +79,7 @@ def test_the_released_models_cost_what_is_known_of_them(name, figures, mixer, ac
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_take_32_by_32_latents_in_two_by_two_patches(name):
+def test_presets_are_for_32_by_32_latents_and_2_by_2_patches(name):
     config = preset(name)
     assert config.patches == 256
     assert config.caption_channels == 1024
@@ -90,14 +89,9 @@ def test_dense_presets_are_all_active():
     assert cost.active_parameters(preset("DiT-Tiny/2")) == cost.parameters(preset("DiT-Tiny/2"))
 
 
-def test_masking_saves_in_the_backbone_alone():
+def test_masking_saves_only_in_backbone_and_head():
     full = dataclasses.replace(SMALL, masking=MaskingConfig("deferred", 0.0))
     masked = dataclasses.replace(SMALL, masking=MaskingConfig("deferred", 0.75))
     before, after = cost.flops_by_part(full), cost.flops_by_part(masked)
     assert {part for part in before if after[part] < before[part]} == {"backbone", "head"}
     assert cost.forward_flops(masked, masked=False) == cost.forward_flops(full)
-
-
-def test_an_unknown_preset_is_rejected_with_the_nearest():
-    with pytest.raises(ConfigError, match="'DiT-XL/2'"):
-        preset("DiT-XL2")

@@ -34,7 +34,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("name", "count"), [("MicroDiT_Tiny_2", 200_692_752), ("MicroDiT_XL_2", 1_165_442_320)])
-def test_every_name_and_shape_of_the_released_models_is_ours(name, count):
+def test_every_name_and_shape_of_the_released_models_is_mapped(name, count):
     with torch.device("meta"):
         released = {entry: torch.empty(shape) for entry, shape in SHAPES[name].items()}
         net = load_released(released, preset(name))
@@ -132,7 +132,7 @@ def test_a_truncated_file_is_named(tmp_path):
         load_released(tmp_path / "cut.safetensors", CONFIG)
 
 
-def test_a_file_without_the_network_says_what_it_has(tmp_path):
+def test_a_file_without_the_network_is_rejected_with_its_entries(tmp_path):
     save_file({"encoder.weight": torch.ones(2)}, tmp_path / "vae.safetensors")
     with pytest.raises(CheckpointError, match=r"under 'dit\.'.*encoder\.weight"):
         load_released(tmp_path / "vae.safetensors", CONFIG)
@@ -149,9 +149,9 @@ def test_a_failed_import_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lacking_argument_is_named(tmp_path):
-    lacking = {key: value for key, value in ARGUMENTS.items() if key != "dim"}
-    (tmp_path / "arguments.json").write_text(json.dumps(lacking))
+def test_a_missing_argument_is_named(tmp_path):
+    incomplete = {key: value for key, value in ARGUMENTS.items() if key != "dim"}
+    (tmp_path / "arguments.json").write_text(json.dumps(incomplete))
     with pytest.raises(ConfigError, match=r"arguments\.json.*'dim'"):
         import_released(SMALL, tmp_path / "out", "MicroDiT_Tiny_2", tmp_path / "arguments.json")
 

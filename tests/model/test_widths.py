@@ -20,7 +20,7 @@ WIDTH = st.integers(1, 64).map(lambda n: n * 32)
 
 
 @given(RATIO, RATIO, st.integers(2, 40))
-def test_layerwise_meets_both_ends_and_never_turns(start, end, depth):
+def test_layerwise_is_linear_between_both_ends(start, end, depth):
     ratios = layerwise(start, end, depth)
     assert len(ratios) == depth
     assert ratios[0] == start
@@ -43,12 +43,12 @@ def test_attention_is_whole_heads_and_never_collapses(width, ratio, multiple_of)
 
 
 @given(WIDTH, st.sampled_from([None, 32, 64, 256]))
-def test_ratio_one_is_the_model_width_itself(width, multiple_of):
+def test_ratio_one_gives_the_model_width(width, multiple_of):
     assert attention_width(width, 1.0, 32, multiple_of) == width
 
 
 @given(WIDTH, st.lists(st.floats(0.001, 8), min_size=2, max_size=10), st.sampled_from([2, 3]))
-def test_wider_ratios_never_give_narrower_layers(width, ratios, matrices):
+def test_larger_ratios_never_give_narrower_layers(width, ratios, matrices):
     hidden = [hidden_width(width, ratio, matrices, None) for ratio in sorted(ratios)]
     assert hidden == sorted(hidden)
     assert hidden[0] > 0
@@ -72,14 +72,14 @@ def test_swiglu_and_gelu_have_equal_parameters_within_rounding(width, ratio, mul
 
 
 @pytest.mark.parametrize("width", [64, 96, 512])
-def test_that_count_is_the_networks_own(width):
+def test_the_number_of_matrices_matches_the_module(width):
     for cls in (SwiGLU, GELU):
         hidden = hidden_width(width, 4.0, cls.matrices, 8)
         net = cls(width, hidden, bias=False)
         assert sum(parameter.numel() for parameter in net.parameters()) == cls.matrices * width * hidden
 
 
-def test_a_gelu_network_is_as_large_as_its_swiglu_twin():
+def test_gelu_and_swiglu_networks_have_equal_cost():
     swiglu = DiTConfig(width=128, depth=4, ffn_width=WidthConfig(start=4.0, end=4.0))
     gelu = dataclasses.replace(swiglu, ffn=FeedForwardConfig("gelu"))
     assert cost.parameters(gelu) == pytest.approx(cost.parameters(swiglu), rel=0.01)

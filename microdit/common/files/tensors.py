@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,19 @@ def read_facts(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: if the file is missing or damaged.
     """
-    try:
-        with safe_open(path, "pt") as stored:
-            facts = _metadata(stored)
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from None
+    with _opened(path) as stored:
+        facts = _metadata(stored)
     facts.pop(DIGEST, None)
     return facts
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as stored:
+            yield stored
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from None
 
 
 def _metadata(stored: Any) -> dict[str, str]:
@@ -77,12 +84,9 @@ def read_tensors(path: Path, signed: bool = False) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    try:
-        with safe_open(path, "pt") as stored:
-            facts = _metadata(stored)
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"{path}: can't be read as weights: {' '.join(str(error).split())[:200]}") from None
+    with _opened(path) as stored:
+        facts = _metadata(stored)
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
     expected = facts.pop(DIGEST, None)
     if (expected is None and signed) or expected not in (None, tensors_digest(tensors, facts)):
         raise CheckpointError(f"{path}: wrong checksum: the file was changed or damaged since it was written")

@@ -35,9 +35,8 @@ def should_report_error() -> bool:
     if not dist.is_initialized():
         return is_main()  # no communication yet, so all processes fail alike
     try:
-        store = (
-            dist.distributed_c10d._get_default_store()
-        )  # the store of the rendezvous; torch has no public name for it
+        # The store of the rendezvous; torch has no public name for it.
+        store = dist.distributed_c10d._get_default_store()
         return store.add(FAILED, 1) == 1
     except RuntimeError:
         return False  # the store ended with the process that failed first

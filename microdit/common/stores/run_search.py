@@ -6,7 +6,8 @@ can't be written in it are checked here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -34,17 +35,16 @@ def search_runs(
         order: MLflow's order of the runs.
         most: return at most this many; all if None.
     """
-    return list(islice(_matching(client, experiments, tags, status, order, min(most or PAGE, PAGE)), most))
+    search = partial(client.search_runs, list(experiments), where(tags, status), order_by=[order])
+    found = _all_pages(partial(search, max_results=min(most or PAGE, PAGE)))
+    return list(islice((run for run in found if tags.items() <= run.data.tags.items()), most))
 
 
-def _matching(
-    client: Any, experiments: Sequence[str], tags: Mapping[str, str], status: str, order: str, size: int
-) -> Iterator[Any]:
-    words = where(tags, status)
+def _all_pages(search: Callable[..., Any]) -> Iterator[Any]:
     token = None
     while True:
-        page = client.search_runs(list(experiments), words, order_by=[order], max_results=size, page_token=token)
-        yield from (run for run in page if all(run.data.tags.get(name) == value for name, value in tags.items()))
+        page = search(page_token=token)
+        yield from page
         token = page.token
         if not token:
             return
@@ -71,14 +71,7 @@ def _quoted(value: str) -> str:
 
 def our_experiments(client: Any) -> list[Any]:
     """Return the active experiments of this project, by name."""
-    found: list[Any] = []
-    token = None
-    while True:
-        page = client.search_experiments(filter_string=OUR_EXPERIMENTS, order_by=["name ASC"], page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return found
+    return list(_all_pages(partial(client.search_experiments, filter_string=OUR_EXPERIMENTS, order_by=["name ASC"])))
 
 
 def launches(client: Any, experiment: str, scale: str = "", most: int | None = None) -> list[Any]:

@@ -80,45 +80,49 @@ def _forms(uri: str) -> frozenset[str]:
 def _passwords(text: str) -> list[tuple[int, int]]:
     """Return start and end of each URI's password in `text`, in order, without overlaps."""
     found: list[tuple[int, int]] = []
-    place = 0
+    place, whole = 0, _is_whole(text)
+    user_name = re.compile(r"[^:/]*:" if whole else r"[^:/\n]*:")
     while (scheme := SCHEME.search(text, place)) is not None:
         place = scheme.end()
-        user = re.compile(r"[^:/]*:" if _is_whole(text) else r"[^:/\n]*:").match(text, place)
+        user = user_name.match(text, place)
         if user is None:
             continue
-        end = _end(text, scheme, user.end())
+        end = _end(text, user.end(), scheme["name"].lower() in ("http", "https"), whole)
         if end > user.end() or text[end : end + 1] == "@":
             found.append((user.end(), end))
             place = end
     return found
 
 
-def _end(text: str, scheme: re.Match[str], start: int) -> int:
+def _end(text: str, start: int, http: bool, whole: bool) -> int:
     """Return the end of the password that may begin at `start`.
 
-    It is the position of an '@', or `start` if there is none.
+    Args:
+        text: contains the URI.
+        start: the character after the user's colon.
+        http: whether an HTTP client reads the URI.
+        whole: whether the text is nothing but the URI, whose password may then have white space and '://'.
+
+    Returns:
+        The position of an '@', or `start` if there is no password.
     """
-    following = SCHEME.search(text, start)
-    line = text.find("\n", start)
-    stop = len(text) if line < 0 else line
     port = PORT.match(text, start)
-    if scheme["name"].lower() in ("http", "https"):
-        authority = re.compile(r"[^/?#\s]*").match(text, start)
-        assert authority is not None
-        at, ended = text.rfind("@", start, authority.end()), authority.end()
-        # A text that is one URI may have white space in its password.
-        continues = _is_whole(text) and text[ended : ended + 1].isspace() and "@" in text[ended:]
-        if at >= 0 and HOST.fullmatch(text, at + 1, ended) and not continues:
+    if http:
+        end = start + len(re.split(r"[/?#\s]", text[start:], maxsplit=1)[0])
+        at = text.rfind("@", start, end)
+        continues = whole and text[end : end + 1].isspace() and "@" in text[end:]
+        if at >= 0 and HOST.fullmatch(text, at + 1, end) and not continues:
             return at
         if at < 0 and port is not None:
             return start
-    first = text.find("@", start)
-    another = following is not None and (port is not None or 0 <= first < following.start())
-    if _is_whole(text) and not (another and following and re.search(r"\s", text[start : following.start()])):
-        return max(text.rfind("@", start), start)  # SQLAlchemy takes line breaks and '://' in a password too
-    if another and following is not None:
-        stop = min(stop, following.start())
-    return max(text.rfind("@", start, stop), start)
+    rest = text[start:]
+    another = SCHEME.search(rest)
+    before = rest[: another.start()] if another else ""
+    if before and (port or "@" in before) and (not whole or re.search(r"\s", before)):  # the next URI is separate
+        rest, whole = before, False
+    if not whole:
+        rest = rest.partition("\n")[0]
+    return start + max(rest.rfind("@"), 0)
 
 
 def _is_whole(text: str) -> bool:

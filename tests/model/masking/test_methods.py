@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from small import inputs, randomise
+from small import inputs, randomize
 
 from microdit.common.errors import ConfigError
 from microdit.common.rng import generator
@@ -22,7 +22,7 @@ SIGMA_DATA = 0.7
 
 def build(masking: MaskingConfig, **changes) -> DiT:
     """Return a small network with all weights random, so that every part affects the output."""
-    return randomise(DiT(dataclasses.replace(BASE, masking=masking, **changes), seed=3)).eval()
+    return randomize(DiT(dataclasses.replace(BASE, masking=masking, **changes), seed=3)).eval()
 
 
 def patch(image: torch.Tensor, number: int) -> torch.Tensor:
@@ -72,7 +72,7 @@ def test_maskdit_encodes_the_visible_and_decodes_all(masked, width):
 
 
 @torch.no_grad()
-def test_maskdits_loss_is_denoising_where_visible_and_reconstruction_elsewhere():
+def test_maskdits_loss_denoises_visible_and_reconstructs_masked_patches():
     net = build(MaskingConfig("maskdit", 0.5, reconstruction=0.3))
     plan = net.mask_plan(3, generator(0, "mask"))
     x, _, y = inputs(3)
@@ -96,7 +96,7 @@ def test_maskdits_loss_is_denoising_where_visible_and_reconstruction_elsewhere()
 
 @pytest.mark.parametrize("masked", [True, False])
 @torch.no_grad()
-def test_routed_patches_skip_the_middle_and_come_back(masked):
+def test_routed_patches_skip_the_middle_blocks_only(masked):
     net = build(MaskingConfig("routing", 0.75, route=RouteConfig(1, 2)))
     plan = net.mask_plan(3, generator(0, "mask")) if masked else None
 
@@ -133,7 +133,7 @@ def test_sparse_deep_features_are_fused_with_dense_shallow_ones(masked):
 
 @pytest.mark.parametrize("masked", [True, False])
 @torch.no_grad()
-def test_some_images_learn_without_the_deep_path(masked):
+def test_path_drop_trains_some_images_without_the_deep_path(masked):
     net = build(MaskingConfig("sprint", 0.75, route=RouteConfig(2, 1, path_drop=0.5)))
     plan = net.mask_plan(3, generator(1, "mask"), masked)
     assert 0 < plan.shallow.sum() < 3  # some of each kind
@@ -149,27 +149,27 @@ def test_some_images_learn_without_the_deep_path(masked):
 
 
 @torch.no_grad()
-def test_path_drop_guidance_leaves_caption_and_middle_blocks_out():
+def test_path_drop_guidance_omits_caption_and_middle_blocks():
     net = build(MaskingConfig("sprint", 0.75, route=RouteConfig(2, 1, path_drop=0.1)))
     x, _, y = inputs(3)
     sigma = torch.tensor([0.1, 0.8, 3.0])
     denoiser = EDM(net, SIGMA_DATA)
-    asked: list[str] = []
+    called: list[str] = []
     for name, block in (("outer", net.blocks[0]), ("middle", net.blocks[2])):
-        block.register_forward_hook(lambda *_, name=name: asked.append(name))
+        block.register_forward_hook(lambda *_, name=name: called.append(name))
     out = guided(denoiser, y, 3.0, by="path_drop")(x, sigma)
-    assert asked == ["outer", "middle", "outer"]
+    assert called == ["outer", "middle", "outer"]
     t, variance = sigma.log() / 4, (sigma**2 + SIGMA_DATA**2).view(-1, 1, 1, 1)
     scaled = x / variance.sqrt()
     expected = []
     for caption, deep in ((y, True), (torch.zeros_like(y), False)):
-        answer = one_by_one(net, None, fused(net, deep), (scaled, t, caption))
-        expected.append(SIGMA_DATA**2 / variance * x + sigma.view(-1, 1, 1, 1) * SIGMA_DATA / variance.sqrt() * answer)
+        output = one_by_one(net, None, fused(net, deep), (scaled, t, caption))
+        expected.append(SIGMA_DATA**2 / variance * x + sigma.view(-1, 1, 1, 1) * SIGMA_DATA / variance.sqrt() * output)
     torch.testing.assert_close(out, expected[1] + 3 * (expected[0] - expected[1]), rtol=1e-4, atol=1e-4)
     assert (out - guided(denoiser, y, 3.0)(x, sigma)).abs().max() > 0.01
 
 
-def test_path_drop_is_rejected_where_nothing_can_be_dropped():
+def test_path_drop_is_rejected_for_methods_without_it():
     with pytest.raises(ConfigError, match=r"route\.path_drop' is 0\.1, but 'model\.masking\.method' routing .* sprint"):
         build(MaskingConfig("routing", 0.75, route=RouteConfig(1, 1, path_drop=0.1)))
     with pytest.raises(ConfigError, match=r"route\.path_drop' is 1"):
@@ -178,7 +178,7 @@ def test_path_drop_is_rejected_where_nothing_can_be_dropped():
 
 @pytest.mark.parametrize("method", ["routing", "sprint"])
 @torch.no_grad()
-def test_methods_that_lose_no_patch_are_judged_on_all(method):
+def test_methods_that_lose_no_patch_have_a_loss_over_all_patches(method):
     net = build(MaskingConfig(method, 0.75, route=RouteConfig(1, 1)))
     plan = net.mask_plan(3, generator(0, "mask"))
     x, _, y = inputs(3)
@@ -199,7 +199,7 @@ def test_at_ratio_0_a_method_is_the_unmasked_network(method):
 
 
 @torch.no_grad()
-def test_maskdit_without_a_mask_has_no_reconstruction_and_its_decoder_alone_beyond_the_unmasked_network():
+def test_unmasked_maskdit_has_a_decoder_but_no_reconstruction_loss():
     masking = MaskingConfig("maskdit", 0.0, decoder=DecoderConfig(2))
     net, plain = build(masking), build(MaskingConfig("none", 0.0))
     extra = set(dict(net.named_parameters())) - set(dict(plain.named_parameters()))
@@ -211,7 +211,7 @@ def test_maskdit_without_a_mask_has_no_reconstruction_and_its_decoder_alone_beyo
     assert torch.equal(*losses)
 
 
-def test_every_part_of_a_method_learns():
+def test_every_part_of_a_method_gets_a_gradient():
     for method in ("maskdit", "sprint"):
         net = build(MaskingConfig(method, 0.75, route=RouteConfig(1, 1), decoder=DecoderConfig(1, 32)))
         x, _, y = inputs(3)

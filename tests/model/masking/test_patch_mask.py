@@ -41,7 +41,7 @@ def test_a_plan_is_a_permutation(shape, ratio, seed):
 
 
 @given(st.integers(1, 20), st.integers(0, 999))
-def test_it_keeps_what_the_ratio_promises(side, thousandths):
+def test_the_number_of_kept_patches_follows_the_ratio(side, thousandths):
     exact = side**2 * (1000 - thousandths) // 1000  # in integers: nothing lost to rounding
     if exact == 0:
         with pytest.raises(ConfigError, match="keeps none"):
@@ -62,7 +62,7 @@ def test_blocks_are_kept_or_dropped_whole(shape, ratio, seed):
 
 
 @given(BLOCKS, RATIOS, SEEDS)
-def test_what_is_kept_comes_back_where_it_was_and_the_rest_is_zero(shape, ratio, seed):
+def test_kept_patches_return_to_their_places_and_the_rest_is_zero(shape, ratio, seed):
     side, block = shape
     plan = draw(side, ratio, block, seed)
     config = DiTConfig(input_size=2 * side, masking=MaskingConfig("naive", 0.0))
@@ -81,14 +81,14 @@ def test_a_given_order_of_kept_patches_is_respected(order, kept):
 
 
 @given(RATIOS, SEEDS)
-def test_the_loss_counts_kept_patches_alone(ratio, seed):
+def test_the_loss_averages_kept_patches_only(ratio, seed):
     plan = draw(4, ratio, 1, seed)
     error = torch.rand(3, 16, generator=generator(seed, "error"))
-    spoilt = torch.where(plan.mask == 1, 1e6, error)
+    corrupted = torch.where(plan.mask == 1, 1e6, error)
     masking = build_masking(DiTConfig(input_size=8))
     expected = torch.stack([row[keep].mean() for row, keep in zip(error, plan.ids_keep, strict=True)])
     nothing = torch.zeros(())
-    torch.testing.assert_close(masking.loss(MaskingLossInputs(spoilt, nothing, nothing), plan), expected)
+    torch.testing.assert_close(masking.loss(MaskingLossInputs(corrupted, nothing, nothing), plan), expected)
 
 
 def test_every_patch_is_kept_equally_often():
