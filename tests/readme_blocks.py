@@ -1,4 +1,4 @@
-"""Read the fenced blocks of the project's Markdown pages, and the commands inside them.
+"""Read the fenced blocks of Markdown pages, and the commands inside them.
 
 A comment above a block, invisible when rendered, sets how its commands are tested:
 
@@ -55,7 +55,7 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Return the Markdown pages that may have commands: every README.md and the contributors' page."""
+    """Return the pages that may have commands: README.md files, and CONTRIBUTING.md."""
     found = [path for path in ROOT.rglob("README.md") if not any(part.startswith(".") for part in _parts(path))]
     return sorted([*found, ROOT / ".github" / "CONTRIBUTING.md"])
 
@@ -115,7 +115,7 @@ def _marker(line: str, place: str) -> tuple[str, tuple[str, ...]]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Return the simple commands of shell text, split into words, without comments and redirections."""
+    """Return the commands of shell text as words, without comments and redirections."""
     joined = text.replace("\\\n", " ")
     found: list[list[str]] = []
     for line in joined.splitlines():

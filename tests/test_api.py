@@ -1,4 +1,4 @@
-"""Test the public API; only the simulated GPU needs more than `import microdit as md`."""
+"""Test the public API with `import microdit as md`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test the complete workflow at `smoke` scale by commands: YAML, trials, MLflow, table, figures."""
+"""Test the complete workflow at `smoke` scale by commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test users' implementations of every role, by name and by dotted path; flow matching against closed forms."""
+"""Test users' implementations of every role, and flow matching."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_a_wrong_name_of_a_dataset_or_metric_is_rejected(plugin: str, tmp_path: 
 
 
 def test_new_settings_leave_the_keys_of_stored_runs_unchanged(smoke_config: Config) -> None:
-    """Keys of `masking_ratio` at two scales as they were recorded before the settings existed."""
+    """The keys were recorded before the settings existed."""
     for (scale, arm), key in RECORDED_KEYS.items():
         study = load_study("masking_ratio", scale)
         config = dataclasses.replace(arm_configs(study, [], False)[arm], seed=study.seeds[0])
@@ -310,7 +310,7 @@ class ExactVelocity(nn.Module):
 
 
 def test_flow_matching_of_the_page_is_a_denoiser(smoke_config: Config) -> None:
-    """With the exact velocity, D is the posterior mean; and the loss is the squared error of the velocity."""
+    """With the exact velocity, D is the posterior mean; the loss is the velocity's error."""
     kind = flow_matching(PAGE.read_text())
     net = DiT(smoke_config.model, seed=0)
     exact = ExactVelocity(net, lambda c: torch.sigmoid(4 * c))  # the network gets ln(sigma) / 4 = logit(t) / 4
@@ -366,7 +366,7 @@ def test_an_objective_with_parameters_of_its_own_is_rejected(
 
 
 def test_the_page_lists_every_extension_point() -> None:
-    """Keys of the recipe, decorators of the API and files that exist; and no decorator is left out."""
+    """Its keys, decorators and files exist, and no decorator is left out."""
     rows = re.findall(r"^\| .* \| (`.*`) \| (?:`(\w+)`)? ?\| .* \| `(\S+)` \|$", PAGE.read_text(), re.MULTILINE)
     settings = flatten(compose_mapping([]), empty=True)
     for keys, decorator, path in rows:

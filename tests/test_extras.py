@@ -1,4 +1,4 @@
-"""Test that all extras of pyproject.toml can be installed together and provide the promised modules."""
+"""Test that the extras of pyproject.toml install together, with their modules."""
 
 from __future__ import annotations
 

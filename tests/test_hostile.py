@@ -1,4 +1,4 @@
-"""Test hostile and absurd input: exactly one clear, short, printable error, and no hang."""
+"""Test hostile and absurd input: one clear, short, printable error, and no hang."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ SETTINGS = [
 @pytest.mark.parametrize("key", SETTINGS)
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_a_setting_that_is_not_finite_is_rejected(key: str, value: str) -> None:
-    """The value comes from a YAML, from Hydra's command line, or as an object of the API."""
+    """The value is from a YAML file, from Hydra's command line, or from Python."""
     with pytest.raises(ConfigError, match=key.rpartition(".")[2]):
         compose_config([f"{key}={value}"])
     values = to_mapping(compose_config([]))

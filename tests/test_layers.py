@@ -1,4 +1,4 @@
-"""Test the import rules: layers inside `microdit`, no cycles, and allowed packages."""
+"""Test the import rules: layers of `microdit`, no cycles, and allowed packages."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sources(package: str) -> dict[str, tuple[Path, ast.Module]]:
 
 
 def imported(tree: ast.Module, modules: object) -> set[tuple[str, bool]]:
-    """Return a file's imports, local and TYPE_CHECKING ones too, as (dotted name, whether it is in a function)."""
+    """Return all imports of a file: dotted name, and whether it is in a function."""
     found: set[tuple[str, bool]] = set()
     for node in ast.walk(tree):
         local = getattr(node, "col_offset", 0) > 0

@@ -1,4 +1,4 @@
-"""Run or parse every command of every README at smoke size; see readme_blocks.py for the markers."""
+"""Run or parse every command of every README at smoke size."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def anchors(page: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()])
 def test_named_files_exist(page: Path) -> None:
-    """Paths such as `microdit/config/identity.py` start at the repository, at the page, or at a package."""
+    """Paths start at the repository, at the page, or at a package."""
     for name in re.findall(r"`([\w.]+(?:/[\w.]+)+\.(?:py|yaml|md))`", page.read_text(encoding="utf-8")):
         starts = (ROOT, page.parent, ROOT / "microdit")
         assert any((start / name).is_file() for start in starts), f"{page}: {name}"

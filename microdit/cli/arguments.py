@@ -45,8 +45,8 @@ def finite(text: str) -> float:
     Raises:
         ArgumentTypeError: if the text is not one.
     """
-    value = _float(text)
-    if not math.isfinite(value):
+    value = level(text)
+    if math.isinf(value):
         raise ArgumentTypeError(f"{shown(text)} is not a finite number")
     return value
 
@@ -57,14 +57,10 @@ def level(text: str) -> float:
     Raises:
         ArgumentTypeError: if the text is not a number.
     """
-    value = _float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if math.isnan(value):
         raise ArgumentTypeError(f"{shown(text)} is not a number")
     return value
-
-
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ArgumentTypeError(f"{shown(text)} is not a number") from None

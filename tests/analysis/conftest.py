@@ -1,4 +1,4 @@
-"""Provide stores for many tests, created once because MLflow takes seconds to create sqlite's schema."""
+"""Provide stores for many tests; MLflow takes seconds to create sqlite's schema."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fresh(empty_store: Path, tmp_path: Path) -> tuple[str, Path]:
 
 @pytest.fixture(scope="session")
 def masking_store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the URI of a store with a masking study of five arms and three seeds, curves and samples included."""
+    """Return the URI of a store with a masking study of five arms and three seeds."""
     root = tmp_path_factory.mktemp("masking")
     shutil.copy(empty_store, root / "mlflow.db")
     uri = f"sqlite:///{root / 'mlflow.db'}"

@@ -108,7 +108,7 @@ def test_the_data_can_be_looked_at(run_folder: Path, tmp_path: Path, capsys: pyt
 
 
 def test_prompts_of_a_file_are_drawn_and_scored(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Held-out captions from a file give the run's scores; other prompts give other scores and no class accuracy."""
+    """Held-out captions from a file give the run's scores; other prompts, others."""
     config = load_config(run_folder / "config.yaml")
     held_out = build_dataset(config.data, "val")
     prompts = tmp_path / "prompts.txt"

@@ -1,4 +1,4 @@
-"""Test settings from YAML: values survive the round trip, and mistakes give a one-sentence error."""
+"""Test settings from YAML: the round trip, and errors of one sentence."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_nearest_lists_all_when_nothing_is_close():
 
 
 def test_only_a_run_from_stored_weights_is_what_the_first_algorithm_computed() -> None:
-    """The key was computed by the code of commit 472a175, the last one of that algorithm."""
+    """The key was computed by commit 472a175, the last one of that algorithm."""
     weights = Path(__file__).parents[1] / "model" / "reference" / "small.safetensors"
     words = ["scale=smoke", "diffusion.sigma_data=0.9"]
     assert former_key(compose_config([*words, f"training.init={weights}"])) == "2ea56d7af79f1840"

@@ -1,4 +1,4 @@
-"""Test that recipes equal those that Hydra composes, and that defaults equal the commented base file."""
+"""Test that recipes equal Hydra's, and that defaults equal the base file."""
 
 from __future__ import annotations
 

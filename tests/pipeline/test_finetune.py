@@ -1,4 +1,4 @@
-"""Test `microdit finetune`: a run trained further on a few captioned images adopts their style."""
+"""Test that a run fine-tuned on a few captioned images adopts their style."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test that weights are used with the text features of their training, or rejected by name."""
+"""Test that weights are used with the text features of their training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HUB = "hf-hub:apple/DFN5B-CLIP-ViT-H-14-378"
 
 
 def clip_folder(folder: Path, seed: int = 0, **text: Any) -> Path:
-    """Return a random CLIP of open_clip, as wide as the small released model's captions."""
+    """Return a random CLIP of open_clip, as wide as the small model's captions."""
     settings = {
         "embed_dim": 8,
         "quick_gelu": True,
@@ -52,7 +52,7 @@ def clip_folder(folder: Path, seed: int = 0, **text: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a released checkpoint imported with local copies of its text encoder and autoencoder."""
+    """Return a released checkpoint imported with local copies of its encoders."""
     root = tmp_path_factory.mktemp("imported")
     clip_folder(root / "clip")
     autoencoder_folder(root / "vae", **SDXL)
@@ -63,7 +63,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def changed(folder: Path, out: Path, **text: str) -> Path:
-    """Return a copy of a run's or an imported folder whose configuration names other text features."""
+    """Return a copy of a folder whose configuration names other text features."""
     shutil.copytree(folder, out)
     config = load_config(out / "config.yaml")
     save_config(dataclasses.replace(config, text=dataclasses.replace(config.text, **text)), out / "config.yaml")

@@ -1,4 +1,4 @@
-"""Test that a process loads frozen networks and data once, and again if their files change."""
+"""Test that a process loads frozen networks and data once per version of the files."""
 
 from __future__ import annotations
 

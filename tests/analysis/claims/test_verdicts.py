@@ -147,7 +147,7 @@ def test_seed_noise_is_inconclusive_with_the_number_of_seeds_needed(
 
 
 def test_seeds_needed_are_enough() -> None:
-    """An effect of one standard deviation needs ten seeds. With four, the estimate is of the same size."""
+    """An effect of one standard deviation needs ten seeds; four estimate about as many."""
 
     def score(settings: Mapping[str, Any]) -> float:
         return 2.0**0.5 * (settings["model.ffn.type"] == "gelu")
@@ -225,7 +225,7 @@ def test_what_a_scale_lacks_is_not_tested_here() -> None:
 
 
 def test_not_worse_needs_the_interval_within_the_margin() -> None:
-    """Means are near 100, so the margin is 5 for distances and 1 for CLIP score: within, at the edge and beyond it."""
+    """Means are near 100, so the margin is 5 for distances and 1 for CLIP score."""
     arms = {"base": {"k": 0.0}, "more": {"k": 1.0}}
     for loss, noise, word in ((0.1, 0.1, REPRODUCED), (0.1, 4.0, INCONCLUSIVE), (9.0, 0.1, CONTRADICTED)):
         found = results("micro_budget", arms, lambda s, loss=loss: loss * s["k"], noise=noise)
@@ -314,7 +314,7 @@ def the_first_line(study: str, arms: Arms, score: Score, **changes: Any) -> str:
 
 
 def test_the_line_of_one_comparison_on_one_metric() -> None:
-    """Without seed noise every seed has the same difference, so the interval has zero width and p is 0."""
+    """Without seed noise all differences are equal: zero width, and p is 0."""
     text = the_first_line("ffn_activation", PLANTED[3][1], PLANTED[3][2], metrics=["clip_fd"])
     assert text == (
         "SwiGLU beats GELU (trust: summary): **reproduced**: arm1 against arm0: -9.000 [-9.000, -9.000] CLIP-FD ↓, "

@@ -45,7 +45,7 @@ class Histories:
 
 
 def masking(**changes: Any) -> Results:
-    """Return ten arms in four hues over a ratio, with costs, losses by quarter, and histories."""
+    """Return ten arms in four hues over a ratio, with costs and histories."""
     found = results("masking_ratio", MASKED, lambda s: 40 * s[RATIO], seeds=3, x=RATIO, baseline="none")
     frame = found.frame.assign(hue=[MASKED[arm][METHOD] for arm in found.frame["arm"]])
     kept = 1 - frame["x"].astype(float)
@@ -81,7 +81,7 @@ def test_more_than_a_hundred_styles_differ() -> None:
 
 
 def test_neighboring_colors_differ_in_gray_and_for_color_blind_readers() -> None:
-    """Simulate full deuteranomaly and protanomaly (Machado et al., 2009) on linear RGB."""
+    """Simulate deuteranomaly and protanomaly (Machado et al., 2009) on linear RGB."""
     blind = [
         [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
         [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],

@@ -28,7 +28,7 @@ COUNT = 12
 
 
 def searched(space: dict[str, Any] = SPACE, direction: str = "minimize") -> Results:
-    """Return twelve trials whose score is their depth; trial 3 is pruned, 5 has failed, 7 is still running."""
+    """Return twelve trials whose score is their depth: 3 pruned, 5 failed, 7 running."""
     rng = np.random.default_rng(0)
     arms: dict[str, dict[str, Any]] = {f"trial_{number:03d}": {"depth": 8 - number % 7} for number in range(COUNT)}
     found = results("a_search", arms, lambda s: 10.0 * s["depth"], seeds=1, noise=0.01, metrics=["clip_fd"])

@@ -47,7 +47,7 @@ class Client:
 
 @pytest.fixture(scope="module")
 def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a store with sixty runs of thirty arms, some of them unusual in every way that MLflow allows."""
+    """Return a store with sixty runs of thirty arms, some of them unusual."""
     root = tmp_path_factory.mktemp("big")
     shutil.copy(empty_store, root / "mlflow.db")
     uri = fill(root, runs=60, points=12, arms=30)

@@ -81,7 +81,7 @@ def test_the_same_images_in_other_steps_are_one_budget(fresh: Fresh) -> None:
     [("flops", 2.51e15, 1), ("flops", 3e15, 2), ("steps", 3e15, 1), ("params", 3e15, 1), ("time", 3e15, 1)],
 )
 def test_the_budget_is_what_the_study_holds(holds: str, flops: float, sets: int) -> None:
-    """FLOPs and parameters within a sweep's tolerance of one percent count as the same budget."""
+    """A sweep tolerates a difference of one percent in FLOPs and parameters."""
     tags = {"data_fingerprint": "f", "feature_net": "n", "samples": "8", "git_commit": "c", "git_dirty": "false"}
     row = {f"tag.{name}": value for name, value in tags.items()} | {"seed": 0, "cost/params": 1e6}
     rows = [{"arm": "none", "started": 1, "cost/train_flops": 2.5e15}, {"arm": "naive_75", "started": 2}]
@@ -147,7 +147,7 @@ def test_scores_on_several_noise_sets_are_one_score_per_run(fresh: Fresh) -> Non
 
 
 def test_settings_of_a_claim_come_from_the_runs_own_config(fresh: Fresh) -> None:
-    """The overrides of these arms don't mention the feed-forward; only config.yaml does."""
+    """The overrides of these arms don't set the feed-forward; only config.yaml does."""
     arms = {"new": {"model.depth": 4}, "old": {"model.depth": 5}}
     writer = StudyWriter(*fresh, "ffn_activation", study_file(arms, [0, 1, 2], baseline="old"))
     for name, kind, value in (("new", "swiglu", 10.0), ("old", "gelu", 20.0)):

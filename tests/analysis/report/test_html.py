@@ -29,7 +29,7 @@ VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Collect elements, links and text of a page; `stray` are end tags without a matching start tag."""
+    """Collect elements, links and text of a page; `stray` end tags match no start tag."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def two(uri: str, root: Path, name: str, values: dict[str, list[float]], **chang
 
 @pytest.fixture(scope="module")
 def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return a store with a reproduced and a contradicted claim, hostile text, an unfinished study and a bad name."""
+    """Return a store with two verdicts, hostile text, an unfinished study and a bad name."""
     root = tmp_path_factory.mktemp("shelf")
     shutil.copy(empty_store, root / "mlflow.db")
     uri = f"sqlite:///{root / 'mlflow.db'}"

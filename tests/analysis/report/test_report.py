@@ -281,7 +281,7 @@ def test_distant_scores_of_real_images_do_not_flatten_the_arms(fresh: tuple[str,
 
 
 def test_evaluation_noise_is_separated_from_seed_variance(fresh: tuple[str, Path]) -> None:
-    """One arm with two runs of two scores differs by 2 within each run and by 4 between the means."""
+    """Two runs of two scores differ by 2 within each run and by 4 between the means."""
     writer = StudyWriter(*fresh, "masking_ratio", study_file({"none": arm("none", 0.0)}, [0, 1]))
     for seed, (first, second) in enumerate([(10.0, 12.0), (14.0, 16.0)]):
         writer.run("none", seed, final(first, **{"noise1/clip_fd": second}))

@@ -29,7 +29,7 @@ P = st.lists(st.floats(0, 1), min_size=1, max_size=9)
 
 
 def closed_testing(p: list[float]) -> list[float]:
-    """Return Holm's p by definition: Bonferroni's test of every intersection of hypotheses that includes this one."""
+    """Return Holm's p by definition: Bonferroni's test of every intersection."""
     found = []
     for i in range(len(p)):
         rest = [j for j in range(len(p)) if j != i]
@@ -93,7 +93,7 @@ def test_equal_differences() -> None:
 
 
 def test_intervals_cover_the_truth_in_95_of_100_studies() -> None:
-    """Coverage of 2000 studies each at n = 2, 3, 5 is 95% within 3.5 binomial deviations, with common seed effects."""
+    """Coverage of 2000 studies per n is 95% within 3.5 binomial deviations."""
     rng, truth, studies = np.random.default_rng(7), 1.5, 2000
     for n in (2, 3, 5):
         covered = 0
@@ -107,7 +107,7 @@ def test_intervals_cover_the_truth_in_95_of_100_studies() -> None:
 
 
 def test_holm_keeps_the_familywise_error() -> None:
-    """With eight arms equal to the baseline, at most 5% of studies call any arm different."""
+    """With eight arms equal to the baseline, at most 5% of studies find a difference."""
     rng, studies, n = np.random.default_rng(3), 2000, 4
     scores = rng.normal(size=(studies, 9, n))
     p = stats.ttest_1samp(scores[:, 1:] - scores[:, :1], 0, axis=2).pvalue

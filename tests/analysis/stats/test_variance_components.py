@@ -1,4 +1,4 @@
-"""Test the separation of evaluation noise from seed variance, and averaged scores."""
+"""Test the separation of evaluation noise from seed variance, and mean scores."""
 
 import math
 
@@ -10,7 +10,7 @@ from analysis.stats.variance_components import average_noise_sets, components, c
 
 
 def test_components_by_hand() -> None:
-    """One arm of two runs of two scores: MS between 8, MS within 1, so evaluation 1 and training (8 - 1) / 2."""
+    """Two runs of two scores: MS between 8, MS within 1, so training is (8 - 1) / 2."""
     found = components([[[0.0, math.sqrt(2)], [2 * math.sqrt(2), 3 * math.sqrt(2)]]])
     assert found is not None
     assert found.evaluation**2 == pytest.approx(1.0)
