@@ -94,7 +94,7 @@ def shown(value: object, most: int = MAX_VALUE_CHARACTERS) -> str:
     """
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # Python converts no integer of more than 4300 digits
+    except (ValueError, RecursionError):  # Python does not convert integers of more than 4300 digits
         text = f"<a value of type {type(value).__name__} that is too large to print>"
     return shortened(printable(text), most)
 

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal, Union
 from microdit.common.errors import ConfigError, named, nearest, shown
 
 MAX_NAME_BYTES = 255  # of one part of a path, on all common file systems
-NOT_EMPTY = "not empty"  # mark of a text that is left out or null rather than ""
+NOT_EMPTY = "not empty"  # mark of a text that may be null but not ""
 
 
 @dataclass(frozen=True)

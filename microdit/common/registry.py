@@ -19,7 +19,7 @@ from microdit.common.moved import import_hint, present_path
 T = TypeVar("T")
 Item = TypeVar("Item")
 
-_allowed = {"microdit"}  # modules that dotted paths may name; a process only ever adds to them
+_allowed = {"microdit"}  # modules that dotted paths may name; never shrinks
 
 
 def import_plugins(modules: Iterable[str]) -> None:
@@ -35,10 +35,10 @@ def import_plugins(modules: Iterable[str]) -> None:
     """
     for name in modules:
         if (here := os.getcwd()) not in sys.path:
-            sys.path.append(here)  # last, so that it hides nothing
+            sys.path.append(here)  # last, so that it shadows no other module
         try:
             importlib.import_module(name)
-        except (ImportError, TypeError, ValueError) as error:  # the latter two for names that can't be a module's
+        except (ImportError, TypeError, ValueError) as error:  # the latter two for invalid module names
             hint = import_hint(error) if isinstance(error, ImportError) else ""
             raise ConfigError(f"'plugins' names module '{name}', which can't be imported: {error}{hint}") from None
         _allowed.add(name)

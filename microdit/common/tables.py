@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 import tabulate
 
 MAX_TABLE_CHARACTERS = 100  # width of a table, unless all columns are wanted
-MIN_CELL_CHARACTERS = 12  # to which cells are cut, so that a table fits
+MIN_CELL_CHARACTERS = 12  # minimum to which cells are cut to fit
 GAP = 2  # spaces between columns
 
 
@@ -35,7 +35,7 @@ def text_table(
         cut = _cut_cells(cells, shown)
     table = [[row[i] for i in shown] for row in cells]
     align = ["left" if i in left else "right" for i in shown]
-    tabulate.MIN_PADDING = 0  # of headers; the library has no argument for it
+    tabulate.MIN_PADDING = 0  # no extra width for headers; the library has no argument for it
     text = tabulate.tabulate(table[1:], headers=table[0], colalign=align if table[1:] else None, disable_numparse=True)
     lines = [line.rstrip() for line in text.splitlines()]
     hidden = [rows[0][i] for i in range(len(rows[0])) if i not in shown]

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from microdit.common.errors import DataError, named
 from microdit.common.files.digests import file_state
 
-SCRATCH = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}", re.DOTALL)  # the names of tempfile.mkdtemp with our prefix
+SCRATCH = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}", re.DOTALL)  # names made by tempfile.mkdtemp with our prefix
 
 SCRATCH_NAME_LENGTH = 40  # characters of the target's name; a folder's name may have 255 bytes
 

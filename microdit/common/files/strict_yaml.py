@@ -106,7 +106,7 @@ class StrictLoader(yaml.SafeLoader):
         if node.tag == "tag:yaml.org,2002:timestamp":
             raise yaml.YAMLError(f"'{named(node.value)}' {place} is a date; put it in quotes to make it text")
         if node.tag not in PLAIN_TAGS:
-            raise yaml.YAMLError(f"the tag '{named(node.tag)}' {place} is not allowed; only plain values are")
+            raise yaml.YAMLError(f"the tag '{named(node.tag)}' {place} is not allowed; only plain values are allowed")
         try:
             value = super().construct_object(node, deep=deep)
         except (ValueError, LookupError, ArithmeticError) as error:

@@ -274,7 +274,7 @@ def _bad_escape(text: str) -> tuple[int, str] | None:
 
     An escape is invalid if it does not stand for a character.
     """
-    high: re.Match[str] | None = None  # a first surrogate that waits for its second
+    high: re.Match[str] | None = None  # a high surrogate whose low one must follow
     for match in ESCAPE.finditer(text):
         code = int(match[1], 16) if match[1] else -1
         low = 0xDC00 <= code < 0xE000

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from microdit.common.errors import CheckpointError
 
-MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older layout
-PICKLE_BYTES = 256 << 20  # larger than the structure of any state dict
+MAGIC = 0x1950A86A20F9469CFC6C  # value of the first pickle of the older layout
+MAX_PICKLE_BYTES = 256 << 20  # larger than the structure of any state dict
 DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -107,7 +107,7 @@ def _open_zip(path: Path) -> tuple[Any, Load]:
     root = name.removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
         raise ValueError("its numbers are big-endian")
-    if archive.getinfo(name).file_size > PICKLE_BYTES:
+    if archive.getinfo(name).file_size > MAX_PICKLE_BYTES:
         raise ValueError("its structure is too large")
 
     def load(storage: _Storage) -> bytearray:

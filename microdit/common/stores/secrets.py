@@ -26,9 +26,9 @@ SECRET_VARIABLES = (
     "AWS_SESSION_TOKEN",
     "HF_TOKEN",
 )
-SHORTEST_KNOWN = 3  # characters below which a word is not looked for in free text
+SHORTEST_KNOWN = 3  # characters; shorter passwords are not searched in free text
 SCHEME = re.compile(r"(?P<name>[A-Za-z][\w+.\-]{0,40})://")  # bounded: a text of one long word stays quick
-HOST = re.compile(r"(?:\[[^\]\s]*\]|[\w.\-%]+)(?::\d*)?")  # without one after it, an '@' is part of a password
+HOST = re.compile(r"(?:\[[^\]\s]*\]|[\w.\-%]+)(?::\d*)?")  # an '@' without a host after it is part of a password
 PORT = re.compile(r"\d{1,5}(?=[/?#\s'\"),;]|$)")
 SECRET_KEY = re.compile(r"pass(word|wd|phrase|code)?$|pwd$|secret|token|credential|api_?key|access_?key", re.IGNORECASE)
 QUERY = re.compile(r"(?P<lead>[?&](?P<key>[^=&\s?]+)=)(?P<value>(?:[^&\s'\"]|['\"](?=\w))*)")

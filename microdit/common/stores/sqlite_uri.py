@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-PLAIN = re.compile(r"[\w.,:;@=+~/ &()!-]*")  # characters that all readers of a URI leave as they are
+PLAIN = re.compile(r"[\w.,:;@=+~/ &()!-]*")  # characters that no reader of a URI changes
 SCHEME = re.compile(r"sqlite(\+[\w]+)?://")
 OPTION = re.compile(r"[\w.]+=[^&]*")
 
@@ -32,7 +32,7 @@ def sqlite_uri(path: Path | str) -> str:
     check_utf8(text)
     if PLAIN.fullmatch(text):
         return f"sqlite:///{text}"
-    # With the driver's name: MLflow makes the folder of a plain sqlite:/// URI without decoding its name.
+    # With the driver's name, because MLflow creates the folder of a plain sqlite:/// URI without decoding its path.
     uri = f"sqlite+pysqlite:///{quote(text, safe='/ +')}"
     if make_url(uri).database != text:
         raise ValueError(f"'{text}' has characters that need SQLAlchemy 2.1 or newer in a database's URI; rename it")
@@ -51,7 +51,9 @@ def sqlite_path(uri: str) -> Path | None:
     _, mark, options = uri.partition("?")
     wrong = [option for option in options.split("&") if not OPTION.fullmatch(option)]
     if mark and wrong:
-        raise ValueError(f"'?' begins options such as ?timeout=60, but '{wrong[0]}' is none; write a path's '?' as %3F")
+        raise ValueError(
+            f"'?' begins options such as ?timeout=60, but '{wrong[0]}' is not an option; write a path's '?' as %3F"
+        )
     try:
         name = make_url(uri).database
     except (ArgumentError, ValueError) as error:
