@@ -1,7 +1,7 @@
 """Run the training loop; each step depends on (weights, seed, step) alone.
 
-B images of the global batch. Every random draw is made for the whole global batch on the CPU and then sliced, so the
-numbers don't depend on how many processes or micro-batches share it. A process reads its own images and captions only.
+B images of the global batch. Every random draw is made for the whole global batch and then sliced, so the numbers don't
+depend on how many processes or micro-batches share it. A process reads only its own images and captions.
 """
 
 from __future__ import annotations
@@ -220,18 +220,19 @@ def train(
 def optimizer_step(
     config: Recipe, rate: float, batch: Batch, loss_module: nn.Module, state: TrainState, accelerator: Accelerator
 ) -> dict[str, Tensor]:
-    """Update `state` once.
+    """Update the weights once, in place.
 
     Args:
         config: settings of the run.
         rate: learning rate.
-        batch: this process' share of the global batch, on the device.
-        loss_module: a `TrainingLoss`, possibly wrapped.
+        batch: this process's share of the global batch, on the device.
+        loss_module: `TrainingLoss`, as the accelerator prepared it.
         state: weights and optimizer.
         accelerator: device, precision and processes.
 
     Returns:
-        This process' means of the loss' readings, and `grad_norm`; scalars on the device.
+        Scalars on the device: this process's means of the loss module's values, and `grad_norm`, the norm before
+        clipping.
     """
     settings, device = config.training, accelerator.device
     share = len(batch.x) // settings.accumulation
@@ -254,7 +255,7 @@ def optimizer_step(
 
 
 def _own_rows(batch_size: int, accelerator: Accelerator) -> slice:
-    """Return this process' rows of the global batch."""
+    """Return this process's rows of the global batch."""
     own = batch_size // accelerator.num_processes
     return slice(accelerator.process_index * own, (accelerator.process_index + 1) * own)
 

@@ -1,1 +1,1 @@
-"""Draw the inputs of training steps and bring them to the device."""
+"""Draw the inputs of training steps and copy them to the device."""

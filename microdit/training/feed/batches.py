@@ -1,4 +1,4 @@
-"""Draw the inputs of each training step and bring them to the device, ahead of time on a GPU.
+"""Draw the inputs of training steps and copy them to the device, ahead on a GPU.
 
 B images of the global batch, C H W latent shape, S text tokens, Y text width, T patches, E features to align with.
 
@@ -31,7 +31,7 @@ POLL_SECONDS = 0.2  # how often a worker with a full queue checks whether it is 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of the loss for B images."""
+    """Hold the inputs of the loss for B images."""
 
     x: Tensor  # (B, C, H, W) latents
     y: Captions  # (B, S, Y)
@@ -41,7 +41,11 @@ class Batch:
     plan: PatchMask | None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """Return the batch with `function` applied to every tensor."""
+        """Return the batch with every tensor replaced.
+
+        Args:
+            function: maps a tensor of the batch to the new one.
+        """
         plan = None if self.plan is None else self.plan.map(function)
         x, y, target = function(self.x), map_tensors(function, self.y), function(self.target)
         return Batch(x, y, function(self.sigma), function(self.noise), target, plan)
@@ -51,18 +55,29 @@ class Batch:
         return self.map(lambda tensor: tensor[rows])
 
     def arguments(self) -> tuple[Tensor, Captions, Tensor, Tensor, Tensor, PatchMask | None]:
-        """Return the loss's arguments; latents and captions, which may be stored in half precision, as float32."""
+        """Return the loss's arguments, in the order of `TrainingLoss.forward`.
+
+        Returns:
+            The fields of the batch. Latents and captions, which may be stored in half precision, are float32.
+        """
         y = map_tensors(lambda tensor: tensor if tensor.dtype == torch.bool else tensor.float(), self.y)
         return self.x.float(), y, self.sigma, self.noise, self.target, self.plan
 
 
 class TrainingRows(Protocol):
-    """Latents, captions and alignment targets by row, in the precision they are stored in."""
+    """Provide latents, captions and alignment targets by row, as they are stored."""
 
     def __len__(self) -> int: ...
 
     def stored(self, rows: np.ndarray) -> tuple[Tensor, Captions, Tensor]:
-        """Return latents (B, C, H, W), captions (B, S, Y) and targets (B, T, E) of rows (B,)."""
+        """Return some rows in the precision in which they are stored.
+
+        Args:
+            rows: (B,) integers in [0, len).
+
+        Returns:
+            Latents (B, C, H, W), captions (B, S, Y) and targets (B, T, E).
+        """
         ...
 
 
@@ -75,16 +90,16 @@ def draw_batch(
     own: slice = slice(None),
     device: torch.device | str = "cpu",
 ) -> Batch:
-    """Draw the rows `own` of the global batch at `step`.
+    """Draw some rows of the global batch of a step.
 
     Args:
         config: settings of the run.
-        step: 0-based.
+        step: counted from 0.
         data: source of latents and captions.
         order: chooses the images of each step.
         net: draws the mask.
-        own: rows of the global batch.
-        device: where noise, noise levels, dropped captions and masks are drawn. Devices give different numbers.
+        own: rows of the global batch; all by default.
+        device: where noise, noise levels, dropped captions and masks are drawn; other devices draw other numbers.
 
     Returns:
         The batch. Latents, captions and targets are where `data` has them, all else is on `device`.
@@ -104,14 +119,15 @@ def draw_batch(
 class BatchFeed:
     """Iterate over the batches of consecutive steps, on `device`.
 
-    On a GPU a thread draws the next batches into pinned memory and copies them on a stream of its own, so the training
-    loop never waits for the host. Elsewhere each batch is drawn when it is needed.
+    On a GPU a thread draws the next batches into pinned memory and copies them on a separate stream, so the training
+    loop never waits for the host. On a CPU each batch is drawn when it is needed.
 
     Args:
-        draw: returns the batch of a 0-based step; pure, since a thread may call it ahead of time.
+        draw: returns the batch of a step, counted from 0; a pure function, since a thread may call it ahead of time.
         steps: the steps to draw, in order.
         device: where the batches are needed.
-        ahead: number of batches drawn ahead by a thread; 0 draws in the caller. None: `BATCHES_AHEAD` on a GPU, else 0.
+        ahead: number of batches that a thread draws ahead; 0 draws in the caller; None means `BATCHES_AHEAD` on a GPU,
+            else 0.
     """
 
     def __init__(
@@ -185,7 +201,7 @@ class BatchFeed:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A drawn batch and the event after its copy, or the error of its draw."""
+    """Hold a drawn batch and the event after its copy, or the error of its draw."""
 
     batch: Batch | None = None
     copied: torch.cuda.Event | None = None

@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 
 
 class DeviceRows:
-    """Latents, captions and targets of a dataset as tensors on a device; each caption is stored once.
+    """Keep a dataset's latents, captions and targets as tensors on a device.
+
+    Each distinct caption is stored once.
 
     Args:
         data: the dataset.
@@ -46,7 +48,14 @@ class DeviceRows:
         return len(self._latents)
 
     def stored(self, rows: np.ndarray) -> tuple[Tensor, Captions, Tensor]:
-        """Return latents (B, C, H, W), captions (B, S, Y) and targets (B, T, E) of rows (B,), on the device."""
+        """Return some rows, on the device.
+
+        Args:
+            rows: (B,) integers in [0, N).
+
+        Returns:
+            Latents (B, C, H, W), captions (B, S, Y) and targets (B, T, E).
+        """
         chosen = torch.from_numpy(rows).to(self._device, non_blocking=True)
         captions = self._caption_of[chosen]
         y = with_mask(self._tokens[captions], None if self._mask is None else self._mask[captions])
@@ -69,7 +78,12 @@ def _mask_of(captions: StoredCaptions, rows: np.ndarray) -> Tensor:
 
 
 def stored_bytes(data: EncodedDataset, captions: StoredCaptions) -> int:
-    """Return the bytes that `DeviceRows` takes."""
+    """Return the bytes of GPU memory that `DeviceRows` needs.
+
+    Args:
+        data: the dataset.
+        captions: its caption features.
+    """
     latents, y, target = data.stored(np.arange(1))
     tokens, mask = unpack(y)
     per_caption = tokens.nbytes + (0 if mask is None else mask.nbytes)
@@ -77,7 +91,12 @@ def stored_bytes(data: EncodedDataset, captions: StoredCaptions) -> int:
 
 
 def device_rows(data: EncodedDataset, device: torch.device) -> TrainingRows:
-    """Return `data` on the device if that is a GPU with room for it, else `data` itself; the choice is logged."""
+    """Return the data on the GPU if it fits, else `data` itself; the choice is logged.
+
+    Args:
+        data: the dataset.
+        device: where training runs.
+    """
     if device.type != "cuda" or not torch.cuda.is_available() or not isinstance(data.features, StoredCaptions):
         return data
     needed, free = stored_bytes(data, data.features), torch.cuda.mem_get_info(device)[0]
