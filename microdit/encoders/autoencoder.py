@@ -124,9 +124,11 @@ def autoencoder_folder(path: str) -> Path:
 
 
 def autoencoder_sizes(path: str) -> tuple[int, int] | None:
-    """Return latent channels and downsampling factor from the configuration file only.
+    """Return an autoencoder's sizes from its configuration file only.
 
-    None if the file is not on this machine or can't be read; opening the autoencoder reports why.
+    Returns:
+        Latent channels C and downsampling factor f; None if the file is not on this machine or can't be read, for which
+        opening the autoencoder reports the reason.
     """
     if path == "pixels":
         return Pixels.channels, Pixels.downsampling

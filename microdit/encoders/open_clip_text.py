@@ -61,9 +61,14 @@ def is_name(path: str) -> bool:
 
 
 def known_name(path: str, key: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return open_clip's facts about `MODEL/TAG`.
+    """Return open_clip's facts about MODEL/TAG.
 
-    These are the model's settings, and where its weights are published.
+    Args:
+        path: the name.
+        key: the setting that has it, for messages.
+
+    Returns:
+        The model's settings, and where its weights are published.
 
     Raises:
         ConfigError: if open_clip has no such model or weights; the message has the nearest name.

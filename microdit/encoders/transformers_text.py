@@ -44,10 +44,16 @@ def is_transformers_folder(folder: Path) -> bool:
 
 
 def token_count(folder: Path, length: int | None) -> int:
-    """Return S: `length`, or CLIP's 77, or fewer if the encoder has fewer positions.
+    """Return the number of tokens S.
+
+    Without `length` it is 77, or the encoder's number of positions if that is lower.
+
+    Args:
+        folder: in transformers' format.
+        length: `text.length`.
 
     Raises:
-        ConfigError: if it has fewer than `length`, or can't be read.
+        ConfigError: if the encoder has fewer positions than `length`, or its configuration can't be read.
     """
     most = _text_settings(folder).get("max_position_embeddings")  # missing for T5, whose positions are relative
     if length is None:
