@@ -1,4 +1,4 @@
-"""`python -m sweeps` is the `microdit-sweep` command."""
+"""Run `microdit-sweep` as `python -m sweeps`."""
 
 import sys
 

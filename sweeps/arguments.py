@@ -1,4 +1,4 @@
-"""The command line of `microdit-sweep`: its commands, their options, and overrides of the recipe."""
+"""Parse the command line of `microdit-sweep`: commands, options, and overrides of the recipe."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ ESTIMATE = ("accelerator", "utilisation", "usd_per_hour", "measure")
 
 @dataclass(frozen=True)
 class Command:
-    """What one command reads, and how its help shows it."""
+    """What one command reads, and how its help describes it."""
 
     summary: str
     options: tuple[str, ...]
@@ -89,10 +89,7 @@ COMMANDS = {
     "plan": Command(
         "print a study's trials, their state and their cost; train nothing",
         ("study", "seeds", "workers", *ESTIMATE, "wide"),
-        (
-            "microdit-sweep plan study=all scale=gpu",
-            "microdit-sweep plan study=[masking_ratio,mixer_size]",
-        ),
+        ("microdit-sweep plan study=all scale=gpu", "microdit-sweep plan study=[masking_ratio,mixer_size]"),
         overrides=True,
     ),
     "status": Command(
@@ -103,10 +100,7 @@ COMMANDS = {
     "train": Command(
         "train one run, recorded in experiment microdit/train; with -m all combinations of listed values",
         (*RUNNING, "wide"),
-        (
-            "microdit-sweep train scale=smoke optimizer.lr=1e-3",
-            "microdit-sweep train -m optimizer.lr=1e-3,3e-3",
-        ),
+        ("microdit-sweep train scale=smoke optimizer.lr=1e-3", "microdit-sweep train -m optimizer.lr=1e-3,3e-3"),
         overrides=True,
     ),
     "config": Command(
@@ -144,26 +138,39 @@ class CommandLine:
 
     @property
     def root(self) -> Path:
+        """Return the folder of outputs and default stores."""
         return Path(str(self.own.get("root") or "runs"))
 
     @property
     def scale(self) -> str:
+        """Return the name of the scale."""
         return str(self.own.get("scale") or "demo")
 
     def uri(self) -> str:
+        """Return the absolute URI of the MLflow store."""
         from sweeps.tracking.uris import absolute_uri, default_uri
 
         given = self.own.get("tracking_uri")
         return absolute_uri(str(given)) if given else default_uri(self.root)
 
     def queue_uri(self) -> str:
+        """Return the absolute URI of the Optuna storage."""
         from sweeps.tracking.uris import absolute_uri, default_queue_uri
 
         given = self.own.get("queue_uri")
         return absolute_uri(str(given), "queue_uri") if given else default_queue_uri(self.root)
 
     def number(self, key: str, default: T, allowed: Range) -> T:
-        """Return a number within `allowed`; it must be a whole number if `default` is one."""
+        """Return the value of a numeric option.
+
+        Args:
+            key: name of the option.
+            default: the value if the option is not given; if it is a whole number, so must be the option.
+            allowed: the accepted numbers.
+
+        Raises:
+            ConfigError: if the value is not such a number.
+        """
         value = self.own.get(key, default)
         whole = isinstance(default, int)
         kinds = (int,) if whole else (int, float)
@@ -172,7 +179,15 @@ class CommandLine:
         return type(default)(value)
 
     def switch(self, key: str, default: bool) -> bool:
-        """Return an option that is true or false."""
+        """Return the value of an option that is true or false.
+
+        Args:
+            key: name of the option.
+            default: the value if the option is not given.
+
+        Raises:
+            ConfigError: if the value is neither.
+        """
         value = self.own.get(key, default)
         if not isinstance(value, bool):
             raise ConfigError(f"{key}={value}: it must be true or false")
@@ -283,7 +298,7 @@ def _check_combination(name: str, own: dict[str, Any], overrides: Sequence[str],
         others = ", ".join(key for key in COMMANDS if key != RUN)
         raise ConfigError(f"give study=NAME, or one of the commands {others} (--help shows all)")
     if multirun and name != "train":
-        raise ConfigError("-m goes with train; a study names its arms itself")
+        raise ConfigError("-m is an option of train only; a study lists its arms in its file")
     if multirun and not overrides:
         raise ConfigError("-m needs at least one key=a,b: a list of values to combine, such as seed=0,1")
     unused = [] if multirun or name != "train" else [key for key in RUNNING if key in own]

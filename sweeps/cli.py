@@ -1,4 +1,4 @@
-"""The `microdit-sweep` command: composes with Hydra, runs, records in MLflow."""
+"""Run the `microdit-sweep` command: compose with Hydra, train, record in MLflow."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; None: those of the process.
 
     Returns:
-        0; 1 if trials failed or training diverged; 2 for an error of the user; 130 if interrupted.
+        The exit code: 0; 1 if trials failed or training diverged; 2 for an error of the user; 130 if interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     return run_command(

@@ -32,7 +32,7 @@ from sweeps.config.override_quoting import as_value
 GROUPS = ("data", "model", "scale", "recipe")
 SCALE_FACTORS_KEY = "times"  # a recipe's factors on the scale's values
 PRIMARY = "base"
-SMALLEST_FACTOR = 1e-30  # except 0: a huge exponent would take all memory as an exact fraction
+SMALLEST_FACTOR = 1e-30  # besides 0; as an exact fraction, a huge exponent would take all memory
 MAX_WORD_CHARACTERS = 10_000
 MAX_BRACKETS = 64  # nested in one word
 OPTIONS_KEY = "options"  # the only mappings to which keys may be added
@@ -42,7 +42,7 @@ def compose_mapping(overrides: Sequence[str], source: str = "command line", comp
     """Return the resolved settings as plain dicts.
 
     Args:
-        overrides: `key=value` words; later ones win.
+        overrides: `key=value` words; later ones take precedence.
         source: file or command line, for messages.
         complete: whether keys without a default must be given; otherwise they may remain REQUIRED.
 
@@ -56,12 +56,22 @@ def compose_mapping(overrides: Sequence[str], source: str = "command line", comp
 
 
 def compose_config(overrides: Sequence[str], source: str = "command line") -> Config:
-    """Return `compose_mapping` as a validated `Config`."""
+    """Return `compose_mapping` as a validated `Config`.
+
+    Args:
+        overrides: `key=value` words; later ones take precedence.
+        source: file or command line, for messages.
+    """
     return config_from_mapping(compose_mapping(overrides, source), source)
 
 
 def as_override(key: str, value: Any) -> list[str]:
-    """Return a YAML value as Hydra overrides; a mapping becomes one override per leaf and keeps its other keys."""
+    """Return a YAML value as Hydra overrides.
+
+    Args:
+        key: dotted key.
+        value: the value; a mapping becomes one override per leaf, so that its other keys keep their values.
+    """
     if isinstance(value, Mapping):
         return [word for name, item in value.items() for word in as_override(f"{key}.{name}", item)]
     return [f"{key}={value if key in GROUPS else as_value(value)}"]
@@ -74,8 +84,8 @@ def _as_config_error(source: str) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"{source}: {' '.join(str(error).split())[:400]}") from None
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
-        words = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
-        raise ConfigError(f"{source}: a value can't be used ({words})") from None
+        fault = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        raise ConfigError(f"{source}: a value can't be used ({fault})") from None
     except yaml.YAMLError as error:  # names its file
         raise ConfigError(f"{EXPERIMENTS}: not valid YAML: {' '.join(str(error).split())[:400]}") from None
 
@@ -115,7 +125,7 @@ def _multiplied(config: Any) -> Any:
 
 
 def _fraction(value: Any, key: str) -> Fraction:
-    """Return a number or a text such as 25/6, exactly; raises ConfigError for anything else."""
+    """Return a number or a text such as 25/6, exactly; raise ConfigError for anything else."""
     text = str(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else ""
     parts = text.split("/") if len(text) <= MAX_VALUE_CHARACTERS else []
     with contextlib.suppress(ValueError, ZeroDivisionError):
@@ -128,12 +138,15 @@ def _fraction(value: Any, key: str) -> Fraction:
 
 @cache
 def _composed_groups(groups: tuple[str, ...]) -> Any:
-    """Return the recipe under a choice of `GROUPS`, cached because reading the files takes most of Hydra's time."""
+    """Return the recipe with a choice of `GROUPS`, cached because reading the files takes most of Hydra's time."""
     return _composed(groups)
 
 
 def is_free(key: str) -> bool:
-    """Return whether dotted `key` is below an `options`, whose keys a plugin class defines."""
+    """Return whether a dotted key is below an `options`.
+
+    A plugin class defines the keys there.
+    """
     return OPTIONS_KEY in key.split(".")[:-1]
 
 
@@ -172,13 +185,21 @@ def _known_keys(groups: tuple[str, ...]) -> Mapping[str, Any]:
 
 
 def parse_words(words: Sequence[str], source: str) -> list[Override]:
-    """Return parsed `key=value` words; raise ConfigError for the first invalid one."""
+    """Return the parsed form of `key=value` words.
+
+    Args:
+        words: the words in Hydra's grammar.
+        source: file or command line, for messages.
+
+    Raises:
+        ConfigError: if a word is invalid, too long or nested too deeply.
+    """
     found = []
     for word in words:
         depth = max(accumulate((c in "[{(") - (c in "]})") for c in word), default=0)
         if len(word) > MAX_WORD_CHARACTERS or depth > MAX_BRACKETS:
-            why = "is nested too deeply" if depth > MAX_BRACKETS else f"has {len(word):,} characters"
-            raise ConfigError(f"{source}: '{named(word)}' {why}")
+            fault = "is nested too deeply" if depth > MAX_BRACKETS else f"has {len(word):,} characters"
+            raise ConfigError(f"{source}: '{named(word)}' {fault}")
         with _as_config_error(f"{source}: '{named(word)}'"):
             found += _parser().parse_overrides([word])
     return found
@@ -213,7 +234,16 @@ def _check_keys(overrides: Sequence[str], source: str) -> None:
 
 
 def check_key(key: str, known: Mapping[str, Any] | None = None, source: str = "command line") -> None:
-    """Raise ConfigError with the nearest name if dotted `key` is not a setting of the recipe."""
+    """Check that a dotted key is a setting of the recipe.
+
+    Args:
+        key: the key.
+        known: all settings; those of the default recipe if None.
+        source: file or command line, for messages.
+
+    Raises:
+        ConfigError: if it is not; the message has the nearest name.
+    """
     node: Any = _known_keys(()) if known is None else known
     for depth, part in enumerate(key.split(".")):
         if is_free(key) and part == OPTIONS_KEY and part in node:

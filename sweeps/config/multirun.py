@@ -1,4 +1,4 @@
-"""Hydra's multirun as a study, such as `train -m optimizer.weight_decay=0.01,0.1 seed=0,1`.
+"""Turn Hydra's multirun into a study, such as `train -m optimizer.weight_decay=0.01,0.1 seed=0,1`.
 
 Hydra's grammar defines what is swept (choices, ranges, globs). The combinations become the arms of a study, so they use
 the same queue and launchers, and can be stopped, resumed and reported.
@@ -21,7 +21,18 @@ NAME = "multirun"
 
 
 def multirun_study(overrides: Sequence[str], scale: str) -> tuple[Study, list[str]]:
-    """Return the study that the overrides describe, and the overrides that all of its arms share."""
+    """Return the study that a multirun's overrides describe.
+
+    Args:
+        overrides: `key=value` words, some with several values.
+        scale: name of the scale.
+
+    Returns:
+        The study, and the overrides that all of its arms share.
+
+    Raises:
+        ConfigError: if no key has several values, or a seed is not a whole number from 0.
+    """
     parsed = parse_words(overrides, "command line")
     swept = {o.key_or_group: _values(o) for o in parsed if o.is_sweep_override()}
     fixed = [o.input_line or "" for o in parsed if not o.is_sweep_override() and o.key_or_group != "seed"]

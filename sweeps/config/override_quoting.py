@@ -14,13 +14,19 @@ SIMPLE = re.compile(r"[\w./~:+-]*")
 
 
 def quoted(text: str) -> str:
-    """Return `text` quoted: backslashes before a quote or at the end are doubled, quotes are escaped."""
+    """Return `text` in quotes.
+
+    Quotes in it are escaped, and backslashes before a quote or at the end are doubled.
+    """
     text = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", text)
     return "'" + re.sub(r"\\+\Z", lambda found: found[0] * 2, text) + "'"
 
 
 def quoted_path(word: str) -> str:
-    """Return `key=value` with its value quoted if it is a path that Hydra's grammar would misread."""
+    """Return `key=value` with its value quoted if Hydra's grammar would misread it.
+
+    Only keys of paths are changed.
+    """
     key, sep, value = word.partition("=")
     if not sep or key not in PATHS or SIMPLE.fullmatch(value) or _is_quoted(word, value):
         return word

@@ -15,10 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
 from microdit.common.contract import DIRECTIONS, SearchRange
 from microdit.common.errors import ConfigError, named, nearest, shown
@@ -44,10 +41,15 @@ SEQUENTIAL_SAMPLER = "qmc"  # draws from one sequence, so all trials must use th
 
 
 def distribution(key: str, value: Any, source: str) -> BaseDistribution:
-    """Return the Optuna distribution of a key: a list is a choice, a mapping a range, integer bounds give integers.
+    """Return Optuna's distribution of a searched key.
+
+    Args:
+        key: dotted key, for messages.
+        value: a list of choices, or a mapping with the keys of `RANGE`; bounds that are integers give integers.
+        source: the study's file, for messages.
 
     Raises:
-        ConfigError: if `value` describes neither; the message has the key.
+        ConfigError: if `value` is neither, or its bounds are invalid.
     """
     where = f"{source}: 'search.{key}'"
     if isinstance(value, list):
@@ -63,8 +65,8 @@ def distribution(key: str, value: Any, source: str) -> BaseDistribution:
     low, high, step = value["low"], value["high"], value.get("step")
     bounds = (low, high) if step is None else (low, high, step)
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in bounds):
-        words = ", ".join(shown(bound) for bound in bounds)
-        raise ConfigError(f"{where}: 'low', 'high' and 'step' must be numbers (write 1.0e-3, not 1e-3), got {words}")
+        got = ", ".join(shown(bound) for bound in bounds)
+        raise ConfigError(f"{where}: 'low', 'high' and 'step' must be numbers (write 1.0e-3, not 1e-3), got {got}")
     if not all(math.isfinite(bound) and abs(bound) < LARGEST_BOUND for bound in bounds):
         raise ConfigError(f"{where}: 'low', 'high' and 'step' must be finite numbers below {LARGEST_BOUND:g}")
     try:
@@ -75,13 +77,26 @@ def distribution(key: str, value: Any, source: str) -> BaseDistribution:
 
 
 def suggest(trial: optuna.Trial, space: Mapping[str, Any], source: str = "search") -> dict[str, Any]:
-    """Return the trial's values by dotted key; tuples become lists."""
+    """Return the trial's values by dotted key; tuples become lists.
+
+    Args:
+        trial: Optuna's trial.
+        space: the study's `search`.
+        source: the study's file, for messages.
+    """
     values = {name: trial._suggest(name, distribution(name, value, source)) for name, value in space.items()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def build_sampler(setting: Any, seed: int, number: int, source: str) -> optuna.samplers.BaseSampler:
-    """Return the sampler of trial `number`, seeded by `seed` and `number` so that workers draw different points."""
+    """Return the sampler of a trial.
+
+    Args:
+        setting: the study's `sampler`: a name, or a mapping with `type` and the sampler's options.
+        seed: random seed of the search.
+        number: number of the trial, a part of the seed so that workers draw different points.
+        source: the study's file, for messages.
+    """
     name, options = _named(setting, SAMPLERS, "sampler", source)
     sequence = 0 if name == SEQUENTIAL_SAMPLER else number
     seeded = {"seed": derive_seed(seed, "sampler", sequence) % 2**31, **options}
@@ -89,6 +104,12 @@ def build_sampler(setting: Any, seed: int, number: int, source: str) -> optuna.s
 
 
 def build_pruner(setting: Any, source: str) -> optuna.pruners.BasePruner:
+    """Return the pruner of a search.
+
+    Args:
+        setting: the study's `pruner`: a name, or a mapping with `type` and the pruner's options.
+        source: the study's file, for messages.
+    """
     name, options = _named(setting, PRUNERS, "pruner", source)
     return _build(PRUNERS[name], options, "pruner", source)
 
@@ -118,6 +139,10 @@ def _build(kind: Any, options: Mapping[str, Any], role: str, source: str) -> Any
 
 def check_search(file: Any, source: str) -> None:
     """Build the whole search once, before anything runs.
+
+    Args:
+        file: the study's keys (`sweeps.config.study.StudySpec`).
+        source: the study's file, for messages.
 
     Raises:
         ConfigError: if the space, sampler, pruner or objectives are invalid.

@@ -1,4 +1,4 @@
-"""A study: one YAML file with a question, what varies, and what all arms hold fixed."""
+"""Read a study: one YAML file with a question, what varies, and what all arms hold fixed."""
 
 from __future__ import annotations
 
@@ -126,12 +126,15 @@ def study_names() -> list[str]:
 
 
 def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> Study:
-    """Load a study and narrow it to `scale`.
+    """Load a study and narrow it to a scale.
 
     Args:
-        name: a bundled study, or a path that ends in .yaml.
+        name: a bundled study, or a path that ends in .yaml or .yml.
         scale: a scale of experiments/scale.
         seeds: seeds instead of the study's own.
+
+    Returns:
+        The study with the arms, seeds and overrides of this scale.
 
     Raises:
         ConfigError: if the file is missing or invalid; the message has the file, the key and the nearest name.
@@ -251,7 +254,15 @@ def _expand(file: StudySpec, source: str) -> dict[str, dict[str, Any]]:
 
 
 def check_count(source: str, factors: Sequence[Collection[Any]]) -> None:
-    """Raise ConfigError if the combinations of `factors` are more than a study can have."""
+    """Check that a study does not get more than `MAX_ARMS` arms.
+
+    Args:
+        source: file or command line, for messages.
+        factors: the values of each axis, which are combined.
+
+    Raises:
+        ConfigError: if there are too many combinations.
+    """
     count = math.prod(len(factor) for factor in factors)
     if count > MAX_ARMS:
         raise ConfigError(f"{source}: makes {count:,} combinations; a study has at most {MAX_ARMS:,}")
@@ -269,5 +280,10 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 def arm_label(name: str, value: Any) -> str:
-    """Return a name such as `lr=0.001` with characters that are valid in folder names."""
+    """Return a name such as `lr=0.001` with characters that are valid in folder names.
+
+    Args:
+        name: short name of the key.
+        value: the key's value; "empty" if it has no valid character.
+    """
     return f"{name}={re.sub(r'[^a-zA-Z0-9_.+-]+', '-', str(value)).strip('-') or 'empty'}"

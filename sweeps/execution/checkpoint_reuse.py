@@ -1,7 +1,8 @@
-"""Train trials that differ only in evaluation once: later ones reuse the last checkpoint of the first.
+"""Train the network of trials that differ only in evaluation once.
 
-Under `root`, `.trained/<key>` names the folder that was trained with those settings and data. If that folder cannot be
-reached, for example from another machine, the trial is trained again.
+Later trials reuse the last checkpoint of the first. Under `root`, `.trained/<key>` holds the path of the folder that
+was trained with those settings and data. If that folder cannot be reached, for example from another machine, the trial
+trains again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LOCK_TIMEOUT_SECONDS = 20  # wait for a trial that trains the same network; then
 
 
 def duplicate_training_keys(trials: Sequence[Trial]) -> set[str]:
-    """Return the keys of trials whose network an earlier one of `trials` trains."""
+    """Return the keys of trials whose network is trained by an earlier trial."""
     seen: set[tuple[str, str]] = set()
     duplicates = set()
     for trial in trials:
@@ -39,15 +40,15 @@ def duplicate_training_keys(trials: Sequence[Trial]) -> set[str]:
 
 @contextmanager
 def reuse_trained_checkpoint(trial: Trial, root: Path, reuse: bool = True) -> Iterator[str]:
-    """Hold the lock of this training configuration and copy its checkpoint if it has been trained.
+    """Lock a training configuration, and copy its checkpoint if it has been trained.
 
     Args:
-        trial: the trial.
+        trial: the trial that holds the lock; the checkpoint is copied to its folder.
         root: folder of outputs.
         reuse: whether an existing checkpoint may be used.
 
     Yields:
-        the folder whose checkpoint is reused, or "" if the trial trains itself.
+        The folder whose checkpoint is reused, or "" if the trial trains itself.
 
     Raises:
         filelock.Timeout: if another process is training the same configuration.

@@ -1,4 +1,4 @@
-"""Signals of a launch: Ctrl-C, SIGTERM and SIGHUP all stop it in order."""
+"""Handle the signals of a launch: Ctrl-C, SIGTERM and SIGHUP all stop it in order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHIELD_SECONDS = 10.0  # in which further signals do not interrupt the end of a 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Make every stop signal raise KeyboardInterrupt."""
+    """Return a context in which every stop signal raises KeyboardInterrupt."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -48,7 +48,13 @@ def _repeated_if_lost() -> Iterator[None]:
 
 @contextmanager
 def undisturbed(work: str) -> Iterator[None]:
-    """Let the block finish: stop signals print `work`, and interrupt it only after `SHIELD_SECONDS`."""
+    """Return a context that stop signals do not interrupt at first.
+
+    A signal prints what is being done. After `SHIELD_SECONDS` it raises KeyboardInterrupt.
+
+    Args:
+        work: what the block does, such as "closing the launch's run".
+    """
     begun = time.monotonic()
 
     def defer(_signal: int, _frame: FrameType | None) -> None:

@@ -33,7 +33,7 @@ from sweeps.planning.trials import Trial, plan_trials, prepare_trials
 from sweeps.tracking.mlflow_store import Launch, Store
 from sweeps.tracking.uris import default_uri, exported_to_children
 
-POLL_OTHERS_SECONDS = 2.0  # between two looks at trials that run in workers of other launches
+POLL_OTHERS_SECONDS = 2.0  # between two checks of trials in workers of other launchers
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,20 @@ class Sweep:
 
 
 def launch_study(study: Study, overrides: Sequence[str], options: Options) -> int:
-    """Run the unfinished trials of a study and print the results; return 1 if a trial failed."""
+    """Run the unfinished trials of a study and print the results.
+
+    Args:
+        study: the study at one scale.
+        overrides: `key=value` words for all arms.
+        options: where and how to run.
+
+    Returns:
+        The exit code: 1 if a trial failed or was not begun, else 0.
+    """
     begin = time.monotonic()
     with interruptible():
         engine = build_engine(options.launcher, options.root, list(options.launcher_options))
-        sweep = _launched(study, overrides, options, engine)
+        sweep = _run_plan(study, overrides, options, engine)
     study = sweep.study
     results = sweep.store.final_metrics(sweep.launch)
     print(f"\n{result_table(_arms(study, results), results, study.file.metrics.primary, options.wide)}\n")
@@ -78,11 +87,11 @@ def launch_study(study: Study, overrides: Sequence[str], options: Options) -> in
         print(f"{time_note(results)}\n")
     if study.file.search:
         print(f"{best_point(sweep.queue)}\n")
-    _where(study, options, time.monotonic() - begin)
+    _print_locations(study, options, time.monotonic() - begin)
     return _failures(sweep)
 
 
-def _launched(study: Study, overrides: Sequence[str], options: Options, engine: Engine) -> Sweep:
+def _run_plan(study: Study, overrides: Sequence[str], options: Options, engine: Engine) -> Sweep:
     """Run the plan; always end the launch's MLflow run."""
     with waiting("the study to be planned"):
         suffix = "" if options.reuse else time.strftime("-%Y%m%d-%H%M%S")
@@ -147,12 +156,20 @@ def _begin(
 
 
 def objectives_of(study: Study) -> dict[str, str]:
-    """Return the objectives reported to Optuna with their directions: the search's own, else the primary metric."""
+    """Return each objective reported to Optuna and its direction.
+
+    These are the search's own, or else the primary metric.
+    """
     return dict(study.file.objectives) or {study.file.metrics.primary: study.file.metrics.direction}
 
 
 def with_validation_metric(study: Study, trials: Sequence[Trial]) -> Study:
-    """Return the study, with the validation loss as primary metric if no samples are scored."""
+    """Return the study, judged by the validation loss if no samples are scored.
+
+    Args:
+        study: the study.
+        trials: its trials, which all score samples or none.
+    """
     if trials[0].config.evaluation.samples:
         return study
     metrics = dataclasses.replace(study.file.metrics, primary=FINAL_VAL_LOSS, direction="minimize")
@@ -160,14 +177,22 @@ def with_validation_metric(study: Study, trials: Sequence[Trial]) -> Study:
 
 
 def queue_name(study: Study, trials: Sequence[Trial], suffix: str = "") -> str:
-    """Return the name of a plan's queue. Adding trials to a search keeps the name, so its queue is reused."""
+    """Return the name of a plan's queue.
+
+    Adding trials to a search keeps the name, so its queue is reused.
+
+    Args:
+        study: the study.
+        trials: all trials of the plan.
+        suffix: makes the name unique if finished trials must not be reused.
+    """
     if study.file.search:
         first = trials[0]
         space = (study.file.search, study.file.sampler, study.file.pruner, study.file.objectives)
-        words = f"{first.config.seed}/{first.data_fingerprint}/{first.feature_net}/{space}/{first.key}"
+        identity = f"{first.config.seed}/{first.data_fingerprint}/{first.feature_net}/{space}/{first.key}"
     else:
-        words = "\n".join(sorted("/".join(trial.identity.values()) for trial in trials))
-    return f"{study.name}/{study.scale}/{sha256(words.encode()).hexdigest()[:12]}{suffix}"
+        identity = "\n".join(sorted("/".join(trial.identity.values()) for trial in trials))
+    return f"{study.name}/{study.scale}/{sha256(identity.encode()).hexdigest()[:12]}{suffix}"
 
 
 def _fill(sweep: Sweep, spec: LaunchSpec, options: Options) -> None:
@@ -198,12 +223,12 @@ def _report_outdated(sweep: Sweep, options: Options) -> None:
     """Print one line about runs of older algorithms that the pending trials do not reuse, and why."""
     tries = sweep.queue.latest().values() if options.reuse else ()
     names = {(t.user_attrs["arm"], int(t.user_attrs["seed"])) for t in tries if t.state not in ENDED}
-    if words := sweep.store.outdated(sweep.launch.experiment_id, sweep.study.scale, names):
-        _report(words)
+    if line := sweep.store.outdated(sweep.launch.experiment_id, sweep.study.scale, names):
+        _report(line)
 
 
 def _finished(sweep: Sweep, trial: Trial, options: Options) -> Any | None:
-    """Return the finished run of a trial under this launch; a run of another launch is copied as reused."""
+    """Return the finished run of a trial under this launch, or None; a run of another launch is copied."""
     child = sweep.store.child(sweep.launch, trial.key)
     if child is not None and child.info.status == Status.FINISHED and (wrong := unsound_scores(child.data.metrics)):
         _report(f"FAILED  {trial.name}: its run {child.info.run_id} finished, but {wrong}; it counts as failed")
@@ -265,7 +290,11 @@ def _wait_for_others(sweep: Sweep, tick: Tick) -> None:
 
 
 def _requeue_dead_workers(sweep: Sweep) -> list[str]:
-    """Queue the trials of dead workers again and return one line per trial; mark abandoned ones in MLflow."""
+    """Queue the trials of dead workers again, and mark those that are given up in MLflow.
+
+    Returns:
+        One line per trial that is queued again.
+    """
     again = []
     for attempt, why, given_up in sweep.queue.requeue_dead():
         if given_up:
@@ -291,7 +320,7 @@ def _arms(study: Study, results: Sequence[tuple[str, int, Mapping[str, float]]])
     return list(dict.fromkeys([*study.arms, *(arm for arm, _, _ in results)]))
 
 
-def _where(study: Study, options: Options, seconds: float) -> None:
+def _print_locations(study: Study, options: Options, seconds: float) -> None:
     uri = masked(options.uri)
     elsewhere = "" if options.uri == default_uri(Path("runs")) else f" tracking_uri={uri}"
     print(f"took      {format_seconds(seconds)}")

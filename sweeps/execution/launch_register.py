@@ -1,7 +1,7 @@
-"""Register the processes that launch a plan, so that the launch's MLflow run is ended even if they are killed.
+"""Register the processes that launch a plan.
 
-Each launcher has an entry among the queue's attributes. It normally ends its launch's run itself. If it is killed, the
-next launch or `microdit-sweep status` does so.
+Each launcher has an entry among the queue's attributes. It normally ends its launch's MLflow run itself. If it is
+killed, the next launch or `microdit-sweep status` does so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sweeps.tracking.mlflow_store import Store  # loads PyTorch, which `microdit-sweep status` seldom needs
 
 PREFIX = "launcher:"
-LOOK_SECONDS = HEARTBEAT_SECONDS  # between two looks at other launchers, and between two heartbeats
+TICK_SECONDS = HEARTBEAT_SECONDS  # between two heartbeats, and between two checks of other launchers
 
 
 class Presence:
@@ -34,19 +34,19 @@ class Presence:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._queue: Queue | None = None
-        self._beats = 0
-        self._looked = 0.0
-        self._silence = Silence(SILENCE_SECONDS, longest_gap=3 * LOOK_SECONDS)
+        self._heartbeats = 0
+        self._ticked = 0.0
+        self._silence = Silence(SILENCE_SECONDS, longest_gap=3 * TICK_SECONDS)
 
     def enter(self, queue: Queue) -> None:
-        """Register; call this before the launch's run is created."""
+        """Register this process; call this before the launch's run is created."""
         self._queue = queue
         self._send_heartbeat()
 
     def tick(self) -> None:
-        """Send a heartbeat if one is due, and end the runs of launches whose launchers have died."""
-        if self._queue is not None and time.monotonic() - self._looked > LOOK_SECONDS:
-            self._looked = time.monotonic()
+        """Send a heartbeat if one is due, and end launches whose launchers have died."""
+        if self._queue is not None and time.monotonic() - self._ticked > TICK_SECONDS:
+            self._ticked = time.monotonic()
             self._send_heartbeat()
             found = entries(self._queue.uri)
             beats = {key: entry.get("beats") for own in found.values() for key, entry in own.items()}
@@ -54,7 +54,11 @@ class Presence:
             end_abandoned(self._queue.uri, self.store.uri, lambda: self.store, silent)
 
     def leave(self, status: str) -> None:
-        """End the launch's run, unless workers or another launcher of this machine still use it."""
+        """End the launch's run, unless workers or launchers of this machine still use it.
+
+        Args:
+            status: MLflow's status of the run.
+        """
         if self._queue is None:
             return
         queue, self._queue = self._queue, None
@@ -68,9 +72,9 @@ class Presence:
 
     def _send_heartbeat(self) -> None:
         assert self._queue is not None
-        self._beats += 1
+        self._heartbeats += 1
         digest = sha256(this_process().encode()).hexdigest()[:16]
-        entry = {"process": this_process(), "store": masked(self.store.uri), "beats": self._beats}
+        entry = {"process": this_process(), "store": masked(self.store.uri), "beats": self._heartbeats}
         self._queue.describe(**{f"{PREFIX}{digest}": entry})
 
 
@@ -87,10 +91,18 @@ def entries(queue_uri: str) -> dict[str, dict[str, dict[str, Any]]]:
 def end_abandoned(
     queue_uri: str, store_uri: str, store: Callable[[], Store], silent: set[Any] | frozenset[Any] = frozenset()
 ) -> list[str]:
-    """End the runs of abandoned launches; return the names of their queues.
+    """End the runs of abandoned launches.
 
-    A launch is abandoned if all its launchers are gone and no trial runs. `store` is called only if there is one.
-    Launchers of other machines count as gone if their keys are among `silent`.
+    A launch is abandoned if all its launchers are gone and no trial runs.
+
+    Args:
+        queue_uri: URI of the Optuna storage.
+        store_uri: URI of the MLflow store; launches of other stores are left alone.
+        store: opens that store; called only if there is an abandoned launch.
+        silent: keys of entries without recent heartbeats; launchers of other machines are gone if theirs is among them.
+
+    Returns:
+        The names of the queues whose launches were ended.
     """
     ended = []
     for name, own in entries(queue_uri).items():

@@ -1,4 +1,4 @@
-"""Settings of a launch, stored in the queue, so that a worker needs only the two storage URLs."""
+"""Store the settings of a launch in the queue, so that a worker needs only two URIs."""
 
 from __future__ import annotations
 
@@ -46,15 +46,24 @@ class LaunchSpec:
     directions: tuple[str, ...] = ("minimize",)  # of the objectives
 
     def as_mapping(self) -> dict[str, Any]:
+        """Return all settings as values that JSON can store."""
         return dataclasses.asdict(self)
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> LaunchSpec:
+        """Return the settings that `as_mapping` returned.
+
+        Args:
+            values: the mapping, in which JSON has replaced tuples by lists.
+        """
         lists = {name: tuple(values[name]) for name in ("objectives", "directions")}
         return LaunchSpec(**{**values, **lists})
 
     def values(self, metrics: Mapping[str, float]) -> list[float]:
-        """Return the objective values of a finished run.
+        """Return the objective values of a finished run, in the order of `objectives`.
+
+        Args:
+            metrics: the run's last value of each metric.
 
         Raises:
             ConfigError: if an objective is missing.
@@ -69,12 +78,20 @@ class LaunchSpec:
 
 
 def shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics of a finished run that the queue stores for tables."""
+    """Return the metrics of a finished run that the queue stores for tables.
+
+    Args:
+        metrics: the run's last value of each metric.
+    """
     return {name: value for name, value in metrics.items() if name.startswith(FINAL_PREFIX) or name == SECONDS}
 
 
 def unsound_scores(metrics: Mapping[str, float]) -> str:
-    """Return the first final metric of a stored run that is not finite, as `final/fd is nan`; "" if none."""
+    """Return the first non-finite final metric of a run, as `final/fd is nan`, or "".
+
+    Args:
+        metrics: the run's last value of each metric.
+    """
     return unsound(shown_metrics(metrics))
 
 
@@ -94,7 +111,12 @@ def trial_attributes(trial: Trial) -> dict[str, Any]:
 
 
 def trial_of(attributes: Mapping[str, Any], spec: LaunchSpec) -> Trial:
-    """Return the planned trial that `trial_attributes` stored."""
+    """Return the planned trial that `trial_attributes` stored.
+
+    Args:
+        attributes: user attributes of a trial in the queue.
+        spec: settings of the launch.
+    """
     return Trial(
         study=spec.study,
         scale=spec.scale,
@@ -109,7 +131,13 @@ def trial_of(attributes: Mapping[str, Any], spec: LaunchSpec) -> Trial:
 
 
 def apply_suggestion(trial: Trial, values: Mapping[str, Any], spec: LaunchSpec) -> Trial:
-    """Return a search's trial with the suggested values in its configuration, validated."""
+    """Return a search's trial with the suggested values in its configuration.
+
+    Args:
+        trial: the trial with the search's base configuration.
+        values: suggested value of each dotted key.
+        spec: settings of the launch, for messages.
+    """
     mapping = to_mapping(trial.config)
     for key, value in values.items():
         assign(mapping, key, value)

@@ -39,21 +39,28 @@ from microdit.common.stores.secrets import masked
 from sweeps.config.override_quoting import quoted
 from sweeps.tracking.retry import StoreError
 
-STOP_SECONDS = 30.0  # time for a stopped trial to save a checkpoint and close its run
+STOP_SECONDS = 30.0  # for a stopped trial to save a checkpoint and close its run
 LOCAL = "local"
 EXIT_STORE_UNREACHABLE = 3  # exit code of a worker that could not reach its queue
-POLL_SECONDS = 2.0  # seconds between two looks at the queue; an ending worker wakes the launcher at once
+POLL_SECONDS = 2.0  # between two calls of tick; a worker that ends wakes the launcher at once
 EXTRA = {"joblib": "joblib", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 Tick = Callable[[], bool]  # called regularly; False: stop
 
 
 class Engine(Protocol):
-    """Starts `count` workers of a queue and waits for them."""
+    """Start workers of a queue and wait for them."""
 
     share_gpus: bool
 
     def run(self, queue_uri: str, queue_name: str, count: int, tick: Tick) -> None:
-        """Return when all workers have ended, or were stopped because `tick` returned False."""
+        """Run workers until all have ended, or until `tick` returns False.
+
+        Args:
+            queue_uri: URI of the Optuna storage.
+            queue_name: name of the queue.
+            count: number of workers.
+            tick: called about every second or two by the launching process.
+        """
 
 
 def launcher_names() -> list[str]:
@@ -62,7 +69,16 @@ def launcher_names() -> list[str]:
 
 
 def build_engine(name: str, root: Path, options: list[str]) -> Engine:
-    """Return an engine; `options` are Hydra overrides of its preset, such as `hydra.launcher.partition=gpu`."""
+    """Return the engine of a launcher.
+
+    Args:
+        name: `local` or the name of a preset.
+        root: folder of outputs, which the launcher's own files go to.
+        options: Hydra overrides of the preset, such as `hydra.launcher.partition=gpu`.
+
+    Raises:
+        ConfigError: if the launcher does not exist, is not installed, or rejects an option.
+    """
     if name == LOCAL:
         if options:
             raise ConfigError(f"'{options[0]}': the local launcher has no options")
@@ -81,36 +97,36 @@ class _WorkerProcess:
     begun: float
 
 
-class LocalEngine:
-    """Worker processes on this machine; one that dies is replaced as long as trials wait."""
+class LocalEngine(Engine):
+    """Run worker processes on this machine; replace one that dies while trials wait."""
 
     share_gpus = True
 
     def run(self, queue_uri: str, queue_name: str, count: int, tick: Tick) -> None:
-        def hire(index: int) -> _WorkerProcess:
+        def start(index: int) -> _WorkerProcess:
             return _WorkerProcess(index, _start(queue_uri, queue_name, index), time.monotonic())
 
-        crew: list[_WorkerProcess] = []
+        workers: list[_WorkerProcess] = []
         shortlived = 0
         try:
-            crew.extend(hire(index) for index in range(count))
-            while crew and tick():
-                multiprocessing.connection.wait([hand.process.sentinel for hand in crew], timeout=POLL_SECONDS)
-                for hand in [hand for hand in crew if not hand.process.is_alive()]:
-                    crew.remove(hand)
-                    if hand.process.exitcode == 0:
+            workers.extend(start(index) for index in range(count))
+            while workers and tick():
+                multiprocessing.connection.wait([worker.process.sentinel for worker in workers], timeout=POLL_SECONDS)
+                for worker in [worker for worker in workers if not worker.process.is_alive()]:
+                    workers.remove(worker)
+                    if worker.process.exitcode == 0:
                         continue
-                    shortlived = shortlived + 1 if time.monotonic() - hand.begun < 5 else 0
+                    shortlived = shortlived + 1 if time.monotonic() - worker.begun < 5 else 0
                     if shortlived < 2 * count:  # otherwise workers fail at the start
                         tick()
-                        crew.append(hire(hand.index))
+                        workers.append(start(worker.index))
         finally:
-            _end()
+            _stop_workers()
 
 
 def _start(queue_uri: str, queue_name: str, index: int) -> SpawnProcess:
     context = multiprocessing.get_context("spawn")  # PyTorch's threads may hang after a fork
-    process = context.Process(target=_live, args=(queue_uri, queue_name, index), name=f"worker {index}")
+    process = context.Process(target=_run_worker, args=(queue_uri, queue_name, index), name=f"worker {index}")
     # Ctrl-C and the end of a terminal reach all of its processes. Workers have these signals blocked: the launcher ends
     # them. The resource tracker comes first, because its start would unblock them.
     resource_tracker.ensure_running()
@@ -122,15 +138,15 @@ def _start(queue_uri: str, queue_name: str, index: int) -> SpawnProcess:
     return process
 
 
-def _live(queue_uri: str, queue_name: str, index: int) -> None:
+def _run_worker(queue_uri: str, queue_name: str, index: int) -> None:
     from sweeps.execution.worker import work
 
     # os._exit below would leak the semaphore of tqdm's default lock, which Python reports when the launcher ends.
     tqdm.set_lock(threading.RLock())
-    threading.Thread(target=_end_with_the_launcher, daemon=True).start()
+    threading.Thread(target=_stop_with_launcher, daemon=True).start()
     try:
         code = work(queue_uri, queue_name, index)
-    except StoreError:  # the launcher gets it too, and reports it once
+    except StoreError:  # also raised in the launcher, which reports it once
         code = EXIT_STORE_UNREACHABLE
     except Exception:
         print(masked(traceback.format_exc()), end="", file=sys.stderr, flush=True)
@@ -141,7 +157,7 @@ def _live(queue_uri: str, queue_name: str, index: int) -> None:
     os._exit(code)  # the normal exit collects all of PyTorch's objects, which takes up to 20 s
 
 
-def _end_with_the_launcher() -> None:
+def _stop_with_launcher() -> None:
     """Stop this worker when its launcher has died, since nobody else would."""
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -152,18 +168,18 @@ def _end_with_the_launcher() -> None:
     os._exit(1)
 
 
-def _end() -> None:
+def _stop_workers() -> None:
     """Let all workers save a checkpoint and return their trials; kill slow ones, and all after a second signal.
 
-    A signal may arrive between a worker's start and its registration, so this looks at all child processes.
+    A signal may arrive between a worker's start and its registration, so all child processes are stopped.
     """
-    crew = multiprocessing.active_children()
-    if not crew:
+    workers = multiprocessing.active_children()
+    if not workers:
         return
-    for process in crew:
+    for process in workers:
         process.terminate()
     print(
-        f"stopping: {len(crew)} workers save a checkpoint and return their trials, within {STOP_SECONDS:.0f} s; "
+        f"stopping: {len(workers)} workers save a checkpoint and return their trials, within {STOP_SECONDS:.0f} s; "
         "Ctrl-C again ends them at once",
         file=sys.stderr,
         flush=True,
@@ -171,19 +187,19 @@ def _end() -> None:
     until = time.monotonic() + STOP_SECONDS
     try:
         with waiting("") as wait:
-            while crew and time.monotonic() < until:
-                wait.what = f"{len(crew)} workers to save a checkpoint and stop"
-                multiprocessing.connection.wait([process.sentinel for process in crew], timeout=1.0)
-                crew = [process for process in crew if process.is_alive()]
+            while workers and time.monotonic() < until:
+                wait.what = f"{len(workers)} workers to save a checkpoint and stop"
+                multiprocessing.connection.wait([process.sentinel for process in workers], timeout=1.0)
+                workers = [process for process in workers if process.is_alive()]
     finally:
-        for process in crew:
+        for process in workers:
             process.kill()
-        for process in crew:
+        for process in workers:
             process.join()
 
 
-class HydraEngine:
-    """Workers as jobs of a Hydra launcher: job i of a multirun is worker i."""
+class HydraEngine(Engine):
+    """Run workers as jobs of a Hydra launcher: job i of a multirun is worker i."""
 
     def __init__(self, name: str, root: Path, options: list[str]) -> None:
         self._name, self._root = name, root
@@ -202,7 +218,7 @@ class HydraEngine:
             for i in range(count)
         ]
         ended = threading.Event()
-        show = threading.Thread(target=_ticking, args=(tick, ended), daemon=True)
+        show = threading.Thread(target=_tick_until, args=(tick, ended), daemon=True)
         show.start()
         try:
             results = launcher.launch(jobs, initial_job_idx=0)
@@ -218,11 +234,8 @@ class HydraEngine:
 
     def _compose(self, options: list[str]) -> tuple[DictConfig, HydraContext]:
         """Return Hydra's composition of the `worker` job for this launcher, including its `hydra` node."""
-        words = [
-            f"launcher={self._name}",
-            f"hydra.sweep.dir={quoted(str((self._root / 'launches').resolve()))}",
-            *options,
-        ]
+        folder = quoted(str((self._root / "launches").resolve()))
+        words = [f"launcher={self._name}", f"hydra.sweep.dir={folder}", *options]
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(str(EXPERIMENTS), job_name="microdit", version_base="1.3"):
@@ -246,13 +259,20 @@ def _callbacks() -> Any:
     return Callbacks()
 
 
-def _ticking(tick: Tick, ended: threading.Event) -> None:
+def _tick_until(tick: Tick, ended: threading.Event) -> None:
     while not ended.wait(1.0):
         tick()
 
 
 def run_worker_job(config: DictConfig) -> int:
-    """Run one worker as a Hydra job."""
+    """Run one worker as a Hydra job.
+
+    Args:
+        config: has `queue.uri`, `queue.name` and `queue.worker`, the worker's index.
+
+    Returns:
+        The exit code: that of `sweeps.execution.worker.work`, or 3 if the queue stays unreachable.
+    """
     from sweeps.execution.worker import work
 
     try:

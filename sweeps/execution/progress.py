@@ -1,4 +1,7 @@
-"""Display the progress of a sweep, read from its queue: one updated line in a terminal, occasional lines in a log."""
+"""Display the progress of a sweep, read from its queue.
+
+A terminal gets one updated line, a log file a line every few seconds.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,17 @@ MAX_SCORES_SHOWN = 4  # in one line
 
 
 class ProgressDisplay:
-    """Numbers of trials, the step of each running one, the best score so far and the remaining time.
+    """Show the trials' states, the step of each running one, the best score and the remaining time.
 
-    The remaining time is estimated from training FLOPs: those left against those done since this display began.
+    The remaining time is estimated from the training FLOPs that are left and those done since the display began.
+
+    Args:
+        costs: training FLOPs of each trial of the plan.
+        primary: the metric to show, such as final/clip_fd.
+        direction: whether to "minimize" or "maximize" it.
     """
 
     def __init__(self, costs: Sequence[float], primary: str, direction: str) -> None:
-        """`costs`: training FLOPs of each trial of the plan; `primary`: the metric to show, such as final/clip_fd."""
         self._costs, self._primary, self._lower = costs, primary, direction == "minimize"
         self._live = sys.stderr.isatty()
         self._begin = time.monotonic()
@@ -42,7 +49,11 @@ class ProgressDisplay:
         self._width = 0
 
     def update(self, latest: Mapping[int, FrozenTrial]) -> None:
-        """Show the queue's present state; print a line for each trial that has ended."""
+        """Show the queue's present state, and print a line for each trial that has ended.
+
+        Args:
+            latest: the decisive attempt of each trial, by index in the plan.
+        """
         self._latest = latest
         if self._first is None:
             self._first = {order: share_done(attempt) for order, attempt in latest.items()}
@@ -61,18 +72,22 @@ class ProgressDisplay:
         self._width = 0
 
     def close(self) -> None:
+        """End the updated line of a terminal."""
         if self._live and self._width:
             print(file=sys.stderr)
 
     def summary(self) -> str:
-        """Return `2/6 done, 1:02 left, best none/seed0 1606 | none/seed1 300/1500 loss 0.412 230 images/s | ...`"""
+        """Return the state of all trials in one line.
+
+        An example is `2/6 done, 1:02 left, best none/seed0 1606 | none/seed1 300/1500 loss 0.412 230 images/s`.
+        """
         tries = list(self._latest.values())
         done = sum(t.state in ENDED for t in tries)
         failed = sum(t.state == TrialState.FAIL for t in tries)
-        words = f"{done}/{len(tries)} done" + (f", {failed} failed" if failed else "") + f", {self._left()} left"
+        text = f"{done}/{len(tries)} done" + (f", {failed} failed" if failed else "") + f", {self._left()} left"
         best = best_of(tries, self._primary, self._lower)
-        words += f", best {best}" if best else ""
-        return " | ".join([words, *(activity(t) for t in tries if t.state == TrialState.RUNNING)])
+        text += f", best {best}" if best else ""
+        return " | ".join([text, *(activity(t) for t in tries if t.state == TrialState.RUNNING)])
 
     def _show(self) -> None:
         states = {t.state for t in self._latest.values()}
@@ -111,7 +126,10 @@ def share_done(attempt: FrozenTrial) -> float:
 
 
 def activity(attempt: FrozenTrial) -> str:
-    """Return what a running trial does: starting, scoring, or its step, loss and speed."""
+    """Return what a running trial is doing.
+
+    This is starting, scoring, or its step, loss and speed.
+    """
     facts, steps = attempt.user_attrs, attempt.user_attrs["steps"]
     progress: Mapping[str, Any] = facts.get("progress", {})
     if not progress:
@@ -141,7 +159,13 @@ def ending(attempt: FrozenTrial) -> str:
 
 
 def best_of(tries: Sequence[FrozenTrial], primary: str, lower: bool) -> str:
-    """Return the best finished trial by final metric `primary`, as `none/seed0 1606`; "" if there is none."""
+    """Return the best finished trial as `none/seed0 1606`, or "" if none is scored.
+
+    Args:
+        tries: the decisive attempt of each trial.
+        primary: the final metric to compare.
+        lower: whether lower values are better.
+    """
     scored = [
         (t.user_attrs["final"][primary], t) for t in tries if is_sound(t.user_attrs.get("final", {}).get(primary))
     ]
@@ -152,7 +176,12 @@ def best_of(tries: Sequence[FrozenTrial], primary: str, lower: bool) -> str:
 
 
 def status_table(latest: Mapping[int, FrozenTrial], wide: bool = False) -> str:
-    """Return one row per trial: its state, step, number of tries, worker and outcome."""
+    """Return one row per trial: its state, step, number of tries, worker and outcome.
+
+    Args:
+        latest: the decisive attempt of each trial, by index in the plan.
+        wide: whether to print all columns, however wide.
+    """
     rows = [["trial", "state", "step", "tries", "worker", "note"]]
     for _, attempt in sorted(latest.items()):
         facts, state = attempt.user_attrs, STATES[attempt.state]

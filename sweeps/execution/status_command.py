@@ -1,4 +1,4 @@
-"""`microdit-sweep status`: print the progress of a sweep, read from its queue."""
+"""Print the progress of a sweep, read from its queue (`microdit-sweep status`)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,21 @@ if TYPE_CHECKING:
 
 
 def status(study: str, scale: str, queue_uri: str, uri: str, root: Path, wide: bool = False) -> int:
-    """Print one row per trial of the study's newest plan at this scale; end launches that were killed.
+    """Print one row per trial of a study's newest plan, and end killed launches.
+
+    Args:
+        study: name or file of the study.
+        scale: scale of the launch.
+        queue_uri: URI of the Optuna storage.
+        uri: URI of the MLflow store.
+        root: folder of outputs.
+        wide: whether to print all columns, however wide.
+
+    Returns:
+        0, the exit code.
 
     Raises:
-        ConfigError: if it was never launched.
+        ConfigError: if the study was never launched at this scale.
     """
     name = study.removesuffix(".yaml").removesuffix(".yml").rpartition("/")[2]
     queue = open_queue(queue_uri, f"{name}/{scale}/")

@@ -1,4 +1,4 @@
-"""One run outside any study, recorded in experiment `microdit/train`."""
+"""Train one run outside any study, recorded in experiment `microdit/train`."""
 
 from __future__ import annotations
 
@@ -32,10 +32,19 @@ from sweeps.tracking.mlflow_store import Store
 
 
 def train_one(config: Config, scale: str, overrides: dict[str, str], options: Options) -> int:
-    """Train `config`, resuming an interrupted run; if the run is finished, print its results.
+    """Train a configuration, or print its results if its run is finished.
 
-    `overrides` become the run's parameters, besides the seed. An `output_dir` among them is kept. Of several processes
-    (torchrun), only the main one prepares the data and uses the store.
+    An interrupted run is resumed. Of several processes (torchrun), only the main one prepares the data and uses the
+    store.
+
+    Args:
+        config: the configuration; its output folder is under `options.root`, unless overridden.
+        scale: name of the scale, a tag of the run.
+        overrides: value of each overridden key; these and the random seed become the run's params.
+        options: options of the launch.
+
+    Returns:
+        0, the exit code.
     """
     from microdit.pipeline.train_and_evaluate import run
 
@@ -89,17 +98,19 @@ def _recorder(
         experiment = store.experiment(SINGLE_RUN_EXPERIMENT)
     store.end_dead_runs(SINGLE_RUN_EXPERIMENT)
     before = _newest(store, experiment, identity, config) if options.reuse else None
-    wrong = unsound_scores(before.data.metrics) if before is not None and before.info.status == Status.FINISHED else ""
-    if before is not None and wrong:
-        print(f"run {before.info.run_id} finished, but {wrong}: it counts as failed and is trained again", flush=True)
+    unsound = (
+        unsound_scores(before.data.metrics) if before is not None and before.info.status == Status.FINISHED else ""
+    )
+    if before is not None and unsound:
+        print(f"run {before.info.run_id} finished, but {unsound}: it counts as failed and is trained again", flush=True)
         before = None
     if before is not None and before.info.status == Status.FINISHED:
         print("finished before; reuse=false runs it again")
         _show({k: v for k, v in before.data.metrics.items() if k.startswith(SINGLE_VALUE_PREFIXES)}, config)
         return None
     if before is None and options.reuse:
-        words = store.outdated(experiment, scale, {(config.name, config.seed)})
-        print(words, end="\n" if words else "", file=sys.stderr)
+        line = store.outdated(experiment, scale, {(config.name, config.seed)})
+        print(line, end="\n" if line else "", file=sys.stderr)
     tags = {
         Tag.ROLE: Role.TRIAL,
         Tag.PROCESS: this_process(),

@@ -1,4 +1,4 @@
-"""A trial's log file: everything printed or logged while it runs, with passwords masked."""
+"""Write a trial's log file: everything printed or logged while it runs, with passwords masked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from microdit.common.stores.secrets import masked
 
 
 class MaskedStream(io.TextIOBase):
-    """Write masked text to `stream`. `terminal`: a stream that also gets reports of waits."""
+    """Write masked text to a stream.
+
+    Args:
+        stream: the stream that gets the text.
+        terminal: a stream that also gets reports of waits.
+    """
 
     def __init__(self, stream: TextIO, terminal: TextIO | None = None) -> None:
         self._stream, self.terminal = stream, terminal
@@ -31,7 +36,7 @@ class MaskedStream(io.TextIOBase):
 
 @contextlib.contextmanager
 def redirect_output(stream: TextIO) -> Iterator[None]:
-    """Send everything printed or logged to `stream`, masked."""
+    """Return a context that sends everything printed or logged to `stream`, masked."""
     shown: TextIO = MaskedStream(stream, sys.stderr)  # type: ignore[assignment]
     handler = logging.StreamHandler(shown)
     root = logging.getLogger()

@@ -1,6 +1,6 @@
-"""A worker: one process that imports PyTorch once and runs trials from the queue until none waits.
+"""Run trials from the queue in one process, which imports PyTorch once, until none waits.
 
-It is the same for all launchers: the local engine, joblib, submitit and Ray.
+A worker is the same for all launchers: the local engine, joblib, submitit and Ray.
 """
 
 from __future__ import annotations
@@ -36,13 +36,7 @@ from microdit.common.stores.secrets import masked
 from microdit.training.graceful_stop import GracefulStop
 from sweeps.config.search_space import build_pruner, build_sampler, suggest
 from sweeps.execution.checkpoint_reuse import reuse_trained_checkpoint
-from sweeps.execution.launch_spec import (
-    LaunchSpec,
-    apply_suggestion,
-    shown_metrics,
-    trial_of,
-    unsound_scores,
-)
+from sweeps.execution.launch_spec import LaunchSpec, apply_suggestion, shown_metrics, trial_of, unsound_scores
 from sweeps.execution.queue.heartbeat import Heartbeat
 from sweeps.execution.queue.trial_queue import LAUNCH, STOP_KEY, Queue
 from sweeps.execution.trial_log import redirect_output
@@ -55,7 +49,12 @@ PROGRESS_KEYS = ("step", TRAIN_LOSS, IMAGES_PER_SECOND)
 
 
 class Worker:
-    """One worker; SIGTERM sets `stop`, and so does the heartbeat if another worker has claimed the trial."""
+    """Run the trials of a queue in this process.
+
+    Args:
+        queue: the queue, which also holds the settings of the launch.
+        stop: requests a stop; set by SIGTERM, which the heartbeat also sends if another worker has claimed the trial.
+    """
 
     def __init__(self, queue: Queue, stop: GracefulStop) -> None:
         self.queue, self.stop = queue, stop
@@ -66,7 +65,10 @@ class Worker:
             queue.study.pruner = build_pruner(self.spec.pruner, self.spec.source)
 
     def work(self) -> None:
-        """Run trials until none waits; raise KeyboardInterrupt when stopped, after returning the trial to the queue."""
+        """Run trials until none waits.
+
+        If the worker is stopped, the trial returns to the queue and KeyboardInterrupt is raised.
+        """
         while not self.queue.about().get(STOP_KEY):
             claimed = self.queue.claim(self._before)
             if claimed is None:
@@ -182,16 +184,16 @@ class Worker:
         """Record the error on run and trial, and queue the trial again if a retry can help."""
         heartbeat.stop()
         known = isinstance(error, MicroditError)
-        words = masked(" ".join(str(error).split()) if known else f"{type(error).__name__}: {error}")
+        reason = masked(" ".join(str(error).split()) if known else f"{type(error).__name__}: {error}")
         if recorder is not None:
             with contextlib.suppress(Exception):  # the store itself may have failed
-                recorder.fail(words, masked(traceback.format_exc()))
+                recorder.fail(reason, masked(traceback.format_exc()))
         permanent = isinstance(error, (DivergenceError, ConfigError))  # the same seed diverges again
         tried = claimed.user_attrs.get("failures", 0)
         retry = not permanent and tried < self.spec.max_retries and not self.spec.fail_fast
-        self.queue.fail(claimed, words, retry)
+        self.queue.fail(claimed, reason, retry)
         if self.spec.fail_fast:
-            self.queue.describe(**{STOP_KEY: words})
+            self.queue.describe(**{STOP_KEY: reason})
 
     def _recorder(
         self, trial: Trial, claimed: optuna.Trial, heartbeat: Heartbeat, run_id: str | None, trained_in: str
@@ -231,6 +233,11 @@ class Worker:
 def work(queue_uri: str, queue_name: str, index: int = 0) -> int:
     """Run a worker process.
 
+    Args:
+        queue_uri: URI of the Optuna storage; passwords may be masked.
+        queue_name: name of the queue.
+        index: index of the worker, which determines its GPU.
+
     Returns:
         0 if no trial waits; 130 if it was stopped.
 
@@ -264,7 +271,12 @@ def _present(uri: str) -> str:
 
 
 def choose_gpu(spec: LaunchSpec, index: int) -> None:
-    """Assign worker `index` its share of the visible GPUs, before CUDA is initialized."""
+    """Assign a worker its share of the visible GPUs, before CUDA is initialized.
+
+    Args:
+        spec: settings of the launch.
+        index: index of the worker.
+    """
     devices = visible_gpus() if spec.share_gpus else []
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]

@@ -1,6 +1,6 @@
-"""Estimate a study: measured time on this machine; time and money on an accelerator, from its peak.
+"""Estimate a study: measured time on this machine, and time and price on an accelerator.
 
-Training steps only. Units are seconds, FLOPs and USD unless a name says otherwise.
+Only training steps are counted. Units are seconds, FLOPs and USD unless a name says otherwise.
 """
 
 from __future__ import annotations
@@ -48,14 +48,18 @@ class Estimate:
 
     arm: str
     count: int  # trials
-    seconds_per_image: float | None  # on this machine; None where not measured
+    seconds_per_image: float | None  # on this machine; None if not measured
     seconds: float | None  # on this machine
     accelerator_seconds: float
     usd: float
 
 
 def load_accelerator(name: str) -> Accelerator:
-    """Return an entry of `experiments/accelerators.yaml`; raise ConfigError with the nearest name if it is missing."""
+    """Return an entry of `experiments/accelerators.yaml`.
+
+    Raises:
+        ConfigError: if it is missing or invalid; the message has the nearest name.
+    """
     entries = read_yaml(ACCELERATORS)
     if name not in entries:
         raise ConfigError(f"{ACCELERATORS}: no accelerator '{name}'; {nearest(name, entries)}")
@@ -63,7 +67,13 @@ def load_accelerator(name: str) -> Accelerator:
 
 
 def accelerator_seconds(flops: float, accelerator: Accelerator, utilisation: float) -> float:
-    """Return the seconds that `flops` FLOPs take on one accelerator at `utilisation` of its peak."""
+    """Return the seconds that a computation takes on one accelerator.
+
+    Args:
+        flops: FLOPs of the computation.
+        accelerator: the device.
+        utilisation: share of its peak that is reached, above 0 and at most 1.
+    """
     return flops / (accelerator.tflops * 1e12 * utilisation)
 
 
@@ -97,7 +107,10 @@ def _estimate(
 
 
 def total(rows: Sequence[Estimate]) -> Estimate:
-    """Return the sum of all arms; the time on this machine is None if that of an arm is unknown."""
+    """Return the sum of all arms.
+
+    The time on this machine is None if that of an arm is unknown.
+    """
     seconds = [row.seconds for row in rows if row.seconds is not None]
     return Estimate(
         "total",
@@ -112,8 +125,8 @@ def total(rows: Sequence[Estimate]) -> Estimate:
 def _speed(config: Config, known: dict[object, float | None]) -> float | None:
     """Return seconds per image of `config`, measured if `known` has no network of the same cost."""
     training = config.training
-    where = (training.device, training.threads, training.precision)
-    key = (config.model, config.alignment, text_tokens(config), training.batch_size, training.accumulation, *where)
+    place = (training.device, training.threads, training.precision)
+    key = (config.model, config.alignment, text_tokens(config), training.batch_size, training.accumulation, *place)
     if key not in known:
         known[key] = measure_seconds_per_image(config)
     return known[key]

@@ -31,7 +31,12 @@ HELD: dict[str, tuple[Measure, str]] = {
 
 
 def matched_keys(overrides: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the dotted keys whose value is `match`."""
+    """Return the dotted keys whose value is `match`.
+
+    Args:
+        overrides: values by dotted key; mappings are searched at any depth.
+        prefix: dotted path of `overrides`, with a dot at the end, or "".
+    """
     found = []
     for key, value in overrides.items():
         if isinstance(value, Mapping):
@@ -44,10 +49,19 @@ def matched_keys(overrides: Mapping[str, Any], prefix: str = "") -> list[str]:
 def solve(
     mapping: Mapping[str, Any], keys: Sequence[str], measure: Measure, wanted: float, source: str
 ) -> dict[str, Any]:
-    """Return `mapping` with the value at all `keys` whose `measure` is nearest to `wanted`.
+    """Return a configuration whose value at `keys` comes nearest to a budget.
 
-    `mapping` is a complete configuration with numbers at `keys`. The measure must not decrease as the value grows.
     Integers stay integers; other numbers have three decimals.
+
+    Args:
+        mapping: a complete configuration with numbers at `keys`.
+        keys: dotted keys, which all get the same value.
+        measure: returns a configuration's budget, which must not decrease as the value grows.
+        wanted: the budget.
+        source: file and arm, for messages.
+
+    Raises:
+        ConfigError: if no value gives a valid configuration.
     """
     whole = all(isinstance(_get(mapping, key), int) for key in keys)
 
@@ -61,7 +75,7 @@ def solve(
         try:
             return measure(config_from_mapping(at(number), source))
         except ConfigError:
-            return -math.inf  # invalid, such as fewer steps than the warmup has
+            return -math.inf  # invalid, such as fewer steps than the warmup
 
     start = _get(mapping, keys[0])
     low, high = _bracket(amount, start if whole else round(start * STEP), wanted)

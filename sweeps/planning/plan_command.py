@@ -1,4 +1,4 @@
-"""`microdit-sweep plan`: print what a study would run and cost."""
+"""Print what a study would run and cost (`microdit-sweep plan`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,19 @@ from sweeps.tracking.uris import may_exist
 
 
 def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Options, estimate: EstimateOptions) -> int:
-    """Print the trials of studies, their cost, and their estimated time and price; train and encode nothing."""
+    """Print the trials of studies, their cost, and their estimated time and price.
+
+    Nothing is trained or encoded.
+
+    Args:
+        studies: the studies, at one scale.
+        overrides: `key=value` words for all arms.
+        options: options of the launch.
+        estimate: options of the estimate.
+
+    Returns:
+        0, the exit code.
+    """
     store = Store(options.uri, options.root) if options.reuse and may_exist(options.uri) else None
     plans = {study.name: plan_trials(study, overrides, complete=False) for study in studies}
     for study in studies:

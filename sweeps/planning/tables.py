@@ -1,4 +1,4 @@
-"""Tables that a sweep prints: the plan before it and the results after it."""
+"""Format the tables that a sweep prints: the plan before it and the results after it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plan_table(study: Study, trials: Sequence[Trial], states: Mapping[str, str],
         study: the study.
         trials: its trials.
         states: a state per trial key: done, reused, running, failed or pending.
-        wide: print all columns, however wide.
+        wide: whether to print all columns, however wide.
     """
     arms: dict[str, Config] = {trial.arm: trial.config for trial in trials}
     known = [name for name in STATES if name in ("done", "pending") or name in states.values()]
@@ -56,19 +56,32 @@ def plan_table(study: Study, trials: Sequence[Trial], states: Mapping[str, str],
 
 
 def shared_note(plans: Mapping[str, Sequence[Trial]]) -> str:
-    """Return how many runs and FLOPs studies save by sharing trials, each of which is trained once."""
+    """Return how many runs and FLOPs are saved because studies share trials.
+
+    Args:
+        plans: all trials of each study, by its name.
+    """
     every = [trial for trials in plans.values() for trial in trials]
     distinct = {trial.key: trial for trial in every}
-    whole, once = (sum(training_flops(t.config) for t in part) for part in (every, distinct.values()))
+    planned, distinct_only = (sum(training_flops(t.config) for t in part) for part in (every, distinct.values()))
     return (
         f"{len(every)} trials in {len(plans)} studies, {len(distinct)} of them distinct: sharing saves "
-        f"{len(every) - len(distinct)} runs and {format_significant((whole - once) / 1e15)} of "
-        f"{format_significant(whole / 1e15)} PFLOPs"
+        f"{len(every) - len(distinct)} runs and {format_significant((planned - distinct_only) / 1e15)} of "
+        f"{format_significant(planned / 1e15)} PFLOPs"
     )
 
 
 def estimate_table(rows: Sequence[Estimate], options: EstimateOptions, workers: int, wide: bool = False) -> str:
-    """Return one row per arm and their sum: hours and cost of the pending trials, here and on the accelerator."""
+    """Return one row per arm and their sum: hours and price of the pending trials.
+
+    Hours are those on this machine and on the accelerator.
+
+    Args:
+        rows: one estimate per arm.
+        options: options of the estimates.
+        workers: number of trials that run at a time on this machine.
+        wide: whether to print all columns, however wide.
+    """
     device, everything = options.accelerator, total(rows)
     by_arm = {row.arm: row for row in rows}
     table = [["arm", "to run", "ms/image here", "hours here", f"{device.name} hours", "USD"]]
@@ -102,13 +115,13 @@ def _hours(seconds: float) -> str:
 def result_table(
     arms: Sequence[str], results: Sequence[tuple[str, int, Mapping[str, float]]], primary: str = "", wide: bool = False
 ) -> str:
-    """Return one row per arm: mean and 95% Student interval over seeds of each final metric.
+    """Return one row per arm: each score's mean and 95% Student interval over seeds.
 
     Args:
         arms: the arms in the order of the table.
         results: arm, seed and final metrics of each finished trial.
         primary: the metric that a narrow table keeps.
-        wide: print all metrics, however wide.
+        wide: whether to print all metrics, however wide.
     """
     values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for arm, _, metrics in results:
@@ -126,7 +139,11 @@ def result_table(
 
 
 def time_note(results: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
-    """Return the mean training time of each arm, for a study whose arms train for equally long."""
+    """Return the mean training time of each arm, for a study that holds time fixed.
+
+    Args:
+        results: arm, seed and final metrics of each finished trial.
+    """
     seconds: dict[str, list[float]] = defaultdict(list)
     for arm, _, metrics in results:
         if SECONDS in metrics:

@@ -19,11 +19,11 @@ from microdit.training.trainer import TrainingLoss, initial_state
 MEASURE_SECONDS = 3.0  # per network
 REPEATS = 5  # timed steps at the largest micro-batch
 MAX_MICRO_BATCH = 32  # images of a measured micro-batch
-TRAIN_BYTES = 24  # per parameter: weight, gradient, two moments, average, and one passing copy, each in fp32
+TRAIN_BYTES = 24  # per parameter: weight, gradient, two moments, average, and one temporary copy, each in fp32
 
 
 def measure_seconds_per_image(config: Config) -> float | None:
-    """Return the seconds of a training step per image on this machine; None if memory does not suffice.
+    """Return a training step's seconds per image, or None if memory is too small.
 
     Forward and backward pass are timed with a micro-batch that grows to `MAX_MICRO_BATCH` images (on a GPU, to the
     trial's own) while time allows. The weight update, which the whole batch shares, is timed separately. If one step

@@ -1,4 +1,7 @@
-"""Cache the measured training speed of a network, so that arms of equal time stay the same arms."""
+"""Cache the measured training speed of a network.
+
+Otherwise arms of equal time would have different settings in each launch.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ REPEATS = 3  # the fastest counts, because other load only slows a step down
 
 
 def cached_seconds_per_image(config: Config) -> float:
-    """Return seconds of training per image; the first call measures it and stores it in `config.cache_dir`.
+    """Return seconds of training per image.
+
+    The first call measures it and stores it in `config.cache_dir`.
 
     Raises:
         ConfigError: if the network cannot be measured on this machine.
@@ -32,14 +37,14 @@ def cached_seconds_per_image(config: Config) -> float:
     from sweeps.planning.throughput import measure_seconds_per_image
 
     training = config.training
-    what = {
+    facts = {
         "model": to_mapping(config.model),
         "text_tokens": text_tokens(config),
         "batch": [training.batch_size, training.accumulation],
         "how": [training.precision, training.threads],
         "where": [platform.node(), device_name(choose_device(config))],
     }
-    digest = sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    digest = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(config.cache_dir).expanduser() / "pace" / f"{digest}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -48,8 +53,8 @@ def cached_seconds_per_image(config: Config) -> float:
         tries = [measure_seconds_per_image(config) for _ in range(REPEATS)]
         seconds = min((value for value in tries if value is not None), default=None)
         if seconds is None:
-            raise ConfigError("a network of this study doesn't fit this machine, so its time can't be measured here")
-        write_text(path, signed({"seconds_per_image": seconds, **what}))
+            raise ConfigError("a network of this study doesn't fit this machine, so its time can't be measured")
+        write_text(path, signed({"seconds_per_image": seconds, **facts}))
     return seconds
 
 
@@ -60,18 +65,18 @@ def _kept(path: Path) -> float | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"{path}: the cached speed can't be read ({error}); it is measured again", file=sys.stderr)
+        print(f"{path}: the cached speed can't be read ({error}); measuring again", file=sys.stderr)
         return None
 
 
 def training_seconds(config: Config) -> float:
-    """Return the seconds of the training steps of `config` on this machine, masked and unmasked ones."""
+    """Return the seconds of all training steps of `config` on this machine."""
     settings = config.training
-    masked = cached_seconds_per_image(config) * settings.masked_steps
+    seconds = cached_seconds_per_image(config) * settings.masked_steps
     tail = settings.steps - settings.masked_steps
     if tail:
-        masked += cached_seconds_per_image(unmasked(config)) * tail
-    return masked * settings.batch_size
+        seconds += cached_seconds_per_image(unmasked(config)) * tail
+    return seconds * settings.batch_size
 
 
 def unmasked(config: Config) -> Config:

@@ -22,11 +22,8 @@ from sweeps.config.study import Study
 from sweeps.planning.match_budget import HELD, MATCH, matched_keys, solve
 
 BUDGET_TOLERANCE = 0.01  # relative difference allowed in the budget that a study holds
-RESERVED_KEYS = {
-    "seed": "; give seeds=[...]",
-    "name": "",
-    "output_dir": "; give root=...",
-}  # keys that overrides must not set
+# Keys that overrides must not set, each with a hint.
+RESERVED_KEYS = {"seed": "; give seeds=[...]", "name": "", "output_dir": "; give root=..."}
 
 
 @dataclass(frozen=True)
@@ -46,31 +43,40 @@ class Trial:
 
     @property
     def name(self) -> str:
+        """Return the name in tables, such as `none/seed0`."""
         return f"{self.arm}/seed{self.seed}"
 
     @property
     def identity(self) -> dict[str, str]:
-        """Return the tags that identify a run of this trial: settings, seed, data and scoring networks."""
+        """Return the tags that identify a run of this trial."""
         return identity_tags(self.key, self.data_fingerprint, self.feature_net)
 
 
 def identity_tags(key: str, data_fingerprint: str, feature_net: str) -> dict[str, str]:
-    """Return the tags that identify a run: settings, seed and algorithm, data content, and scoring networks."""
-    tags = {
-        Tag.TRIAL_KEY: key,
-        Tag.DATA_FINGERPRINT: data_fingerprint,
-        Tag.FEATURE_NET: feature_net,
-    }
+    """Return the tags that identify a run; those that are "" are left out.
+
+    Args:
+        key: hash of settings, seed and algorithm.
+        data_fingerprint: hash of the data.
+        feature_net: name of the scoring networks and prompts.
+    """
+    tags = {Tag.TRIAL_KEY: key, Tag.DATA_FINGERPRINT: data_fingerprint, Tag.FEATURE_NET: feature_net}
     return {name: value for name, value in tags.items() if value}
 
 
 def folder_name(name: str, key: str, data_fingerprint: str) -> str:
-    """Return the name of a run's folder, with a digest of settings and data, so that other data get another folder."""
+    """Return the name of a run's folder, which ends in a digest of settings and data.
+
+    Args:
+        name: arm and seed.
+        key: hash of settings, seed and algorithm.
+        data_fingerprint: hash of the data; other data get another folder.
+    """
     return f"{name}-{hashlib.sha256(f'{key}/{data_fingerprint}'.encode()).hexdigest()[:8]}"
 
 
 def plan_trials(study: Study, overrides: Sequence[str], complete: bool = True) -> list[Trial]:
-    """Return all trials of `study`: seed by seed, and within a seed the costliest arm first.
+    """Return all trials of a study: by seed, and within a seed the costliest first.
 
     Args:
         study: the study.
@@ -119,10 +125,16 @@ def _plan_search(study: Study, overrides: Sequence[str], complete: bool) -> list
 
 
 def prepare_trials(trials: Sequence[Trial], root: Path, suffix: str = "") -> list[Trial]:
-    """Encode the training data into the cache, check all sizes, and assign each trial its folder.
+    """Encode the training data into the cache, and check all sizes.
 
-    The folder's name contains a digest of settings and data, so that a run never resumes from a checkpoint of other
-    data.
+    Args:
+        trials: planned trials.
+        root: folder of outputs.
+        suffix: end of each trial's folder name.
+
+    Returns:
+        The trials with fingerprint, scoring networks and folder. A folder's name contains a digest of settings and
+        data, so that a run never resumes from a checkpoint of other data.
 
     Raises:
         MicroditError: if a trial could not start.
@@ -164,16 +176,24 @@ def _former_identity(config: Config, train_data: str, feature_net: str) -> dict[
 
 
 def check_holds(study: Study, configs: Mapping[str, Config]) -> None:
-    """Raise ConfigError with arms and amounts if the arms differ in the budget that the study holds."""
+    """Check that all arms have the budget that the study holds fixed.
+
+    Args:
+        study: the study.
+        configs: configuration of each arm.
+
+    Raises:
+        ConfigError: if the budgets differ by more than `BUDGET_TOLERANCE`.
+    """
     if study.file.holds in ("time", "nothing"):
         return  # time is known only afterwards
-    measure, what = HELD[study.file.holds]
-    figures = {arm: measure(config) for arm, config in configs.items()}
-    low, high = min(figures, key=figures.__getitem__), max(figures, key=figures.__getitem__)
-    if figures[high] - figures[low] > BUDGET_TOLERANCE * figures[high]:
+    measure, label = HELD[study.file.holds]
+    amounts = {arm: measure(config) for arm, config in configs.items()}
+    low, high = min(amounts, key=amounts.__getitem__), max(amounts, key=amounts.__getitem__)
+    if amounts[high] - amounts[low] > BUDGET_TOLERANCE * amounts[high]:
         raise ConfigError(
-            f"{study.source}: the study holds {study.file.holds}, but arm '{low}' has {figures[low]:,} {what} and arm "
-            f"'{high}' {figures[high]:,}"
+            f"{study.source}: the study holds {study.file.holds}, but arm '{low}' has {amounts[low]:,} {label} and arm "
+            f"'{high}' {amounts[high]:,}"
         )
 
 
@@ -194,7 +214,13 @@ def _check_overrides(study: Study, overrides: Sequence[str], complete: bool) -> 
 
 
 def arm_configs(study: Study, overrides: Sequence[str], complete: bool = True) -> dict[str, Config]:
-    """Return the configuration of each arm, with its `match` values solved."""
+    """Return the configuration of each arm, with its `match` values solved.
+
+    Args:
+        study: the study.
+        overrides: those of the command line, which take precedence over the arms'.
+        complete: whether required paths must be given.
+    """
     model = study.file.match or study.file.baseline
     base = _arm_config(study, model, overrides, complete) if model else None
     return {arm: _arm_config(study, arm, overrides, complete, base) for arm in study.arms}

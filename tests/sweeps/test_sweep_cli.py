@@ -48,7 +48,7 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         ("study=masking_ratio scale=smoke tracking_uri=nosuch://x", ["tracking_uri=nosuch://x", "can't be opened"]),
         ("study=masking_ratio scale=smoke model.masking.ratio=0.5", ["arm 'none'", "'model.masking.ratio'"]),
         ("train -m study=masking_ratio", ["'study' is not an option of", "train"]),
-        ("study=masking_ratio -m", ["-m goes with train"]),
+        ("study=masking_ratio -m", ["-m is an option of train only"]),
         ("status study=masking_ratio", ["never launched at scale 'demo'"]),
         ("study=masking_ratio accelerator=h100", ["'accelerator' is not an option of"]),
         ("study=masking_ratio scale=smoke evaluation.metrics=[fd]", ["'metrics.primary'", "'clip_fd'"]),

@@ -110,7 +110,7 @@ def work(*args: Any) -> None:
     strike = json.loads(Path(STRIKE).read_text())
     if strike.get("who") == "worker" and not Path(STRUCK).exists():
         arm(strike)
-    launchers._live(*args)
+    launchers._run_worker(*args)
 
 
 def start_worker(queue_uri: str, queue_name: str, index: int) -> BaseProcess:

@@ -1,4 +1,4 @@
-"""Send the heartbeat and the progress of a claimed trial from a thread beside the training."""
+"""Send the heartbeat and the progress of a claimed trial from a thread during training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPORT_SECONDS = 2.0  # between two reports of progress
 
 
 class Heartbeat:
-    """Sends heartbeats while the trial runs.
+    """Send heartbeats while the trial runs.
 
     If another worker has claimed the trial, `lost` is set and this process gets SIGTERM. A heartbeat that fails because
     the store is unreachable is retried while training continues.
@@ -28,7 +28,7 @@ class Heartbeat:
         self.lost = False
         self._queue, self._trial = queue, trial_id
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._live, name=f"heartbeat of {trial_id}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"heartbeat of {trial_id}", daemon=True)
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()
@@ -40,11 +40,14 @@ class Heartbeat:
         self.stop()
 
     def stop(self) -> None:
-        """Stop the heartbeats; call this before the trial is ended, which would look like its loss."""
+        """Stop the heartbeats.
+
+        Call this before the trial is ended; otherwise the ending looks like the loss of the trial.
+        """
         self._end.set()
         self._thread.join(timeout=2 * HEARTBEAT_SECONDS)
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         sent: Mapping[str, float] = {}
         last_beat = time.monotonic()
         while not self._end.wait(REPORT_SECONDS):

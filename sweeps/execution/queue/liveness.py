@@ -13,12 +13,12 @@ Owner = TypeVar("Owner", bound=Hashable)
 
 
 class Silence:
-    """Watches values that change while their owners live.
+    """Watch values that change while their owners are alive.
 
     Args:
         patience: seconds without a change after which an owner counts as silent.
-        longest_gap: seconds between two looks after which all watching begins anew. If this process could not look,
-            the owners may have been unable to write.
+        longest_gap: seconds between two calls after which all watching begins anew. If this process could not read the
+            values, the owners may have been unable to write them.
     """
 
     def __init__(self, patience: float, longest_gap: float) -> None:
@@ -27,7 +27,11 @@ class Silence:
         self._looked = -float("inf")
 
     def silent(self, values: Mapping[Owner, object]) -> set[Owner]:
-        """Return the owners whose value has not changed for long enough; call it with each look at the values."""
+        """Return the owners whose value has not changed for `patience` seconds.
+
+        Args:
+            values: the present value of each owner; call this whenever they are read.
+        """
         now = time.monotonic()
         seen = self._since if now - self._looked <= self._longest_gap else {}
         self._looked = now

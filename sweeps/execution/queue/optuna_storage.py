@@ -28,7 +28,7 @@ def quiet_optuna() -> None:
 
 
 def open_storage(uri: str) -> RDBStorage:
-    """Open the database, creating it if it is missing.
+    """Return Optuna's storage of a database, which is created if it is missing.
 
     Heartbeats are enabled for workers and launchers of earlier versions, which compare them with the database's clock.
 
@@ -42,12 +42,7 @@ def open_storage(uri: str) -> RDBStorage:
             path = own_file(uri)
             if path is not None:
                 prepare(path, OPTUNA)
-            storage = RDBStorage(
-                uri,
-                options,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=SILENCE_SECONDS,
-            )
+            storage = RDBStorage(uri, options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=SILENCE_SECONDS)
             if path is not None:
                 watch(storage.engine, path)
             if storage.engine.dialect.name == "sqlite":
@@ -56,8 +51,8 @@ def open_storage(uri: str) -> RDBStorage:
     except ConfigError as error:
         raise ConfigError(f"queue_uri={masked(uri)}: {error}") from None
     except Exception as error:
-        words = masked(" ".join(str(error).split()))[:200]
-        raise ConfigError(f"queue_uri={masked(uri)}: can't be opened ({words})") from None
+        reason = masked(" ".join(str(error).split()))[:200]
+        raise ConfigError(f"queue_uri={masked(uri)}: can't be opened ({reason})") from None
 
 
 def _lock_before_reading(engine: Any) -> None:

@@ -1,4 +1,4 @@
-"""Changes of the queue that a kill must not split: each is one transaction of Optuna's database.
+"""Change the queue in single transactions of Optuna's database, which a kill cannot split.
 
 Optuna's public methods commit one by one. A worker killed between two of them would leave a claim without an owner,
 or a failed attempt without its successor.
@@ -21,10 +21,18 @@ from microdit.common.finite import is_sound
 
 
 def claim(storage: RDBStorage, trial_id: int, key: str, owner: str, attributes: Mapping[str, Any]) -> bool:
-    """Mark a waiting trial as running, with `owner` under user attribute `key` and a first heartbeat.
+    """Mark a waiting trial as running, with its owner and a first heartbeat.
+
+    Args:
+        storage: Optuna's storage.
+        trial_id: id of the trial.
+        key: the user attribute that names the owner.
+        owner: identity of the claiming process.
+        attributes: further user attributes to set.
 
     Returns:
-        Whether `owner` has it now. True also if it had it before: a commit may succeed although its answer is lost.
+        Whether `owner` has the trial now. True also if it had it before, because a commit may succeed although its
+        acknowledgement is lost.
     """
     with _create_scoped_session(storage.scoped_session) as session:
         trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
@@ -43,7 +51,18 @@ def claim(storage: RDBStorage, trial_id: int, key: str, owner: str, attributes: 
 def fail(
     storage: RDBStorage, study_id: int, trial_id: int, notes: Mapping[str, Any], successor: FrozenTrial | None
 ) -> bool:
-    """End an unfinished trial as failed and add `successor`; return False if it had been finished before."""
+    """End an unfinished trial as failed, and add its successor.
+
+    Args:
+        storage: Optuna's storage.
+        study_id: id of the trial's study.
+        trial_id: id of the trial.
+        notes: user attributes to set.
+        successor: the trial to add, or None.
+
+    Returns:
+        False if the trial had been finished before; nothing is changed then.
+    """
     with _create_scoped_session(storage.scoped_session) as session:
         models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)  # serializes the numbering
         trial = models.TrialModel.find_or_raise_by_id(trial_id, session, for_update=True)
@@ -57,7 +76,18 @@ def fail(
 
 
 def add(storage: RDBStorage, study_id: int, key: str, successor: FrozenTrial, after: int = -1) -> bool:
-    """Add a trial unless one newer than trial id `after` has the same user attribute `key`; return whether it did."""
+    """Add a trial, unless a newer one has the same value of a user attribute.
+
+    Args:
+        storage: Optuna's storage.
+        study_id: id of the study.
+        key: the user attribute to compare.
+        successor: the trial to add.
+        after: only trials with larger ids count as newer.
+
+    Returns:
+        Whether the trial was added.
+    """
     with _create_scoped_session(storage.scoped_session) as session:
         models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
         attributes = models.TrialUserAttributeModel
@@ -74,7 +104,15 @@ def add(storage: RDBStorage, study_id: int, key: str, successor: FrozenTrial, af
 
 
 def heartbeats(storage: RDBStorage, study_id: int) -> dict[int, datetime]:
-    """Return the last heartbeat of each running trial that has one, by its worker's clock."""
+    """Return the time of the last heartbeat of each running trial that has one.
+
+    Args:
+        storage: Optuna's storage.
+        study_id: id of the study.
+
+    Returns:
+        Time by the writer's clock, by trial id.
+    """
     with _create_scoped_session(storage.scoped_session) as session:
         rows = (
             session.query(models.TrialHeartbeatModel.trial_id, models.TrialHeartbeatModel.heartbeat)
@@ -85,10 +123,18 @@ def heartbeats(storage: RDBStorage, study_id: int) -> dict[int, datetime]:
 
 
 def fail_unsound(storage: RDBStorage, study_id: int, notes: Mapping[str, Any], result: str) -> int:
-    """Fail completed trials with values that are not finite, written by earlier versions; return their number.
+    """Fail completed trials with non-finite values, which earlier versions wrote.
 
-    sqlite keeps NaN as NULL, on which Optuna fails whenever it reads the study. The values are removed. A trial with
-    user attribute `result` has no score on purpose, and stays.
+    sqlite keeps NaN as NULL, on which Optuna fails whenever it reads the study. The values are removed.
+
+    Args:
+        storage: Optuna's storage.
+        study_id: id of the study.
+        notes: user attributes to set on the failed trials.
+        result: a trial with this user attribute has no score on purpose, and stays completed.
+
+    Returns:
+        The number of failed trials.
     """
     found = 0
     with _create_scoped_session(storage.scoped_session) as session:
@@ -106,7 +152,7 @@ def fail_unsound(storage: RDBStorage, study_id: int, notes: Mapping[str, Any], r
 
 
 def _renote(session: Any, trial_id: int, attributes: Mapping[str, Any]) -> None:
-    """Set user attributes of a trial, also of a finished one, for which Optuna's own method fails."""
+    """Set user attributes of a trial that may be finished, for which Optuna's own method fails."""
     model = models.TrialUserAttributeModel
     session.query(model).filter(model.trial_id == trial_id, model.key.in_(attributes)).delete()
     session.add_all(model(trial_id=trial_id, key=key, value_json=json.dumps(v)) for key, v in attributes.items())

@@ -1,9 +1,9 @@
 """The trial queue of a study, in Optuna: workers claim its trials one by one, and none is lost.
 
-The user attributes of an Optuna trial hold all that a worker needs (its place in the plan, its resolved configuration,
-...), so a worker on another machine needs only the two storage URLs. If a worker dies, its trial is failed and queued
-again: at once if its process has provably ended (`microdit.common.process.identity`), otherwise after a minute without
-a new heartbeat (`liveness`). Changes that a kill must not split are single transactions (`transactions`).
+The user attributes of an Optuna trial hold all that a worker needs, such as its index in the plan and its resolved
+configuration, so a worker on another machine needs only the two storage URIs. If a worker dies, its trial is failed and
+queued again: at once if its process has provably ended (`microdit.common.process.identity`), otherwise after a minute
+without a new heartbeat (`liveness`). Changes that a kill must not split are single transactions (`transactions`).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ PLAN = "plan"  # of the study: number of trials
 LAUNCH = "launch"  # of the study: its LaunchSpec
 DEAD = "its worker died (killed, or out of memory?)"
 SILENT = f"its worker has sent no heartbeat for {SILENCE_SECONDS} s"
-OUTCOME = "outcome"  # an end without a score that counts as a result, such as "diverged"
-UNSOUND = "its score was stored as NaN or infinity, which is no score"
+OUTCOME = "outcome"  # an ending without a score that counts as a result, such as "diverged"
+UNSOUND = "its score was stored as NaN or infinity"
 MAX_STALLED_INTERRUPTIONS = 5  # in a row without progress, after which a trial has failed
 LIVE = (TrialState.WAITING, TrialState.RUNNING)
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -60,7 +60,15 @@ class Count:
 
 
 class Queue:
-    """The trials of one plan; all methods are safe with several processes, and retry while a store is unreachable."""
+    """The trials of one plan.
+
+    All methods are safe with several processes, and are retried while a store is unreachable.
+
+    Args:
+        uri: URI of the Optuna storage.
+        name: name of the queue; it is created if it is missing.
+        directions: "minimize" or "maximize" for each objective.
+    """
 
     def __init__(self, uri: str, name: str, directions: Sequence[Any] = ("minimize",)) -> None:
         self.uri, self.name = uri, name
@@ -79,19 +87,23 @@ class Queue:
         self._silence = Silence(SILENCE_SECONDS, longest_gap=2 * HEARTBEAT_SECONDS)
 
     def describe(self, **attributes: Any) -> None:
-        """Store attributes of the study."""
+        """Store attributes of the whole queue."""
         for key, value in attributes.items():
             with_retries(self.study.set_user_attr, key, value)
 
     def about(self) -> dict[str, Any]:
+        """Return the attributes that `describe` stored."""
         return dict(with_retries(self.storage.get_study_user_attrs, self._id))
 
     def tries(self, *states: TrialState) -> list[FrozenTrial]:
-        """Return all attempts (in `states`), oldest first."""
+        """Return all attempts in `states`, oldest first; in any state if none is given."""
         return with_retries(self.storage.get_all_trials, self._id, deepcopy=False, states=states or None)
 
     def latest(self) -> dict[int, FrozenTrial]:
-        """Return the decisive attempt of each trial: a successful one, else an unfinished one, else the newest."""
+        """Return the decisive attempt of each trial, by index in the plan.
+
+        This is a successful attempt, else an unfinished one, else the newest.
+        """
         best: dict[int, FrozenTrial] = {}
         rank = {**dict.fromkeys(ENDED, 2), **dict.fromkeys(LIVE, 1)}
         for attempt in self.tries():
@@ -104,14 +116,21 @@ class Queue:
         return best
 
     def count(self, latest: Mapping[int, FrozenTrial] | None = None) -> Count:
+        """Return the number of trials in each state.
+
+        Args:
+            latest: what the method `latest` has returned; None calls it.
+        """
         tries = (self.latest() if latest is None else latest).values()
         found = Counter(STATES[TrialState.COMPLETE if OUTCOME in t.user_attrs else t.state] for t in tries)
         return Count(**found)
 
     def fill(self, planned: Mapping[int, tuple[Mapping[str, Any], Mapping[str, Any]]], again: bool = True) -> None:
-        """Queue each planned trial (order -> fixed parameters, user attributes) that is missing.
+        """Queue each planned trial that is missing.
 
-        If `again`, trials that have finally failed are queued once more, as for a new launch.
+        Args:
+            planned: fixed parameters and user attributes of each trial, by index in the plan.
+            again: whether to queue trials that have finally failed once more, as for a new launch.
         """
         latest = self.latest()
         for order, (params, attributes) in planned.items():
@@ -125,9 +144,12 @@ class Queue:
         self.requeue_orphans()
 
     def requeue_orphans(self) -> bool:
-        """Queue failed trials whose worker or launcher died before it could queue them; return whether there were any.
+        """Queue failed trials whose worker or launcher died before it could queue them.
 
         Their last attempt has failed, is not marked as given up, and has no successor.
+
+        Returns:
+            Whether there were any.
         """
         found = False
         for known in self.latest().values():
@@ -141,7 +163,14 @@ class Queue:
     def add_finished(
         self, order: int, params: Mapping[str, Any], values: Sequence[float], attributes: Mapping[str, Any]
     ) -> None:
-        """Add a trial as finished, unless the queue has it finished already."""
+        """Add a trial as finished, unless the queue has it finished already.
+
+        Args:
+            order: the trial's index in the plan.
+            params: value of each parameter.
+            values: value of each objective.
+            attributes: user attributes.
+        """
         known = self.latest().get(order)
         if known is not None and known.state in ENDED:
             return
@@ -160,9 +189,13 @@ class Queue:
             with_retries(self.study.add_trial, trial)
 
     def claim(self, before: Callable[[int], None] = lambda number: None) -> Trial | None:
-        """Claim the first waiting trial of the plan for this process; return None if none waits.
+        """Claim the first waiting trial of the plan for this process.
 
-        `before` is called with its number before the sampler is used.
+        Args:
+            before: called with the trial's number before the sampler is used.
+
+        Returns:
+            The trial, or None if none waits.
         """
         claimed = self._claim(before)
         return self._claim(before) if claimed is None and self.requeue_orphans() else claimed
@@ -178,44 +211,83 @@ class Queue:
         return None
 
     def send_heartbeat(self, trial_id: int) -> bool:
-        """Record a heartbeat; return False if the trial is no longer this process's."""
+        """Record a heartbeat of a trial.
+
+        Args:
+            trial_id: Optuna's id of the trial.
+
+        Returns:
+            False if this process no longer owns the trial.
+        """
         self.storage.record_heartbeat(trial_id)
         found = self.storage.get_trial(trial_id)
         return found.state == TrialState.RUNNING and found.user_attrs.get(WORKER) == this_process()
 
     def note(self, trial_id: int, **attributes: Any) -> None:
+        """Set user attributes of a trial.
+
+        Args:
+            trial_id: Optuna's id of the trial.
+            **attributes: value of each attribute, which JSON can store.
+        """
         for key, value in attributes.items():
             with_retries(self.storage.set_trial_user_attr, trial_id, key, value)
 
     def complete(self, trial: Trial, values: Sequence[float]) -> None:
-        """End the trial with its values; raise DivergenceError if one is not finite."""
+        """End the trial with its values.
+
+        Args:
+            trial: a trial that this process has claimed.
+            values: value of each objective.
+
+        Raises:
+            DivergenceError: if a value is not finite.
+        """
         require_sound({f"value {number}": value for number, value in enumerate(values)}, "of a finished trial")
         self._end(trial._trial_id, TrialState.COMPLETE, values)
 
     def prune(self, trial: Trial, outcome: str = "") -> None:
-        """End the trial as pruned with its last finite value; with an `outcome`, store that and no value."""
+        """End the trial as pruned, with its last reported value if that is finite.
+
+        Args:
+            trial: a trial that this process has claimed.
+            outcome: an ending such as "diverged", which is stored instead of a value; "" for a pruned trial.
+        """
         reported = with_retries(self.storage.get_trial, trial._trial_id).intermediate_values
         last = reported[max(reported)] if reported and len(self.study.directions) == 1 and not outcome else None
         if outcome:
             self.note(trial._trial_id, **{OUTCOME: outcome})
         self._end(trial._trial_id, TrialState.PRUNED, [last] if last is not None and is_sound(last) else None)
 
-    def fail(self, trial: Trial, words: str, retry: bool) -> None:
-        """End the trial as failed; if `retry`, queue it again."""
+    def fail(self, trial: Trial, reason: str, retry: bool) -> None:
+        """End the trial as failed.
+
+        Args:
+            trial: a trial that this process has claimed.
+            reason: the error, which is stored without passwords.
+            retry: whether to queue the trial again.
+        """
         known = with_retries(self.storage.get_trial, trial._trial_id)
         again = _successor(known, {"failures": known.user_attrs.get("failures", 0) + 1}) if retry else None
-        self._fail(known, words, again)
+        self._fail(known, reason, again)
 
-    def release(self, trial: Trial, words: str) -> None:
-        """Return a claimed trial to the queue; the next worker resumes from its checkpoint."""
+    def release(self, trial: Trial, reason: str) -> None:
+        """Return a claimed trial to the queue.
+
+        The next worker resumes from its checkpoint.
+
+        Args:
+            trial: a trial that this process has claimed.
+            reason: why this process does not train it.
+        """
         known = with_retries(self.storage.get_trial, trial._trial_id)
-        self._fail(known, words, _successor(known, {}))
+        self._fail(known, reason, _successor(known, {}))
 
     def requeue_dead(self) -> list[tuple[FrozenTrial, str, bool]]:
         """Queue the trials of dead workers again.
 
         Returns:
-            the attempts that this call found, each with the reason and whether its trial was given up instead.
+            The attempts that this call failed, each with the reason and whether its trial was given up instead.
         """
         found = []
         running = self.tries(TrialState.RUNNING)
@@ -232,7 +304,7 @@ class Queue:
         return found
 
     def _interrupted(self, attempt: FrozenTrial, why: str) -> bool | None:
-        """Fail an attempt whose worker died and queue its trial again.
+        """Fail an attempt whose worker died, and queue its trial again.
 
         Returns:
             True if it has died too often at the same step and is given up, None if another process was faster.
@@ -245,9 +317,9 @@ class Queue:
         ended = self._fail(attempt, why, None if given_up else _successor(attempt, changes))
         return given_up if ended else None
 
-    def _fail(self, attempt: FrozenTrial, words: str, successor: FrozenTrial | None) -> bool:
+    def _fail(self, attempt: FrozenTrial, reason: str, successor: FrozenTrial | None) -> bool:
         """End an unfinished attempt and queue its successor; return False if another process has ended it."""
-        notes = {"error": masked(words), GIVEN_UP_KEY: successor is None}
+        notes = {"error": masked(reason), GIVEN_UP_KEY: successor is None}
         return with_retries(transactions.fail, self._database, self._id, attempt._trial_id, notes, successor)
 
     def _add(self, trial: FrozenTrial, after: FrozenTrial | None = None) -> bool:
@@ -277,7 +349,12 @@ def _successor(attempt: FrozenTrial, changes: Mapping[str, Any]) -> FrozenTrial:
 
 
 def open_queue(uri: str, prefix: str) -> Queue | None:
-    """Return the newest queue whose name begins with `prefix`, or None."""
+    """Return the newest queue whose name begins with `prefix`, or None.
+
+    Args:
+        uri: URI of the Optuna storage; a missing sqlite file is not created.
+        prefix: such as `masking_ratio/demo/`.
+    """
     if not may_exist(uri):
         return None
     found = [s for s in with_retries(open_storage(uri).get_all_studies) if s.study_name.startswith(prefix)]
