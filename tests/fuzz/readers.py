@@ -30,7 +30,7 @@ from microdit.common.files.tensors import read_facts, read_tensors
 from microdit.common.files.text import read_json, read_text
 from microdit.common.parsing import flatten, to_mapping
 from microdit.config.schema import load_config
-from microdit.data.cifar_captions.class_words import WORDS_FILE, load_words
+from microdit.data.cifar_captions.class_words import load_words
 from microdit.data.cifar_captions.data_card import Card
 from microdit.data.image_folder.dataset import split_folder
 from microdit.data.images.reader import load_square
@@ -139,7 +139,7 @@ def _report(path: Path) -> Any:
     parent = SimpleNamespace(data=SimpleNamespace(tags=tags), info=SimpleNamespace(run_id="r"))
     try:
         return study_of(load_stored_mapping(read_text(path / "study.yaml"), "study.yaml", ReportError), parent)
-    except (TypeError, ValueError, AttributeError, OverflowError):  # read_study makes its own error of these
+    except (TypeError, ValueError, AttributeError, OverflowError):  # `read_study` turns these into its own error
         return None
 
 
@@ -210,6 +210,3 @@ def readers() -> list[Reader]:
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
         table.append(Reader(f"a {kind} image", "i", _image(kind), lambda p: load_square(p / "i", 16)))
     return table
-
-
-__all__ = ["WORDS_FILE", "Reader", "readers"]

@@ -35,7 +35,7 @@ def _table() -> dict[str, Reader]:
     return {reader.name: reader for reader in readers()}
 
 
-def test_the_table_is_whole_and_its_seeds_are_read(tmp_path: Path) -> None:
+def test_the_table_is_complete_and_its_seeds_are_read(tmp_path: Path) -> None:
     assert list(_table()) == NAMES
     fails = {
         "prompts.json of a folder",
@@ -46,7 +46,7 @@ def test_the_table_is_whole_and_its_seeds_are_read(tmp_path: Path) -> None:
     for number, (name, reader) in enumerate(_table().items()):
         folder = _folder(tmp_path / str(number), reader)
         (folder / reader.file).write_bytes(reader.seed)
-        if name in fails:  # their other files are no real ones: they are rejected after the mutated one was read
+        if name in fails:  # their other files are not real: they are rejected after the mutated one was read
             with pytest.raises(MicroditError):
                 reader.read(folder)
         else:

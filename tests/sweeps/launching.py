@@ -1,4 +1,4 @@
-"""Launch a small study in separate processes, and read its results from the store."""
+"""Launch a small study in separate processes, and read results from stores and printed lines."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 from mlflow import MlflowClient
+from mlflow.entities import Run
+from optuna.trial import Trial
 
 from sweeps.execution.queue.trial_queue import Queue, open_queue
 
@@ -21,23 +23,24 @@ baseline: a
 seeds: [0, 1]
 metrics: {primary: clip_fd}
 """
+ONE_ARM = "{question: x, arms: {a: {}}, seeds: [0], metrics: {primary: val_loss}}"
+TRIALS = "tags.`microdit.role` = 'trial'"
 LONG = "training.steps=150 training.checkpoint_every=10 training.log_every=5 training.sample_every=0 data.train_size=64"
 SCORED = f"{LONG} evaluation.samples=8"
 UNSCORED = f"{LONG} evaluation.samples=0"
 
 
 def start(
-    folder: Path, cache: Path, settings: str = SCORED, workers: int = 2, said: str = "said.txt"
+    folder: Path, cache: Path, settings: str = SCORED, workers: int = 2, output: str = "output.txt"
 ) -> subprocess.Popen[bytes]:
-    """Start the command in `folder`; its output is appended to the file `said` there."""
+    """Start the command in `folder`; what it prints is appended to the file `output` there."""
     (folder / "mine.yaml").write_text(STUDY)
     words = ["study=mine.yaml", "scale=smoke", f"workers={workers}", f"cache_dir={cache}", *settings.split()]
-    surroundings = {k: v for k, v in os.environ.items() if k not in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE")}
-    with open(folder / said, "ab") as stream:
+    with open(folder / output, "ab") as stream:
         return subprocess.Popen(
             [sys.executable, "-m", "sweeps", *words],
             cwd=folder,
-            env=surroundings | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=stream,
             stderr=stream,
             start_new_session=True,
@@ -68,12 +71,34 @@ def wait_for_checkpoints(folder: Path, count: int, after: int = 0) -> None:
     raise AssertionError("no checkpoint in ten minutes")
 
 
+def claimed(queue: Queue) -> Trial:
+    """Claim a trial, which must be waiting."""
+    trial = queue.claim()
+    assert trial is not None
+    return trial
+
+
+def stored_runs(root: Path | str = "runs", study: str = "mine", words: str = TRIALS, uri: str = "") -> list[Run]:
+    """Return a study's runs that match MLflow's filter `words`, oldest first.
+
+    The store is the one at `uri`, by default that of the folder `root`.
+    """
+    client = MlflowClient(uri or f"sqlite:///{Path(root, 'mlflow.db').resolve()}")
+    experiment = client.get_experiment_by_name(f"microdit/{study}")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], words, order_by=["attributes.start_time ASC"]))
+
+
+def error_line(printed: str) -> str:
+    """Return the only line of `printed`, besides the waits that are reported on a slow machine."""
+    [line] = [line for line in printed.splitlines() if not line.startswith("waiting for ")]
+    return line
+
+
 def table(folder: Path) -> dict[str, dict[str, float]]:
     """Return final metrics and loss curve of each trial, checking for one finished run and no repeated step."""
     client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("microdit/mine")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], "tags.`microdit.role` = 'trial'")
+    runs = stored_runs(folder / "runs")
     assert [run.info.status for run in runs] == ["FINISHED"] * len(runs)
     found: dict[str, dict[str, float]] = {}
     for run in runs:

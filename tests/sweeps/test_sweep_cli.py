@@ -7,17 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from launching import error_line
 
 from microdit.config.schema import config_from_mapping
 from sweeps.cli import main
 from sweeps.tracking.mlflow_store import Store
 from sweeps.tracking.mlflow_ui import links
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["study=masking_ratio", "-h"]])
@@ -65,7 +60,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     line: str, words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main(line.split()) == 2
-    [error] = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("waiting for ")]
+    error = error_line(capsys.readouterr().err)
     for word in words:
         assert word in error
     assert error.startswith("microdit-sweep: ")
@@ -109,7 +104,7 @@ def test_links_open_on_the_trials_of_each_study(store: Store) -> None:
     assert "orderByKey=metrics.%60final%2Fclass_accuracy%60&orderByAsc=false" in mine
 
 
-def test_a_taken_port_is_said(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_taken_port_is_reported(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

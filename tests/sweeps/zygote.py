@@ -129,9 +129,9 @@ def launch(folder: str, words: list[str], strike: dict[str, Any]) -> int:
     try:
         os.setsid()
         os.chdir(folder)
-        with open("said.txt", "a") as said:
+        with open("output.txt", "a") as output:
             for number in (1, 2):
-                os.dup2(said.fileno(), number)
+                os.dup2(output.fileno(), number)
         Path(STRUCK).unlink(missing_ok=True)
         Path(STRIKE).write_text(json.dumps(strike))
         from sweeps.cli import main

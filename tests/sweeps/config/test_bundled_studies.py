@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mlflow import MlflowClient
+from launching import stored_runs
 
 from microdit.common.errors import ConfigError
 from microdit.common.files.paths import EXPERIMENTS, group_options
@@ -26,6 +26,7 @@ from sweeps.planning.trials import BUDGET_TOLERANCE, Trial, arm_configs, plan_tr
 
 SCALES = group_options("scale")
 PAGE = EXPERIMENTS / "study" / "README.md"
+PATHS = ("data.path=/d", "autoencoder.path=/a", "text.path=/t")  # required at paper scale
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +40,16 @@ def pace(monkeypatch: pytest.MonkeyPatch) -> None:
 @cache
 def planned(name: str, scale: str) -> tuple[Study, tuple[Trial, ...]]:
     study = load_study(name, scale)
-    return study, tuple(plan_trials(study, [], complete=False))
+    return study, tuple(plan_trials(study, PATHS if scale == "paper" else ()))
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", study_names())
-def test_every_study_composes_builds_and_holds_what_it_says(name: str, scale: str) -> None:
+def test_every_study_composes_and_holds_its_budget_fixed(name: str, scale: str) -> None:
     study, trials = planned(name, scale)
     assert {trial.arm for trial in trials} == set(study.arms)
+    assert len(trials) == len(study.arms) * len(study.seeds)
+    assert all(trial.config.training.steps > 0 for trial in trials)
     if study.file.holds not in HELD or study.file.holds == "time":
         return
     measure, _ = HELD[study.file.holds]
@@ -55,7 +58,7 @@ def test_every_study_composes_builds_and_holds_what_it_says(name: str, scale: st
 
 
 @pytest.mark.parametrize("name", study_names())
-def test_its_head_says_paper_launch_line_cost_and_what_is_held(name: str) -> None:
+def test_its_first_comment_has_the_launch_line_the_cost_and_what_is_held_fixed(name: str) -> None:
     lines = (EXPERIMENTS / "study" / f"{name}.yaml").read_text().splitlines()
     head = "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
     assert head.split("\n")[0].endswith("?")
@@ -154,8 +157,7 @@ metrics: {{primary: val_loss}}
         Path("mine.yaml").write_text(self.STUDY.format(key=key, holds=holds))
         return load_study("mine.yaml", "smoke")
 
-    def test_the_nearest_number_of_steps_is_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(tmp_path)
+    def test_the_nearest_number_of_steps_is_found(self) -> None:
         configs = arm_configs(self.write("training.steps", "flops"), [])
         measure, _ = HELD["flops"]
         wanted, b = measure(configs["a"]), configs["b"]
@@ -165,10 +167,7 @@ metrics: {{primary: val_loss}}
         ]
         assert all(abs(measure(b) - wanted) <= abs(measure(other) - wanted) for other in others)
 
-    def test_the_command_line_moves_the_baseline_and_the_match_follows(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
+    def test_the_command_line_moves_the_baseline_and_the_match_follows(self) -> None:
         study = self.write("training.steps", "flops")
         plain, doubled = arm_configs(study, []), arm_configs(study, ["training.steps=600"])
         assert doubled["a"].training.steps == 600
@@ -181,18 +180,14 @@ metrics: {{primary: val_loss}}
             ("optimizer.lr", "flops", ["holds flops", "arm 'b'"]),
         ],
     )
-    def test_what_can_not_match_is_rejected(
-        self, key: str, holds: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
+    def test_what_can_not_match_is_rejected(self, key: str, holds: str, words: list[str]) -> None:
         with pytest.raises(ConfigError) as caught:
             plan_trials(self.write(key, holds), [])
         for word in words:
             assert word in str(caught.value)
 
 
-def test_a_violation_names_arms_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_violated_budget_is_an_error_with_arms_and_amounts() -> None:
     text = "{question: x, arms: {a: {}, b: {model.depth: 3}}, baseline: a, holds: HELD, metrics: {primary: val_loss}}"
     for held, words in (("flops", "training FLOPs"), ("params", "parameters"), ("active_params", "active parameters")):
         Path("mine.yaml").write_text(text.replace("HELD", held))
@@ -200,16 +195,14 @@ def test_a_violation_names_arms_and_figures(tmp_path: Path, monkeypatch: pytest.
             plan_trials(load_study("mine.yaml", "smoke"), [])
 
 
-def test_cumulative_arms_build_on_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_cumulative_arms_build_on_one_another() -> None:
     arms = "{a: {}, +b: {optimizer.lr: 0.5}, +c: {model.depth: 1}}"
     Path("mine.yaml").write_text(f"{{question: x, cumulative: true, arms: {arms}, baseline: a}}")
     study = load_study("mine.yaml", "smoke")
     assert study.arms == {"a": {}, "+b": {"optimizer.lr": 0.5}, "+c": {"optimizer.lr": 0.5, "model.depth": 1}}
 
 
-def test_a_scale_narrows_an_axis_and_names_another_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_scale_narrows_an_axis_and_changes_the_baseline() -> None:
     text = "{question: x, axes: {optimizer.lr: [1, 2, 3]}, baseline: lr=1, scales: {smoke: SMOKE}}"
     Path("mine.yaml").write_text(text.replace("SMOKE", "{axes: {optimizer.lr: [2, 3]}, baseline: lr=3}"))
     study = load_study("mine.yaml", "smoke")
@@ -227,41 +220,34 @@ def test_free_keys_are_free_under_options_alone() -> None:
         compose_mapping(["model.options.rows=2"])
 
 
-def test_a_diverged_run_is_a_result_where_the_study_says_so(
-    cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_diverged_run_is_a_result_if_the_study_sets_it(cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["study=learning_rate", "scale=smoke", "workers=1", f"cache_dir={cache_dir}", "evaluation.samples=0"]
     assert main(words) == 0
     assert "diverged lr=1e+30_steps=4/seed0" in capsys.readouterr().err
     assert main(words) == 0
     assert "2 finished before, 0 to run" in capsys.readouterr().err, "it would diverge again: not tried again"
-    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("microdit/learning_rate")
-    assert experiment is not None
-    [diverged] = client.search_runs([experiment.experiment_id], "tags.`microdit.outcome` = 'diverged'")
+    [diverged] = stored_runs(study="learning_rate", words="tags.`microdit.outcome` = 'diverged'")
     assert "step" in diverged.data.tags["microdit.error"]
 
 
 def test_the_page_on_adding_an_axis_can_be_followed_word_by_word(
-    cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Writes the page's files and runs the page's commands, in a folder outside the package."""
+    """Write the page's files and run its commands, in a folder outside the package."""
     from analysis.cli import main as report
 
-    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    said = ""
+    printed = ""
     for language, name, text in blocks:
         if language == "sh":
             for line in text.splitlines():
                 command, *words = shlex.split(line)
                 quick = [f"cache_dir={cache_dir}", "training.steps=2"] if command == "microdit-sweep" else []
                 assert {"microdit-sweep": main, "microdit-report": report}[command]([*words, *quick]) == 0, line
-                said += capsys.readouterr().out
+                printed += capsys.readouterr().out
         else:
             (tmp_path / name).write_text(text)
-    assert yaml.safe_load((tmp_path / "my_axis.yaml").read_text())["question"] in said
+    assert yaml.safe_load((tmp_path / "my_axis.yaml").read_text())["question"] in printed
     for study, arms in (
         ("my_axis", ["caption_dropout=0.0", "caption_dropout=0.1", "caption_dropout=0.3"]),
         ("rows", ["patches", "rows_1", "rows_2"]),

@@ -10,14 +10,13 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from mlflow import MlflowClient
+from launching import opened, stored_runs
 
 from analysis.cli import main as report
 from microdit.common.errors import ConfigError
 from sweeps.cli import main
 from sweeps.config.search_space import PRUNERS, SAMPLERS, build_pruner, build_sampler, distribution, suggest
 from sweeps.config.study import load_study
-from sweeps.execution.queue.trial_queue import open_queue
 
 SEARCH: dict[str, Any] = {
     "question": "Which?",
@@ -95,24 +94,17 @@ def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], words: list
         assert word in str(caught.value)
 
 
-def test_a_search_prunes_reports_and_resumes_where_more_trials_are_asked(
-    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_search_is_pruned_reported_and_extended(
+    tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     pruner = {"type": "median", "n_startup_trials": 1, "n_warmup_steps": 0}
     line = ["scale=smoke", "workers=1", f"cache_dir={cache_dir}", *UNSCORED]
     assert main([f"study={write(tmp_path, pruner=pruner)}", *line]) == 0
     assert "best:" in capsys.readouterr().out
-    queue = open_queue(f"sqlite:///{tmp_path / 'runs' / 'optuna.db'}", "mine/smoke/")
-    assert queue is not None
-    count = queue.count()
+    count = opened(tmp_path).count()
     assert count.done + count.pruned == 5
     assert count.pruned > 0
-    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("microdit/mine")
-    assert experiment is not None
-    pruned = client.search_runs([experiment.experiment_id], "tags.`microdit.outcome` = 'pruned'")
+    pruned = stored_runs(words="tags.`microdit.outcome` = 'pruned'")
     assert len(pruned) == count.pruned
     assert all("final/val_loss" not in run.data.metrics for run in pruned)
 
@@ -125,16 +117,12 @@ def test_a_search_prunes_reports_and_resumes_where_more_trials_are_asked(
     assert "of 6 trials" in printed
 
 
-def test_two_objectives_give_a_front(
-    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_two_objectives_give_a_front(tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     objectives = {"val_loss": "minimize", "cost/params": "minimize"}
     study = write(tmp_path, objectives=objectives, sampler="nsga2", n_trials=3)
     assert main([f"study={study}", "scale=smoke", "workers=1", f"cache_dir={cache_dir}", *UNSCORED]) == 0
     assert "Pareto front of" in capsys.readouterr().out
     assert report(["mine", "scale=smoke"]) == 0
-    said = capsys.readouterr().out
-    assert "No trial beats these in all objectives (cost/params minimized, val_loss minimized): trial_" in said
+    printed = capsys.readouterr().out
+    assert "No trial beats these in all objectives (cost/params minimized, val_loss minimized): trial_" in printed
     assert (tmp_path / "results" / "mine" / "smoke" / "search_front.png").is_file()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from launching import error_line
 from PIL import Image
 
 from microdit.cli.main import main as microdit
@@ -28,12 +29,11 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> Config:
     return config_from_mapping(yaml.safe_load(capsys.readouterr().out))
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def rejected(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main(list(words)) == 2
     captured = capsys.readouterr()
     assert not captured.out
-    [line] = [line for line in captured.err.splitlines() if not line.startswith("waiting for ")]  # on a slow machine
-    return line
+    return error_line(captured.err)
 
 
 def autoencoder_folder(root: Path, channels: int, blocks: int) -> Path:
@@ -109,7 +109,7 @@ def test_the_width_of_captions_follows_the_text_encoder(tmp_path: Path, capsys: 
 def test_a_wrong_size_is_one_error_of_every_command(
     command: str, words: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert message in refused(capsys, *command.split(), *words.split())
+    assert message in rejected(capsys, *command.split(), *words.split())
     assert not list(tmp_path.iterdir())
 
 

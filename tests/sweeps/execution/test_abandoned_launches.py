@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from launching import stored_runs
 from mlflow import MlflowClient
 
 from microdit.common.process.identity import this_process
@@ -21,24 +23,16 @@ from sweeps.execution.queue.trial_queue import Queue
 from sweeps.tracking.mlflow_store import Store
 
 STUDY = "{question: Is it ended, arms: {only: {}}, seeds: [0]}"
-POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture
-def launch(store: Store, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
-    """Run a command in a folder with an empty store."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def launch(launch: Callable[..., int], store: Store, tmp_path: Path) -> Callable[..., int]:
+    """Launch the study in a folder with an empty store."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "mlflow.db").rename(tmp_path / "runs" / "mlflow.db")
     Path("mine.yaml").write_text(STUDY)
-
-    def run(*more: str) -> int:
-        return main(
-            ["study=mine.yaml", "scale=smoke", "workers=1", "evaluation.samples=0", f"cache_dir={cache_dir}", *more]
-        )
-
-    return run
+    return partial(launch, STUDY)
 
 
 def states() -> list[str]:
@@ -57,7 +51,7 @@ def signalling(number: int, original: Callable[..., object]) -> Callable[..., ob
     return call
 
 
-@pytest.mark.parametrize("number", POLITE)
+@pytest.mark.parametrize("number", STOPPING)
 @pytest.mark.parametrize("moment", ["_fill", "_work"])
 def test_a_signal_at_any_moment_ends_the_run(
     launch: Callable[..., int], monkeypatch: pytest.MonkeyPatch, moment: str, number: int
@@ -67,7 +61,7 @@ def test_a_signal_at_any_moment_ends_the_run(
     assert states() == ["KILLED"]
 
 
-@pytest.mark.parametrize("number", POLITE)
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_second_signal_while_the_run_is_being_ended_does_not_keep_it_open(
     launch: Callable[..., int], monkeypatch: pytest.MonkeyPatch, number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,14 +84,8 @@ main(sys.argv[1:])
 
 def kill_a_launch(cache_dir: Path) -> None:
     """Leave a launch's run open, like a killed launcher."""
-    words = [
-        "study=mine.yaml",
-        "scale=smoke",
-        "workers=1",
-        "evaluation.samples=0",
-        f"cache_dir={cache_dir}",
-        "seeds=[7]",
-    ]
+    words = ["study=mine.yaml", "scale=smoke", "workers=1", "evaluation.samples=0", "seeds=[7]"]
+    words.append(f"cache_dir={cache_dir}")
     done = subprocess.run([sys.executable, "-c", KILLED, *words], check=False, capture_output=True)
     assert done.returncode == -signal.SIGKILL
     assert states() == ["RUNNING"]
@@ -120,14 +108,14 @@ def test_the_run_of_a_killed_launch_is_ended_by_status_and_by_another_launch(
 def reopen_as_if_killed() -> None:
     store, queue = (f"sqlite:///{Path('runs', name).resolve()}" for name in ("mlflow.db", "optuna.db"))
     client = MlflowClient(store)
-    [run] = client.search_runs([client.get_experiment_by_name("microdit/mine").experiment_id])  # type: ignore[union-attr]
+    [run] = stored_runs(words="")
     client.update_run(run.info.run_id, status="RUNNING")
     gone = f"{this_process().rpartition('/')[0]}/1"
     entry = {"process": gone, "store": store, "beats": 1}
     Queue(queue, run.data.tags["microdit.queue"]).describe(**{"launcher:x": entry})
 
 
-def test_a_launcher_elsewhere_is_left_alone_until_it_has_been_silent(store: Store, tmp_path: Path) -> None:
+def test_a_launcher_of_another_machine_is_abandoned_only_after_a_silence(store: Store, tmp_path: Path) -> None:
     queue = Queue(f"sqlite:///{tmp_path / 'optuna.db'}", "mine/smoke/1")
     entry = {"process": "elsewhere+0/1/1", "store": store.uri, "beats": 1}
     queue.describe(**{"launcher:x": entry, "launcher:y": entry | {"process": "old/1/1"}})

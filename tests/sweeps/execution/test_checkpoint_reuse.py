@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
+from launching import stored_runs
 from mlflow.entities import Run
 
 from sweeps.cli import main
@@ -23,17 +23,10 @@ def sweep(root: str, cache_dir: Path, *words: str) -> dict[str, Run]:
     Path("mine.yaml").write_text(STUDY)
     line = ["study=mine.yaml", "scale=smoke", "workers=1", f"root={root}", f"cache_dir={cache_dir}", *words]
     assert main(line) == 0
-    client = MlflowClient(f"sqlite:///{Path(root, 'mlflow.db').resolve()}")
-    experiment = client.get_experiment_by_name("microdit/mine")
-    assert experiment is not None
-    found = client.search_runs([experiment.experiment_id], "tags.`microdit.role` = 'trial'")
-    return {run.data.tags["microdit.arm"]: run for run in found}
+    return {run.data.tags["microdit.arm"]: run for run in stored_runs(root)}
 
 
-def test_twins_are_trained_once_and_score_as_if_trained_alone(
-    cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_shared_network_is_trained_once_and_scores_as_if_trained_alone(cache_dir: Path) -> None:
     shared = sweep("shared", cache_dir)
     [taken] = [run for run in shared.values() if "microdit.trained_in" in run.data.tags]
     [first] = [run for run in shared.values() if run is not taken]
@@ -48,10 +41,7 @@ def test_twins_are_trained_once_and_score_as_if_trained_alone(
     assert shared["none"].data.metrics["final/clip_fd"] != shared["guided"].data.metrics["final/clip_fd"]
 
 
-def test_the_plan_counts_their_training_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_plan_counts_their_training_once(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.yaml").write_text(STUDY)
     assert main(["plan", "study=mine.yaml", "scale=smoke", "measure=false"]) == 0
     printed = capsys.readouterr().out

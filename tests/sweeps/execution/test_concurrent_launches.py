@@ -23,10 +23,10 @@ def result_lines(text: str) -> list[str]:
 def test_the_same_command_twice_at_once_runs_each_trial_once(tmp_path: Path) -> None:
     """Nothing exists yet: both launches race to create the cache, both databases, the experiment and the queue."""
     names = ("one", "two")
-    launches = [start(tmp_path, tmp_path / "cache", UNSCORED, workers=1, said=f"{name}.txt") for name in names]
+    launches = [start(tmp_path, tmp_path / "cache", UNSCORED, workers=1, output=f"{name}.txt") for name in names]
     codes = [launch.wait(timeout=600) for launch in launches]
-    said = [(tmp_path / f"{name}.txt").read_text() for name in names]
-    assert codes == [0, 0], "\n".join(said)
+    output = [(tmp_path / f"{name}.txt").read_text() for name in names]
+    assert codes == [0, 0], "\n".join(output)
     tries = opened(tmp_path).tries()
     assert sorted(t.user_attrs["name"] for t in tries) == ["a/seed0", "a/seed1", "b/seed0", "b/seed1"]
     assert {t.state.name for t in tries} == {"COMPLETE"}
@@ -35,8 +35,8 @@ def test_the_same_command_twice_at_once_runs_each_trial_once(tmp_path: Path) -> 
     assert {t.user_attrs["name"]: t.user_attrs["final"]["final/val_loss"] for t in tries} == {
         name: metrics["final/val_loss"] for name, metrics in found.items()
     }
-    assert result_lines(said[0]) == result_lines(said[1])
-    assert [line.split()[-1] for line in result_lines(said[0])[2:]] == ["2", "2"], "two seeds of each arm"
+    assert result_lines(output[0]) == result_lines(output[1])
+    assert [line.split()[-1] for line in result_lines(output[0])[2:]] == ["2", "2"], "two seeds of each arm"
 
 
 @pytest.mark.slow
@@ -58,9 +58,9 @@ def test_trials_of_a_machine_that_vanished_are_finished_elsewhere(tmp_path: Path
     for attempt in held:
         queue.note(attempt._trial_id, **{WORKER: f"elsewhere/{attempt.user_attrs[WORKER].partition('/')[2]}"})
 
-    assert start(struck, cache_dir, settings, said="again.txt").wait(timeout=600) == 0
-    said = (struck / "again.txt").read_text()
-    assert "0 to run, 2 in other workers" in said
+    assert start(struck, cache_dir, settings, output="again.txt").wait(timeout=600) == 0
+    output = (struck / "again.txt").read_text()
+    assert "0 to run, 2 in other workers" in output
     assert time.monotonic() - silent > SILENCE_SECONDS - HEARTBEAT_SECONDS, "only after the silence"
     assert [t.user_attrs["tries"] for t in opened(struck).latest().values()] == [2, 2]
 

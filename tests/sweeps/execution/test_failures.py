@@ -12,12 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from launching import stored_runs
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from safetensors.torch import load_file
 
 from microdit.config.schema import load_config
 from microdit.pipeline.train_and_evaluate import run as train
-from sweeps.cli import main
 
 STUDY = """
 question: What becomes of failures?
@@ -29,30 +30,13 @@ seeds: [0]
 LONG = "training.steps=120 training.checkpoint_every=10 training.log_every=2 training.sample_every=0 data.train_size=64"
 
 
-@pytest.fixture
-def launch(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], int]:
-    """Run a study's text at `smoke` scale, unscored, in one worker; return the exit code."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-    def run(study: str, more: str = "") -> int:
-        Path("mine.yaml").write_text(study)
-        settings = f"evaluation.samples=0 cache_dir={cache_dir} {more}"
-        return main(["study=mine.yaml", "scale=smoke", "workers=1", *settings.split()])
-
-    return run
-
-
-def runs() -> dict[str, object]:
-    client = MlflowClient(f"sqlite:///{Path('runs/mlflow.db').resolve()}")
-    experiment = client.get_experiment_by_name("microdit/mine")
-    assert experiment is not None
-    found = client.search_runs([experiment.experiment_id])
+def runs() -> dict[str, Run]:
+    found = stored_runs(words="")
     assert len({run.info.run_name for run in found}) == len(found), "a trial has one run, however often it was tried"
     return {run.info.run_name: run for run in found}
 
 
-def test_a_diverging_trial_is_recorded_and_the_others_go_on(
+def test_a_diverging_trial_is_recorded_and_the_others_run(
     launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch(STUDY) == 1
@@ -95,10 +79,13 @@ def checkpoints() -> list[Path]:
     return sorted(Path.cwd().glob("runs/mine/smoke/*/checkpoints/step_*/state.json"))
 
 
+def workers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+
+
 def kill_workers() -> None:
-    for child in psutil.Process().children():
-        if "spawn_main" in " ".join(child.cmdline()):
-            child.kill()
+    for worker in workers():
+        worker.kill()
 
 
 def test_killed_and_interrupted_sweeps_resume_to_the_same_weights(
@@ -107,19 +94,17 @@ def test_killed_and_interrupted_sweeps_resume_to_the_same_weights(
     study = "{question: Same, arms: {only: {}}, seeds: [0]}"
     killed = later(kill_workers)  # another worker resumes it at once
     interrupted = later(lambda: os.kill(os.getpid(), signal.SIGTERM), after=60, attempt="2")
-    assert launch(study, LONG) == 130
+    assert launch(study, *LONG.split()) == 130
     killed.join()
     interrupted.join()
-    told = capsys.readouterr().err
-    assert "again   only/seed0: its worker died" in told
-    assert "stopping: 1 workers save a checkpoint" in told
-    assert "the same command resumes" in told
+    printed = capsys.readouterr().err
+    assert "again   only/seed0: its worker died" in printed
+    assert "stopping: 1 workers save a checkpoint" in printed
+    assert "the same command resumes" in printed
     assert {run.info.status for run in runs().values()} == {"KILLED"}
-    assert not psutil.Process().children() or not any(
-        "spawn_main" in " ".join(child.cmdline()) for child in psutil.Process().children()
-    )
+    assert not workers()
 
-    assert launch(study, LONG) == 0
+    assert launch(study, *LONG.split()) == 0
     run = runs()["only/seed0"]
     assert run.info.status == "FINISHED"
     assert run.data.tags["microdit.attempt"] == "3"

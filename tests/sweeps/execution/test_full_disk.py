@@ -54,22 +54,24 @@ def test_a_full_disk_is_reported_in_a_sentence_and_loses_nothing(
     wait_for_checkpoints(struck, 1)
     filler = fill(small_disk)
     code = launcher.wait(timeout=600)
-    said = (struck / "said.txt").read_text()
-    print(said)
+    output = (struck / "output.txt").read_text()
+    print(output)
     assert code in (1, 2)
-    assert "Traceback" not in said
-    assert "disk is full" in said
-    assert said.count("the same command") == 1
+    assert "Traceback" not in output
+    assert "disk is full" in output
+    assert output.count("the same command") == 1
     assert not list(small_disk.glob("mine/smoke/*/checkpoints/.*")), "no half-written checkpoint"
     for path in small_disk.glob("mine/smoke/*/checkpoints/step_*/*.safetensors"):
         load_file(path)
 
-    second = start(struck, cache_dir, settings, said="still_full.txt")
+    second = start(struck, cache_dir, settings, output="still_full.txt")
     assert second.wait(timeout=600) in (1, 2)
     assert "Traceback" not in (struck / "still_full.txt").read_text()
 
     filler.unlink()
-    assert start(struck, cache_dir, settings, said="room.txt").wait(timeout=600) == 0, (struck / "room.txt").read_text()
+    assert start(struck, cache_dir, settings, output="room.txt").wait(timeout=600) == 0, (
+        struck / "room.txt"
+    ).read_text()
     assert start(calm, cache_dir, settings).wait(timeout=600) == 0
     assert table(struck) == table(calm)
     assert len(table(calm)) == 2

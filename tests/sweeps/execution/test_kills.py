@@ -49,7 +49,7 @@ WINDOWS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
     "filling": lambda draw: _sql("launcher", "sweeps.execution.launch:_fill", draw.randint(1, 60)),
     "end": lambda draw: _sql("launcher", "sweeps.execution.launch_register:Presence.leave", draw.randint(1, 30)),
 }
-FRESH = ("tracking store", "queue's store", "migration", "cache")  # windows of a first launch alone
+FRESH = ("tracking store", "queue's store", "migration", "cache")  # windows of a first launch only
 
 
 def _sql(who: str, within: str, count: int) -> dict[str, Any]:
@@ -81,17 +81,17 @@ class Zygote:
             if code is not None:
                 return int(code)
             time.sleep(0.05)
-        raise AssertionError((folder / "said.txt").read_text()[-3000:])
+        raise AssertionError((folder / "output.txt").read_text()[-3000:])
 
 
 @pytest.fixture(scope="module")
 def zygote() -> Iterator[Zygote]:
     hidden = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE")
-    surroundings = {k: v for k, v in os.environ.items() if k not in hidden} | {"OMP_NUM_THREADS": "1"}
-    surroundings["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path])  # the fork server imports `warm` from there
+    environment = {k: v for k, v in os.environ.items() if k not in hidden} | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *sys.path])  # the fork server imports `warm` from there
     command = [sys.executable, str(HERE / "zygote.py")]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=surroundings
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         try:
             made = Zygote(process)
@@ -106,7 +106,7 @@ def finish(zygote: Zygote, folder: Path, cache: Path) -> None:
     for _ in range(3):
         if zygote.launch(folder, cache, {}) == 0:
             return
-    raise AssertionError((folder / "said.txt").read_text()[-3000:])
+    raise AssertionError((folder / "output.txt").read_text()[-3000:])
 
 
 def weights(folder: Path) -> dict[str, str]:
@@ -115,8 +115,8 @@ def weights(folder: Path) -> dict[str, str]:
 
 
 def assert_sound(folder: Path, calm: Path) -> None:
-    said = (folder / "said.txt").read_text()
-    assert "Traceback" not in said, said[-5000:]
+    output = (folder / "output.txt").read_text()
+    assert "Traceback" not in output, output[-5000:]
     assert table(folder) == table(calm)
     assert weights(folder) == weights(calm)
     assert len(weights(folder)) == 2
@@ -126,7 +126,7 @@ def assert_sound(folder: Path, calm: Path) -> None:
 
 
 def assert_swept(zygote: Zygote, folder: Path, cache: Path) -> None:
-    """Only a scratch folder without a lock may remain for a while: its writer was killed before it took the lock."""
+    """Check that at most scratch folders without a lock remain: their writers were killed before they took the lock."""
     left = [path for path in folder.rglob(".*") if SCRATCH.fullmatch(path.name)]
     assert not [path for path in left if any(path.iterdir())], "scratch folders of killed processes"
     for path in left:

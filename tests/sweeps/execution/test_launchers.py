@@ -13,10 +13,10 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from mlflow import MlflowClient
+from launching import stored_runs
+from mlflow.entities import Run
 
 from microdit.config.identity import trial_key
 from microdit.config.schema import load_config
@@ -46,13 +46,6 @@ class Flaky(DeferredMasking):
 UNSCORED = ["evaluation.samples=0", "training.sample_every=0", "data.train_size=64"]
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture
 def sweep(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command in its own process, as third-party launchers require."""
@@ -61,17 +54,14 @@ def sweep(tmp_path: Path, cache_dir: Path) -> Callable[..., subprocess.Completed
         Path("mine.yaml").write_text(study)
         line = [sys.executable, "-m", "sweeps", "study=mine.yaml", "scale=smoke", f"cache_dir={cache_dir}"]
         line += [*UNSCORED, *words]
-        surroundings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
-        return subprocess.run(line, env=surroundings, capture_output=True, text=True, timeout=300, check=False)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
     return run
 
 
-def runs(study: str = "mine", root: str = "runs") -> dict[str, Any]:
-    client = MlflowClient(f"sqlite:///{Path(root, 'mlflow.db').resolve()}")
-    experiment = client.get_experiment_by_name(f"microdit/{study}")
-    assert experiment is not None
-    found = client.search_runs([experiment.experiment_id], "tags.`microdit.role` = 'trial'")
+def runs(study: str = "mine", root: str = "runs") -> dict[str, Run]:
+    found = stored_runs(root, study)
     assert len({run.info.run_name for run in found}) == len(found)
     return {run.info.run_name: run for run in found}
 
@@ -101,7 +91,7 @@ def test_ray_gives_the_same_table(sweep: Callable[..., subprocess.CompletedProce
     assert losses("ray") == losses("local")
 
 
-def test_a_failure_that_may_pass_is_tried_again(sweep: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_a_temporary_failure_is_retried(sweep: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     Path("flaky.py").write_text(FLAKY)
     study = "{question: x, arms: {a: {model.masking.method: flaky.Flaky}}, seeds: [0], metrics: {primary: val_loss}}"
     done = sweep(study, "plugins=[flaky]", "workers=1")
@@ -114,7 +104,7 @@ def test_a_failure_that_may_pass_is_tried_again(sweep: Callable[..., subprocess.
     assert "microdit train " in done.stderr
 
 
-def test_fail_fast_stops_and_says_what_was_not_begun(sweep: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_fail_fast_stops_and_reports_what_was_not_begun(sweep: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     study = "{question: x, arms: {bad: {optimizer.lr: 1.0e+30}, good: {}}, seeds: [0, 1], metrics: {primary: val_loss}}"
     done = sweep(study, "workers=1", "fail_fast=true")
     assert done.returncode == 1
@@ -122,9 +112,7 @@ def test_fail_fast_stops_and_says_what_was_not_begun(sweep: Callable[..., subpro
     assert sorted(name for name, run in runs().items() if run.info.status == "FAILED") == ["bad/seed0"]
 
 
-def test_a_trial_of_another_study_is_reused_and_the_plan_says_so(
-    cache_dir: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_trial_of_another_study_is_reused_as_planned(cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.yaml").write_text(STUDY)
     Path("other.yaml").write_text(STUDY.replace("b: {optimizer.lr: 2.0e-3}", "c: {optimizer.lr: 3.0e-3}"))
     words = ["scale=smoke", "seeds=[0]", "workers=1", f"cache_dir={cache_dir}", *UNSCORED]
@@ -152,12 +140,10 @@ def test_multirun_is_a_study_that_can_be_reported(cache_dir: Path, capsys: pytes
     assert "weight_decay=0.1" in capsys.readouterr().out
 
 
-def test_a_stored_config_runs_again_to_the_same_result(cache_dir: Path, tmp_path: Path) -> None:
+def test_a_stored_config_runs_again_to_the_same_result(launch: Callable[..., int], tmp_path: Path) -> None:
     import dataclasses
 
-    Path("mine.yaml").write_text(STUDY)
-    words = ["study=mine.yaml", "scale=smoke", "seeds=[0]", "workers=1", f"cache_dir={cache_dir}", *UNSCORED]
-    assert main(words) == 0
+    assert launch(STUDY, "seeds=[0]", *UNSCORED) == 0
     config = load_config(next(Path.cwd().glob("runs/mine/smoke/a-seed0-*/config.yaml")))
     again = train(dataclasses.replace(config, output_dir=str(tmp_path / "again")))
     first = runs()["a/seed0"]
@@ -189,15 +175,15 @@ def test_mistakes_are_one_line(
     assert captured.splitlines()[-1].startswith("microdit-sweep: ")
 
 
-def test_workers_share_out_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_divide_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     from sweeps.execution.launch_spec import LaunchSpec
     from sweeps.execution.worker import choose_gpu
 
-    order = LaunchSpec("", "", "", "", "", "", "", "", "", ("val_loss",))
+    spec = LaunchSpec("", "", "", "", "", "", "", "", "", ("val_loss",))
     given = []
     for worker in range(4):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-        choose_gpu(order, worker)
+        choose_gpu(spec, worker)
         given.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert given == ["2", "5", "2", "5"], "four workers on two GPUs: two each"
 
@@ -241,11 +227,7 @@ def test_an_mlflow_server_may_be_away_for_a_while(
         done = sweep(STUDY, f"tracking_uri={uri}", "workers=2", "training.steps=200", "training.checkpoint_every=20")
         thread.join()
         assert done.returncode == 0, done.stderr
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name("microdit/mine")
-        assert experiment is not None
-        found = client.search_runs([experiment.experiment_id], "tags.`microdit.role` = 'trial'")
-        assert [run.info.status for run in found] == ["FINISHED"] * 4
+        assert [run.info.status for run in stored_runs(uri=uri)] == ["FINISHED"] * 4
     finally:
         thread.join()
         for process in away:

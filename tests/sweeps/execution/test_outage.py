@@ -21,9 +21,9 @@ def test_a_queue_that_is_locked_for_over_a_minute_costs_no_trial(tmp_path: Path,
         other.execute("BEGIN EXCLUSIVE")
         time.sleep(SILENCE_SECONDS + 10)
         other.execute("ROLLBACK")
-    code, said = launcher.wait(timeout=600), (tmp_path / "said.txt").read_text()
-    assert code == 0, said
-    assert "Traceback" not in said
+    code, output = launcher.wait(timeout=600), (tmp_path / "output.txt").read_text()
+    assert code == 0, output
+    assert "Traceback" not in output
     tries = opened(tmp_path).tries()
     assert [(t.state.name, t.user_attrs.get("tries", 1)) for t in tries] == [("COMPLETE", 1)] * 2
     assert len(table(tmp_path)) == 2

@@ -47,7 +47,7 @@ def test_a_worker_that_is_asked_to_leave_keeps_a_checkpoint_and_the_sweep_resume
         assert kept, "no checkpoint is due on the way, so the stop has kept it"
         assert 0 < kept[-1] < 600
         assert launcher.poll() is None
-    assert launcher.wait(timeout=600) == 0, (struck / "said.txt").read_text()
+    assert launcher.wait(timeout=600) == 0, (struck / "output.txt").read_text()
     ended = opened(struck).tries(TrialState.FAIL)
     assert sorted(t.user_attrs["name"] for t in ended) == sorted(left)
     assert {t.user_attrs["error"] for t in ended} == {"interrupted"}

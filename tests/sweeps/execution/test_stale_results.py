@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow import MlflowClient
-from mlflow.entities import Run
+from launching import stored_runs
 from PIL import Image
 
 from microdit.cli.main import main as microdit
@@ -20,12 +19,6 @@ SMALL = (
     "evaluation.metrics=[clip_score]"
 )
 OLD = 1_700_000_000
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 def draw(value: int, names: str = "abcdefghijklmnopqrstuvwx") -> None:
@@ -45,14 +38,6 @@ def line(cache: Path, *words: str) -> list[str]:
     return ["train", *SMALL.split(), "evaluation.samples=2", f"cache_dir={cache}", *words]
 
 
-def runs(experiment: str = "microdit/train") -> list[Run]:
-    client = MlflowClient(f"sqlite:///{Path('runs', 'mlflow.db').resolve()}")
-    found = client.get_experiment_by_name(experiment)
-    assert found is not None
-    order = ["attributes.start_time ASC"]
-    return list(client.search_runs([found.experiment_id], "tags.`microdit.role` = 'trial'", order_by=order))
-
-
 def test_replaced_images_are_another_run_and_the_same_ones_are_not(
     cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +50,7 @@ def test_replaced_images_are_another_run_and_the_same_ones_are_not(
     assert before == {path.name: path.stat().st_size for path in Path("pictures").iterdir()}
     assert main(line(cache_dir)) == 0
     assert "finished before" not in capsys.readouterr().out
-    first, second = runs()
+    first, second = stored_runs(study="train")
     assert first.data.metrics["final/val_loss"] != second.data.metrics["final/val_loss"]
     assert first.data.tags["microdit.output_dir"] != second.data.tags["microdit.output_dir"]
     for run in (first, second):
@@ -82,7 +67,7 @@ def test_replaced_prompts_are_scored_anew_with_the_same_weights(
     Path("prompts.txt").write_text("a red dog\na gray owl\n")
     assert main(words) == 0
     assert "finished before" not in capsys.readouterr().out
-    first, second = runs()
+    first, second = stored_runs(study="train")
     assert first.data.tags["microdit.feature_net"] != second.data.tags["microdit.feature_net"]
     assert first.data.metrics["final/val_loss"] == second.data.metrics["final/val_loss"]
     assert first.data.metrics["final/clip_score"] != second.data.metrics["final/clip_score"]
@@ -126,19 +111,19 @@ def test_a_study_reuses_no_run_of_other_data_or_of_another_algorithm(
     assert main(words) == 0
     draw(200)
     assert main(words) == 0
-    finals = [run.data.metrics["final/val_loss"] for run in runs("microdit/mine")]
+    finals = [run.data.metrics["final/val_loss"] for run in stored_runs()]
     assert len(set(finals)) == 4
     assert "are not reused" not in capsys.readouterr().err
     assert main(words) == 0
-    assert len(runs("microdit/mine")) == 4
+    assert len(stored_runs()) == 4
     client = Store(f"sqlite:///{Path('runs', 'mlflow.db')}", Path("runs")).client
-    for run in runs("microdit/mine"):  # what an older version recorded has another key and no such tag
+    for run in stored_runs():  # what an older version recorded has another key and no such tag
         client.delete_tag(run.info.run_id, "microdit.algorithm")
         client.set_tag(run.info.run_id, "microdit.trial_key", "0" * 16)
     Path("runs", "optuna.db").unlink()  # its queue had another name
     capsys.readouterr()
     assert main(words) == 0
     assert capsys.readouterr().err.count("4 finished runs of algorithm 1 are not reused: ") == 1
-    assert len(runs("microdit/mine")) == 6
+    assert len(stored_runs()) == 6
     assert main(words) == 0
     assert "are not reused" not in capsys.readouterr().err

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from launching import claimed
 from optuna.trial import Trial, TrialState
 
 from microdit.common.process.identity import this_process
@@ -64,44 +65,39 @@ def test_all_arms_come_at_the_first_seed_before_the_next(queue: Queue) -> None:
 
 def test_a_released_trial_is_the_next_one_claimed(queue: Queue) -> None:
     queue.fill(plan(3))
-    first = queue.claim()
-    assert first is not None
+    first = claimed(queue)
     queue.release(first, "interrupted")
-    again = queue.claim()
-    assert again is not None
+    again = claimed(queue)
     assert again.user_attrs["name"] == "arm0/seed0"
     assert again.user_attrs["tries"] == 2
 
 
-def test_a_dead_workers_trial_waits_again_until_it_is_hopeless(queue: Queue) -> None:
+def test_a_dead_workers_trial_waits_again_until_it_is_given_up(queue: Queue) -> None:
     queue.fill(plan(1))
     for death in range(MAX_STALLED_INTERRUPTIONS + 1):
-        trial = queue.claim()
-        assert trial is not None
+        trial = claimed(queue)
         queue.note(trial._trial_id, **{WORKER: GONE})
-        [(_, why, hopeless)] = queue.requeue_dead()
+        [(_, why, given_up)] = queue.requeue_dead()
         assert why == DEAD
-        assert hopeless == (death == MAX_STALLED_INTERRUPTIONS)
+        assert given_up == (death == MAX_STALLED_INTERRUPTIONS)
     assert queue.claim() is None
     assert queue.count().failed == 1
     queue.fill(plan(1))  # the same command, given again
     assert queue.count().waiting == 1
 
 
-def test_progress_forgives_interruptions(queue: Queue) -> None:
+def test_interruptions_after_progress_do_not_count(queue: Queue) -> None:
     queue.fill(plan(1))
     for death in range(2 * MAX_STALLED_INTERRUPTIONS):
-        trial = queue.claim()
-        assert trial is not None
+        trial = claimed(queue)
         queue.note(trial._trial_id, **{WORKER: GONE, "progress": {"step": death + 1}})
-        [(_, _, hopeless)] = queue.requeue_dead()
-        assert not hopeless
+        [(_, _, given_up)] = queue.requeue_dead()
+        assert not given_up
 
 
-def test_a_trial_that_another_worker_took_is_lost_to_the_first(queue: Queue) -> None:
+def test_a_trial_that_another_worker_claimed_is_lost_to_the_first(queue: Queue) -> None:
     queue.fill(plan(1))
-    trial = queue.claim()
-    assert trial is not None
+    trial = claimed(queue)
     assert queue.send_heartbeat(trial._trial_id)
     queue.note(trial._trial_id, **{WORKER: "elsewhere/1/0"})
     assert not queue.send_heartbeat(trial._trial_id)
@@ -115,7 +111,13 @@ class Clock:
         patch.setattr("sweeps.execution.queue.liveness.time.monotonic", lambda: self.now)
 
     def look(self, queue: Queue, seconds: float, alive: int | None = None) -> list[str]:
-        """Look at the queue every few seconds, `alive` beating before each look; return why trials were freed."""
+        """Check the queue for dead workers at every heartbeat interval; return why trials were freed.
+
+        Args:
+            queue: the queue.
+            seconds: how long to watch it.
+            alive: id of a trial that gets a heartbeat before each check.
+        """
         found = []
         for _ in range(round(seconds / HEARTBEAT_SECONDS)):
             self.now += HEARTBEAT_SECONDS
@@ -138,13 +140,12 @@ def write_heartbeat(queue: Queue, trial_id: int, minutes_off: int = 0) -> None:
 
 def claimed_elsewhere(queue: Queue, worker: str) -> int:
     queue.fill(plan(1))
-    trial = queue.claim()
-    assert trial is not None
+    trial = claimed(queue)
     queue.note(trial._trial_id, **{WORKER: worker})
     return trial._trial_id
 
 
-OLD = f"{platform.node()}/1/0"  # as earlier versions signed: the host's name doesn't identify its processes
+OLD = f"{platform.node()}/1/0"  # the form of earlier versions: a host name does not identify processes
 
 
 @pytest.mark.parametrize("worker", ["elsewhere/1/0", OLD, "", "nonsense", "a/b/c/d"])
@@ -156,10 +157,9 @@ def test_a_worker_of_unknown_fate_is_freed_after_a_minute_of_silence(
     assert clock.look(queue, SILENCE_SECONDS - HEARTBEAT_SECONDS) == []
     assert queue.count().running == 1
     assert clock.look(queue, 3 * HEARTBEAT_SECONDS) == [SILENT]
-    again = queue.claim()
-    assert again is not None
+    again = claimed(queue)
     assert again.user_attrs["tries"] == 2
-    assert not queue.send_heartbeat(first), "the first worker, should it live after all, lets go"
+    assert not queue.send_heartbeat(first), "the first worker, if it is alive, must give up the trial"
 
 
 @pytest.mark.parametrize("minutes", [-600, -1, 0, 1, 600])
@@ -192,7 +192,9 @@ def test_a_step_of_the_wall_clock_frees_no_living_worker_of_this_machine(
     assert queue.count().running == 1
 
 
-def test_after_an_outage_living_workers_have_time_to_beat_again(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_an_outage_living_workers_have_time_for_a_heartbeat(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock(monkeypatch)
     trial = claimed_elsewhere(queue, "elsewhere/1/0")
     assert clock.look(queue, SILENCE_SECONDS - HEARTBEAT_SECONDS) == []
@@ -262,8 +264,7 @@ def test_containers_with_the_same_host_name_leave_each_others_workers_alone(
 ) -> None:
     queue.fill(plan(3))
     with holder(queue, *container) as one, holder(queue, *container) as two:
-        own = queue.claim()
-        assert own is not None
+        own = claimed(queue)
         for _ in range(2):
             assert queue.requeue_dead() == []
             assert [ask(one), ask(two)] == ["True 0", "True 0"]
@@ -271,15 +272,13 @@ def test_containers_with_the_same_host_name_leave_each_others_workers_alone(
     assert queue.count().running == 3
 
 
-def test_a_retry_whose_worker_died_halfway_is_made_by_the_next_worker(queue: Queue) -> None:
+def test_a_half_finished_retry_is_completed_by_the_next_worker(queue: Queue) -> None:
     """Earlier versions failed a trial and queued it again in two steps."""
     queue.fill(plan(1))
-    trial = queue.claim()
-    assert trial is not None
+    trial = claimed(queue)
     queue.note(trial._trial_id, error="disk full", given_up=False)
     queue.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-    again = Queue(queue.uri, "plan").claim()
-    assert again is not None
+    again = claimed(Queue(queue.uri, "plan"))
     assert (again.user_attrs["failures"], again.user_attrs["tries"]) == (1, 2)
     queue.fail(again, "disk full", retry=False)
     assert queue.claim() is None, "given up"
@@ -287,14 +286,13 @@ def test_a_retry_whose_worker_died_halfway_is_made_by_the_next_worker(queue: Que
     assert queue.count().failed == 1
 
 
-def test_finished_trials_need_not_run(queue: Queue) -> None:
+def test_finished_trials_are_not_run(queue: Queue) -> None:
     queue.fill(plan(2))
     queue.add_finished(1, {"arm": "arm1", "seed": 0}, [0.5], {"name": "arm1/seed0", "steps": 10, "key": "1"})
     queue.fill(plan(2))
     count = queue.count()
     assert (count.done, count.waiting) == (1, 1)
-    trial = queue.claim()
-    assert trial is not None
+    trial = claimed(queue)
     assert trial.user_attrs["name"] == "arm0/seed0"
 
 
@@ -309,12 +307,12 @@ def test_four_processes_share_trials_without_taking_one_twice(queue: Queue) -> N
     queue.fill(plan(40))
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    crew = [context.Process(target=_pull, args=(queue.uri, results)) for _ in range(4)]
-    for process in crew:
+    processes = [context.Process(target=_pull, args=(queue.uri, results)) for _ in range(4)]
+    for process in processes:
         process.start()
     # Without a lock before reading, sqlite lets some trials be claimed twice.
     taken = [results.get(timeout=120) for _ in range(40)]
-    for process in crew:
+    for process in processes:
         process.join(timeout=60)
         assert process.exitcode == 0
     assert sorted(taken) == sorted(f"arm{i}/seed0" for i in range(40))

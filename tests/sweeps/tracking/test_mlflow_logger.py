@@ -50,13 +50,18 @@ def recorder(store: Store, run_id: str | None = None, experiment: str = "microdi
     return MlflowLogger(store.uri, spec, run_id)
 
 
+def started(store: Store, config: Config) -> MlflowLogger:
+    record = recorder(store)
+    record.start(config, FACTS)
+    return record
+
+
 def history(store: Store, run_id: str, name: str) -> list[tuple[int, float]]:
     return sorted((m.step, m.value) for m in store.client.get_metric_history(run_id, name))
 
 
 def test_a_run_is_recorded_as_the_schema_says(store: Store, config: Config) -> None:
-    record = recorder(store)
-    record.start(config, FACTS)
+    record = started(store, config)
     for step in (1, 2, 3):
         record.metrics(step, {"train/loss": 1.0 / step, "lr": 0.1})
     record.image(2, "samples", np.full((8, 16, 3), 200, np.uint8))
@@ -95,9 +100,8 @@ def test_a_run_whose_data_or_networks_changed_since_its_plan_is_rejected(
         MlflowLogger(store.uri, spec).start(config, FACTS)
 
 
-def test_pictures_have_steps_and_the_stored_config_runs_again(store: Store, config: Config, tmp_path: Path) -> None:
-    record = recorder(store)
-    record.start(config, FACTS)
+def test_images_have_steps_and_the_stored_config_runs_again(store: Store, config: Config, tmp_path: Path) -> None:
+    record = started(store, config)
     for step in (2, 4):
         record.image(step, "samples", np.full((8, 16, 3), step, np.uint8))
     record.finish("FINISHED")
@@ -118,8 +122,7 @@ def test_tiles_are_laid_out_for_a_square_cell() -> None:
 
 
 def test_a_resumed_run_has_every_step_once_and_no_old_error(store: Store, config: Config) -> None:
-    first = recorder(store)
-    first.start(config, FACTS)
+    first = started(store, config)
     for step in range(1, 6):
         first.metrics(step, {"train/loss": float(step)})
     first.metrics(4, {"val/loss": 4.0})
@@ -142,21 +145,19 @@ def test_a_resumed_run_has_every_step_once_and_no_old_error(store: Store, config
     assert "microdit.error" not in store.client.get_run(first.run_id).data.tags
 
 
-def test_metrics_wait_for_a_batch_and_are_all_there_at_the_end(store: Store, config: Config) -> None:
-    record = recorder(store)
-    record.start(config, FACTS)
+def test_metrics_are_buffered_and_complete_at_the_end(store: Store, config: Config) -> None:
+    record = started(store, config)
     for step in range(1, 2501):
         record.metrics(step, {"train/loss": 1.0})
     record.finish("FINISHED")
     assert len(history(store, record.run_id, "train/loss")) == 2500
 
 
-def test_a_store_that_is_away_for_a_moment_loses_nothing(
+def test_a_store_that_is_unreachable_for_a_moment_loses_nothing(
     store: Store, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sweeps.tracking.retry.time.sleep", lambda seconds: None)
-    record = recorder(store)
-    record.start(config, FACTS)
+    record = started(store, config)
     real, calls = mlflow.MlflowClient.log_batch, []
 
     def flaky(*words: object, **named: object) -> object:
@@ -171,7 +172,7 @@ def test_a_store_that_is_away_for_a_moment_loses_nothing(
     assert history(store, record.run_id, "train/loss") == [(1, 1.0)]
 
 
-def test_a_full_disk_is_not_waited_for_and_is_one_sentence(
+def test_a_full_disk_fails_at_once_with_one_sentence(
     store: Store, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -180,8 +181,7 @@ def test_a_full_disk_is_not_waited_for_and_is_one_sentence(
         except sqlite3.OperationalError as error:
             raise MlflowException("(sqlite3.OperationalError) [SQL: INSERT ...]") from error
 
-    record = recorder(store)
-    record.start(config, FACTS)
+    record = started(store, config)
     monkeypatch.setattr("sweeps.tracking.retry.time.sleep", lambda seconds: pytest.fail("waited"))
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", full)
     record.metrics(1, {"train/loss": 1.0})
@@ -212,7 +212,7 @@ def finish(store: Store, trial: Trial, config: Config, launch: Launch, **facts: 
     return record.run_id
 
 
-def test_a_launch_resumes_or_begins_anew(store: Store, trials: list[Trial], tmp_path: Path) -> None:
+def test_a_launch_is_resumed_or_new(store: Store, trials: list[Trial], tmp_path: Path) -> None:
     first = begin(store, trials, tmp_path)
     assert begin(store, trials, tmp_path) == first
     fewer = begin(store, trials[:1], tmp_path)
@@ -267,7 +267,7 @@ def test_mlflows_pages_have_views_of_the_study(store: Store, trials: list[Trial]
     found = {}
     for key in (ARMS_VIEW, SCORES_VIEW, SAMPLES_VIEW):
         kept = json.loads(tags[f"mlflow.sharedViewState.{key}"])
-        assert len(tags[f"mlflow.sharedViewState.{key}"]) < 5000, "what MLflow takes"
+        assert len(tags[f"mlflow.sharedViewState.{key}"]) < 5000, "what MLflow accepts"
         found[kept["name"]] = json.loads(zlib.decompress(base64.b64decode(kept["state"].removeprefix("deflate;"))))
     assert list(found) == ["arms", "scores", "samples"]
     columns = found["scores"]["selectedColumns"]

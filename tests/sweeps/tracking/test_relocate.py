@@ -8,6 +8,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
+from launching import ONE_ARM
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
@@ -28,12 +29,10 @@ def forget() -> None:
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE"):
-        monkeypatch.delenv(name, raising=False)
     folder = tmp_path / NAME
     folder.mkdir()
     monkeypatch.chdir(folder)
-    (folder / "mine.yaml").write_text("{question: x, arms: {a: {}}, seeds: [0], metrics: {primary: val_loss}}")
+    (folder / "mine.yaml").write_text(ONE_ARM)
     return folder
 
 
@@ -101,10 +100,9 @@ def test_a_search_compares_what_a_filter_cannot_express(blank_store: Path, tmp_p
 
 @pytest.mark.parametrize("word", ["root=runs\udcff", "cache_dir=/tmp/\udcff", "tracking_uri=sqlite:////tmp/a?b/c.db"])
 def test_what_no_store_can_hold_is_rejected_at_once(
-    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     assert main(["train", "scale=smoke", word]) == 2
-    said = capsys.readouterr().err
-    assert any(words in said for words in ("aren't UTF-8", "write a path's '?' as %3F"))
+    error = capsys.readouterr().err
+    assert any(words in error for words in ("aren't UTF-8", "write a path's '?' as %3F"))
     assert not list(tmp_path.iterdir())

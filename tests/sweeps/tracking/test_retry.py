@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from launching import ONE_ARM
 from optuna.study import StudyDirection
 from sqlalchemy.exc import DatabaseError
 
@@ -67,7 +69,7 @@ def test_a_queue_that_was_replaced_by_an_empty_database_fails_at_once(tmp_path: 
         (sqlite3.OperationalError("database or disk is full"), "make room"),
     ],
 )
-def test_what_no_retry_mends_fails_at_once(error: Exception, words: str, pauses: list[float]) -> None:
+def test_what_no_retry_can_fix_fails_at_once(error: Exception, words: str, pauses: list[float]) -> None:
     def call() -> None:
         raise DatabaseError("SELECT 1", None, error) from error
 
@@ -100,16 +102,12 @@ def test_an_unwritable_folder_is_not_taken_for_a_store(tmp_path: Path, pauses: l
 
 
 def test_a_cache_that_cannot_be_a_folder_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    launch: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sweeps.cli import main
-
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    (tmp_path / "mine.yaml").write_text("{question: x, arms: {a: {}}, seeds: [0], metrics: {primary: val_loss}}")
     blank = f"tracking_uri=sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setattr("sweeps.execution.launch.Store", lambda *_: None)
-    assert main(["study=mine.yaml", "scale=smoke", "cache_dir=file/cache", "evaluation.samples=0", blank]) == 2
-    said = capsys.readouterr().err
-    assert "file/cache" in said
-    assert "store" not in said
+    assert launch(ONE_ARM, "cache_dir=file/cache", blank) == 2
+    error = capsys.readouterr().err
+    assert "file/cache" in error
+    assert "store" not in error

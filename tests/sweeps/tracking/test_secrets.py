@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launching import ONE_ARM
 
-from sweeps.cli import main
 from sweeps.execution.launchers import HydraEngine
 from sweeps.tracking.mlflow_store import Store
 from sweeps.tracking.uris import QUEUE, TRACKING, exported_to_children, masked, unmask_from_env
 
 SECRET = "s3cr3t"
 POSTGRES = f"postgresql://lab:{SECRET}@db.example:5432/optuna"
-
-
-@pytest.fixture(autouse=True)
-def _no_stores_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (TRACKING, QUEUE):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(
@@ -84,14 +79,11 @@ def test_jobs_of_other_launchers_hold_no_password(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_a_launch_keeps_and_prints_holds_no_password(
-    cache_dir: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    launch: Callable[..., int], store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """sqlite has no passwords, but a URI may contain one; every file of the sweep is searched."""
-    monkeypatch.chdir(tmp_path)
-    Path("mine.yaml").write_text("{question: x, arms: {a: {}}, seeds: [0], metrics: {primary: val_loss}}")
-    words = ["study=mine.yaml", "scale=smoke", "workers=1", f"cache_dir={cache_dir}", "evaluation.samples=0"]
     stores = [f"queue_uri=sqlite:///{tmp_path}/optuna.db", f"tracking_uri={store.uri}"]
-    assert main([*words, *(f"{uri}?password={SECRET}" for uri in stores)]) == 0
+    assert launch(ONE_ARM, *(f"{uri}?password={SECRET}" for uri in stores)) == 0
     printed = "".join(capfd.readouterr())
     assert "password=***" in printed
     assert SECRET not in printed
@@ -100,13 +92,8 @@ def test_what_a_launch_keeps_and_prints_holds_no_password(
 
 
 @pytest.mark.parametrize("word", ["queue_uri", "tracking_uri"])
-def test_messages_hold_no_password(
-    word: str, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("mine.yaml").write_text("{question: x, arms: {a: {}}, seeds: [0], metrics: {primary: val_loss}}")
-    words = ["study=mine.yaml", "scale=smoke", f"cache_dir={cache_dir}", "evaluation.samples=0"]
-    assert main([*words, f"{word}=nosuch://lab:{SECRET}@host/x"]) == 2
+def test_messages_hold_no_password(word: str, launch: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(ONE_ARM, f"{word}=nosuch://lab:{SECRET}@host/x") == 2
     printed = capsys.readouterr()
     assert f"{word}=nosuch://lab:***@host/x: can't be opened" in printed.err
     assert SECRET not in printed.out + printed.err

@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import pytest
+from launching import claimed
 from optuna.trial import TrialState
 
 from microdit.common.errors import DivergenceError
@@ -30,6 +31,14 @@ def attributes(number: int) -> dict[str, Any]:
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'queue.db'}"
+
+
+@pytest.fixture
+def queue(uri: str) -> Queue:
+    """Return a queue in which one trial waits."""
+    queue = Queue(uri, NAME)
+    queue.fill({0: ({}, attributes(0))})
+    return queue
 
 
 def test_a_study_with_a_stored_nan_is_readable_and_names_the_trial(
@@ -60,24 +69,18 @@ def test_a_study_with_a_stored_nan_is_readable_and_names_the_trial(
     assert queue.count().waiting == 2, "a new launch tries them again"
 
 
-def test_a_completed_trial_without_any_value_has_failed(uri: str, tmp_path: Path) -> None:
-    queue = Queue(uri, NAME)
-    queue.fill({0: ({}, attributes(0))})
-    trial = queue.claim()
-    assert trial is not None
+def test_a_completed_trial_without_any_value_has_failed(queue: Queue, tmp_path: Path) -> None:
+    trial = claimed(queue)
     queue.complete(trial, [1.0])
     with closing(sqlite3.connect(tmp_path / "queue.db")) as database:
         database.execute("DELETE FROM trial_values")
         database.commit()
-    assert Queue(uri, NAME).count().failed == 1
+    assert Queue(queue.uri, NAME).count().failed == 1
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1.7976931348623157e308])
-def test_the_queue_takes_no_score_that_is_not_finite(uri: str, tmp_path: Path, value: float) -> None:
-    queue = Queue(uri, NAME)
-    queue.fill({0: ({}, attributes(0))})
-    trial = queue.claim()
-    assert trial is not None
+def test_the_queue_rejects_non_finite_scores(queue: Queue, tmp_path: Path, value: float) -> None:
+    trial = claimed(queue)
     with pytest.raises(DivergenceError, match="only finite numbers"):
         queue.complete(trial, [value])
     with closing(sqlite3.connect(tmp_path / "queue.db")) as database:
@@ -85,39 +88,33 @@ def test_the_queue_takes_no_score_that_is_not_finite(uri: str, tmp_path: Path, v
 
 
 @pytest.mark.parametrize("reported", [math.nan, math.inf])
-def test_a_pruned_trial_keeps_no_value_that_is_not_finite(uri: str, reported: float) -> None:
-    queue = Queue(uri, NAME)
-    queue.fill({0: ({}, attributes(0))})
-    trial = queue.claim()
-    assert trial is not None
+def test_a_pruned_trial_stores_no_non_finite_value(queue: Queue, reported: float) -> None:
+    trial = claimed(queue)
     trial.report(0.5, 1)
     trial.report(reported, 2)
     queue.prune(trial)
-    [known] = Queue(uri, NAME).tries()
+    [known] = Queue(queue.uri, NAME).tries()
     assert (known.state, known.values) == (TrialState.PRUNED, None)
 
 
-def test_a_diverged_result_has_no_value_and_counts_as_done(uri: str) -> None:
-    queue = Queue(uri, NAME)
-    queue.fill({0: ({}, attributes(0))})
-    trial = queue.claim()
-    assert trial is not None
+def test_a_diverged_result_has_no_value_and_counts_as_done(queue: Queue) -> None:
+    trial = claimed(queue)
     queue.prune(trial, "diverged")
-    again = Queue(uri, NAME)
+    again = Queue(queue.uri, NAME)
     assert again.count().done == 1
     assert "diverged" in status_table(again.latest())
     assert again.tries()[0].values is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_workers_order_rejects_every_score_that_is_not_finite(value: float) -> None:
-    order = LaunchSpec("", "", "", "s", "smoke", "s.yaml", "", "", "", objectives=("clip_fd",))
+def test_a_launchs_objectives_reject_every_non_finite_score(value: float) -> None:
+    spec = LaunchSpec("", "", "", "s", "smoke", "s.yaml", "", "", "", objectives=("clip_fd",))
     with pytest.raises(DivergenceError, match=r"final/fd is (nan|inf|-inf)"):
-        order.values({"final/clip_fd": 1.0, "final/fd": value})
+        spec.values({"final/clip_fd": 1.0, "final/fd": value})
 
 
 @pytest.mark.parametrize("name", ["train/loss", "val/loss", "final/clip_fd", "grad_norm"])
-def test_the_recorder_hands_no_such_number_to_mlflow(name: str) -> None:
+def test_the_logger_writes_no_such_number_to_mlflow(name: str) -> None:
     written: list[Any] = []
     recorder = MlflowLogger.__new__(MlflowLogger)
     recorder._client = SimpleNamespace(log_batch=lambda *a, **k: written.append(k))
@@ -129,7 +126,7 @@ def test_the_recorder_hands_no_such_number_to_mlflow(name: str) -> None:
     assert not recorder._buffer
 
 
-def test_the_best_trial_is_none_whose_score_is_no_number(uri: str) -> None:
+def test_a_trial_with_a_nan_score_is_never_the_best() -> None:
     tries = [
         optuna.create_trial(value=0.0, user_attrs={**attributes(0), "final": {"final/fd": math.nan}}),
         optuna.create_trial(value=0.0, user_attrs={**attributes(1), "final": {"final/fd": 3.0}}),
