@@ -103,7 +103,9 @@ def _composed(overrides: Sequence[str]) -> Any:
 RESOLVERS: dict[str, Callable[..., Any]] = {
     "choose": lambda value, when, then, otherwise: then if value == when else otherwise,
     "share": lambda share, steps: round(float(share) * int(steps)),
-    "memory": lambda share, steps: 1 - 1 / max(float(share) * int(steps), 1),  # the decay of an average that long
+    "memory": lambda share, steps: (
+        1 - 1 / max(float(share) * int(steps), 1)
+    ),  # the decay of an average over share * steps
 }
 
 

@@ -29,7 +29,11 @@ TICK_SECONDS = HEARTBEAT_SECONDS  # between two heartbeats, and between two chec
 
 
 class Presence:
-    """Registration of this process as a launcher of a queue."""
+    """Register this process as a launcher of a queue.
+
+    Args:
+        store: the MLflow store of the launch.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store

@@ -158,7 +158,7 @@ def _run_worker(queue_uri: str, queue_name: str, index: int) -> None:
 
 
 def _stop_with_launcher() -> None:
-    """Stop this worker when its launcher has died, since nobody else would."""
+    """Stop this worker when its launcher has died, which no other process does."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return

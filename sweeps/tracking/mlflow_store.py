@@ -1,4 +1,4 @@
-"""The MLflow store of a sweep: finds finished trials and records launches.
+"""Find finished trials and record launches in the MLflow store of a sweep.
 
 Experiments, tags, parents and children are part of the contract with `analysis`; `sweeps.tracking.mlflow_logger` writes
 the rest.
@@ -48,7 +48,7 @@ from sweeps.tracking.retry import RetryingClient
 from sweeps.tracking.uris import own_file, sqlite_creation_lock
 
 _advised: set[str] = set()
-KIND = {MlflowTag.EXPERIMENT_KIND: "custom_model_development"}  # selects the pages for training
+TRAINING_PAGES = {MlflowTag.EXPERIMENT_KIND: "custom_model_development"}  # not those of language models
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,15 @@ class Launch:
 
 
 class Store:
-    """One tracking server, as a sweep uses it."""
+    """Read and write one MLflow store, which is created if it is missing.
+
+    Args:
+        uri: URI of the store.
+        root: folder of outputs, which also holds the artifacts of a database.
+        artifacts: a folder or URI for the artifacts of new experiments; "" for the default.
+    """
 
     def __init__(self, uri: str, root: Path, artifacts: str = "") -> None:
-        """`artifacts`: a folder or URI under which new experiments keep their files; '' for the default."""
         quiet()
         remember(uri)
         self.uri = uri
@@ -91,7 +96,9 @@ class Store:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             where = location_of(self.uri, self.root, self.artifacts, name)
-            number = self.client.create_experiment(name, artifact_location=where, tags={**KIND, **(tags or {})})
+            number = self.client.create_experiment(
+                name, artifact_location=where, tags={**TRAINING_PAGES, **(tags or {})}
+            )
             return str(number)
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)

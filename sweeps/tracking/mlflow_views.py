@@ -1,4 +1,4 @@
-"""Saved views of a study for MLflow's pages, stored in an experiment's tags.
+"""Build the saved views of a study for MLflow's pages, stored in an experiment's tags.
 
 By default MLflow's table of runs shows no scores, and its charts begin with values that all runs share. A view is the
 page's state (`mlflow.sharedViewState.*`), in the format that MLflow 3.17 writes for "Save as new view".

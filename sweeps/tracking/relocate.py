@@ -1,4 +1,4 @@
-"""`microdit-sweep relocate`: update the paths in stores and files after their folder was moved or copied.
+"""Update the paths in stores and files after their folder was moved or copied (`microdit-sweep relocate`).
 
 MLflow stores absolute URIs of artifacts: it resolves a relative one when an experiment is created. The original folder
 is derived from those URIs, so that older stores can be relocated too.

@@ -78,15 +78,15 @@ def claimed(queue: Queue) -> Trial:
     return trial
 
 
-def stored_runs(root: Path | str = "runs", study: str = "mine", words: str = TRIALS, uri: str = "") -> list[Run]:
-    """Return a study's runs that match MLflow's filter `words`, oldest first.
+def stored_runs(root: Path | str = "runs", study: str = "mine", query: str = TRIALS, uri: str = "") -> list[Run]:
+    """Return a study's runs that match MLflow's filter `query`, oldest first.
 
     The store is the one at `uri`, by default that of the folder `root`.
     """
     client = MlflowClient(uri or f"sqlite:///{Path(root, 'mlflow.db').resolve()}")
     experiment = client.get_experiment_by_name(f"microdit/{study}")
     assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id], words, order_by=["attributes.start_time ASC"]))
+    return list(client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time ASC"]))
 
 
 def error_line(printed: str) -> str:

@@ -171,7 +171,7 @@ def _values(session: Any, study_id: int) -> list[tuple[int, TrialState, list[int
         _, ids, sound = found.setdefault(trial_id, (state, [], []))
         if value_id is not None:
             ids.append(value_id)
-            sound.append(is_sound(value))  # NULL, which is NaN or a marked infinity, is none
+            sound.append(is_sound(value))  # False for NULL, which stands for NaN or a marked infinity
     return [(trial_id, state, ids, all(sound)) for trial_id, (state, ids, sound) in found.items()]
 
 

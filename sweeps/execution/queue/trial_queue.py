@@ -1,4 +1,4 @@
-"""The trial queue of a study, in Optuna: workers claim its trials one by one, and none is lost.
+"""Queue the trials of a study in Optuna: workers claim them one by one, and none is lost.
 
 The user attributes of an Optuna trial hold all that a worker needs, such as its index in the plan and its resolved
 configuration, so a worker on another machine needs only the two storage URIs. If a worker dies, its trial is failed and

@@ -141,7 +141,7 @@ def test_studies_share_their_baselines() -> None:
 
 
 class TestMatching:
-    """`match` as an arm's value."""
+    """Test `match` as an arm's value."""
 
     STUDY = """
 question: x
@@ -226,7 +226,7 @@ def test_a_diverged_run_is_a_result_if_the_study_sets_it(cache_dir: Path, capsys
     assert "diverged lr=1e+30_steps=4/seed0" in capsys.readouterr().err
     assert main(words) == 0
     assert "2 finished before, 0 to run" in capsys.readouterr().err, "it would diverge again: not tried again"
-    [diverged] = stored_runs(study="learning_rate", words="tags.`microdit.outcome` = 'diverged'")
+    [diverged] = stored_runs(study="learning_rate", query="tags.`microdit.outcome` = 'diverged'")
     assert "step" in diverged.data.tags["microdit.error"]
 
 

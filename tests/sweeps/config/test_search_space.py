@@ -104,7 +104,7 @@ def test_a_search_is_pruned_reported_and_extended(
     count = opened(tmp_path).count()
     assert count.done + count.pruned == 5
     assert count.pruned > 0
-    pruned = stored_runs(words="tags.`microdit.outcome` = 'pruned'")
+    pruned = stored_runs(query="tags.`microdit.outcome` = 'pruned'")
     assert len(pruned) == count.pruned
     assert all("final/val_loss" not in run.data.metrics for run in pruned)
 

@@ -108,7 +108,7 @@ def test_the_run_of_a_killed_launch_is_ended_by_status_and_by_another_launch(
 def reopen_as_if_killed() -> None:
     store, queue = (f"sqlite:///{Path('runs', name).resolve()}" for name in ("mlflow.db", "optuna.db"))
     client = MlflowClient(store)
-    [run] = stored_runs(words="")
+    [run] = stored_runs(query="")
     client.update_run(run.info.run_id, status="RUNNING")
     gone = f"{this_process().rpartition('/')[0]}/1"
     entry = {"process": gone, "store": store, "beats": 1}

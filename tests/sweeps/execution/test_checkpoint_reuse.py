@@ -1,4 +1,4 @@
-"""Test that arms which differ at evaluation only are trained once, with the results of separate training."""
+"""Test that arms that differ only in evaluation are trained once, with the results of separate training."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def test_the_same_command_twice_at_once_runs_each_trial_once(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_trials_of_a_machine_that_vanished_are_finished_elsewhere(tmp_path: Path, cache_dir: Path) -> None:
-    """Processes are killed and their signatures changed to another host's, so only silence shows that they died."""
+    """Processes are killed and recorded as another host's, so only silence shows that they died."""
     struck, calm = tmp_path / "struck", tmp_path / "calm"
     for folder in (struck, calm):
         folder.mkdir()

@@ -31,7 +31,7 @@ LONG = "training.steps=120 training.checkpoint_every=10 training.log_every=2 tra
 
 
 def runs() -> dict[str, Run]:
-    found = stored_runs(words="")
+    found = stored_runs(query="")
     assert len({run.info.run_name for run in found}) == len(found), "a trial has one run, however often it was tried"
     return {run.info.run_name: run for run in found}
 

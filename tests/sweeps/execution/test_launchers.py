@@ -35,7 +35,7 @@ from pathlib import Path
 from microdit.model.masking.base import DeferredMasking
 
 class Flaky(DeferredMasking):
-    """Breaks once."""
+    """Fail once."""
     def plan(self, batch, generator):
         marker = Path(__file__).with_name("broke")
         if not marker.exists():

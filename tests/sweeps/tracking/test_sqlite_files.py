@@ -122,7 +122,7 @@ def test_a_half_migrated_store_with_runs_is_rejected_with_advice_and_left_as_it_
 
 @pytest.mark.slow
 def test_an_older_store_is_upgraded_on_a_copy_and_kept(tmp_path: Path) -> None:
-    """MLflow's own migrations up to an older revision make the older store."""
+    """The older store is made by MLflow's own migrations up to an older revision."""
     from alembic import command
     from mlflow.store.db import utils
     from mlflow.store.tracking.dbmodels.initial_models import Base
