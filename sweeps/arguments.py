@@ -224,7 +224,8 @@ def parse_command_line(words: Sequence[str]) -> CommandLine:
     parsed = vars(parsers[name].parse_args(options))
     own = {key: _value(key, parsed[key]) for key in OPTIONS if key in parsed}
     multirun = parsed.get("multirun", False)
-    _check_words(name, parsed["words"])
+    for word in parsed["words"]:
+        raise ConfigError(f"'{named(word)}' is neither a command nor key=value; {nearest(word, (*COMMANDS, *OPTIONS))}")
     _check_overrides(name, command, overrides)
     _check_combination(name, own, overrides, multirun)
     return CommandLine(name, own, overrides if multirun else [quoted_path(word) for word in overrides], multirun)
@@ -273,12 +274,6 @@ def _value(key: str, text: str) -> Any:
 
 def _form(name: str) -> str:
     return "microdit-sweep " + ("study=..." if name == RUN else name)
-
-
-def _check_words(name: str, words: Sequence[str]) -> None:
-    for word in words:
-        known = (*COMMANDS, *OPTIONS)
-        raise ConfigError(f"'{named(word)}' is neither a command nor key=value; {nearest(word, known)}")
 
 
 def _check_overrides(name: str, command: Command, overrides: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from sweeps.planning.trials import Trial
 
 log = logging.getLogger(__name__)
 
-LOCK_TIMEOUT_SECONDS = 20  # wait for a trial that trains the same network; then this one returns to the queue
+LOCK_TIMEOUT_SECONDS = 20  # for a process with the same folder or network; then the trial returns to the queue
 
 
 def duplicate_training_keys(trials: Sequence[Trial]) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -82,7 +82,8 @@ def launch_study(study: Study, overrides: Sequence[str], options: Options) -> in
         sweep = _run_plan(study, overrides, options, engine)
     study = sweep.study
     results = sweep.store.final_metrics(sweep.launch)
-    print(f"\n{result_table(_arms(study, results), results, study.file.metrics.primary, options.wide)}\n")
+    arms = list(dict.fromkeys([*study.arms, *(arm for arm, _, _ in results)]))
+    print(f"\n{result_table(arms, results, study.file.metrics.primary, options.wide)}\n")
     if study.file.holds == "time":
         print(f"{time_note(results)}\n")
     if study.file.search:
@@ -314,10 +315,6 @@ def best_point(queue: Queue) -> str:
         lines.append(f"{trial.user_attrs.get('arm', trial.number)}: {values} with {params}")
     title = f"Pareto front of {len(found)}" if len(queue.study.directions) > 1 else "best"
     return "\n".join([f"{title}:", *(f"  {line}" for line in lines)])
-
-
-def _arms(study: Study, results: Sequence[tuple[str, int, Mapping[str, float]]]) -> list[str]:
-    return list(dict.fromkeys([*study.arms, *(arm for arm, _, _ in results)]))
 
 
 def _print_locations(study: Study, options: Options, seconds: float) -> None:

@@ -128,10 +128,8 @@ def _recorder(
 def _newest(store: Store, experiment: str, identity: dict[str, str], config: Config) -> Any | None:
     """Return the newest run of this identity in this folder, or one killed before it recorded its folder."""
     folder = str(Path(config.output_dir).resolve())
-    for run in search_runs(store.client, [experiment], identity, most=50):
-        if run.data.tags.get(Tag.OUTPUT_DIR, folder) == folder:
-            return run
-    return None
+    found = search_runs(store.client, [experiment], identity, most=50)
+    return next((run for run in found if run.data.tags.get(Tag.OUTPUT_DIR, folder) == folder), None)
 
 
 def _show(metrics: dict[str, float], config: Config) -> None:

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from microdit.common.process.terminal import prepare_streams
 from microdit.common.stores.secrets import masked
 from microdit.training.graceful_stop import GracefulStop
 from sweeps.config.search_space import build_pruner, build_sampler, suggest
-from sweeps.execution.checkpoint_reuse import reuse_trained_checkpoint
+from sweeps.execution.checkpoint_reuse import LOCK_TIMEOUT_SECONDS, reuse_trained_checkpoint
 from sweeps.execution.launch_spec import LaunchSpec, apply_suggestion, shown_metrics, trial_of, unsound_scores
 from sweeps.execution.queue.heartbeat import Heartbeat
 from sweeps.execution.queue.trial_queue import LAUNCH, STOP_KEY, Queue
@@ -84,8 +84,10 @@ class Worker:
         with Heartbeat(self.queue, claimed._trial_id) as heartbeat:
             try:
                 trial = self._trial(claimed)
+                folder = Path(trial.config.output_dir)
+                folder.mkdir(parents=True, exist_ok=True)
                 with (
-                    self._alone(trial),
+                    FileLock(folder / ".lock", timeout=LOCK_TIMEOUT_SECONDS),
                     reuse_trained_checkpoint(trial, Path(self.spec.root), self.spec.reuse) as origin,
                 ):
                     self._run(trial, claimed, heartbeat, origin)
@@ -112,14 +114,6 @@ class Worker:
         [trial] = prepare_trials([trial], Path(self.spec.root), self.spec.suffix)
         self.queue.note(claimed._trial_id, key=trial.key, folder=trial.config.output_dir)
         return trial
-
-    @contextlib.contextmanager
-    def _alone(self, trial: Trial) -> Iterator[None]:
-        """Lock the trial's folder; the system releases the lock however the process ends."""
-        folder = Path(trial.config.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=20):
-            yield
 
     def _run(self, trial: Trial, claimed: optuna.Trial, heartbeat: Heartbeat, trained_in: str) -> None:
         before = self.store.child(self.launch, trial.key)

@@ -97,7 +97,9 @@ class MlflowLogger(RunLogger):
         """
         tags = dict(self._spec.tags) | self._provenance.tags | {Tag.ALGORITHM: str(ALGORITHM)}
         if self.run_id:
-            self._seen = {name: max((p.step for p in self._history(name)), default=0) for name in CURVES}
+            for name in CURVES:
+                points = self._client.get_metric_history(self.run_id, name)
+                self._seen[name] = max((point.step for point in points), default=0)
             self._client.update_run(self.run_id, status=Status.RUNNING)
             self._log_batch(tags=tags)
             present = self._client.get_run(self.run_id).data.tags
@@ -219,9 +221,6 @@ class MlflowLogger(RunLogger):
         own_tags = [RunTag(name, masked(value)) for name, value in (tags or {}).items()]
         own_params = [Param(name, masked(str(value))) for name, value in (params or {}).items()]
         self._client.log_batch(self.run_id, tags=own_tags, params=own_params)
-
-    def _history(self, name: str) -> list[Any]:
-        return list(self._client.get_metric_history(self.run_id, name))
 
     def _start_monitor(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

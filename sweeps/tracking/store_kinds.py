@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,12 @@ def _mlflow_tables() -> Iterable[str]:
     return set(Base.metadata.tables)
 
 
-def _build_mlflow(path: Path) -> None:
+def _migrate_mlflow(migration: str, path: Path) -> None:
+    """Apply a function of MLflow's module of database utilities, and check the resulting schema."""
     from mlflow.store.db import utils
 
     engine = _fast_engine(path)
-    utils._initialize_tables(engine)
-    utils._verify_schema(engine)
-    engine.dispose()
-
-
-def _upgrade_mlflow(path: Path) -> None:
-    from mlflow.store.db import utils
-
-    engine = _fast_engine(path)
-    utils._upgrade_db(engine)
+    getattr(utils, migration)(engine)
     utils._verify_schema(engine)
     engine.dispose()
 
@@ -66,7 +59,7 @@ MLFLOW = Kind(
     "MLflow store",
     _mlflow_tables,
     frozenset({"experiments", "workspaces"}),
-    _build_mlflow,
-    _upgrade_mlflow,
+    partial(_migrate_mlflow, "_initialize_tables"),
+    partial(_migrate_mlflow, "_upgrade_db"),
 )
 OPTUNA = Kind("Optuna queue", _optuna_tables, frozenset({"version_info"}), _build_optuna)

@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from types import TracebackType
 
 from sweeps.execution.queue.optuna_storage import HEARTBEAT_SECONDS
 from sweeps.execution.queue.trial_queue import Queue
@@ -34,9 +33,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self) -> None:

@@ -91,7 +91,7 @@ def test_a_damaged_queue_file_is_rejected_at_once(tmp_path: Path, pauses: list[f
     assert not pauses
 
 
-def test_an_unwritable_folder_is_not_taken_for_a_store(tmp_path: Path, pauses: list[float]) -> None:
+def test_an_unwritable_folder_is_not_taken_for_a_store(pauses: list[float]) -> None:
     denied = PermissionError(errno.EACCES, "Permission denied", "/home/me/.cache/microdit")
     assert not is_store_error(denied)
     assert is_store_error(StoreGone("x"))
