@@ -21,17 +21,18 @@ question: Does anything get lost?
 arms: {a: {optimizer.lr: 1.0e-3}, b: {optimizer.lr: 2.0e-3}}
 baseline: a
 seeds: [0, 1]
-metrics: {primary: clip_fd}
+metrics: {primary: val_loss}
 """
 ONE_ARM = "{question: x, arms: {a: {}}, seeds: [0], metrics: {primary: val_loss}}"
 TRIALS = "tags.`microdit.role` = 'trial'"
-LONG = "training.steps=150 training.checkpoint_every=10 training.log_every=5 training.sample_every=0 data.train_size=64"
-SCORED = f"{LONG} evaluation.samples=8"
-UNSCORED = f"{LONG} evaluation.samples=0"
+UNSCORED = (
+    "training.steps=150 training.checkpoint_every=10 training.log_every=5 training.sample_every=0 data.train_size=64 "
+    "evaluation.samples=0"
+)
 
 
 def start(
-    folder: Path, cache: Path, settings: str = SCORED, workers: int = 2, output: str = "output.txt"
+    folder: Path, cache: Path, settings: str = UNSCORED, workers: int = 2, output: str = "output.txt"
 ) -> subprocess.Popen[bytes]:
     """Start the command in `folder`; what it prints is appended to the file `output` there."""
     (folder / "mine.yaml").write_text(STUDY)

@@ -16,17 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import table
+from launching import STUDY, table
 from mlflow import MlflowClient
 
 from microdit.common.files.atomic import ABANDONED_SECONDS, SCRATCH
 
-STUDY = """
-question: Does anything get lost?
-arms: {a: {optimizer.lr: 1.0e-3}, b: {optimizer.lr: 2.0e-3}}
-baseline: a
-seeds: [0]
-"""
 SETTINGS = (
     "training.steps=20 training.checkpoint_every=4 training.log_every=2 training.sample_every=0 data.train_size=64 "
     "training.batch_size=8 evaluation.samples=0"
@@ -73,7 +67,7 @@ class Zygote:
     def launch(self, folder: Path, cache: Path, strike: dict[str, Any]) -> int:
         """Run the study in `folder` to the launcher's end and return its exit code; negative for a signal."""
         (folder / "mine.yaml").write_text(STUDY)
-        words = ["study=mine.yaml", "scale=smoke", "workers=2", f"cache_dir={cache}", *SETTINGS.split()]
+        words = ["study=mine.yaml", "scale=smoke", "seeds=[0]", "workers=2", f"cache_dir={cache}", *SETTINGS.split()]
         pid = self.ask({"launch": [str(folder), words, strike]})
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launching import stored_runs
+from launching import STUDY, stored_runs
 from mlflow.entities import Run
 
 from microdit.config.identity import trial_key
@@ -23,13 +23,6 @@ from microdit.config.schema import load_config
 from microdit.pipeline.train_and_evaluate import run as train
 from sweeps.cli import main
 
-STUDY = """
-question: Same everywhere?
-arms: {a: {optimizer.lr: 1.0e-3}, b: {optimizer.lr: 2.0e-3}}
-baseline: a
-seeds: [0, 1]
-metrics: {primary: val_loss}
-"""
 FLAKY = '''
 from pathlib import Path
 from microdit.model.masking.base import DeferredMasking

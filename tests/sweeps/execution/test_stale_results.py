@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import stored_runs
+from launching import STUDY, stored_runs
 from PIL import Image
 
 from microdit.cli.main import main as microdit
@@ -15,7 +16,7 @@ from sweeps.cli import main
 from sweeps.tracking.mlflow_store import Store
 
 SMALL = (
-    "scale=smoke data=folder data.resolution=32 model.input_size=8 data.path=pictures data.val_fraction=0.3 "
+    "data=folder data.resolution=32 model.input_size=8 data.path=pictures data.val_fraction=0.3 "
     "evaluation.metrics=[clip_score]"
 )
 OLD = 1_700_000_000
@@ -35,7 +36,7 @@ def draw(value: int, names: str = "abcdefghijklmnopqrstuvwx") -> None:
 
 
 def line(cache: Path, *words: str) -> list[str]:
-    return ["train", *SMALL.split(), "evaluation.samples=2", f"cache_dir={cache}", *words]
+    return ["train", "scale=smoke", *SMALL.split(), "evaluation.samples=2", f"cache_dir={cache}", *words]
 
 
 def test_replaced_images_are_another_run_and_the_same_ones_are_not(
@@ -93,28 +94,18 @@ def test_a_checkpoint_resumes_on_no_other_data(cache_dir: Path, capsys: pytest.C
     assert "was trained on other data" in capsys.readouterr().err
 
 
-STUDY = """
-question: Does anything go stale?
-arms: {a: {optimizer.lr: 1.0e-3}, b: {optimizer.lr: 2.0e-3}}
-baseline: a
-seeds: [0]
-metrics: {primary: val_loss}
-"""
-
-
 def test_a_study_reuses_no_run_of_other_data_or_of_another_algorithm(
-    cache_dir: Path, capsys: pytest.CaptureFixture[str]
+    launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw(40)
-    Path("mine.yaml").write_text(STUDY)
-    words = ["study=mine.yaml", *SMALL.split(), "evaluation.samples=0", f"cache_dir={cache_dir}", "workers=1"]
-    assert main(words) == 0
+    words = (STUDY, *SMALL.split(), "seeds=[0]")
+    assert launch(*words) == 0
     draw(200)
-    assert main(words) == 0
+    assert launch(*words) == 0
     finals = [run.data.metrics["final/val_loss"] for run in stored_runs()]
     assert len(set(finals)) == 4
     assert "are not reused" not in capsys.readouterr().err
-    assert main(words) == 0
+    assert launch(*words) == 0
     assert len(stored_runs()) == 4
     client = Store(f"sqlite:///{Path('runs', 'mlflow.db')}", Path("runs")).client
     for run in stored_runs():  # what an older version recorded has another key and no such tag
@@ -122,8 +113,8 @@ def test_a_study_reuses_no_run_of_other_data_or_of_another_algorithm(
         client.set_tag(run.info.run_id, "microdit.trial_key", "0" * 16)
     Path("runs", "optuna.db").unlink()  # its queue had another name
     capsys.readouterr()
-    assert main(words) == 0
+    assert launch(*words) == 0
     assert capsys.readouterr().err.count("4 finished runs of algorithm 1 are not reused: ") == 1
     assert len(stored_runs()) == 6
-    assert main(words) == 0
+    assert launch(*words) == 0
     assert "are not reused" not in capsys.readouterr().err
