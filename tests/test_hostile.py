@@ -83,7 +83,7 @@ def test_the_commands_end_with_one_line(name: str, tmp_path: Path, capsys: pytes
     path.write_text(YAMLS[name], encoding="utf-8")
     assert main(["train", str(path)]) == 2
     assert sweep([f"study={path}", "scale=smoke", f"root={tmp_path}"]) == 2
-    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("waiting for ")]
     assert [line.partition(":")[0] for line in lines] == ["microdit", "microdit-sweep"]
 
 
