@@ -10,8 +10,9 @@ Names are imported when they are first used, so `import microdit` is quick and d
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from microdit.common.registry import lazy_attributes
 
 if TYPE_CHECKING:
     from microdit.alignment.patch_encoders import register_patch_encoder as register_patch_encoder
@@ -105,13 +106,7 @@ __all__ = list(PUBLIC)
 
 
 if not TYPE_CHECKING:  # a type checker would accept any name
-
-    def __getattr__(name: str) -> Any:
-        if name not in PUBLIC:
-            raise AttributeError(f"module 'microdit' has no attribute '{name}'")
-        value = getattr(importlib.import_module(f"microdit.{PUBLIC[name]}"), name)
-        globals()[name] = value
-        return value
+    __getattr__ = lazy_attributes(__name__, PUBLIC)
 
 
 def __dir__() -> list[str]:

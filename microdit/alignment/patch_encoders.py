@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from microdit.alignment import registry
 from microdit.alignment.config import AlignmentConfig
-from microdit.common.errors import ConfigError
 from microdit.common.files.digests import content_digest
 from microdit.common.registry import Registry
 from microdit.encoders.dinov2 import (
@@ -38,7 +38,7 @@ from microdit.encoders.efficientnet_lite0 import (
 from microdit.encoders.pretrained_weights import PUBLISHED, SettingNames, find_weights, published_place
 
 LITE0 = "efficientnet-lite0"
-KEYS = SettingNames("alignment.encoder", "alignment.weights")
+KEYS = SettingNames(registry.ENCODER_KEY, registry.WEIGHTS_KEY)
 LITE0_MAPS = ((2, 16), (4, 24), (8, 40), (16, 112), (32, 320))  # stride and channels of its feature maps
 
 
@@ -204,9 +204,7 @@ def _on_grid(features: Tensor, side: int) -> Tensor:
     return grid.flatten(2).transpose(1, 2)
 
 
-PATCH_ENCODERS: Registry[type[PatchEncoder]] = Registry(
-    KEYS.network, {"none": NoEncoder, LITE0: Lite0Patches, NAME: Dinov2Patches}, base=PatchEncoder
-)
+PATCH_ENCODERS: Registry[type[PatchEncoder]] = registry.PATCH_ENCODERS
 register_patch_encoder = PATCH_ENCODERS.register
 
 
@@ -216,14 +214,8 @@ def encoder_class(config: AlignmentConfig) -> type[PatchEncoder]:
     Raises:
         ConfigError: if there is none, or `alignment.weights` is set for an encoder without weights.
     """
-    found = PATCH_ENCODERS.resolve(config.encoder)
-    if config.weights is not None and not found.takes_weights:
-        taking = ", ".join(name for name, role in PATCH_ENCODERS.items() if role.takes_weights)
-        raise ConfigError(
-            f"'{KEYS.weights}' is '{config.weights}', but '{KEYS.network}' is {config.encoder}, which takes none; set "
-            f"'{KEYS.weights}' to null, or '{KEYS.network}' to {taking} (in a study, give both to the same arm)"
-        )
-    return found
+    registry.check_names(config)
+    return PATCH_ENCODERS.resolve(config.encoder)
 
 
 def build_encoder(config: AlignmentConfig, side: int, device: torch.device | str = "cpu") -> PatchEncoder:

@@ -85,7 +85,8 @@ def encode(arguments: argparse.Namespace) -> None:
     from microdit.data.latents.writer import AutoencoderLatents, write_images
     from microdit.data.sources.hf_datasets import Columns
     from microdit.data.sources.registry import ReadOptions, is_mds, open_source
-    from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
+    from microdit.encoders.autoencoder import build_autoencoder
+    from microdit.encoders.config import AutoencoderConfig
 
     part, parts = _part(arguments.shard)
     device = _device(arguments.device)
@@ -146,7 +147,8 @@ def _text_encoder(arguments: argparse.Namespace, device: str) -> Any:
 
     It is tried on a caption, so that an error doesn't come after the images, whose encoding takes long.
     """
-    from microdit.encoders.text import TextConfig, build_text_encoder
+    from microdit.encoders.config import TextConfig
+    from microdit.encoders.text import build_text_encoder
 
     if not arguments.captions:
         return None

@@ -42,7 +42,7 @@ def add_import_command(commands: Any) -> None:
 
 def import_command(arguments: argparse.Namespace) -> None:
     """Run the command."""
-    from microdit.encoders.text import TextConfig
+    from microdit.encoders.config import TextConfig
     from microdit.encoders.text_record import RELEASED
     from microdit.pipeline.import_released import import_model
 

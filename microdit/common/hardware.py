@@ -8,8 +8,10 @@ from __future__ import annotations
 import platform
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux; elsewhere `platform` is used
 
@@ -17,6 +19,8 @@ CPUINFO = Path("/proc/cpuinfo")  # Linux; elsewhere `platform` is used
 def device_name(device: torch.device) -> str:
     """Return the GPU's product name, or a name such as `cpu (AMD EPYC)`."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_name(device)
     name = cpu_name() if device.type == "cpu" else ""
     return f"{device.type} ({name})" if name else device.type
@@ -35,4 +39,6 @@ def cpu_name() -> str:
 
 def versions() -> str:
     """Return versions such as `python 3.11.7, torch 2.14.1`."""
+    import torch
+
     return f"python {platform.python_version()}, torch {torch.__version__}"

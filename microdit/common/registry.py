@@ -1,8 +1,9 @@
 """Register the implementations of each extension point.
 
-Each role has a registry that maps a name in YAML to a class or function. The name is one of ours, one that a user
-registered with a decorator, or a dotted path. A dotted path runs code, so only `microdit` and the modules that the
-configuration lists in `plugins` can be named.
+Each role has a registry that maps a name in YAML to a class or function. A registry lists our own implementations by
+their paths and imports them at first use, so that names can be checked without loading PyTorch. The name is one of
+ours, one that a user registered with a decorator, or a dotted path. A dotted path runs code, so only `microdit` and the
+modules that the configuration lists in `plugins` can be named.
 """
 
 from __future__ import annotations
@@ -49,20 +50,30 @@ class Registry(Mapping[str, T], Generic[T]):
 
     Args:
         key: the setting that names an implementation, for messages.
-        entries: our implementations.
-        base: the class that implementations must derive from; None accepts any class or function.
+        entries: our implementations, or their dotted paths.
+        base: the class that implementations must derive from, or its dotted path; None accepts any class or function.
         open_paths: allow dotted paths into modules that `plugins` does not list.
     """
 
-    def __init__(self, key: str, entries: Mapping[str, T], base: type | None = None, open_paths: bool = False) -> None:
+    def __init__(
+        self, key: str, entries: Mapping[str, T | str], base: type | str | None = None, open_paths: bool = False
+    ) -> None:
         self.key = key
-        self.base = base
+        self.bundled = tuple(entries)
+        self._base = base
         self._entries = dict(entries)
-        self._bundled = frozenset(entries)
         self._open_paths = open_paths
 
+    @property
+    def base(self) -> type | None:
+        """Return the class that implementations must derive from."""
+        return _import_path(self._base) if isinstance(self._base, str) else self._base
+
     def __getitem__(self, name: str) -> T:
-        return self._entries[name]
+        entry: Any = self._entries[name]
+        if isinstance(entry, str):
+            entry = self._entries[name] = _import_path(entry)
+        return entry
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -87,7 +98,7 @@ class Registry(Mapping[str, T], Generic[T]):
             if not name or not name.replace("-", "_").isidentifier():
                 raise ConfigError(f"'{name}' can't be registered for '{self.key}'; use letters, digits, '_' and '-'")
             old: Any = self._entries.get(name)
-            if name in self._bundled or (old is not None and _definition(old) != _definition(item)):
+            if name in self.bundled or (old is not None and _definition(old) != _definition(item)):
                 raise ConfigError(f"'{name}' is already registered for '{self.key}'; choose another name")
             self._entries[name] = self._checked(name, item, self.key)
             return item
@@ -108,6 +119,15 @@ class Registry(Mapping[str, T], Generic[T]):
             hint = nearest(name, self._entries)
             raise ConfigError(f"'{key or self.key}' is '{name}'; {hint} (or name a class of yours by its dotted path)")
 
+    def check_importable(self, name: str, key: str | None = None) -> None:
+        """Check that `name` is registered, or the dotted path of an implementation, which is imported.
+
+        Raises:
+            ConfigError: as `resolve` does.
+        """
+        if name not in self._entries:
+            self.resolve(name, key)
+
     def resolve(self, name: str, key: str | None = None) -> T:
         """Return the implementation of a name, importing it if it is a dotted path.
 
@@ -121,7 +141,7 @@ class Registry(Mapping[str, T], Generic[T]):
         key = key or self.key
         self.check(name, key)
         if name in self._entries:
-            return self._entries[name]
+            return self[name]
         return self._checked(name, self._load(present_path(name) or name, key), key)
 
     def _load(self, path: str, key: str) -> Any:
@@ -139,6 +159,30 @@ class Registry(Mapping[str, T], Generic[T]):
             required = f"{self.base.__module__}.{self.base.__name__}"
             raise ConfigError(f"'{key}' is '{name}', which is no class derived from {required}")
         return item
+
+
+def _import_path(path: str) -> Any:
+    """Return our own class or function at a dotted path."""
+    module, _, attribute = path.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def lazy_attributes(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a package.
+
+    Args:
+        package: its dotted name.
+        modules: the public names, each with its module's name within the package.
+    """
+
+    def getattribute(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        value = getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return getattribute
 
 
 def _is_allowed(module: str) -> bool:

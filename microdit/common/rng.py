@@ -7,9 +7,12 @@ with the same seed share data order, diffusion noise and masks, whatever else di
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, stream: str, step: int = 0) -> int:
@@ -47,6 +50,8 @@ def generator(seed: int, stream: str, step: int = 0, device: torch.device | str 
         device: draws the numbers. Those of the CPU are the same on every device they are moved to; a GPU draws
             different ones.
     """
+    import torch
+
     return torch.Generator(device).manual_seed(derive_seed(seed, stream, step))
 
 

@@ -11,8 +11,7 @@ from microdit.common.parsing import to_mapping
 from microdit.config.presets import REQUIRED
 from microdit.config.schema import Config
 from microdit.encoders.pretrained_weights import weights_identity
-from microdit.training.init_optimizer import optimizer_digest
-from microdit.training.init_weights import weights_digest
+from microdit.training.run_files import optimizer_digest, weights_digest
 
 # Keys that don't change an experiment: where it writes, where it runs, how it reports.
 EXCLUDED_FROM_KEY = (

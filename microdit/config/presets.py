@@ -14,7 +14,7 @@ from microdit.common.errors import ConfigError, nearest
 from microdit.common.files.paths import EXPERIMENTS, group_options
 from microdit.common.parsing import assign, flatten, override, read_yaml
 from microdit.config.sizes import follow_encoders
-from microdit.data.latents.dataset import settings_from_latents
+from microdit.data.latents.reader import settings_from_latents
 
 # Marks a value that must be given. OmegaConf's ??? won't do: a merge ignores it if the key already has a value.
 REQUIRED = "REQUIRED"

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import yaml
 
+from microdit.alignment import registry as alignment
 from microdit.alignment.config import AlignmentConfig
-from microdit.alignment.patch_encoders import encoder_class
 from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import write_text
 from microdit.common.limits import Range, check_path, check_settings
@@ -23,20 +23,16 @@ from microdit.common.registry import import_plugins
 from microdit.config.presets import apply_preset
 from microdit.data.config import DataConfig
 from microdit.diffusion.config import DiffusionConfig, SamplerConfig
-from microdit.diffusion.edm import OBJECTIVES
-from microdit.diffusion.noise_distribution import NOISE_DISTRIBUTIONS
-from microdit.diffusion.noise_schedules import NOISE_SCHEDULES
-from microdit.diffusion.samplers import SAMPLERS
-from microdit.encoders.autoencoder import AutoencoderConfig
-from microdit.encoders.text import TEXT_ENCODERS, TextConfig
+from microdit.diffusion.registry import NOISE_DISTRIBUTIONS, NOISE_SCHEDULES, OBJECTIVES, SAMPLERS
+from microdit.encoders.config import TEXT_ENCODERS, AutoencoderConfig, TextConfig
 from microdit.evaluation.config import EvalConfig
 from microdit.evaluation.extensions import FEATURE_NETWORKS, METRIC_FUNCTIONS
-from microdit.model import DiTConfig
+from microdit.model.config import DiTConfig
 from microdit.model.cost.memory import check_footprint
 from microdit.model.validate import check_model
 from microdit.training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 from microdit.training.optim.lr_schedule import LR_SCHEDULES
-from microdit.training.optim.optimizers import OPTIMIZERS
+from microdit.training.optim.registry import OPTIMIZERS
 
 PATHS = (
     "name",
@@ -122,7 +118,7 @@ class Config:
         import_plugins(self.plugins)
         self._check_names()
         check_model(self.model)
-        encoder_class(self.alignment)
+        alignment.check_names(self.alignment)
         self.alignment.block_of(self.model.depth)
         if self.training.parallel == "fsdp" and self.optimizer.type == "muon":
             raise ConfigError(
@@ -133,17 +129,17 @@ class Config:
 
     def _check_names(self) -> None:
         """Raise ConfigError for a name that no implementation has."""
-        OPTIMIZERS.resolve(self.optimizer.type)
-        LR_SCHEDULES.resolve(self.schedule.type)
-        OBJECTIVES.resolve(self.diffusion.objective)
-        NOISE_DISTRIBUTIONS.resolve(self.diffusion.distribution)
+        OPTIMIZERS.check_importable(self.optimizer.type)
+        LR_SCHEDULES.check_importable(self.schedule.type)
+        OBJECTIVES.check_importable(self.diffusion.objective)
+        NOISE_DISTRIBUTIONS.check_importable(self.diffusion.distribution)
         if self.text.encoder is not None:
-            TEXT_ENCODERS.resolve(self.text.encoder)
+            TEXT_ENCODERS.check_importable(self.text.encoder)
         for metric in self.evaluation.metrics:
-            METRIC_FUNCTIONS.resolve(metric)
-        FEATURE_NETWORKS.resolve(self.evaluation.feature_net)
-        SAMPLERS.resolve(self.sampler.type)
-        NOISE_SCHEDULES.resolve(self.sampler.schedule)
+            METRIC_FUNCTIONS.check_importable(metric)
+        FEATURE_NETWORKS.check_importable(self.evaluation.feature_net)
+        SAMPLERS.check_importable(self.sampler.type)
+        NOISE_SCHEDULES.check_importable(self.sampler.schedule)
 
     def _check_steps(self) -> None:
         """Raise ConfigError, with the overrides that fix it, if the training is too short for its parts."""

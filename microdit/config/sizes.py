@@ -14,9 +14,9 @@ from microdit.common.errors import ConfigError, DataError
 from microdit.common.parsing import to_mapping
 from microdit.data.config import DataConfig
 from microdit.data.latents.reader import read_index
-from microdit.encoders.autoencoder import OF_DATA, autoencoder_sizes
-from microdit.encoders.text import text_width
-from microdit.model import DiTConfig
+from microdit.encoders.config import OF_DATA
+from microdit.encoders.sizes import autoencoder_sizes, text_width
+from microdit.model.config import DiTConfig
 
 
 @dataclass(frozen=True)

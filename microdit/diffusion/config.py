@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from microdit.common.errors import ConfigError
 from microdit.common.limits import Range, check_settings
 from microdit.common.parsing import FrozenOptions, InfiniteFloat
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 GuidedBy = Literal["caption", "path_drop"]  # what the weaker prediction of guidance lacks
 

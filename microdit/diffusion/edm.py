@@ -11,6 +11,7 @@ from torch import Tensor
 
 from microdit.common.errors import ConfigError
 from microdit.common.registry import Registry
+from microdit.diffusion import registry
 from microdit.diffusion.config import DiffusionConfig
 from microdit.diffusion.objective import Objective
 from microdit.model import DiT, PatchMask
@@ -33,7 +34,7 @@ class EDM(Objective):
         return (sigma.square() + self.sigma_data**2) / (sigma * self.sigma_data).square()
 
 
-OBJECTIVES: Registry[type[Objective]] = Registry("diffusion.objective", {"edm": EDM}, base=Objective)
+OBJECTIVES: Registry[type[Objective]] = registry.OBJECTIVES
 register_objective = OBJECTIVES.register
 
 

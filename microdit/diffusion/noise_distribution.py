@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from microdit.common.registry import Registry
+from microdit.diffusion import registry
 from microdit.diffusion.config import DiffusionConfig
 
 
@@ -78,9 +79,7 @@ class LogNormal(NoiseDistribution):
         ).exp()
 
 
-NOISE_DISTRIBUTIONS: Registry[type[NoiseDistribution]] = Registry(
-    "diffusion.distribution", {"lognormal": LogNormal}, base=NoiseDistribution
-)
+NOISE_DISTRIBUTIONS: Registry[type[NoiseDistribution]] = registry.NOISE_DISTRIBUTIONS
 register_noise_distribution = NOISE_DISTRIBUTIONS.register
 
 

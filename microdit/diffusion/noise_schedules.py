@@ -9,6 +9,7 @@ from torch import Tensor
 
 from microdit.common.errors import ConfigError
 from microdit.common.registry import Registry
+from microdit.diffusion import registry
 from microdit.diffusion.config import SamplerConfig
 
 NoiseSchedule = Callable[[SamplerConfig], Tensor]  # settings -> sigma (steps + 1,), falling, the last one 0
@@ -30,7 +31,7 @@ def karras(config: SamplerConfig) -> Tensor:
     return torch.cat([(high + ramp * (low - high)) ** config.rho, torch.zeros(1, dtype=torch.float64)])
 
 
-NOISE_SCHEDULES: Registry[NoiseSchedule] = Registry("sampler.schedule", {"karras": karras})
+NOISE_SCHEDULES: Registry[NoiseSchedule] = registry.NOISE_SCHEDULES
 register_noise_schedule = NOISE_SCHEDULES.register
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from microdit.common.errors import ConfigError
 from microdit.common.registry import Registry
+from microdit.diffusion import registry
 from microdit.diffusion.config import DEFAULT_SAMPLER, ChurnConfig, SamplerConfig
 from microdit.diffusion.guidance import Model
 from microdit.diffusion.noise_schedules import sigma_steps
@@ -121,7 +122,7 @@ def sample_heun(
     return x
 
 
-SAMPLERS: Registry[Sampler] = Registry("sampler.type", {"heun": sample_heun, "euler": sample_euler})
+SAMPLERS: Registry[Sampler] = registry.SAMPLERS
 register_sampler = SAMPLERS.register
 
 

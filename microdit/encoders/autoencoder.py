@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,23 +18,15 @@ from microdit.common.errors import ConfigError
 from microdit.common.files.digests import sha256
 from microdit.common.files.text import read_json
 from microdit.common.finite import require_finite
-from microdit.encoders.bundled import VAE
-from microdit.encoders.hub import LOAD_ERRORS, cached_hub_file, hub_folder, short
+from microdit.encoders.config import OF_DATA, VAE, AutoencoderConfig
+from microdit.encoders.hub import LOAD_ERRORS, hub_folder, short
+from microdit.encoders.sizes import AUTOENCODER_CONFIG, PIXELS_CHANNELS, PIXELS_DOWNSAMPLING
 
 log = logging.getLogger(__name__)
 
 PATH_KEY = "autoencoder.path"
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-OF_DATA = "data"  # path of the autoencoder of precomputed latents
+CONFIG, WEIGHTS = AUTOENCODER_CONFIG, "diffusion_pytorch_model.safetensors"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """Settings of the autoencoder."""
-
-    path: str = "builtin"  # builtin (4 channels, f4) | pixels | data | an AutoencoderKL folder | OWNER/NAME[/SUBFOLDER]
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of its arithmetic; stored latents are fp16
 
 
 class Autoencoder(Protocol):
@@ -123,38 +114,11 @@ def autoencoder_folder(path: str) -> Path:
     return hub_folder(repository, CONFIG, ("diffusion_pytorch_model*.safetensors",), PATH_KEY, remedy, subfolder)
 
 
-def autoencoder_sizes(path: str) -> tuple[int, int] | None:
-    """Return an autoencoder's sizes from its configuration file only.
-
-    Returns:
-        Latent channels C and downsampling factor f; None if the file is not on this machine or can't be read, for which
-        opening the autoencoder reports the reason.
-    """
-    if path == "pixels":
-        return Pixels.channels, Pixels.downsampling
-    if path == "builtin":
-        folder: Path | None = autoencoder_folder(path)
-    else:
-        folder = Path(path).expanduser()
-        if not folder.exists() and path.count("/") in (1, 2) and not path.startswith(("/", ".", "~")):
-            owner, name, *inside = path.split("/")
-            cached = cached_hub_file(f"{owner}/{name}", "/".join([*inside, CONFIG]))
-            folder = cached and cached.parent
-    if folder is None or not (folder / CONFIG).is_file():
-        return None
-    try:
-        settings = read_json(folder / CONFIG, ConfigError)
-        blocks = settings.get("block_out_channels", (64,))  # diffusers' default
-        return int(settings.get("latent_channels", 4)), 2 ** (len(blocks) - 1)
-    except (ConfigError, AttributeError, TypeError, ValueError):
-        return None
-
-
 class Pixels:
     """Use the pixels, from -1 to 1, as latents."""
 
-    channels = 3
-    downsampling = 1
+    channels = PIXELS_CHANNELS
+    downsampling = PIXELS_DOWNSAMPLING
     fingerprint = "pixels"
 
     def encode(self, images: Tensor) -> Tensor:

@@ -1,17 +1,18 @@
-"""Find local copies of model-hub repositories, and classify loading errors.
+"""Find published models: repositories of the model hub, and open_clip's by name.
 
-Repositories are downloaded or found in the client's cache.
+Repositories are downloaded or found in the client's cache. This module also classifies loading errors.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from microdit.common.errors import ConfigError
+from microdit.common.errors import ConfigError, nearest
 
 # Everything that loaders raise for a damaged, third-party or unreachable file. A RecursionError is a RuntimeError.
 LOAD_ERRORS: tuple[type[Exception], ...] = (
@@ -91,3 +92,47 @@ def cached_hub_file(repository: str, name: str) -> Path | None:
     except ValueError:  # not a repository name
         return None
     return Path(found) if isinstance(found, str) else None
+
+
+def is_name(path: str) -> bool:
+    """Return whether `path` looks like open_clip's MODEL/TAG and isn't a folder."""
+    foreign = ":" in path or path.startswith((".", "~"))
+    parts = path.split("/")
+    return not foreign and len(parts) == 2 and all(parts) and not Path(path).exists()
+
+
+def known_name(path: str, key: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return open_clip's facts about MODEL/TAG.
+
+    Args:
+        path: the name.
+        key: the setting that has it, for messages.
+
+    Returns:
+        The model's settings, and where its weights are published.
+
+    Raises:
+        ConfigError: if open_clip has no such model or weights; the message has the nearest name.
+    """
+    import open_clip
+
+    model_name, _, tag = path.partition("/")
+    where = f"'{key}' is '{path}'"
+    settings = open_clip.get_model_config(model_name)
+    if settings is None:
+        raise ConfigError(f"{where}: no such folder, nor an open_clip model; {nearest(model_name, models())}")
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    if tag not in tags:
+        raise ConfigError(f"{where}: open_clip has no such weights of {model_name}; {nearest(tag, tags)}")
+    pretrained = open_clip.get_pretrained_cfg(model_name, tag)
+    if pretrained.get("quick_gelu", False) != settings.get("quick_gelu", False):
+        twin = model_name.removesuffix("-quickgelu") if settings.get("quick_gelu", False) else f"{model_name}-quickgelu"
+        raise ConfigError(f"{where}, but these weights were trained with another GELU; did you mean '{twin}/{tag}'?")
+    return settings, pretrained
+
+
+def models() -> list[str]:
+    """Return the models whose weights open_clip can name."""
+    import open_clip
+
+    return sorted({model for model, _ in open_clip.list_pretrained()})

@@ -20,10 +20,10 @@ from microdit.common.files.digests import sha256
 from microdit.common.files.text import read_json
 from microdit.common.files.torch_archive import read_torch_file
 from microdit.encoders.hub import LOAD_ERRORS, short
+from microdit.encoders.sizes import DEFAULT_LENGTH, OPEN_CLIP_CONFIG
 
-CONFIG, MERGES = "open_clip_config.json", "bpe_merges.txt.gz"
+CONFIG, MERGES = OPEN_CLIP_CONFIG, "bpe_merges.txt.gz"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-DEFAULT_WIDTH, DEFAULT_LENGTH = 512, 77  # open_clip's, if a configuration omits them
 
 
 @dataclass(frozen=True)
@@ -176,24 +176,6 @@ def with_parsed(model: Any, path: Path) -> Any:
     stored = stored.get("state_dict", stored)
     model.load_state_dict({name.removeprefix("module."): tensor for name, tensor in stored.items()})
     return model
-
-
-def context_length(folder: Path) -> int | None:
-    """Return S from the folder's configuration; None if it can't be read."""
-    return _text_setting(folder, "context_length", DEFAULT_LENGTH)
-
-
-def text_tower_width(folder: Path) -> int | None:
-    """Return Y from the folder's configuration; None if it can't be read."""
-    return _text_setting(folder, "width", DEFAULT_WIDTH)
-
-
-def _text_setting(folder: Path, key: str, default: int) -> int | None:
-    try:
-        settings = read_json(folder / CONFIG, ConfigError)
-        return int(settings["model_cfg"]["text_cfg"].get(key, default))
-    except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def clip_fingerprint(folder: Path) -> str:

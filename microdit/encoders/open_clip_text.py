@@ -14,20 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from microdit.common.errors import ConfigError, nearest
-from microdit.encoders.hub import LOAD_ERRORS, short
+from microdit.common.errors import ConfigError
+from microdit.encoders.hub import LOAD_ERRORS, known_name, short
 from microdit.encoders.open_clip_checkpoint import (
     CONFIG,
-    DEFAULT_LENGTH,
-    DEFAULT_WIDTH,
     WEIGHTS,
     clip_fingerprint,
     open_clip_folder,
     read_settings,
     with_parsed,
 )
-
-PATH_KEY = "text.path"
+from microdit.encoders.sizes import DEFAULT_LENGTH, DEFAULT_WIDTH, TEXT_KEY
 
 Tokenizer = Callable[[Sequence[str]], Tensor]  # captions -> (B, S) int64
 
@@ -44,50 +41,13 @@ class ClipSource:
 
 def folder_source(folder: Path) -> ClipSource:
     """Return a local folder in open_clip's format."""
-    settings = read_settings(folder, PATH_KEY)
+    settings = read_settings(folder, TEXT_KEY)
 
     def load(device: torch.device) -> tuple[Any, Tokenizer]:
-        clip = open_clip_folder(folder, PATH_KEY, device)
+        clip = open_clip_folder(folder, TEXT_KEY, device)
         return clip.model, clip.tokenize
 
     return ClipSource(str(folder), settings["model_cfg"]["text_cfg"], clip_fingerprint(folder), load)
-
-
-def is_name(path: str) -> bool:
-    """Return whether `path` looks like open_clip's MODEL/TAG and isn't a folder."""
-    foreign = ":" in path or path.startswith((".", "~"))
-    parts = path.split("/")
-    return not foreign and len(parts) == 2 and all(parts) and not Path(path).exists()
-
-
-def known_name(path: str, key: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return open_clip's facts about MODEL/TAG.
-
-    Args:
-        path: the name.
-        key: the setting that has it, for messages.
-
-    Returns:
-        The model's settings, and where its weights are published.
-
-    Raises:
-        ConfigError: if open_clip has no such model or weights; the message has the nearest name.
-    """
-    import open_clip
-
-    model_name, _, tag = path.partition("/")
-    where = f"'{key}' is '{path}'"
-    settings = open_clip.get_model_config(model_name)
-    if settings is None:
-        raise ConfigError(f"{where}: no such folder, nor an open_clip model; {nearest(model_name, models())}")
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
-    if tag not in tags:
-        raise ConfigError(f"{where}: open_clip has no such weights of {model_name}; {nearest(tag, tags)}")
-    pretrained = open_clip.get_pretrained_cfg(model_name, tag)
-    if pretrained.get("quick_gelu", False) != settings.get("quick_gelu", False):
-        twin = model_name.removesuffix("-quickgelu") if settings.get("quick_gelu", False) else f"{model_name}-quickgelu"
-        raise ConfigError(f"{where}, but these weights were trained with another GELU; did you mean '{twin}/{tag}'?")
-    return settings, pretrained
 
 
 def named_source(path: str) -> ClipSource:
@@ -101,7 +61,7 @@ def named_source(path: str) -> ClipSource:
     import open_clip
 
     model_name, _, tag = path.partition("/")
-    settings, pretrained = known_name(path, PATH_KEY)
+    settings, pretrained = known_name(path, TEXT_KEY)
 
     def load(device: torch.device) -> tuple[Any, Tokenizer]:
         try:
@@ -114,7 +74,7 @@ def named_source(path: str) -> ClipSource:
             origin = str(pretrained.get("hf_hub") or pretrained.get("url")).strip("/")
             problem = short(error, 160)
             raise ConfigError(
-                f"'{PATH_KEY}' is '{path}': open_clip can't download it ({problem}); {remedy(origin)}"
+                f"'{TEXT_KEY}' is '{path}': open_clip can't download it ({problem}); {remedy(origin)}"
             ) from None
 
     return ClipSource(path, settings["text_cfg"], f"open_clip/{model_name}/{tag}", load)
@@ -125,13 +85,6 @@ def remedy(origin: str) -> str:
     return (
         f"without a connection, put {CONFIG} and {WEIGHTS[0]} (or {WEIGHTS[1]}) of {origin} into a folder and name it"
     )
-
-
-def models() -> list[str]:
-    """Return the models whose weights open_clip can name."""
-    import open_clip
-
-    return sorted({model for model, _ in open_clip.list_pretrained()})
 
 
 class ClipText:
@@ -194,4 +147,4 @@ class ClipText:
 
 
 def _not_clip(name: str) -> str:
-    return f"'{PATH_KEY}': {name} has no CLIP text transformer (its text tower is of another kind)"
+    return f"'{TEXT_KEY}': {name} has no CLIP text transformer (its text tower is of another kind)"

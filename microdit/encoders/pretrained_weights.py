@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import torch
 from filelock import FileLock
 
 from microdit.common.errors import ConfigError
@@ -98,10 +97,14 @@ def published_place(network: str) -> Path:
 
 def torch_hub_folder() -> Path:
     """Return the folder in which torch hub and torch-fidelity keep downloaded files."""
+    import torch
+
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def _downloaded(url: str, key: str) -> Path:
+    import torch
+
     path = torch_hub_folder() / _name(url)
     if not path.name:
         raise ConfigError(f"'{key}': {url} doesn't end with a file name")

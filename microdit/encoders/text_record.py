@@ -14,8 +14,10 @@ from typing import Any
 from microdit.common.errors import ConfigError
 from microdit.common.files.tensors import read_facts
 from microdit.encoders import open_clip_checkpoint
-from microdit.encoders.open_clip_text import PATH_KEY, is_name, known_name
-from microdit.encoders.text import CLIP_HUB, TRANSFORMERS_HUB, TextConfig, build_text_encoder
+from microdit.encoders.config import TextConfig
+from microdit.encoders.hub import is_name, known_name
+from microdit.encoders.sizes import CLIP_HUB, TEXT_KEY, TRANSFORMERS_HUB
+from microdit.encoders.text import build_text_encoder
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ def published_name(path: str) -> str:
         return path.rstrip("/")
     if not is_name(path):
         return ""
-    _, pretrained = known_name(path, PATH_KEY)
+    _, pretrained = known_name(path, TEXT_KEY)
     hub = str(pretrained.get("hf_hub") or "")
     return f"{CLIP_HUB}{hub.rstrip('/')}" if hub.endswith("/") else path  # else a repository of several models
 
@@ -108,9 +110,9 @@ def check_features(weights: Path, config: TextConfig) -> None:
     by_content = all(one and not one.startswith(BY_NAME) for one in (fingerprint, record.fingerprint))
     if by_content or (name and record.name):
         remedy = f"set text.path={record.name}" if record.name else "set text.path to that folder"
-        raise ConfigError(f"'{PATH_KEY}' is '{config.path}', another text encoder: {where}; {remedy}")
+        raise ConfigError(f"'{TEXT_KEY}' is '{config.path}', another text encoder: {where}; {remedy}")
     _check_architecture(record.name or name, Path(config.path).expanduser(), where)
-    log.warning(f"'{PATH_KEY}' is '{config.path}', whose weights can't be compared: {where}")
+    log.warning(f"'{TEXT_KEY}' is '{config.path}', whose weights can't be compared: {where}")
 
 
 def _check_architecture(name: str, folder: Path, where: str) -> None:
@@ -124,11 +126,11 @@ def _check_architecture(name: str, folder: Path, where: str) -> None:
     published = _settings_of(name.removeprefix(CLIP_HUB))
     if published is None or not (folder / open_clip_checkpoint.CONFIG).is_file():
         return
-    own = open_clip_checkpoint.read_settings(folder, PATH_KEY)["model_cfg"]
+    own = open_clip_checkpoint.read_settings(folder, TEXT_KEY)["model_cfg"]
     expected, found = _architecture(published), _architecture(own)
     wrong = [f"{key} {found[key]} instead of {value}" for key, value in expected.items() if found[key] != value]
     if wrong:
-        raise ConfigError(f"'{PATH_KEY}' is '{folder}', another text encoder ({', '.join(wrong)}): {where}")
+        raise ConfigError(f"'{TEXT_KEY}' is '{folder}', another text encoder ({', '.join(wrong)}): {where}")
 
 
 def _architecture(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ encoder.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +18,17 @@ from torch import Tensor, nn
 
 from microdit.common.errors import ConfigError
 from microdit.common.files.digests import sha256
-from microdit.common.files.text import read_json
 from microdit.encoders.hub import LOAD_ERRORS, short
+from microdit.encoders.sizes import (
+    TEXT_KEY,
+    TRANSFORMERS_CONFIG,
+    feature_width,
+    token_count,
+    transformers_settings,
+)
 from microdit.model.conditioning import MaskedTokens
 
-PATH_KEY = "text.path"
-CONFIG, WEIGHTS = "config.json", ("*.safetensors", "pytorch_model*.bin")  # the first pattern that matches is used
-DEFAULT_LENGTH = 77  # tokens, unless the configuration or the encoder's positions set fewer
+CONFIG, WEIGHTS = TRANSFORMERS_CONFIG, ("*.safetensors", "pytorch_model*.bin")  # the first pattern that matches is used
 CLASSES = {  # types whose encoder is a part of the model; others are opened by AutoModel
     "t5": "T5EncoderModel",
     "mt5": "MT5EncoderModel",
@@ -33,45 +37,6 @@ CLASSES = {  # types whose encoder is a part of the model; others are opened by 
     "clip_text_model": "CLIPTextModel",
 }
 UNUSED = ("pooler.",)  # weights that don't affect token features
-
-
-def is_transformers_folder(folder: Path) -> bool:
-    """Return whether the folder's config.json describes a transformers model."""
-    try:
-        return "model_type" in read_json(folder / CONFIG, ConfigError)
-    except (ConfigError, TypeError):
-        return False
-
-
-def token_count(folder: Path, length: int | None) -> int:
-    """Return the number of tokens S.
-
-    Without `length` it is 77, or the encoder's number of positions if that is lower.
-
-    Args:
-        folder: in transformers' format.
-        length: `text.length`.
-
-    Raises:
-        ConfigError: if the encoder has fewer positions than `length`, or its configuration can't be read.
-    """
-    most = _text_settings(folder).get("max_position_embeddings")  # missing for T5, whose positions are relative
-    if length is None:
-        return min(DEFAULT_LENGTH, int(most or DEFAULT_LENGTH))
-    if most is not None and length > int(most):
-        raise ConfigError(f"'text.length' is {length}, but {folder} has only {most} positions")
-    return length
-
-
-def feature_width(folder: Path) -> int | None:
-    """Return Y from the folder's configuration; None if it has none.
-
-    Raises:
-        ConfigError: if the configuration can't be read.
-    """
-    settings = _text_settings(folder)
-    found = next((settings[key] for key in ("hidden_size", "d_model", "dim") if key in settings), None)
-    return found if isinstance(found, int) else None
 
 
 class TransformersText:
@@ -93,9 +58,9 @@ class TransformersText:
     def __init__(self, folder: Path, layer: str, length: int | None, device: torch.device | str) -> None:
         width = feature_width(folder)
         if width is None:
-            raise ConfigError(f"'{PATH_KEY}': {folder / CONFIG} has no encoder width (hidden_size or d_model)")
+            raise ConfigError(f"'{TEXT_KEY}': {folder / CONFIG} has no encoder width (hidden_size or d_model)")
         if importlib.util.find_spec("transformers") is None:
-            raise ConfigError(f"'{PATH_KEY}': {folder} needs the package transformers: pip install 'microdit[text]'")
+            raise ConfigError(f"'{TEXT_KEY}': {folder} needs the package transformers: pip install 'microdit[text]'")
         self._folder, self.layer, self._device = folder, layer, torch.device(device)
         self.width, self.length = width, token_count(folder, length)
         small = [path for pattern in ("*.json", "*.txt", "*.model") for path in sorted(folder.glob(pattern))]
@@ -139,7 +104,7 @@ class TransformersText:
                 tokenizer([""], padding="max_length", max_length=self.length)  # fails if it can't pad
             except LOAD_ERRORS as error:
                 raise ConfigError(
-                    f"'{PATH_KEY}': {self._folder}: its tokenizer can't be used: {short(error)}"
+                    f"'{TEXT_KEY}': {self._folder}: its tokenizer can't be used: {short(error)}"
                 ) from None
         return tokenizer
 
@@ -150,10 +115,10 @@ class TransformersText:
         pickles = [path.name for path in _weights(self._folder) if path.suffix != ".safetensors"]
         if pickles:
             raise ConfigError(
-                f"'{PATH_KEY}': {self._folder}: transformers can't load it: {pickles[0]} is a pickle, which could run "
+                f"'{TEXT_KEY}': {self._folder}: transformers can't load it: {pickles[0]} is a pickle, which could run "
                 "any code; save the model again as safetensors (save_pretrained does) in an environment that you trust"
             )
-        kind = CLASSES.get(_read_settings(self._folder)["model_type"], "AutoModel")
+        kind = CLASSES.get(transformers_settings(self._folder)["model_type"], "AutoModel")
         with _quiet():
             try:
                 model, report = getattr(transformers, kind).from_pretrained(
@@ -164,11 +129,11 @@ class TransformersText:
                     output_loading_info=True,
                 )
             except LOAD_ERRORS as error:
-                raise ConfigError(f"'{PATH_KEY}': {self._folder}: transformers can't load it: {short(error)}") from None
+                raise ConfigError(f"'{TEXT_KEY}': {self._folder}: transformers can't load it: {short(error)}") from None
         missing = sorted(name for name in report["missing_keys"] if not name.startswith(UNUSED))
         if missing:  # transformers would replace them by random numbers
             raise ConfigError(
-                f"'{PATH_KEY}': {self._folder}: its weights lack {len(missing)} tensors, such as {missing[0]}"
+                f"'{TEXT_KEY}': {self._folder}: its weights lack {len(missing)} tensors, such as {missing[0]}"
             )
         if self.layer == "penultimate":
             _drop_last_block(model, self._folder)
@@ -189,25 +154,11 @@ def _drop_last_block(model: nn.Module, folder: Path) -> None:
     del stacks[0][-1]
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
-    try:
-        settings = read_json(folder / CONFIG, ConfigError)
-        return dict(settings) | {"model_type": str(settings["model_type"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"'{PATH_KEY}': {folder / CONFIG}: not a transformers configuration ({error!r})") from None
-
-
-def _text_settings(folder: Path) -> Mapping[str, Any]:
-    """Return the settings of the text encoder: of a whole CLIP only its text part."""
-    settings = _read_settings(folder)
-    return settings["text_config"] if isinstance(settings.get("text_config"), Mapping) else settings
-
-
 def _weights(folder: Path) -> list[Path]:
     for pattern in WEIGHTS:
         if found := sorted(folder.glob(pattern)):
             return found
-    raise ConfigError(f"'{PATH_KEY}': {folder} has neither model.safetensors nor pytorch_model.bin")
+    raise ConfigError(f"'{TEXT_KEY}': {folder} has neither model.safetensors nor pytorch_model.bin")
 
 
 @contextmanager

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import stat_fingerprint
-from microdit.encoders.bundled import SCORE_CLIP
-from microdit.encoders.hub import cached_hub_file
+from microdit.encoders.config import SCORE_CLIP
+from microdit.encoders.hub import cached_hub_file, is_name, known_name
 from microdit.encoders.open_clip_checkpoint import CONFIG, WEIGHTS, clip_fingerprint, open_clip_folder, read_settings
-from microdit.encoders.open_clip_text import is_name, known_name
 
 CLIP_KEY, BUILTIN = "evaluation.clip", "builtin"
 VIT_SIZES = {

@@ -9,7 +9,7 @@ from typing import Annotated
 from microdit.common.errors import ConfigError
 from microdit.common.limits import Range, check_settings
 from microdit.common.parsing import FrozenOptions
-from microdit.model.masking.patch_mask import kept_patches
+from microdit.model.masking.kept_patches import kept_patches
 from microdit.model.width_schedules import WidthConfig
 
 

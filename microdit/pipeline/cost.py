@@ -12,7 +12,7 @@ import torch
 from microdit.alignment.config import AlignmentConfig
 from microdit.alignment.loss import Alignment, build_alignment
 from microdit.config.schema import Config
-from microdit.encoders.text import text_length
+from microdit.encoders.sizes import text_length
 from microdit.model import DiTConfig
 from microdit.model.cost import network as cost
 from microdit.pipeline.run_logger import RunFact

@@ -44,7 +44,7 @@ from microdit.pipeline.inputs import (
 )
 from microdit.pipeline.pretrained import CONFIG, Pipeline, load_denoiser
 from microdit.pipeline.prompts import Prompts, held_out_prompts, written_prompts
-from microdit.training.init_weights import WEIGHTS
+from microdit.training.run_files import WEIGHTS
 from microdit.training.validation import validate
 
 

@@ -15,7 +15,7 @@ from microdit.pipeline.generate import save_png, strip
 from microdit.pipeline.pretrained import save_weights
 from microdit.pipeline.prompts import Prompts
 from microdit.pipeline.run_logger import RunLogger
-from microdit.training.init_weights import WEIGHTS
+from microdit.training.run_files import WEIGHTS
 
 
 def export_final(

@@ -14,7 +14,7 @@ from microdit.config.sizes import follow_encoders
 from microdit.data.config import DataConfig
 from microdit.data.registry import build_dataset
 from microdit.training.config import EmaConfig, ScheduleConfig
-from microdit.training.init_weights import WEIGHTS
+from microdit.training.run_files import WEIGHTS
 
 # How style fine-tuning differs from the run that it starts from; every value can be overridden.
 DEFAULT_STEPS = 300

@@ -11,8 +11,8 @@ from microdit.common.errors import ConfigError
 from microdit.config.schema import Config, save_config
 from microdit.data.config import DataConfig
 from microdit.diffusion import DiffusionConfig, SamplerConfig
-from microdit.encoders.autoencoder import AutoencoderConfig
-from microdit.encoders.text import TextConfig, build_text_encoder
+from microdit.encoders.config import AutoencoderConfig, TextConfig
+from microdit.encoders.text import build_text_encoder
 from microdit.encoders.text_record import RELEASED, published_name, text_record
 from microdit.evaluation.config import EvalConfig
 from microdit.model import DiTConfig, import_released

@@ -25,8 +25,9 @@ from microdit.data.dataset import CaptionedImages
 from microdit.data.latents.dataset import LatentImages, check_autoencoder
 from microdit.data.latents.training_data import EncodedDataset, data_fingerprint, encode_dataset
 from microdit.data.registry import BUNDLED_DATASETS, build_dataset
-from microdit.encoders.autoencoder import OF_DATA, Autoencoder, AutoencoderConfig, build_autoencoder
-from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
+from microdit.encoders.autoencoder import Autoencoder, build_autoencoder
+from microdit.encoders.config import OF_DATA, AutoencoderConfig, TextConfig
+from microdit.encoders.text import TextEncoder, build_text_encoder
 from microdit.evaluation.reference import originals_digest, reference_rows
 
 PROCESS_TIMEOUT = timedelta(hours=12)  # of processes that wait for the main one, which alone scores images

@@ -24,7 +24,7 @@ from microdit.model import DiT
 from microdit.pipeline.generate import generate
 from microdit.pipeline.inputs import choose_device, open_autoencoder
 from microdit.training.fsdp import whole_weights
-from microdit.training.init_weights import WEIGHTS
+from microdit.training.run_files import WEIGHTS
 
 CONFIG = "config.yaml"
 SIGMA_DATA = "sigma_data"  # stored in float64: rounding to float32 would change scores in their last digits

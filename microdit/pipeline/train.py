@@ -12,7 +12,7 @@ from microdit.data.config import DataConfig
 from microdit.data.dataset import CaptionedImages
 from microdit.data.in_memory import check_dataset, in_memory_name
 from microdit.data.latents.dataset import LatentImages
-from microdit.encoders.autoencoder import OF_DATA
+from microdit.encoders.config import OF_DATA
 from microdit.pipeline.inputs import Images
 from microdit.pipeline.pretrained import Pipeline
 from microdit.pipeline.run_logger import RunLogger

@@ -10,7 +10,6 @@ Random streams need no state: they are functions of (seed, stream, step).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +27,8 @@ from microdit.common.files.digests import file_digest, read_signed, signed
 from microdit.common.files.tensors import read_tensors, write_tensors
 from microdit.model import DiT
 from microdit.training.fsdp import load_optimizer, load_weights, unsharded_copy, whole_optimizer, whole_weights
-from microdit.training.optimizer_file import REST, read_optimizer, write_optimizer
+from microdit.training.optimizer_file import read_optimizer, write_optimizer
+from microdit.training.run_files import REST, checkpoint_folder, checkpoints
 
 STATE = "state.json"
 MODULES = ("weights", "ema", "alignment")  # parts of the state with one file of tensors each
@@ -93,25 +93,6 @@ class StoredCheckpoint:
     facts: Mapping[str, Any]  # of state.json
     modules: Mapping[str, Mapping[str, Tensor]]  # tensors by name, of each of MODULES
     optimizer: Mapping[str, Any]  # a state dict
-
-
-def checkpoint_folder(root: Path, step: int) -> Path:
-    """Return the folder of a checkpoint.
-
-    Args:
-        root: folder of the run's checkpoints.
-        step: finished steps.
-    """
-    return root / f"step_{step:08d}"
-
-
-def checkpoints(root: Path) -> list[Path]:
-    """Return the checkpoints under `root`, oldest first.
-
-    Incomplete ones are included; they are rejected when they are read.
-    """
-    found = [path for path in root.glob("step_*") if path.is_dir() and re.fullmatch(r"step_\d{8,}", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def save_checkpoint(root: Path, state: TrainState, identity: Identity, keep: int, writes: bool = True) -> None:

@@ -10,7 +10,7 @@ from microdit.common.errors import ConfigError
 from microdit.common.limits import Range, check_settings
 from microdit.common.parsing import FrozenOptions
 from microdit.diffusion.config import DiffusionConfig
-from microdit.encoders.text import TextConfig
+from microdit.encoders.config import TextConfig
 from microdit.evaluation.config import EvalConfig
 from microdit.model.config import DiTConfig
 

@@ -6,7 +6,6 @@ restored: learning rate, weight decay and all other settings are this run's own,
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,48 +14,17 @@ import torch
 from torch import Tensor
 
 from microdit.common.errors import CheckpointError, ConfigError, listed
-from microdit.common.files.digests import content_digest
 from microdit.common.parsing import read_yaml
 from microdit.model import DiT
-from microdit.training.checkpoint import checkpoints, read_checkpoint
+from microdit.training.checkpoint import read_checkpoint
 from microdit.training.config import Recipe
 from microdit.training.fsdp import load_optimizer, whole_optimizer
-from microdit.training.init_weights import INIT_KEY, MAX_LISTED
+from microdit.training.init_weights import MAX_LISTED
 from microdit.training.optim.optimizers import OPTIMIZERS
-from microdit.training.optimizer_file import REST, TENSORS, read_layout
+from microdit.training.optimizer_file import read_layout
+from microdit.training.run_files import INIT_KEY, OPTIMIZER_KEY, source_checkpoint
 
-OPTIMIZER_KEY = "training.init_optimizer"
 NET = "net."  # prefix of the network's parameters; others (such as an alignment's projector) start fresh
-
-
-def source_checkpoint(init: str) -> Path:
-    """Return the last checkpoint of the run that `training.init` names.
-
-    Raises:
-        ConfigError: if it is not a run's folder, or the run has no checkpoint with a readable optimizer state.
-    """
-    folder = Path(init).expanduser()
-    where = f"'{OPTIMIZER_KEY}' is true, but '{INIT_KEY}' is '{init}'"
-    remedy = f"name the folder of a run with its checkpoints, or set '{OPTIMIZER_KEY}' to false"
-    if folder.is_file():
-        raise ConfigError(f"{where}, a file of weights alone, without an optimizer; {remedy}")
-    found = checkpoints(folder / "checkpoints")
-    if not found:
-        raise ConfigError(f"{where}, which has weights but no checkpoints, so no optimizer; {remedy}")
-    newest = found[-1]
-    if (newest / "optimizer.pt").exists():
-        raise ConfigError(f"{where}: {newest} was written by an older version as a pickle, which is not read; {remedy}")
-    for name in (TENSORS, REST):
-        if not (newest / name).is_file():
-            raise ConfigError(f"{where}: {newest} has no {name}; {remedy}")
-    return newest
-
-
-def optimizer_digest(init: str) -> str:
-    """Return 16 hex digits of the content of the optimizer state to restore."""
-    folder = source_checkpoint(init)
-    content = "/".join(content_digest(folder / name) for name in (TENSORS, REST))
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def check_initial_optimizer(config: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""Locate, identify and check initial weights from another run."""
+"""Check and load initial weights from another run."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from microdit.common.errors import CheckpointError, ConfigError, listed
-from microdit.common.files.digests import content_digest
 from microdit.common.files.tensors import read_tensors
 from microdit.encoders.text_record import check_features
 from microdit.model import DiT
 from microdit.training.config import Recipe
+from microdit.training.run_files import INIT_KEY, weights_file
 
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by name
 
-INIT_KEY = "training.init"
-WEIGHTS = "model.safetensors"  # name of the file that a run and `microdit import` write
 SIGMA_DATA = "sigma_data"  # a scalar stored among a run's weights
 MAX_LISTED = 4  # tensors or parameters in an error message
 
@@ -33,35 +31,6 @@ DEPTH_HINTS = (
     ("blocks.", "'model.depth'"),
     ("mixer.blocks.", "the depth of the patch-mixer ('model.mixer.depth', 'model.masking.method')"),
 )
-
-
-def weights_file(path: str) -> Path:
-    """Return the file that `training.init` names.
-
-    It is the path itself, or the weights in the folder of a run or an imported model.
-
-    Raises:
-        ConfigError: if there is none.
-    """
-    given = Path(path).expanduser()
-    found = given / WEIGHTS if given.is_dir() else given
-    if found.is_file() and found.suffix == ".safetensors":
-        return found
-    if found.is_file():
-        raise ConfigError(
-            f"'{INIT_KEY}' is '{path}', which is not a .safetensors file; convert it with `microdit import checkpoint`"
-        )
-    if (given / "config.yaml").is_file():
-        raise ConfigError(f"'{INIT_KEY}' is '{path}', a run that has no {WEIGHTS} yet; has it finished?")
-    what = f"a folder without {WEIGHTS}" if given.is_dir() else "missing"
-    raise ConfigError(
-        f"'{INIT_KEY}' is '{path}', which is {what}; give a run's folder, an imported one or a .safetensors"
-    )
-
-
-def weights_digest(path: str) -> str:
-    """Return 16 hex digits that identify initial weights by content."""
-    return content_digest(weights_file(path))[:16]
 
 
 def initial_sigma_data(path: str) -> float:

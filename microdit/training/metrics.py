@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from microdit.common.errors import DivergenceError
-from microdit.training.checkpoint import PartialLogWindow, TrainState, checkpoints
+from microdit.training.checkpoint import PartialLogWindow, TrainState
+from microdit.training.run_files import checkpoints
 
 
 class StepMetrics:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from microdit.common.errors import CheckpointError
 from microdit.common.files.tensors import read_tensors, write_tensors
+from microdit.training.run_files import REST, TENSORS
 
-TENSORS, REST = "optimizer.safetensors", "optimizer.json"
 TENSOR, TUPLE, PAIRS = "tensor", "tuple", "pairs"  # keys of JSON objects that represent other types
 
 

@@ -19,11 +19,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from microdit.alignment.loss import Alignment, build_alignment
 from microdit.common.errors import CheckpointError
+from microdit.common.process.progress_bar import Progress
 from microdit.data.latents.training_data import BatchSampler, EncodedDataset
 from microdit.diffusion import Objective, build_objective
 from microdit.model import DiT, PatchMask
 from microdit.model.conditioning import Captions
-from microdit.training.checkpoint import Identity, TrainState, checkpoints, load_checkpoint, save_checkpoint
+from microdit.training.checkpoint import Identity, TrainState, load_checkpoint, save_checkpoint
 from microdit.training.config import Recipe
 from microdit.training.feed.batches import Batch, BatchFeed, draw_batch
 from microdit.training.feed.device_rows import device_rows
@@ -35,7 +36,7 @@ from microdit.training.logger import StepLogger
 from microdit.training.metrics import StepMetrics
 from microdit.training.optim.lr_schedule import learning_rate
 from microdit.training.optim.optimizers import build_optimizer
-from microdit.training.progress_bar import Progress
+from microdit.training.run_files import checkpoints
 from microdit.training.validation import validate
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from microdit.common.parsing import flatten
 from microdit.config.presets import REQUIRED
 from microdit.config.schema import Config, config_from_mapping
 from microdit.config.sizes import follow_encoders
-from microdit.data.latents.dataset import settings_from_latents
+from microdit.data.latents.reader import settings_from_latents
 from sweeps.config.override_quoting import as_value
 
 GROUPS = ("data", "model", "scale", "recipe")

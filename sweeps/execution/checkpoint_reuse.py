@@ -18,7 +18,8 @@ from filelock import FileLock
 from microdit.common.errors import CheckpointError
 from microdit.common.files.atomic import atomic_path, write_text
 from microdit.config.identity import training_key
-from microdit.training.checkpoint import checkpoint_folder, checkpoints, read_checkpoint
+from microdit.training.checkpoint import read_checkpoint
+from microdit.training.run_files import checkpoint_folder, checkpoints
 from sweeps.planning.trials import Trial
 
 log = logging.getLogger(__name__)

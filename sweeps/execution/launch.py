@@ -17,10 +17,10 @@ from optuna.trial import TrialState
 from microdit.common.contract import FINAL_VAL_LOSS, Status, objective_metric
 from microdit.common.files import atomic
 from microdit.common.process.identity import readable
+from microdit.common.process.progress_bar import format_seconds
 from microdit.common.process.waiting import waiting
 from microdit.common.stores.secrets import masked
 from microdit.pipeline.cost import training_flops
-from microdit.training.progress_bar import format_seconds
 from sweeps.config.study import Study
 from sweeps.execution.interruption import interruptible, undisturbed
 from sweeps.execution.launch_register import Presence, end_abandoned

@@ -17,9 +17,9 @@ from microdit.common.contract import IMAGES_PER_SECOND, SCORES, SECONDS, TRAIN_L
 from microdit.common.finite import is_sound
 from microdit.common.numbers import format_significant
 from microdit.common.process.identity import readable
+from microdit.common.process.progress_bar import format_seconds
 from microdit.common.process.waiting import FIRST_SECONDS
 from microdit.common.tables import text_table
-from microdit.training.progress_bar import format_seconds
 from sweeps.execution.queue.trial_queue import ENDED, LIVE, OUTCOME, STATES, WORKER
 
 LOG_SECONDS = 10.0  # between two lines of a log file

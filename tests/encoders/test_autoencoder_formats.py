@@ -13,7 +13,8 @@ from real_formats import FLUX, SDXL, autoencoder
 from safetensors.torch import load_file, save_file
 
 from microdit.common.errors import ConfigError
-from microdit.encoders.autoencoder import WEIGHTS, AutoencoderConfig, build_autoencoder
+from microdit.encoders.autoencoder import WEIGHTS, build_autoencoder
+from microdit.encoders.config import AutoencoderConfig
 
 MEANS = {"latent_channels": 4, "latents_mean": (-1.0, 0.5, 0.0, 2.0), "latents_std": (8.0, 1.0, 0.5, 2.0)}
 

@@ -13,10 +13,10 @@ from microdit.assets.build.bpe import learn_merges, vocabulary_size
 from microdit.assets.build.evaluate import embed_scenes, held_out, psnr, retrieval
 from microdit.assets.build.hard_negatives import swap
 from microdit.common.errors import ConfigError
-from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
-from microdit.encoders.bundled import ROOT, TEXT_CLIP, VAE
+from microdit.encoders.autoencoder import build_autoencoder
+from microdit.encoders.config import ROOT, TEXT_CLIP, VAE, AutoencoderConfig, TextConfig
 from microdit.encoders.open_clip_checkpoint import open_clip_folder
-from microdit.encoders.text import TextConfig, build_text_encoder
+from microdit.encoders.text import build_text_encoder
 from microdit.evaluation.clip import ScoringClip
 
 

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from microdit.encoders.text import TextConfig, build_text_encoder
+from microdit.encoders.config import TextConfig
+from microdit.encoders.text import build_text_encoder
 
 LAYERS, HEADS, WIDTH, EMBED = 3, 4, 32, 12  # the released tower has 24, 16, 1024 and 1024
 CAPTIONS = ["a red car", "", "two dogs " * 60]

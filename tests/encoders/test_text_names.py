@@ -20,9 +20,10 @@ from pickle_trap import PickleTrap
 from safetensors.torch import save_file
 
 from microdit.common.errors import ConfigError
-from microdit.encoders import text as text_module
-from microdit.encoders.bundled import TEXT_CLIP
-from microdit.encoders.text import TextConfig, build_text_encoder, text_length
+from microdit.encoders import sizes
+from microdit.encoders.config import TEXT_CLIP, TextConfig
+from microdit.encoders.sizes import text_length
+from microdit.encoders.text import build_text_encoder
 
 DFN5B, TINY = "ViT-H-14-quickgelu/dfn5b", "ViT-test-tiny"
 
@@ -124,7 +125,7 @@ def test_a_hub_repository_is_opened_as_its_folder(monkeypatch: pytest.MonkeyPatc
     assert [repository for repository, _ in requested] == ["someone/small-clip"]
     assert "open_clip_model.safetensors" in requested[0][1]
     assert "has no config.json" in rejection("transformers:someone/small-clip")
-    monkeypatch.setattr(text_module, "cached_hub_file", lambda repository, name: TEXT_CLIP / name)
+    monkeypatch.setattr(sizes, "cached_hub_file", lambda repository, name: TEXT_CLIP / name)
     assert text_length(TextConfig("hf-hub:someone/small-clip")) == found.length
 
 

@@ -18,8 +18,9 @@ from real_formats import clip_text_folder, t5_folder
 from microdit.common.errors import ConfigError
 from microdit.config.schema import Config
 from microdit.data.latents.shards import open_shard
-from microdit.encoders.autoencoder import AutoencoderConfig
-from microdit.encoders.text import TextConfig, build_text_encoder, text_length
+from microdit.encoders.config import AutoencoderConfig, TextConfig
+from microdit.encoders.sizes import text_length
+from microdit.encoders.text import build_text_encoder
 from microdit.model.conditioning import mean_token
 
 transformers = pytest.importorskip("transformers")

@@ -14,7 +14,7 @@ import pytest
 from microdit.common.errors import ConfigError
 from microdit.data.config import DataConfig
 from microdit.data.registry import build_dataset
-from microdit.encoders.bundled import SCORE_CLIP
+from microdit.encoders.config import SCORE_CLIP
 from microdit.encoders.open_clip_checkpoint import CONFIG
 from microdit.evaluation.clip import clip_folder, clip_title
 from microdit.evaluation.config import EvalConfig

@@ -38,7 +38,8 @@ from microdit.data.latents.caption_store import CaptionStore
 from microdit.data.latents.reader import open_images, read_index
 from microdit.data.latents.shards import open_shard
 from microdit.data.sources.registry import is_mds
-from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
+from microdit.encoders.autoencoder import build_autoencoder
+from microdit.encoders.config import AutoencoderConfig
 from microdit.evaluation.image_folder import evaluate_folder
 from microdit.evaluation.prompt_files import read_prompts
 from microdit.model.checkpoint_import import _read_config

@@ -23,8 +23,9 @@ from microdit.common.errors import ConfigError
 from microdit.common.files.tensors import write_tensors
 from microdit.config.schema import Config, load_config, save_config
 from microdit.diffusion import EDM, SamplerConfig
-from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
-from microdit.encoders.text import TextConfig, build_text_encoder
+from microdit.encoders.autoencoder import build_autoencoder
+from microdit.encoders.config import AutoencoderConfig, TextConfig
+from microdit.encoders.text import build_text_encoder
 from microdit.encoders.text_record import RELEASED, check_features, recorded_text, text_record
 from microdit.model import load_imported_folder
 from microdit.pipeline.generate import generate

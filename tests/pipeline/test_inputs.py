@@ -13,8 +13,7 @@ import torch
 
 from microdit.common.errors import ConfigError
 from microdit.config.schema import Config
-from microdit.encoders.bundled import TEXT_CLIP, VAE
-from microdit.encoders.text import TextConfig
+from microdit.encoders.config import TEXT_CLIP, VAE, TextConfig
 from microdit.evaluation import feature_extractors
 from microdit.pipeline.inputs import build_components
 from microdit.pipeline.train_and_evaluate import run

@@ -10,7 +10,8 @@ import torch
 
 from microdit.common.errors import ConfigError, DivergenceError
 from microdit.common.finite import is_sound, require_finite, require_sound
-from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
+from microdit.encoders.autoencoder import build_autoencoder
+from microdit.encoders.config import AutoencoderConfig
 from microdit.model.cost.memory import check_memory
 
 HUGE = 1.7976931348623157e308

@@ -15,10 +15,11 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from microdit.common.errors import DivergenceError
-from microdit.training import metrics, progress_bar
+from microdit.common.process import progress_bar
+from microdit.common.process.progress_bar import Progress, format_seconds
+from microdit.training import metrics
 from microdit.training.checkpoint import PartialLogWindow, TrainState
 from microdit.training.metrics import StepMetrics
-from microdit.training.progress_bar import Progress, format_seconds
 
 ALONE = cast(Accelerator, SimpleNamespace(reduce=lambda tensor, how: tensor))
 CPU = torch.device("cpu")

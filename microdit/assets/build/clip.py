@@ -30,7 +30,7 @@ from microdit.assets.build.hard_negatives import ATTRIBUTES, swap
 from microdit.common.files.atomic import atomic_path
 from microdit.data.config import DataConfig
 from microdit.data.registry import build_dataset
-from microdit.encoders.bundled import ROOT
+from microdit.encoders.config import ROOT
 
 MEAN = STD = (0.5, 0.5, 0.5)
 MERGES = 700

@@ -19,8 +19,8 @@ from microdit.common.rng import generator, numpy_generator
 from microdit.data.config import DataConfig
 from microdit.data.dataset import CaptionedImages, Sample
 from microdit.data.registry import build_dataset
-from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
-from microdit.encoders.bundled import SCORE_CLIP, TEXT_CLIP
+from microdit.encoders.autoencoder import build_autoencoder
+from microdit.encoders.config import SCORE_CLIP, TEXT_CLIP, AutoencoderConfig
 from microdit.encoders.open_clip_checkpoint import ClipFolder, open_clip_folder
 
 SEED = 31  # of scenes that no training run of the assets used

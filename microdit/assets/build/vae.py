@@ -21,7 +21,7 @@ from microdit.common.files.atomic import atomic_path
 from microdit.common.rng import generator, numpy_generator
 from microdit.data.config import DataConfig
 from microdit.data.registry import build_dataset
-from microdit.encoders.bundled import VAE
+from microdit.encoders.config import VAE
 
 SEED = 2024
 KL_WEIGHT = 5e-4  # per latent value

@@ -21,9 +21,10 @@ from microdit.data.config import DataConfig
 from microdit.data.dataset import Sample
 from microdit.data.images.reader import load_square
 from microdit.data.latents.caption_store import HEADER, PREFIX, CaptionStore, StoredCaptions, store_name
-from microdit.data.latents.reader import check_all, open_images, read_index, settings_of, to_overrides
+from microdit.data.latents.reader import check_all, open_images, settings_of, to_overrides
 from microdit.data.latents.training_data import EncodedDataset, with_captions
-from microdit.encoders.autoencoder import Autoencoder, AutoencoderConfig, build_autoencoder
+from microdit.encoders.autoencoder import Autoencoder, build_autoencoder
+from microdit.encoders.config import AutoencoderConfig
 from microdit.encoders.text import TextEncoder
 
 
@@ -191,17 +192,6 @@ def check_autoencoder(root: Path, index: Mapping[str, Any], autoencoder: Autoenc
             f"'autoencoder.path' names another autoencoder than the one that {root} was encoded with "
             f"('{made['path']}'): {', '.join(wrong)}; set autoencoder.path=data, or the path of that autoencoder"
         )
-
-
-def settings_from_latents(path: str) -> dict[str, int]:
-    """Return the settings that follow from encoded images, by dotted keys.
-
-    These are resolution (pixels), latent channels and latent size.
-
-    Raises:
-        DataError: if the folder is missing or unfinished.
-    """
-    return settings_of(read_index(Path(path).expanduser()))
 
 
 def _sizes(root: Path, index: Mapping[str, Any]) -> str:

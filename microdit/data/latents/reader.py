@@ -169,6 +169,17 @@ def settings_of(index: Mapping[str, Any]) -> dict[str, int]:
     return {"data.resolution": int(index["resolution"]), "model.in_channels": channels, "model.input_size": side}
 
 
+def settings_from_latents(path: str) -> dict[str, int]:
+    """Return the settings that follow from encoded images, by dotted keys.
+
+    These are resolution (pixels), latent channels and latent size.
+
+    Raises:
+        DataError: if the folder is missing or unfinished.
+    """
+    return settings_of(read_index(Path(path).expanduser()))
+
+
 def to_overrides(settings: Mapping[str, int]) -> str:
     """Return settings as command-line words "KEY=VALUE ...".
 

@@ -18,8 +18,9 @@ from microdit.data.latents.caption_store import FILE_BYTES, CaptionStore, create
 from microdit.data.latents.job import ShardJob
 from microdit.data.latents.writer import EncodingStats, write_images
 from microdit.data.sources.mds import AUTOENCODER, RELEASED_TEXT_WIDTH, TOOL, GivenLatents, MdsSource
-from microdit.encoders.autoencoder import AutoencoderConfig, build_autoencoder
-from microdit.encoders.text import TextConfig, TextEncoder, build_text_encoder
+from microdit.encoders.autoencoder import build_autoencoder
+from microdit.encoders.config import AutoencoderConfig, TextConfig
+from microdit.encoders.text import TextEncoder, build_text_encoder
 from microdit.model.conditioning import unpack
 
 

@@ -6,11 +6,15 @@ rough: the blocks' matrices only. `microdit.model.cost.network` counts exactly.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import psutil
-import torch
 
 from microdit.common.errors import ConfigError
 from microdit.model.config import DiTConfig
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_PARAMETERS = 10**13  # 200 TB of weights, gradients, moments and average
 MAX_BATCH_BYTES = 10**14
@@ -92,6 +96,8 @@ def check_memory(parameters: int, batch: float, images: float, device: torch.dev
     weights = float(parameters * BYTES_PER_PARAMETER)
     room = float(ram)
     if device.type == "cuda":
+        import torch
+
         room = float(torch.cuda.mem_get_info(device)[1] * processes)
     needs = {
         f"training {parameters:,} parameters": (weights, room),

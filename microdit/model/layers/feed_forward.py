@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from microdit.common.registry import Registry
 from microdit.model.cost.flops import linear_flops
+from microdit.model.layers import registry
 
 
 class FeedForward(nn.Module):
@@ -68,5 +69,5 @@ class GELU(FeedForward):
         return self.w2(F.gelu(self.w1(x), approximate="tanh"))
 
 
-FEED_FORWARDS: Registry[type[FeedForward]] = Registry("model.ffn.type", {"swiglu": SwiGLU, "gelu": GELU})
+FEED_FORWARDS: Registry[type[FeedForward]] = registry.FEED_FORWARDS
 register_feed_forward = FEED_FORWARDS.register

@@ -13,6 +13,7 @@ from microdit.common.registry import Registry
 from microdit.model.conditioning import Captions, map_tokens
 from microdit.model.config import DiTConfig
 from microdit.model.cost.flops import linear_flops
+from microdit.model.layers import registry
 from microdit.model.layers.block_stacks import mixer_blocks
 
 
@@ -108,7 +109,7 @@ class PatchMixer(Mixer):
         return maps + blocks + linear_flops(self.map_out, kept)
 
 
-MIXERS: Registry[type[Mixer]] = Registry("model.mixer.type", {"transformer": PatchMixer}, base=Mixer)
+MIXERS: Registry[type[Mixer]] = registry.MIXERS
 register_mixer = MIXERS.register
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from microdit.model.conditioning import Captions
 from microdit.model.config import DiTConfig
-from microdit.model.masking.patch_mask import PatchMask, kept_patches, random_mask
+from microdit.model.masking.kept_patches import kept_patches
+from microdit.model.masking.patch_mask import PatchMask, random_mask
 
 
 @dataclass(frozen=True)

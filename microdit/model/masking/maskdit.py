@@ -13,7 +13,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from microdit.common.errors import ConfigError
 from microdit.model.conditioning import Captions, map_tokens
 from microdit.model.config import DiTConfig
 from microdit.model.cost.flops import linear_flops
@@ -22,6 +21,7 @@ from microdit.model.layers.embeddings import sincos_positions
 from microdit.model.layers.feed_forward import FEED_FORWARDS
 from microdit.model.masking.base import Masking, MaskingLossInputs, scatter_tokens
 from microdit.model.masking.patch_mask import PatchMask
+from microdit.model.masking.requirements import check_decoder, decoder_sizes
 from microdit.model.width_schedules import hidden_width
 
 
@@ -37,31 +37,14 @@ class MaskDiT(Masking):
 
     pos_embed: Tensor  # (1, T, D), fixed
 
-    @staticmethod
-    def sizes(config: DiTConfig) -> tuple[int, int]:
-        """Return the width of the decoder and of its heads.
-
-        Returns:
-            (width, head width).
-        """
-        decoder = config.masking.decoder
-        return (
-            config.width if decoder.width is None else decoder.width,
-            config.head_dim if decoder.head_dim is None else decoder.head_dim,
-        )
-
     @classmethod
     def check(cls, config: DiTConfig) -> None:
-        width, head_dim = cls.sizes(config)
-        if width % head_dim or width % 4:
-            raise ConfigError(
-                f"'model.masking.decoder.width' is {width}; it must be whole heads of {head_dim} and a multiple of 4"
-            )
+        check_decoder(config)
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)
         decoder, self.patch_size = config.masking.decoder, config.patch_size
-        width, head_dim = self.sizes(config)
+        width, head_dim = decoder_sizes(config)
         self.head_width = width
         shape = BlockShape(width, config.width, head_dim, config.bias, config.qk_norm, config.norm_eps)
         self.enter = FinalLayer(replace(shape, width=config.width), width)

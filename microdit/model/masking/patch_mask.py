@@ -5,14 +5,13 @@ B batch, T patches, K kept patches, V values per patch, G patches per side (T = 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from microdit.common.errors import ConfigError
+from microdit.model.masking.kept_patches import kept_patches
 
 
 @dataclass(frozen=True)
@@ -88,34 +87,6 @@ def keep_none(batch: int, patches: int, device: torch.device | str = "cpu") -> P
         device: of the mask.
     """
     return mask_from_keep(torch.empty(batch, 0, dtype=torch.int64, device=device), patches)
-
-
-def kept_patches(side: int, ratio: float, block_size: int) -> int:
-    """Return K: int(T (1 - ratio)) single patches, or as many whole blocks.
-
-    Args:
-        side: G.
-        ratio: share of dropped patches, in [0, 1).
-        block_size: b.
-
-    Raises:
-        ConfigError: if the blocks do not divide the grid, or none is kept.
-    """
-    if side % block_size:
-        divisors = [size for size in range(1, side + 1) if side % size == 0]
-        nearest = min(divisors, key=lambda size: abs(size - block_size))
-        raise ConfigError(
-            f"'model.masking.block_size' is {block_size}, which does not divide the grid of {side} x {side} patches; "
-            f"the nearest that does is {nearest}"
-        )
-    blocks = (side // block_size) ** 2
-    kept = math.floor(blocks * (1 - ratio) + 1e-9)  # 1 - 0.9 must not lose a patch to rounding
-    if kept < 1:
-        raise ConfigError(
-            f"'model.masking.ratio' is {ratio}, which keeps none of {blocks} blocks of patches; the highest that keeps "
-            f"one is {1 - 1 / blocks:g}"
-        )
-    return kept * block_size**2
 
 
 def random_mask(batch: int, side: int, ratio: float, block_size: int, generator: torch.Generator) -> PatchMask:

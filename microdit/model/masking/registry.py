@@ -1,23 +1,27 @@
-"""List the masking methods by name."""
+"""List the masking methods by name.
+
+Importing this module doesn't load PyTorch.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from microdit.common.registry import Registry
 from microdit.model.config import DiTConfig
-from microdit.model.masking.base import DeferredMasking, Masking, NaiveMasking, NoMasking
-from microdit.model.masking.maskdit import MaskDiT
-from microdit.model.masking.sprint import SparseDenseFusion
-from microdit.model.masking.tread import TokenRouting
+
+if TYPE_CHECKING:
+    from microdit.model.masking.base import Masking
 
 MASKING_METHODS: Registry[type[Masking]] = Registry(
     "model.masking.method",
     {
-        "none": NoMasking,
-        "naive": NaiveMasking,
-        "deferred": DeferredMasking,
-        "maskdit": MaskDiT,
-        "routing": TokenRouting,
-        "sprint": SparseDenseFusion,
+        "none": "microdit.model.masking.base.NoMasking",
+        "naive": "microdit.model.masking.base.NaiveMasking",
+        "deferred": "microdit.model.masking.base.DeferredMasking",
+        "maskdit": "microdit.model.masking.maskdit.MaskDiT",
+        "routing": "microdit.model.masking.tread.TokenRouting",
+        "sprint": "microdit.model.masking.sprint.SparseDenseFusion",
     },
 )
 register_masking = MASKING_METHODS.register

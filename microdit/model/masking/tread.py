@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from microdit.common.errors import ConfigError
 from microdit.model.conditioning import Captions
 from microdit.model.config import DiTConfig
 from microdit.model.masking.base import Masking, MaskingLossInputs, gather_kept, scatter_tokens
 from microdit.model.masking.patch_mask import PatchMask
+from microdit.model.masking.requirements import check_route
 
 
 class TokenRouting(Masking):
@@ -24,12 +24,7 @@ class TokenRouting(Masking):
 
     @classmethod
     def check(cls, config: DiTConfig) -> None:
-        route = config.masking.route
-        if route.before + route.after > config.depth:
-            raise ConfigError(
-                f"'model.masking.route' has {route.before} blocks before and {route.after} after it, which are more "
-                f"than 'model.depth' ({config.depth})"
-            )
+        check_route(config)
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__(config)

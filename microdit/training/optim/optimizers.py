@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from microdit.common.errors import ConfigError
 from microdit.common.registry import Registry
 from microdit.training.config import OptimizerConfig
+from microdit.training.optim import registry
 from microdit.training.optim.muon import CpuMuon
 
 GROUPS = ("embedders", "matrices", "norms", "biases")
@@ -146,7 +147,7 @@ def muon(net: nn.Module, config: OptimizerConfig) -> ChainedOptimizer:
 
 OptimizerBuilder = Callable[[nn.Module, OptimizerConfig], torch.optim.Optimizer]
 
-OPTIMIZERS: Registry[OptimizerBuilder] = Registry("optimizer.type", {"adamw": adamw, "muon": muon})
+OPTIMIZERS: Registry[OptimizerBuilder] = registry.OPTIMIZERS
 register_optimizer = OPTIMIZERS.register
 
 

@@ -20,7 +20,7 @@ from microdit.data.latents.shards import open_shard
 from microdit.data.latents.training_data import BatchSampler, EncodedDataset, encode_dataset
 from microdit.data.registry import build_dataset
 from microdit.encoders.autoencoder import Pixels
-from microdit.encoders.text import TextConfig
+from microdit.encoders.config import TextConfig
 from microdit.model import DiT
 from microdit.model.conditioning import Captions, MaskedTokens, unpack
 from microdit.training.feed.batches import draw_batch

@@ -24,7 +24,8 @@ from microdit.data.config import DataConfig
 from microdit.data.latents.reader import open_images, read_index
 from microdit.data.latents.shards import ConcatArray
 from microdit.data.registry import build_dataset
-from microdit.encoders.autoencoder import AutoencoderConfig, KLAutoencoder, build_autoencoder
+from microdit.encoders.autoencoder import KLAutoencoder, build_autoencoder
+from microdit.encoders.config import AutoencoderConfig
 from microdit.encoders.text import ClipText
 from microdit.pipeline.inputs import build_components
 from microdit.pipeline.train_and_evaluate import run

@@ -24,7 +24,8 @@ from microdit.common.errors import ConfigError
 from microdit.common.files.digests import read_signed, signed
 from microdit.data.latents.caption_store import CaptionStore
 from microdit.data.latents.reader import EncodedImages, open_images, read_index
-from microdit.encoders.text import TextConfig, build_text_encoder
+from microdit.encoders.config import TextConfig
+from microdit.encoders.text import build_text_encoder
 from microdit.pipeline.inputs import build_components
 from sweeps.config.hydra_compose import compose_config
 

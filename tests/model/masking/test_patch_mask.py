@@ -13,7 +13,7 @@ from microdit.common.errors import ConfigError
 from microdit.common.rng import generator
 from microdit.model import DiTConfig, MaskingConfig, mask_from_keep, random_mask
 from microdit.model.masking.base import MaskingLossInputs
-from microdit.model.masking.patch_mask import kept_patches
+from microdit.model.masking.kept_patches import kept_patches
 from microdit.model.masking.registry import build_masking
 from microdit.model.validate import check_model
 

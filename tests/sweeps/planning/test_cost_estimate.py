@@ -14,7 +14,8 @@ from launching import error_line
 
 from microdit.common.errors import ConfigError
 from microdit.config.schema import Config
-from microdit.encoders.text import TextConfig, build_text_encoder
+from microdit.encoders.config import TextConfig
+from microdit.encoders.text import build_text_encoder
 from microdit.model.cost import network as cost
 from microdit.pipeline.cost import forward_flops, text_tokens, training_flops
 from sweeps.cli import main
