@@ -6,7 +6,6 @@ Hidden tokens are aligned with these features. B batch, H W image height and wid
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from microdit.alignment import registry
 from microdit.alignment.config import AlignmentConfig
+from microdit.alignment.registry import LITE0, LITE0_MAPS, lite0_map
 from microdit.common.files.digests import content_digest
 from microdit.common.registry import Registry
 from microdit.encoders.dinov2 import (
@@ -29,7 +29,6 @@ from microdit.encoders.dinov2 import (
 )
 from microdit.encoders.efficientnet_lite0 import (
     CPU_CHUNK,
-    LITE0_SIDE,
     build_lite0,
     fold_batch_norm,
     lite0_digest,
@@ -37,9 +36,7 @@ from microdit.encoders.efficientnet_lite0 import (
 )
 from microdit.encoders.pretrained_weights import PUBLISHED, SettingNames, find_weights, published_place
 
-LITE0 = "efficientnet-lite0"
 KEYS = SettingNames(registry.ENCODER_KEY, registry.WEIGHTS_KEY)
-LITE0_MAPS = ((2, 16), (4, 24), (8, 40), (16, 112), (32, 320))  # stride and channels of its feature maps
 
 
 class PatchEncoder:
@@ -116,8 +113,7 @@ class Lite0Patches(PatchEncoder):
 
     def __init__(self, side: int, device: torch.device | str) -> None:
         super().__init__(side, device)
-        distances = [abs(math.log(LITE0_SIDE / stride / side)) for stride, _ in LITE0_MAPS]
-        self.map = distances.index(min(distances))
+        self.map = lite0_map(side)
         self.width = LITE0_MAPS[self.map][1]
         self._network: nn.Module | None = None
 

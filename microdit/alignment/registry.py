@@ -5,21 +5,25 @@ Importing this module doesn't load PyTorch.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from microdit.alignment.config import AlignmentConfig
 from microdit.common.errors import ConfigError
 from microdit.common.registry import Registry
+from microdit.encoders.config import LITE0_SIDE
 
 ENCODER_KEY, WEIGHTS_KEY = "alignment.encoder", "alignment.weights"
 TAKES_WEIGHTS = ("dinov2",)  # bundled encoders whose `takes_weights` is true
+LITE0 = "efficientnet-lite0"
+LITE0_MAPS = ((2, 16), (4, 24), (8, 40), (16, 112), (32, 320))  # stride and channels of its feature maps
 
 # `patch_encoders` exports it with its type.
 PATCH_ENCODERS: Registry[Any] = Registry(
     ENCODER_KEY,
     {
         "none": "microdit.alignment.patch_encoders.NoEncoder",
-        "efficientnet-lite0": "microdit.alignment.patch_encoders.Lite0Patches",
+        LITE0: "microdit.alignment.patch_encoders.Lite0Patches",
         "dinov2": "microdit.alignment.patch_encoders.Dinov2Patches",
     },
     base="microdit.alignment.patch_encoders.PatchEncoder",
@@ -44,3 +48,21 @@ def check_names(config: AlignmentConfig) -> None:
         f"'{WEIGHTS_KEY}' is '{config.weights}', but '{ENCODER_KEY}' is {name}, which takes none; set '{WEIGHTS_KEY}' "
         f"to null, or '{ENCODER_KEY}' to {taking} (in a study, give both to the same arm)"
     )
+
+
+def lite0_map(side: int) -> int:
+    """Return the index in `LITE0_MAPS` of the map whose side is nearest in ratio to `side` patches."""
+    distances = [abs(math.log(LITE0_SIDE / stride / side)) for stride, _ in LITE0_MAPS]
+    return distances.index(min(distances))
+
+
+def feature_width(config: AlignmentConfig, side: int) -> int:
+    """Return the features of a patch of `side` x `side` ones; 0: there is nothing to align with.
+
+    An encoder whose width depends on its weights or is the user's is built, which loads PyTorch.
+    """
+    if not config.weight or config.encoder == "none":
+        return 0
+    if config.encoder == LITE0:
+        return LITE0_MAPS[lite0_map(side)][1]
+    return int(PATCH_ENCODERS.resolve(config.encoder).from_config(config, side, "cpu").width)

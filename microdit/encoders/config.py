@@ -17,6 +17,7 @@ VAE = ROOT / "vae"
 TEXT_CLIP = ROOT / "text_clip"
 SCORE_CLIP = ROOT / "score_clip"
 
+LITE0_SIDE = 224  # pixels; the size that EfficientNet-Lite0 was trained at
 OF_DATA = "data"  # path of the autoencoder of precomputed latents
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from microdit.common.files.digests import content_digest
+from microdit.encoders.config import LITE0_SIDE
 from microdit.encoders.dinov2 import SIDE, SIZES, dinov2_width
-from microdit.encoders.efficientnet_lite0 import LITE0_SIDE, lite0_digest
+from microdit.encoders.efficientnet_lite0 import lite0_digest
 from microdit.encoders.pretrained_weights import PUBLISHED, SCORING, find_weights
 from microdit.evaluation.clip import BUILTIN, ScoringClip, clip_folder, clip_title
 from microdit.evaluation.config import BUILTIN_NET, EvalConfig

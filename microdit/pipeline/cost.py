@@ -5,15 +5,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-import torch
-
-from microdit.alignment.config import AlignmentConfig
-from microdit.alignment.loss import Alignment, build_alignment
+from microdit.alignment.registry import feature_width
 from microdit.config.schema import Config
 from microdit.encoders.sizes import text_length
-from microdit.model import DiTConfig
 from microdit.model.cost import network as cost
 from microdit.pipeline.run_logger import RunFact
 
@@ -42,8 +36,8 @@ def forward_flops(config: Config, masked: bool = True) -> int:
         masked: count only the patches that masking keeps; False: all, as in the unmasked tail.
     """
     block = config.alignment.block_of(config.model.depth) - 1
-    tokens = cost.meta_network(config.model).masking.seen_by(block, masked)
-    aligned = _alignment(config.alignment, config.model).flops(tokens)
+    tokens = cost.tokens_seen_by(config.model, block, masked)
+    aligned = sum(2 * tokens * width_in * width_out for width_in, width_out in _projector(config))
     return cost.forward_flops(config.model, text_tokens(config), masked) + aligned
 
 
@@ -72,15 +66,16 @@ def trained_parameters(config: Config) -> int:
 
     The alignment's projector counts.
     """
-    aligned = _alignment(config.alignment, config.model).parameters()
-    return cost.parameters(config.model) + sum(parameter.numel() for parameter in aligned)
+    aligned = sum((width_in + 1) * width_out for width_in, width_out in _projector(config))
+    return cost.parameters(config.model) + aligned
 
 
-@lru_cache(maxsize=256)
-def _alignment(config: AlignmentConfig, model: DiTConfig) -> Alignment:
-    """Build the alignment on the meta device, for counting."""
-    with torch.device("meta"):
-        return build_alignment(config, model, seed=None)
+def _projector(config: Config) -> list[tuple[int, int]]:
+    """Return the sizes of the alignment's linears; [] without alignment."""
+    width = config.model.width
+    features = feature_width(config.alignment, config.model.side)
+    hidden = width if config.alignment.hidden is None else config.alignment.hidden
+    return [(width, hidden), (hidden, hidden), (hidden, features)] if features else []
 
 
 def cost_facts(config: Config) -> dict[str, RunFact]:

@@ -10,7 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from microdit.model import PRESETS, DiT, DiTConfig, MaskingConfig, preset
 from microdit.model.config import DecoderConfig, ExpertsConfig, FeedForwardConfig, MixerConfig, RouteConfig
+from microdit.model.cost import built_counts, built_seen_tokens
 from microdit.model.cost import network as cost
+from microdit.model.cost.bundled import bundled_counts
 from microdit.model.width_schedules import WidthConfig
 
 SMALL = DiTConfig(width=64, depth=4, head_dim=16, mixer=MixerConfig(depth=2))
@@ -46,6 +48,14 @@ def test_flops_equal_pytorchs_count(config, masked):
         net(*inputs, plan.to("meta") if plan else None)
     ours = BATCH * cost.forward_flops(config, TEXT, masked)
     assert counter.get_total_flops() == pytest.approx(ours, rel=0.001)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("masked", [True, False])
+def test_costs_counted_from_settings_are_those_of_the_built_network(config, masked):
+    assert bundled_counts(config, TEXT, masked) == built_counts(config, TEXT, masked)
+    for block in range(config.depth):
+        assert cost.tokens_seen_by(config, block, masked) == built_seen_tokens(config, block, masked)
 
 
 def test_no_mixer_costs_nothing():

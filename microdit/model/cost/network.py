@@ -3,27 +3,27 @@
 A multiply-add is 2 FLOPs. All matrix products count: linears, the patch convolution, both products of attention, and
 experts by the tokens they take. Norms, activations, softmax and the position table do not. A training step costs three
 forward passes, since the backward pass costs two. In masked training the mixer processes all patches and the backbone
-the kept ones; sampling is unmasked.
+the kept ones; sampling is unmasked. Only a network with a class of the user's is built for the
+count.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-import torch
-
+from microdit.model import cost
 from microdit.model.config import DiTConfig
-from microdit.model.dit import DiT
-from microdit.model.layers.moe import ExpertChoice
+from microdit.model.cost.bundled import Counts, bundled_counts, is_bundled, seen_tokens
 
 TEXT_TOKENS = 77  # of CLIP; pass the text encoder's own length if it differs
 
 
-@lru_cache(maxsize=256)
-def meta_network(config: DiTConfig) -> DiT:
-    """Return the network without storage, for counting."""
-    with torch.device("meta"):
-        return DiT(config, seed=None)
+@lru_cache(maxsize=1024)
+def _counts(config: DiTConfig, text_tokens: int, masked: bool) -> dict[str, Counts]:
+    """Return the costs of each part of the network."""
+    if is_bundled(config):
+        return bundled_counts(config, text_tokens, masked)
+    return cost.built_counts(config, text_tokens, masked)
 
 
 def parameters(config: DiTConfig) -> int:
@@ -33,19 +33,7 @@ def parameters(config: DiTConfig) -> int:
 
 def parameter_groups(config: DiTConfig) -> dict[str, int]:
     """Return the number of parameters by part of the network."""
-    net = meta_network(config)
-    parts = {
-        "embedders": (net.x_embedder, net.t_embedder, net.y_embedder, net.pooled_embedder),
-        "caption_block": (net.caption_block,),
-        "mixer": (net.mixer,),
-        "masking": (net.masking,),
-        "backbone": (net.blocks,),
-        "head": (net.final_layer,),
-    }
-    counts = {name: sum(p.numel() for m in modules for p in m.parameters()) for name, modules in parts.items()}
-    total = sum(p.numel() for p in net.parameters())
-    assert sum(counts.values()) == total, f"parts sum to {sum(counts.values())}, the network has {total}"
-    return counts
+    return {name: part.parameters for name, part in _counts(config, TEXT_TOKENS, True).items()}
 
 
 def active_parameters(config: DiTConfig) -> int:
@@ -53,11 +41,7 @@ def active_parameters(config: DiTConfig) -> int:
 
     A token uses `capacity` of a layer's experts on average.
     """
-    idle = 0.0
-    for module in meta_network(config).modules():
-        if isinstance(module, ExpertChoice):
-            idle += (module.w1.numel() + module.w2.numel()) * (1 - module.capacity / len(module.w1))
-    return round(parameters(config) - idle)
+    return round(parameters(config) - sum(part.idle for part in _counts(config, TEXT_TOKENS, True).values()))
 
 
 def flops_by_part(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: bool = True) -> dict[str, int]:
@@ -68,22 +52,13 @@ def flops_by_part(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: boo
         text_tokens: S.
         masked: count the kept patches, as in training; otherwise all patches.
     """
-    net = meta_network(config)
-    patches = config.patches
-    return {
-        "embedders": net.x_embedder.flops(patches)
-        + net.t_embedder.flops()
-        + net.y_embedder.flops(text_tokens)
-        + net.pooled_embedder.flops(1),
-        "caption_block": net.caption_block.flops(text_tokens),
-        "mixer": net.mixer.flops(patches, net.masking.entering(masked), text_tokens),
-        "masking": net.masking.own_flops(masked, text_tokens),
-        "backbone": sum(
-            block.flops(net.masking.seen_by(i, masked), text_tokens)  # type: ignore[operator]
-            for i, block in enumerate(net.blocks)
-        ),
-        "head": net.final_layer.flops(net.masking.leaving(masked)),
-    }
+    return {name: part.flops for name, part in _counts(config, text_tokens, masked).items()}
+
+
+def tokens_seen_by(config: DiTConfig, block: int, masked: bool) -> int:
+    """Return the number of tokens that backbone block `block` (from 0) sees."""
+    count = seen_tokens if is_bundled(config) else cost.built_seen_tokens
+    return count(config, block, masked)
 
 
 def forward_flops(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: bool = True) -> int:
