@@ -62,14 +62,14 @@ class Web:
     """Paths: /ok/N.jpg, /missing/N, /broken/N, /slow/N, /small/N, /moved/N (to /ok/N.jpg), /optout/N, /gate/N.jpg."""
 
     def __init__(self) -> None:
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.gate = threading.Event()
         web = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self.path = self.path.removeprefix(web.address)  # a proxy is asked for whole urls
-                web.asked[self.path] += 1
+                self.path = self.path.removeprefix(web.address)  # proxies receive whole urls
+                web.requests[self.path] += 1
                 with suppress(OSError):  # The client may go away.
                     web.answer(self)
 

@@ -73,7 +73,7 @@ def test_the_seed_draws_the_captions(root: Path, tmp_path: Path) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_faults_are_said(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faults_are_reported(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def failing(*words: str) -> str:
         assert main(["data", "cifar10", *words]) == 2
         return capsys.readouterr().err

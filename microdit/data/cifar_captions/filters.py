@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 from microdit.data.cifar_captions.class_words import ClassPhrases
 from microdit.data.cifar_captions.config import Filters
 
+LOWER_BOUNDS = ("min width", "min height", "clip", "aesthetic")
 Keep = Callable[[pa.RecordBatch], Any]
 
 
@@ -38,22 +40,20 @@ def steps(filters: Filters, words: ClassPhrases) -> list[RowFilter]:
     if filters.min_words is not None or filters.max_words is not None:
         low, high = filters.min_words or 0, filters.max_words or 1 << 30
         chosen.append(RowFilter("caption length", ("text",), lambda b: _between(_count_words(b), low, high)))
-    for name, column in (("min_width", "width"), ("min_height", "height")):
-        if (least := getattr(filters, name)) is not None:
-            chosen.append(RowFilter(name.replace("_", " "), (column,), _at_least(column, least)))
-    if (limit := filters.max_aspect) is not None:
-        chosen.append(RowFilter("aspect ratio", ("width", "height"), lambda b: pc.less_equal(_aspect(b), limit)))
-    bounds: tuple[tuple[str, tuple[str, ...], bool], ...] = (
-        ("min_clip", ("clip_similarity_vitb32",), True),
-        ("max_watermark", ("watermark_score",), False),
-        ("min_aesthetic", ("aesthetic_score_laion_v2",), True),
-        ("max_nsfw", ("nsfw_score_opennsfw2", "nsfw_score_gantman"), False),
+    bounds: tuple[tuple[str, float | None, tuple[str, ...]], ...] = (
+        ("min width", filters.min_width, ("width",)),
+        ("min height", filters.min_height, ("height",)),
+        ("aspect ratio", filters.max_aspect, ("width", "height")),
+        ("clip", filters.min_clip, ("clip_similarity_vitb32",)),
+        ("watermark", filters.max_watermark, ("watermark_score",)),
+        ("aesthetic", filters.min_aesthetic, ("aesthetic_score_laion_v2",)),
+        ("nsfw_score_opennsfw2", filters.max_nsfw, ("nsfw_score_opennsfw2",)),
+        ("nsfw_score_gantman", filters.max_nsfw, ("nsfw_score_gantman",)),
     )
-    for name, columns, least_wanted in bounds:
-        if (bound := getattr(filters, name)) is not None:
-            for column in columns:
-                keep = _at_least(column, bound) if least_wanted else _at_most(column, bound)
-                chosen.append(RowFilter(column if len(columns) > 1 else name[4:], (column,), keep))
+    for name, bound, columns in bounds:
+        if bound is not None:
+            compare = pc.greater_equal if name in LOWER_BOUNDS else pc.less_equal
+            chosen.append(RowFilter(name, columns, partial(_within, compare, bound, columns)))
     return chosen
 
 
@@ -78,9 +78,5 @@ def _aspect(batch: pa.RecordBatch) -> Any:
     )
 
 
-def _at_least(column: str, bound: float) -> Keep:
-    return lambda batch: pc.greater_equal(batch.column(column), bound)
-
-
-def _at_most(column: str, bound: float) -> Keep:
-    return lambda batch: pc.less_equal(batch.column(column), bound)
+def _within(compare: Callable[..., Any], bound: float, columns: tuple[str, ...], batch: pa.RecordBatch) -> Any:
+    return compare(_aspect(batch) if len(columns) > 1 else batch.column(columns[0]), bound)

@@ -50,7 +50,7 @@ def entries(tmp_path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (tmp_path / "out" / "images" / "metadata.jsonl").read_text().splitlines()]
 
 
-def test_all_that_a_list_of_urls_meets(
+def test_good_urls_are_downloaded_and_faults_counted(
     tmp_path: Path, python: Path, web: Web, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = [f"ok/{k}.jpg" for k in range(8)] + ["moved/8"]
@@ -68,7 +68,7 @@ def test_all_that_a_list_of_urls_meets(
     assert (report["urls"], report["succeeded"], sum(report["failed"].values())) == (15, 9, 6)
     assert report["failed"]["failed_to_download: HTTP Error 404: Not Found"] == 2
     assert report["images"]["cat"] == sum(entry["label"] == "cat" for entry in found)
-    assert web.asked["/missing/0"] == 2  # tried again once
+    assert web.requests["/missing/0"] == 2  # tried again once
     assert "2  failed: failed_to_download: HTTP Error 404: Not Found" in said
     assert "9  images of 15 urls" in said
     assert "HTTP Error 404" in (tmp_path / "out" / "card.md").read_text()
@@ -80,12 +80,12 @@ def test_all_that_a_list_of_urls_meets(
         assert all(data.classes[data[i].label] == mine[data[i].attributes["file"]]["label"] for i in range(len(data)))
 
 
-def test_a_finished_download_asks_nothing_again(tmp_path: Path, python: Path, web: Web) -> None:
+def test_a_finished_download_is_not_repeated(tmp_path: Path, python: Path, web: Web) -> None:
     write(tmp_path / "coyo", rows_of(web, *(f"ok/{k}.jpg" for k in range(6)), "missing/0"))
     assert main(words(tmp_path, python)) == 0
-    asked, found = web.asked.copy(), entries(tmp_path)
+    requests, found = web.requests.copy(), entries(tmp_path)
     assert main(words(tmp_path, python)) == 0
-    assert web.asked == asked
+    assert web.requests == requests
     assert entries(tmp_path) == found
 
 
@@ -99,7 +99,7 @@ def test_an_interrupted_download_resumes(tmp_path: Path, python: Path, web: Web,
         first = subprocess.Popen([sys.executable, "-m", "microdit", *call], stdout=said, stderr=said)
     try:
         # The order is drawn: when a gate is met, all that came before it is complete.
-        wait_until(lambda: any(path.startswith("/gate") for path in web.asked))
+        wait_until(lambda: any(path.startswith("/gate") for path in web.requests))
         time.sleep(0.5)
         complete = {path.name for path in shards.glob("*_stats.json")}
         first.send_signal(sign)
@@ -108,11 +108,11 @@ def test_an_interrupted_download_resumes(tmp_path: Path, python: Path, web: Web,
         first.kill()
     assert not (tmp_path / "out" / "images").exists()
     web.gate.set()
-    before = Counter({path: count for path, count in web.asked.items() if path.startswith("/ok")})
+    before = Counter({path: count for path, count in web.requests.items() if path.startswith("/ok")})
     assert main(call) == 0
     assert len(entries(tmp_path)) == len(kinds)
     assert complete <= {path.name for path in shards.glob("*_stats.json")}
-    again = [path for path in before if web.asked[path] > before[path]]
+    again = [path for path in before if web.requests[path] > before[path]]
     assert len(again) <= 1  # the one that may have been under way
     left = [p for p in psutil.process_iter(["cmdline"]) if str(shards) in " ".join(p.info["cmdline"] or [])]
     assert not left
@@ -130,7 +130,7 @@ def failing(capsys: pytest.CaptureFixture[str], call: list[str]) -> str:
     return capsys.readouterr().err.strip().split("\n")[-1]
 
 
-def test_what_can_go_wrong_is_said(
+def test_failures_are_reported(
     tmp_path: Path, stand_in: Path, web: Web, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "coyo", rows_of(web, "missing/0", "missing/1"))
@@ -149,7 +149,7 @@ def test_what_can_go_wrong_is_said(
 
 
 @pytest.mark.slow
-def test_an_environment_that_cannot_be_made(
+def test_a_failed_installation_is_reported(
     tmp_path: Path, web: Web, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "coyo", rows_of(web, "ok/0.jpg"))
@@ -161,7 +161,7 @@ def test_an_environment_that_cannot_be_made(
     said = failing(capsys, call)
     assert "img2dataset can't be installed into" in said
     assert "--img2dataset PATH" in said
-    assert not web.asked
+    assert not web.requests
 
 
 def test_training_takes_labels_and_splits(tmp_path: Path, stand_in: Path, web: Web, smoke_config: Config) -> None:

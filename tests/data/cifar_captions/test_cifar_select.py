@@ -77,7 +77,7 @@ def test_each_filter_drops_and_counts_its_own_rows(tmp_path: Path) -> None:
     assert "| cat | " in text
 
 
-def test_filters_can_be_moved_and_left_out(tmp_path: Path) -> None:
+def test_filters_can_be_changed_and_turned_off(tmp_path: Path) -> None:
     rows = [row(0, "a cat", width=100), row(1, "a small dog here", watermark_score=None), row(2, "one big ship here")]
     coyo = write(tmp_path / "coyo", rows)
     assert len(chosen(coyo, tmp_path / "default")) == 1
@@ -86,7 +86,7 @@ def test_filters_can_be_moved_and_left_out(tmp_path: Path) -> None:
     assert "watermark" not in card(tmp_path / "loose")["dropped"]
 
 
-def test_a_caption_of_several_classes_stands_under_the_first(tmp_path: Path) -> None:
+def test_a_caption_of_several_classes_is_labeled_by_the_first(tmp_path: Path) -> None:
     coyo = write(tmp_path / "coyo", [row(0, "the dog and a cat"), row(1, "just one cat"), row(2, "cat, dog, cats")])
     found = {r["id"] % 10: r for r in chosen(coyo, tmp_path / "out")}
     assert [found[k]["label"] for k in range(3)] == ["dog", "cat", "cat"]
@@ -96,7 +96,7 @@ def test_a_caption_of_several_classes_stands_under_the_first(tmp_path: Path) -> 
     assert card(tmp_path / "single")["dropped"]["several classes"] == 2
 
 
-def test_of_equals_one_stays_and_unknown_hashes_are_no_equals(tmp_path: Path) -> None:
+def test_one_of_several_duplicates_is_kept(tmp_path: Path) -> None:
     rows = [
         row(0, "a cat is here", url="http://a.invalid/1"),
         row(1, "a cat is there", url="http://a.invalid/1"),
@@ -127,7 +127,7 @@ def test_caps_balance_and_seed(tmp_path: Path) -> None:
     assert all(sides[r["id"]] == r["split"] for r in fewer if r["split"] == "val")
 
 
-def test_the_held_out_share_is_about_what_was_asked(tmp_path: Path) -> None:
+def test_the_held_out_share_is_about_val_fraction(tmp_path: Path) -> None:
     found = chosen(write(tmp_path / "coyo", many(60)), tmp_path / "out", "--val-fraction", "0.25")
     assert 110 <= sum(r["split"] == "val" for r in found) <= 190
     assert card(tmp_path / "out")["chosen"]["cat"]["val"] == sum(
@@ -158,7 +158,7 @@ ROWS = st.lists(
 
 @settings(max_examples=20)
 @given(ROWS, st.randoms(use_true_random=False), st.integers(1, 4), st.sampled_from([[], ["--per-class", "1"]]))
-def test_the_order_of_rows_and_files_is_nothing(changes: list[dict[str, Any]], draws, files: int, words) -> None:
+def test_the_order_of_rows_and_files_does_not_matter(changes: list[dict[str, Any]], draws, files: int, words) -> None:
     rows = [row(k, **change) for k, change in enumerate(changes)] + [row(99, "a bird on a branch")]
     mixed = draws.sample(rows, len(rows))
     with TemporaryDirectory() as name:
@@ -172,7 +172,9 @@ def test_the_order_of_rows_and_files_is_nothing(changes: list[dict[str, Any]], d
         assert len({r["url"] for r in once}) == len(once)
 
 
-def test_a_found_selection_is_kept_and_another_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_selection_is_reused_and_another_rejected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     coyo, out = write(tmp_path / "coyo", many(3)), tmp_path / "out"
     chosen(coyo, out, "--per-class", "2")
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -224,7 +226,7 @@ def test_a_list_of_other_classes(tmp_path: Path) -> None:
         (["--coyo", "GOOD", "--words", "no.yaml"], "the word list no.yaml: no such file"),
     ],
 )
-def test_one_sentence_and_nothing_half_written(
+def test_errors_are_one_sentence_and_write_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     good = row(0, "a cat is here")

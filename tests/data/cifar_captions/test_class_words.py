@@ -72,7 +72,7 @@ def test_a_phrase_that_means_something_else_is_never_found(phrase: str, before: 
 
 @settings(max_examples=60)
 @given(st.sampled_from([p for p in NAMING if " " not in p]), st.sampled_from("aqzéß7_Ж"), st.booleans())
-def test_a_word_within_a_word_is_none(word: str, letter: str, before: bool) -> None:
+def test_a_word_within_another_is_not_found(word: str, letter: str, before: bool) -> None:
     longer = letter + word if before else word + letter
     assert WORDS.find(longer) == (() if longer not in WORDS.meaning else (WORDS.meaning[longer],))
 
@@ -84,7 +84,7 @@ PIECES = st.one_of(
 
 @settings(max_examples=60)
 @given(st.lists(PIECES, max_size=8).map("".join))
-def test_the_quick_look_misses_nothing_that_is_found(caption: str) -> None:
+def test_preselection_has_no_false_negatives(caption: str) -> None:
     if WORDS.find(caption):
         assert WORDS.mentions(pa.array([caption]))[0].as_py()
 
@@ -118,7 +118,7 @@ def test_finding_equals_reading_from_left_to_right(parts: list[str]) -> None:
         ("cat: [", "not valid YAML"),
     ],
 )
-def test_a_word_list_at_fault_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_faults_of_a_word_list_are_reported(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(DataError, match=f"mine.yaml.*{re.escape(message)}"):

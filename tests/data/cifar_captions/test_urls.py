@@ -67,7 +67,7 @@ def test_no_closed_ipv6_address_passes(address: str) -> None:
 
 
 @given(in_blocks(CLOSED))
-def test_no_ipv6_address_carries_a_closed_one(address: str) -> None:
+def test_no_ipv6_address_embeds_a_closed_one(address: str) -> None:
     number = int(ipaddress.IPv4Address(address))
     six_to_four = ipaddress.IPv6Address(0x2002 << 112 | number << 80)
     for carrier in (f"::ffff:{address}", f"64:ff9b::{address}", str(six_to_four)):
@@ -145,17 +145,22 @@ def test_any_text_is_kept_or_dropped_for_a_reason(text: str) -> None:
         ("HTTP://Images.Example.COM:8080/A.JPG", None),
     ],
 )
-def test_urls_by_hand(url: str, reason: str | None) -> None:
+def test_single_urls(url: str, reason: str | None) -> None:
     assert rejection_reason(url) == reason
 
 
-def test_the_command_drops_counts_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def select(folder: Path) -> int:
+    """Select from the metadata in `folder`/coyo into `folder`/out."""
+    line = ["data", "cifar-captions", "--coyo", str(folder / "coyo"), "--out", str(folder / "out"), "--select-only"]
+    return main(line)
+
+
+def test_the_command_drops_and_counts_urls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = ["file:///etc/passwd", "http://127.0.0.1/x", "http://169.254.169.254/latest/meta-data", "http://2130706433/"]
     bad += ["data:image/png;base64,AA", "-x", "http://localhost:8080/a.jpg", "http://a.example.com/a\nb.jpg"]
     good = [f"https://images.example.com/{k}.jpg" for k in range(6)]
     write(tmp_path / "coyo", [row(k, f"a cat number {k}", url=url) for k, url in enumerate([*bad, *good])])
-    line = ["data", "cifar-captions", "--coyo", str(tmp_path / "coyo"), "--out", str(tmp_path / "out"), "--select-only"]
-    assert main(line) == 0
+    assert select(tmp_path) == 0
     assert sorted(pq.read_table(tmp_path / "out" / "selection.parquet")["url"].to_pylist()) == good
     dropped = json.loads((tmp_path / "out" / "card.json").read_text())["dropped"]
     counts = {NOT_WEB: 3, LOCAL_ADDRESS: 3, LOCAL_NAME: 1, ODD_CHARACTERS: 1, USER_NAME: 0}
@@ -167,19 +172,17 @@ def test_the_command_drops_counts_and_tells(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_selection_by_an_older_rule_is_not_downloaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "coyo", [row(k, f"a cat number {k}") for k in range(4)])
-    line = ["data", "cifar-captions", "--coyo", str(tmp_path / "coyo"), "--out", str(tmp_path / "out"), "--select-only"]
-    assert main(line) == 0
+    assert select(tmp_path) == 0
     card = read_signed(tmp_path / "out" / "card.json")
     del card["identity"]["url_rule"]
     (tmp_path / "out" / "card.json").write_text(signed(card))
     capsys.readouterr()
-    assert main(line) == 2
+    assert select(tmp_path) == 2
     assert "holds another selection: 'url_rule' is 1, there None" in capsys.readouterr().err
 
 
-def test_captions_that_no_folder_could_hold_are_dropped(tmp_path: Path) -> None:
+def test_captions_with_nul_characters_are_dropped(tmp_path: Path) -> None:
     write(tmp_path / "coyo", [row(1, "a cat\0here now"), row(2, "a cat\u2028and a\x85dog"), row(3, "one more cat")])
-    line = ["data", "cifar-captions", "--coyo", str(tmp_path / "coyo"), "--out", str(tmp_path / "out"), "--select-only"]
-    assert main(line) == 0
+    assert select(tmp_path) == 0
     found = pq.read_table(tmp_path / "out" / "selection.parquet")["caption"].to_pylist()
     assert sorted(found) == ["a cat and a dog", "one more cat"]

@@ -54,7 +54,7 @@ def test_an_item_is_the_same_in_another_process_and_another_order() -> None:
     assert [first, middle, last] == here
 
 
-def test_a_dataset_survives_the_trip_to_a_loader_process() -> None:
+def test_a_dataset_can_be_pickled() -> None:
     dataset = build_dataset(CONFIG, "val")
     copy = pickle.loads(pickle.dumps(dataset))
     assert digest(copy[3]) == digest(dataset[3])
@@ -67,12 +67,12 @@ def test_a_larger_train_split_only_adds_images() -> None:
     assert [digest(small[i]) for i in range(10)] == [digest(large[i]) for i in range(10)]
 
 
-def test_seeds_give_other_pictures_and_zero_is_a_seed() -> None:
+def test_each_seed_gives_other_images() -> None:
     first = {seed: digest(build_dataset(DataConfig(seed=seed), "train")[0]) for seed in (0, 1, 2)}
     assert len(set(first.values())) == 3
 
 
-def test_splits_share_no_picture() -> None:
+def test_splits_share_no_image() -> None:
     seen = {split: {digest(build_dataset(CONFIG, split)[i]) for i in range(300)} for split in SPLITS}
     assert all(len(pictures) == 300 for pictures in seen.values())
     assert not seen["train"] & seen["val"]
@@ -104,7 +104,7 @@ def test_most_compositions_are_trained_on() -> None:
             assert any(held_out(kind, name, count) for name in PLAIN)
 
 
-def test_everything_there_is_appears() -> None:
+def test_all_drawings_backgrounds_and_relations_occur() -> None:
     dataset = build_dataset(dataclasses.replace(CONFIG, resolution=16), "train")
     items = [dataset[i] for i in range(2500)]
     things = [thing for item in items for thing in item.attributes["objects"]]
@@ -119,7 +119,7 @@ def test_everything_there_is_appears() -> None:
     assert len({item.caption for item in items}) > 1500
 
 
-def test_dials_make_simpler_scenes() -> None:
+def test_settings_make_scenes_simpler() -> None:
     plain = DataConfig(max_objects=1, hues=False, scenery=False, sizes=False, specific_names=False, resolution=16)
     dataset = build_dataset(plain, "train")
     for i in range(300):
@@ -135,7 +135,7 @@ def test_dials_make_simpler_scenes() -> None:
 
 @settings(max_examples=150)
 @given(INDICES, st.sampled_from(SPLITS))
-def test_objects_lie_inside_the_frame_apart_from_each_other_and_large_enough(i: int, split: str) -> None:
+def test_objects_are_inside_the_frame_apart_and_large_enough(i: int, split: str) -> None:
     boxes = [
         thing["box"]
         for thing in build_dataset(dataclasses.replace(CONFIG, resolution=16), split)[i].attributes["objects"]
@@ -184,7 +184,7 @@ def test_edges_are_smooth() -> None:
     assert ((red > 90) & (red < 200)).sum() > 40
 
 
-def test_fingerprints_tell_every_setting_and_split_apart() -> None:
+def test_fingerprints_differ_for_every_setting_and_split() -> None:
     variants = [
         {},
         {"seed": 1},
@@ -238,7 +238,7 @@ def test_missing_drawings_are_one_clear_error(monkeypatch: pytest.MonkeyPatch) -
         ({"name": "emoji-caption"}, "did you mean 'emoji-captions'"),
         ({"name": "nowhere.Dataset"}, "can't be imported"),
         ({"name": "microdit.data.dataset.Missing"}, "can't be imported"),
-        ({"name": f"{__name__}.NoDataset"}, "lacks part of a dataset"),
+        ({"name": f"{__name__}.IncompleteDataset"}, "lacks part of a dataset"),
         ({"name": "collections.Counter"}, "can't be called with \\(config, split\\)"),
     ],
 )
@@ -260,7 +260,7 @@ def test_impossible_settings_name_their_key(changes: dict[str, float]) -> None:
         DataConfig(**changes)  # type: ignore[arg-type]
 
 
-class NoDataset:
+class IncompleteDataset:
     def __init__(self, config: DataConfig, split: str) -> None:
         self.config = config
 
@@ -287,7 +287,7 @@ def test_a_plugin_class_is_a_dataset() -> None:
     assert dataset[0].caption == "a thing"
 
 
-def test_the_mirror_image_is_a_mirror_image() -> None:
+def test_a_flipped_sprite_is_mirrored() -> None:
     """Two sprites of one drawing, one flipped, give mirrored images."""
     straight = np.asarray(render._sprite("1f408", "gray", False))
     mirrored = np.asarray(render._sprite("1f408", "gray", True))

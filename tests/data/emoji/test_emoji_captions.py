@@ -56,7 +56,7 @@ def color_shares(pixels: np.ndarray) -> dict[str, float]:
     st.booleans(),
     st.booleans(),
 )
-def test_every_caption_agrees_with_its_picture(
+def test_every_caption_agrees_with_its_image(
     i: int, seed: int, split: str, most: int, hues: bool, scenery: bool, names: bool
 ) -> None:
     config = dataclasses.replace(
@@ -77,23 +77,23 @@ def altered(item: Sample, change: Callable[[dict[str, Any]], None]) -> Sample:
     return dataclasses.replace(item, attributes=attributes)
 
 
-def test_the_check_notices_a_wrong_color() -> None:
+def test_the_checker_finds_a_wrong_color() -> None:
     item = find(lambda item: re.search(r"\bred (car|plane|truck)", item.caption))
     wrong = altered(item, lambda a: [thing.update(color="green") for thing in a["objects"]])
     assert any("says red" in fault for fault in check_caption(wrong))
 
 
-def test_the_check_notices_a_wrong_count() -> None:
+def test_the_checker_finds_a_wrong_count() -> None:
     item = find(lambda item: "two " in item.caption and item.attributes["relation"] is None)
     assert any("says 2" in fault for fault in check_caption(altered(item, lambda a: a["objects"].pop())))
 
 
-def test_the_check_notices_a_wrong_background() -> None:
+def test_the_checker_finds_a_wrong_background() -> None:
     item = find(lambda item: "green background" in item.caption)
     assert check_caption(altered(item, lambda a: a.update(background="red")))
 
 
-def test_the_check_notices_swapped_places() -> None:
+def test_the_checker_finds_swapped_places() -> None:
     def swap(attributes: dict[str, Any]) -> None:
         first, second = attributes["objects"]
         first["box"], second["box"] = second["box"], first["box"]
@@ -103,13 +103,13 @@ def test_the_check_notices_swapped_places() -> None:
         assert any(relation in fault for fault in check_caption(altered(item, swap))), relation
 
 
-def test_the_check_notices_a_wrong_class_name_or_label() -> None:
+def test_the_checker_finds_a_wrong_class_name_or_label() -> None:
     item = find(lambda item: "taxi" in item.caption and len(item.attributes["objects"]) == 1)
     assert check_caption(altered(item, lambda a: a["objects"][0].update(drawing="1f697")))
     assert any("label" in fault for fault in check_caption(dataclasses.replace(item, label=0)))
 
 
-def test_the_check_notices_a_wrong_size() -> None:
+def test_the_checker_finds_a_wrong_size() -> None:
     item = find(lambda item: re.search(r"\b(small|little)\b", item.caption) and len(item.attributes["objects"]) == 1)
     assert check_caption(altered(item, lambda a: a["objects"][0].update(size="big")))
 
@@ -125,14 +125,14 @@ def test_the_check_notices_a_wrong_size() -> None:
         (lambda item: item.caption.startswith("a cat on"), "a cat", "a purring cat"),
     ],
 )
-def test_the_check_notices_bad_grammar_and_unknown_words(wanted: Callable[[Sample], bool], old: str, new: str) -> None:
+def test_the_checker_finds_bad_grammar_and_unknown_words(wanted: Callable[[Sample], bool], old: str, new: str) -> None:
     item = find(wanted)
     assert check_caption(item) == []
     assert check_caption(dataclasses.replace(item, caption=item.caption.replace(old, new, 1)))
 
 
 @pytest.mark.parametrize("code", [drawing.code for drawings in DRAWINGS.values() for drawing in drawings])
-def test_a_drawing_has_the_color_that_its_word_says(code: str) -> None:
+def test_a_drawing_has_the_color_of_its_word(code: str) -> None:
     drawing = BY_CODE[code]
     for color in {drawing.color, *drawing.colors} - {None}:
         art = painted(code, color)

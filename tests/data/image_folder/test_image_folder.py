@@ -71,7 +71,7 @@ def test_train_and_val_share_nothing_and_lose_nothing(tmp_path: Path) -> None:
     assert val != captions(load(root, "val", val_fraction=0.3, seed=1))
 
 
-def test_new_images_move_no_old_one_across_the_split(tmp_path: Path) -> None:
+def test_new_images_do_not_change_the_split_of_old_ones(tmp_path: Path) -> None:
     before = set(captions(load(sidecar_folder(tmp_path, 20), "val", val_fraction=0.4)))
     after = set(captions(load(sidecar_folder(tmp_path, 30), "val", val_fraction=0.4)))
     assert before <= after
@@ -110,7 +110,7 @@ def test_csv_with_captions_of_commas_and_numbers_as_labels(tmp_path: Path) -> No
     assert dataset.classes == ("0", "1", "2")
 
 
-def test_several_captions_of_one_image_stay_on_one_side(tmp_path: Path) -> None:
+def test_several_captions_of_one_image_are_in_one_split(tmp_path: Path) -> None:
     rows = [{"file_name": f"{k // 2}.png", "text": f"caption {k}"} for k in range(40)]
     root = json_folder(tmp_path, rows)
     files = [
@@ -310,7 +310,7 @@ def test_two_metadata_files_or_mixed_labels(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_no_folder_no_images_no_path_no_composition(tmp_path: Path) -> None:
+def test_a_missing_folder_images_or_path_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a folder"):
         load(tmp_path / "nowhere")
     with pytest.raises(DataError, match="has no images"):
@@ -321,7 +321,7 @@ def test_no_folder_no_images_no_path_no_composition(tmp_path: Path) -> None:
         load(sidecar_folder(tmp_path), "composition")
 
 
-def test_a_split_without_images_says_so(tmp_path: Path) -> None:
+def test_a_split_without_images_is_rejected(tmp_path: Path) -> None:
     root = sidecar_folder(tmp_path, 1)
     assert len(load(root)) == 1
     with pytest.raises(DataError, match=r"no image is left for the split 'val': the folder has 1 "):
@@ -351,7 +351,7 @@ def test_the_metadata_may_decide_the_split(tmp_path: Path) -> None:
         (["train", "train"], "no image is left for the split 'val': the folder has 2 and its metadata decides"),
     ],
 )
-def test_a_wrong_split_is_said(tmp_path: Path, splits: list[str | None], message: str) -> None:
+def test_a_wrong_split_is_reported(tmp_path: Path, splits: list[str | None], message: str) -> None:
     rows = [{"file_name": f"{k}.png", "text": "one", "split": split} for k, split in enumerate(splits)]
     with pytest.raises(DataError, match=re.escape(message)):
         load(json_folder(tmp_path, rows), "val")

@@ -51,12 +51,12 @@ def test_numbers_count_as_numbers(count: int, first: int, step: int, width: int,
         ["1.png", "10.png", "2.png"],
     ],
 )
-def test_an_order_that_is_open_is_no_order(files: list[str], tmp_path: Path) -> None:
+def test_an_ambiguous_order_is_rejected(files: list[str], tmp_path: Path) -> None:
     assert numbered_order(files) is None
     fails(tmp_path, files, "is ambiguous", prompts=["x"] * len(files))
 
 
-def test_24_images_meet_their_prompts(tmp_path: Path) -> None:
+def test_24_images_get_their_prompts(tmp_path: Path) -> None:
     for names in ([f"{k}.png" for k in range(24)], [f"{k:05}.png" for k in range(24)]):
         expected = dict(zip(names, map(str, range(24)), strict=True))
         assert pairs(tmp_path, sorted(names), prompts=list(map(str, range(24)))) == expected
@@ -74,7 +74,7 @@ def test_names_pair_in_any_order(tmp_path: Path) -> None:
     assert [entry.label for entry in read_prompted(tmp_path / "prompts.json", files)] == [None, "dog", None]
 
 
-def test_what_has_no_partner_is_counted_and_named(tmp_path: Path) -> None:
+def test_unpaired_entries_are_counted_and_named(tmp_path: Path) -> None:
     files = ["0.png", "1.png"]
     fails(tmp_path, files, r"1 of 2 images have no prompt: 1\.png", prompts={"0.png": "x"})
     fails(tmp_path, files, r"1 of 3 entries match no image .*: 2\.png", prompts=dict.fromkeys([*files, "2.png"], "x"))

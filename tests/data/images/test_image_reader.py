@@ -60,7 +60,7 @@ def on_white(color: float, alpha: int) -> float:
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
 @given(red=st.integers(0, 255), alpha=st.integers(1, 255))
-def test_colors_are_laid_on_white(kind: str, red: int, alpha: int) -> None:
+def test_transparent_colors_are_composited_on_white(kind: str, red: int, alpha: int) -> None:
     data = encoded(
         Image.new("RGBA", (2, 2), (red, 40, 90, alpha)), kind, **({"lossless": True} if kind == "WEBP" else {})
     )
@@ -85,7 +85,7 @@ def test_each_kind_of_transparency() -> None:
     assert pixels(encoded(rgb, "PNG", transparency=(1, 2, 3))).tolist() == [[[255, 255, 255], [1, 2, 4]]]
 
 
-def test_premultiplied_colors_of_tiff_are_undone() -> None:
+def test_premultiplied_colors_of_tiff_are_divided_by_alpha() -> None:
     """Associated alpha (ExtraSamples 1): the file holds color x alpha."""
     plain = encoded(Image.new("RGBA", (1, 1), (100, 50, 20, 128)), "TIFF")
     tag = struct.Struct("<HHIHH")
@@ -217,7 +217,7 @@ def test_cmyk_ycbcr_and_lab() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
-def test_images_stand_upright(kind: str, orientation: int) -> None:
+def test_images_are_rotated_upright(kind: str, orientation: int) -> None:
     """Check the four corners: EXIF's table of orientations gives the sides of row 0 and column 0."""
     upright = np.array([[10, 80], [160, 240]])
     turns = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose}
@@ -238,7 +238,7 @@ def _arrangements() -> list[np.ndarray]:
 # ---- what is rejected ----
 
 
-def test_other_formats_are_rejected_whatever_they_are_called(tmp_path: Path) -> None:
+def test_other_formats_are_rejected_whatever_their_suffix(tmp_path: Path) -> None:
     for kind in ("PPM", "TGA", "ICO", "PCX", "JPEG2000"):
         try:
             data = encoded(Image.new("RGB", (32, 32), (9, 9, 9)), kind)
@@ -285,7 +285,7 @@ def test_bombs_are_rejected_without_decoding() -> None:
     assert decode_image(big, "big").size == (100_000, 950)
 
 
-def test_of_several_frames_the_first_counts() -> None:
+def test_the_first_of_several_frames_is_used() -> None:
     frames = [Image.new("RGB", (4, 4), color) for color in ((255, 0, 0), (0, 255, 0))]
     for kind in ("GIF", "PNG", "TIFF", "WEBP"):
         options = {"lossless": True} if kind == "WEBP" else {}
@@ -293,7 +293,7 @@ def test_of_several_frames_the_first_counts() -> None:
 
 
 @given(st.binary(max_size=200), st.sampled_from(FORMATS))
-def test_rubbish_is_rejected_as_data(tail: bytes, kind: str) -> None:
+def test_random_bytes_raise_only_data_errors(tail: bytes, kind: str) -> None:
     good = encoded(Image.new("RGB", (4, 4)), kind)
     for data in (tail, good[:30] + tail, good[: len(good) // 2] + tail):
         with suppress(DataError):

@@ -63,7 +63,7 @@ def test_batches_carry_each_captions_own_mask(tmp_path: Path):
     assert len(set(found.mask.sum(1).tolist())) > 1
 
 
-def test_without_a_mask_nothing_is_stored_of_one(tmp_path: Path):
+def test_no_mask_is_stored_without_one(tmp_path: Path):
     data = encode(tmp_path, masked=False)
     assert isinstance(data.batch(np.arange(3))[1], torch.Tensor)
     assert all("mask" not in open_shard(path).tensors for path in tmp_path.rglob("*.safetensors"))
@@ -83,7 +83,7 @@ def test_datasets_that_share_captions_share_their_features(tmp_path: Path):
         assert torch.equal(found[0].mask, found[1].mask)
 
 
-def test_weights_that_fail_do_so_before_any_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_broken_text_weights_fail_before_images_are_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     class Broken(Words):
         def encode(self, captions: Sequence[str]) -> Captions:
             raise ConfigError("no weights")

@@ -83,7 +83,7 @@ def shards(folder: Path) -> list[Path]:
 # ---- valid input ----
 
 
-def test_training_on_latents_is_training_on_the_images(place: Path, tmp_path: Path):
+def test_training_on_latents_equals_training_on_the_images(place: Path, tmp_path: Path):
     fly = run(on_the_fly(place, tmp_path / "a"))
     stored = run(on_latents(place / "done", tmp_path / "b"))
     assert stored["final/val_loss"] == pytest.approx(fly["final/val_loss"], rel=1e-6)
@@ -93,7 +93,7 @@ def test_training_on_latents_is_training_on_the_images(place: Path, tmp_path: Pa
     assert not list((tmp_path / "b").glob("encoded/captions-*"))  # the folder's own were read
 
 
-def test_captions_need_not_be_kept(place: Path, tmp_path: Path):
+def test_captions_need_not_be_stored(place: Path, tmp_path: Path):
     assert encode(place, tmp_path / "bare") == 0
     kept = on_latents(place / "done", tmp_path)
     losses = [run(dataclasses.replace(kept, output_dir=str(tmp_path / "one")))["final/val_loss"]]
@@ -108,7 +108,7 @@ def test_captions_need_not_be_kept(place: Path, tmp_path: Path):
     )
 
 
-def test_the_header_says_what_the_data_is(place: Path):
+def test_the_index_describes_the_data(place: Path):
     index = read_index(place / "done")
     autoencoder = build_autoencoder(AutoencoderConfig(str(place / "vae")))
     folder = DataConfig(name="folder", path=str(place / "images"), resolution=SIDE)
@@ -129,7 +129,7 @@ def test_the_header_says_what_the_data_is(place: Path):
     assert index["round_trip"]["psnr_db"] == pytest.approx(expected.mean().item(), abs=0.3)
 
 
-def test_pictures_are_decoded_or_the_originals(place: Path):
+def test_images_are_decoded_latents_or_the_originals(place: Path):
     config = DataConfig(name="latents", path=str(place / "done"), resolution=SIDE)
     decoded = build_dataset(config, "val")
     originals = build_dataset(dataclasses.replace(config, originals=str(place / "images")), "val")
@@ -164,7 +164,7 @@ def test_several_processes_write_the_same_as_one(place: Path, tmp_path: Path, ca
 # ---- interruptions ----
 
 
-def test_killed_in_the_middle_it_resumes(place: Path, tmp_path: Path):
+def test_a_killed_encoding_resumes(place: Path, tmp_path: Path):
     child = (
         "import os, sys\nfrom microdit.data.latents import writer as encode\nwrite = encode.write_shard\n"
         "def once(*words):\n    if '000001' in words[1]:\n        os.kill(os.getpid(), 9)\n    return write(*words)\n"
@@ -184,7 +184,9 @@ def test_killed_in_the_middle_it_resumes(place: Path, tmp_path: Path):
     assert read_index(tmp_path)["fingerprint"] == read_index(tmp_path / "at-once")["fingerprint"]
 
 
-def test_a_folder_of_other_settings_is_not_mixed(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_other_settings_are_rejected_in_an_existing_folder(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     folder = copy_of(place, tmp_path)
     assert encode(place, folder, "--autoencoder", "pixels") == 2
     assert "was begun with latents.shape [16, 8, 8], and now it is [3, 16, 16]" in capsys.readouterr().err
@@ -202,7 +204,7 @@ def said(config: Config) -> str:
     return str(caught.value)
 
 
-def test_a_damaged_shard_is_found_and_made_anew(place: Path, tmp_path: Path):
+def test_a_damaged_shard_is_found_and_written_again(place: Path, tmp_path: Path):
     folder = copy_of(place, tmp_path)
     config, whole = on_latents(folder, tmp_path / "cache"), shards(folder)[1].read_bytes()
     build_components(config)
@@ -229,7 +231,7 @@ def test_a_damaged_file_of_captions_is_found(place: Path, tmp_path: Path):
     assert "captions have no features" in said(on_latents(folder, tmp_path / "cache"))
 
 
-def test_without_an_index_it_is_no_data(place: Path, tmp_path: Path):
+def test_a_folder_without_a_valid_index_is_rejected(place: Path, tmp_path: Path):
     folder, done = copy_of(place, tmp_path), on_latents(place / "done", tmp_path)
 
     def at(path: Path) -> Config:
@@ -249,7 +251,7 @@ def test_without_an_index_it_is_no_data(place: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
-def test_sizes_are_the_datas_own_unless_given(place: Path, scale: str):
+def test_sizes_follow_the_data_unless_set(place: Path, scale: str):
     words = [f"scale={scale}", "data=latents", f"data.path={place / 'done'}", "text.path=builtin"]
     config = compose_config(words)
     assert (config.data.resolution, config.model.in_channels, config.model.input_size) == (SIDE, 16, 8)
@@ -257,7 +259,7 @@ def test_sizes_are_the_datas_own_unless_given(place: Path, scale: str):
     assert compose_config([*words, "model.input_size=4"]).model.input_size == 4
 
 
-def test_what_does_not_fit_is_reported_apart(place: Path, tmp_path: Path):
+def test_each_mismatch_has_its_own_message(place: Path, tmp_path: Path):
     wrong = said(on_latents(place / "done", tmp_path, "model.in_channels=4", "model.input_size=4"))
     assert "'model.in_channels' is 4, but the autoencoder's number of latent channels is 16" in wrong
     assert f"'model.input_size' is 4, but the side in the latents of {place / 'done'} is 8" in wrong
@@ -280,7 +282,7 @@ def test_an_autoencoder_that_changed_or_moved_is_named(place: Path, tmp_path: Pa
     build_components(on_latents(tmp_path / "out", tmp_path, f"autoencoder.path={place / 'vae'}"))
 
 
-def test_latents_that_are_not_finite_name_their_image(
+def test_non_finite_latents_name_their_image(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     exact = KLAutoencoder.encode
@@ -296,7 +298,7 @@ def test_latents_that_are_not_finite_name_their_image(
     assert f"1 images are NaN or beyond half precision, such as {names[0]}" in capsys.readouterr().err
 
 
-def test_broken_pictures_are_named_or_left_out(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_broken_images_are_named_or_skipped(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     shutil.copytree(place / "images", tmp_path / "images")
     (tmp_path / "images" / "03.png").write_bytes((tmp_path / "images" / "03.png").read_bytes()[:200])
     shutil.copytree(place / "vae", tmp_path / "vae")
@@ -310,7 +312,7 @@ def test_broken_pictures_are_named_or_left_out(place: Path, tmp_path: Path, caps
     assert "1 images are empty files: 03.png" in capsys.readouterr().err
 
 
-def test_text_weights_that_fail_do_so_before_any_picture(
+def test_broken_text_weights_fail_before_images_are_encoded(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def broken(*_: object) -> None:

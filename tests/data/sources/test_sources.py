@@ -76,7 +76,7 @@ def test_without_the_package_the_extra_is_named(tmp_path: Path, capsys: pytest.C
     assert "pip install 'microdit[hub]'" in capsys.readouterr().err
 
 
-def test_what_is_no_source_is_reported_what_one_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_unknown_source_lists_the_kinds(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert encode(tmp_path / "nothing", tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert all(word in said for word in ("folder of captioned images", "hf:NAME", "webdataset tars", "MDS"))
@@ -255,7 +255,7 @@ def vae(folder: Path) -> Path:
     return folder
 
 
-def test_released_latents_are_kept_as_they_are(
+def test_released_latents_are_copied_unchanged(
     mds: tuple[Path, Path], tmp_path: Path, rows: list[dict[str, str]], capsys: pytest.CaptureFixture[str]
 ):
     more = ("--autoencoder", str(vae(tmp_path / "vae")), "--val-fraction", "0.3")
@@ -277,7 +277,7 @@ def test_released_latents_are_kept_as_they_are(
     assert not list((tmp_path / "cache").glob("encoded/captions-*"))
 
 
-def test_features_of_another_encoder_are_noticed(
+def test_features_of_another_encoder_are_rejected(
     mds: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     more = ("--autoencoder", str(vae(tmp_path / "vae")), "--captions", "--text", "builtin")
@@ -289,7 +289,7 @@ def test_features_of_another_encoder_are_noticed(
     assert "has latents_256, but --resolution 512 needs latents_512" in capsys.readouterr().err
 
 
-def test_features_of_an_unknown_encoder_are_of_a_known_layer(mds: tuple[Path, Path], tmp_path: Path):
+def test_features_of_an_unknown_encoder_must_have_the_same_layer(mds: tuple[Path, Path], tmp_path: Path):
     """Released features come without their encoder's name: only sizes and the layer can be compared."""
     out = tmp_path / "out"
     more = ("--autoencoder", str(vae(tmp_path / "vae")), "--val-fraction", "0.3", "--captions", "--text", "builtin")
