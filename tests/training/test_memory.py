@@ -1,0 +1,89 @@
+"""Test the memory estimate of a training step against counts on real tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from microdit.common.parsing import assign, to_mapping
+from microdit.config.schema import Config, config_from_mapping
+from microdit.diffusion import EDM
+from microdit.model import DiT
+from microdit.model.masking.registry import MASKING_METHODS
+from microdit.pipeline.cost import text_tokens
+from microdit.training.memory import TrainingMemory, training_memory
+
+
+def changed(config: Config, **changes: Any) -> Config:
+    values = to_mapping(config)
+    for key, value in changes.items():
+        assign(values, key, value)
+    return config_from_mapping(values)
+
+
+def counted_on_the_cpu(config: Config, batch: int) -> int:
+    """Return the bytes that a real forward pass in fp32 keeps for the backward pass, weights excluded."""
+    net = DiT(config.model)
+    owned = {tensor.data_ptr() for tensor in (*net.parameters(), *net.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in owned:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    model = config.model
+    x = torch.randn(batch, model.in_channels, model.input_size, model.input_size)
+    y = torch.randn(batch, text_tokens(config), model.caption_channels)
+    plan = net.mask_plan(batch, torch.Generator())
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        EDM(net, 1.0).loss(x, y, torch.ones(batch), torch.randn_like(x), plan).mean()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("method", [name for name in MASKING_METHODS if name != "none"])
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_activations_in_full_precision_are_those_of_a_real_pass(smoke_config: Config, method: str, ratio: float):
+    config = changed(smoke_config, **{"model.masking.method": method, "model.masking.ratio": ratio})
+    memory = training_memory(config)
+    real = counted_on_the_cpu(config, 6)
+    # attention kernels of the CPU and of a GPU keep different statistics
+    assert memory.fixed + 6 * memory.per_image == pytest.approx(real, rel=0.1)
+
+
+def test_weights_gradients_moments_and_average_are_counted(smoke_config: Config):
+    parameters = sum(p.numel() for p in DiT(smoke_config.model).parameters())
+    assert training_memory(smoke_config).state == 5 * 4 * parameters
+
+
+def test_half_precision_and_masking_need_less(smoke_config: Config):
+    masked = changed(smoke_config, **{"model.masking.ratio": 0.75})
+    half = changed(smoke_config, **{"training.precision": "bf16"})
+    full = training_memory(changed(smoke_config, **{"model.masking.ratio": 0.0}))
+    assert training_memory(masked).per_image < full.per_image
+    assert training_memory(half).per_image < training_memory(smoke_config).per_image
+
+
+@given(per_image=st.floats(1, 1e9), available=st.floats(0, 2e11), batch=st.integers(1, 512), state=st.floats(0, 1e10))
+def test_the_largest_micro_batch_divides_the_batch_and_is_the_last_to_fit(
+    per_image: float, available: float, batch: int, state: float
+):
+    memory = TrainingMemory(state, 0.0, per_image)
+    found = memory.largest_micro_batch(available, batch)
+    fitting = [size for size in range(1, batch + 1) if memory.total(size) <= available]
+    if found is None:
+        assert not fitting
+    else:
+        assert batch % found == 0
+        assert found in fitting
+        assert not [size for size in fitting if size > found and batch % size == 0]
+
+
+def test_an_estimate_does_not_depend_on_the_batch(smoke_config: Config):
+    larger = dataclasses.replace(smoke_config, training=dataclasses.replace(smoke_config.training, batch_size=64))
+    assert training_memory(larger) == training_memory(smoke_config)
