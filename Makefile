@@ -43,8 +43,9 @@ assets: $(READY)
 	$(BIN)/python -m microdit.assets.build.clip text --minutes 20
 	$(BIN)/python -m microdit.assets.build.evaluate
 
+# Time training, sampling, scoring, the data feed, start-up, the queue and reports (about 20 minutes on one core).
 bench: $(READY)
-	$(BIN)/python tests/benchmarks/masking_speed.py
+	$(BIN)/python tests/benchmarks/bench.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
