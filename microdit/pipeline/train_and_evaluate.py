@@ -44,8 +44,8 @@ from microdit.pipeline.prompts import shown_prompts
 from microdit.pipeline.run_logger import NullLogger, RunFact, RunLogger
 from microdit.training.checkpoint import Identity
 from microdit.training.graceful_stop import GracefulStop
-from microdit.training.init_optimizer import check_initial_optimizer
 from microdit.training.init_weights import check_initial
+from microdit.training.optim.init_optimizer import check_initial_optimizer
 from microdit.training.trainer import sigma_data, train
 from microdit.training.validation import validate
 

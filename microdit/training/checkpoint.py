@@ -27,7 +27,7 @@ from microdit.common.files.digests import file_digest, read_signed, signed
 from microdit.common.files.tensors import read_tensors, write_tensors
 from microdit.model import DiT
 from microdit.training.fsdp import load_optimizer, load_weights, unsharded_copy, whole_optimizer, whole_weights
-from microdit.training.optimizer_file import read_optimizer, write_optimizer
+from microdit.training.optim.optimizer_file import read_optimizer, write_optimizer
 from microdit.training.run_files import REST, checkpoint_folder, checkpoints
 
 STATE = "state.json"

@@ -22,7 +22,7 @@ from microdit.alignment.config import AlignmentConfig
 from microdit.alignment.loss import build_alignment
 from microdit.diffusion import build_objective
 from microdit.diffusion.config import DiffusionConfig
-from microdit.encoders.text import text_length
+from microdit.encoders.sizes import text_length
 from microdit.model import DiT, DiTConfig
 from microdit.model.cost.network import TEXT_TOKENS
 from microdit.training.config import Recipe
@@ -44,11 +44,23 @@ class TrainingMemory:
     per_image: float  # kept for the backward pass per image of a micro-batch
 
     def total(self, micro_batch: int) -> float:
-        """Return the bytes of a step with `micro_batch` images."""
+        """Return the bytes of a step.
+
+        Args:
+            micro_batch: images of a micro-batch.
+        """
         return CONTEXT_BYTES + FRAGMENTATION * (self.state + self.fixed + self.per_image * micro_batch)
 
     def largest_micro_batch(self, available: float, batch: int) -> int | None:
-        """Return the largest divisor of `batch` that fits `available` bytes; None if not even one image does."""
+        """Return the largest micro-batch that fits.
+
+        Args:
+            available: bytes of GPU memory.
+            batch: images of an optimizer step in this process, of which a micro-batch is a divisor.
+
+        Returns:
+            The images of a micro-batch; None if not even one image fits.
+        """
         sizes = [size for size in range(1, batch + 1) if batch % size == 0 and self.total(size) <= available]
         return max(sizes, default=None)
 
@@ -69,7 +81,7 @@ def training_memory(config: Recipe) -> TrainingMemory:
 def kept_for_backward(
     model: DiTConfig, alignment: AlignmentConfig, diffusion: DiffusionConfig, tokens: int, half: bool, batch: int
 ) -> tuple[int, int]:
-    """Return the bytes that a forward pass keeps for the backward pass, weights excluded, and the parameters.
+    """Count what a forward pass keeps for the backward pass.
 
     Args:
         model: the network.
@@ -78,6 +90,9 @@ def kept_for_backward(
         tokens: text tokens per caption.
         half: whether the pass runs under bf16 autocast.
         batch: B.
+
+    Returns:
+        The bytes kept, weights excluded, and the number of trained parameters.
     """
     kept: dict[int, torch.UntypedStorage] = {}
 

@@ -30,10 +30,10 @@ from microdit.training.feed.batches import Batch, BatchFeed, draw_batch
 from microdit.training.feed.device_rows import device_rows
 from microdit.training.fsdp import full_tensor, mesh_of, shard
 from microdit.training.graceful_stop import GracefulStop
-from microdit.training.init_optimizer import load_initial_optimizer
 from microdit.training.init_weights import initial_sigma_data, load_initial
 from microdit.training.logger import StepLogger
 from microdit.training.metrics import StepMetrics
+from microdit.training.optim.init_optimizer import load_initial_optimizer
 from microdit.training.optim.lr_schedule import learning_rate
 from microdit.training.optim.optimizers import build_optimizer
 from microdit.training.run_files import checkpoints

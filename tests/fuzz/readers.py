@@ -44,7 +44,7 @@ from microdit.evaluation.image_folder import evaluate_folder
 from microdit.evaluation.prompt_files import read_prompts
 from microdit.model.checkpoint_import import _read_config
 from microdit.training.checkpoint import read_checkpoint
-from microdit.training.optimizer_file import read_optimizer
+from microdit.training.optim.optimizer_file import read_optimizer
 from sweeps.config.hydra_compose import compose_config
 from sweeps.config.study import load_study
 from sweeps.planning.trials import plan_trials

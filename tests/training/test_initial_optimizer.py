@@ -17,7 +17,7 @@ from microdit.cli.main import main
 from microdit.common.errors import CheckpointError, ConfigError
 from microdit.config.identity import training_key
 from microdit.config.schema import Config, load_config, save_config
-from microdit.training.init_optimizer import check_initial_optimizer
+from microdit.training.optim.init_optimizer import check_initial_optimizer
 from microdit.training.trainer import initial_state
 from sweeps.config.hydra_compose import compose_config
 

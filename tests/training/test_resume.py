@@ -27,7 +27,7 @@ from microdit.pipeline.run_logger import NullLogger
 from microdit.pipeline.train_and_evaluate import run
 from microdit.training.checkpoint import read_checkpoint
 from microdit.training.graceful_stop import GracefulStop
-from microdit.training.optimizer_file import read_optimizer, write_optimizer
+from microdit.training.optim.optimizer_file import read_optimizer, write_optimizer
 
 
 class Killed(BaseException):

@@ -20,8 +20,8 @@ from microdit.training.checkpoint import read_checkpoint
 from microdit.training.config import Recipe
 from microdit.training.fsdp import load_optimizer, whole_optimizer
 from microdit.training.init_weights import MAX_LISTED
+from microdit.training.optim.optimizer_file import read_layout
 from microdit.training.optim.optimizers import OPTIMIZERS
-from microdit.training.optimizer_file import read_layout
 from microdit.training.run_files import INIT_KEY, OPTIMIZER_KEY, source_checkpoint
 
 NET = "net."  # prefix of the network's parameters; others (such as an alignment's projector) start fresh
