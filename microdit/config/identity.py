@@ -53,10 +53,13 @@ LATER_DEFAULTS: dict[str, Any] = {
 }
 
 # Version of what a run computes from its settings and data. If results change, raise it, describe the change in
-# HISTORY, and let `former_key` return the former identity of runs that compute the same.
-ALGORITHM = 2
+# HISTORY, and let `former_keys` return the former identities of runs that compute the same up to rounding.
+ALGORITHM = 3
 
-HISTORY = {2: "the initialization of every network became the released model's"}
+HISTORY = {
+    2: "the initialization of every network became the released model's",
+    3: "patches are embedded by a linear, not a convolution, and bf16 training on a CPU has its attention in fp32",
+}
 
 NOT_PART_OF_TRAINING_KEY = ("sampler", "evaluation")  # groups that don't affect the weights
 
@@ -119,9 +122,21 @@ def training_key(config: Config) -> str:
     return _digest({"algorithm": ALGORITHM, **values})
 
 
-def former_key(config: Config) -> str | None:
-    """Return the trial's key under algorithm 1 if that computes the same, else None."""
-    return _digest(identity_mapping(config)) if _unchanged(config) else None
+def former_keys(config: Config) -> dict[int, str]:
+    """Return the trial's keys under older algorithms whose runs remain valid, by algorithm, newest first.
+
+    Algorithm 3 changed the rounding of fp32 training, as another machine would, but also the arithmetic of bf16
+    training on CPUs. Algorithm 2 changed the initial weights, so runs of algorithm 1 remain valid only if all
+    parameters start from stored weights.
+    """
+    if config.training.precision != "fp32":
+        return {}
+    values = identity_mapping(config)
+    aligned = config.alignment.encoder != "none" and config.alignment.weight
+    keys = {2: _digest({"algorithm": 2, **values})}
+    if config.training.init is not None and not aligned:
+        keys[1] = _digest(values)  # algorithm 1 had no number
+    return keys
 
 
 def changes_since(algorithm: int) -> str:
@@ -134,15 +149,6 @@ def changes_since(algorithm: int) -> str:
         The changes, joined by semicolons; "unknown" if none is recorded.
     """
     return "; ".join(text for version, text in sorted(HISTORY.items()) if version > algorithm) or "unknown"
-
-
-def _unchanged(config: Config) -> bool:
-    """Return whether algorithm 1 computes the same.
-
-    It does if all parameters start from stored weights.
-    """
-    aligned = config.alignment.encoder != "none" and config.alignment.weight
-    return config.training.init is not None and not aligned
 
 
 def _digest(values: Mapping[str, Any]) -> str:

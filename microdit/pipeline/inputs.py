@@ -18,6 +18,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from microdit.alignment.feature_cache import build_alignment_features
 from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import stat_fingerprint, sweep
+from microdit.common.process.heap import keep_freed_memory
 from microdit.config.schema import Config
 from microdit.config.sizes import Sizes, check_sizes
 from microdit.data.config import DataConfig
@@ -71,7 +72,7 @@ def choose_device(config: Config) -> torch.device:
 def build_accelerator(config: Config) -> Accelerator:
     """Return an accelerator for the configured device and precision.
 
-    On a CPU, this also sets the number of threads.
+    On a CPU, this also sets the number of threads, and makes the process reuse freed memory.
 
     Raises:
         ConfigError: if the device is missing, or the batch size is no multiple of processes x accumulation.
@@ -79,6 +80,7 @@ def build_accelerator(config: Config) -> Accelerator:
     device = choose_device(config)
     if device.type == "cpu":
         torch.set_num_threads(config.training.threads)
+        keep_freed_memory()
     if AcceleratorState._shared_state:
         # A worker runs many trials in one process, and the shared state would keep the first one's precision.
         AcceleratorState._reset_state(reset_partial_state=True)

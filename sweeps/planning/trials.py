@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from microdit.common.contract import FINAL_VAL_LOSS, Tag
 from microdit.common.errors import ConfigError, nearest
 from microdit.common.parsing import flatten
-from microdit.config.identity import former_key, identity_mapping, trial_key
+from microdit.config.identity import former_keys, identity_mapping, trial_key
 from microdit.config.schema import Config, config_from_mapping
 from microdit.config.sizes import check_stated_sizes
 from microdit.evaluation.extensions import score_name
@@ -39,7 +39,7 @@ class Trial:
     params: Mapping[str, Any]  # flattened settings that differ within the study
     data_fingerprint: str = ""  # of its training data, once prepared
     feature_net: str = ""  # network of its scores
-    former: Mapping[str, str] = field(default_factory=dict)  # its identity under an older, equivalent algorithm
+    former: Sequence[Mapping[str, str]] = ()  # its identities under older, equivalent algorithms
 
     @property
     def name(self) -> str:
@@ -159,20 +159,23 @@ def prepare_trials(trials: Sequence[Trial], root: Path, suffix: str = "") -> lis
         folder = root / trial.study / trial.scale / f"{name}{suffix}"
         config = dataclasses.replace(config, output_dir=str(folder))
         net = feature_net_name(config.evaluation)
-        former = _former_identity(config, train_data, net)
+        former = _former_identities(config, data, train_data, net)
         ready.append(dataclasses.replace(trial, config=config, data_fingerprint=data, feature_net=net, former=former))
     return ready
 
 
-def _former_identity(config: Config, train_data: str, feature_net: str) -> dict[str, str]:
-    """Return the tags of a run of algorithm 1 that is equivalent to `config`; {} if there is none.
+def _former_identities(config: Config, data: str, train_data: str, feature_net: str) -> list[dict[str, str]]:
+    """Return the tags of runs of older algorithms that remain valid for `config`, newest first.
 
     Algorithm 1 named the data by its training split alone, which also fixes the other split of generated scenes and of
     encoded images, but not of a folder.
     """
-    key = former_key(config)
     whole = config.data.name == "emoji-captions" or (config.data.name == "latents" and config.data.originals is None)
-    return identity_tags(key, train_data, feature_net) if key is not None and whole else {}
+    return [
+        identity_tags(key, data if algorithm > 1 else train_data, feature_net)
+        for algorithm, key in former_keys(config).items()
+        if algorithm > 1 or whole
+    ]
 
 
 def check_holds(study: Study, configs: Mapping[str, Config]) -> None:

@@ -190,8 +190,8 @@ class Store:
 
         Runs of an older algorithm with the same results are found too.
         """
-        found = self.finished(trial.identity)
-        return self.finished(trial.former) if found is None and trial.former else found
+        found = (self.finished(tags) for tags in (trial.identity, *trial.former))
+        return next((run for run in found if run is not None), None)
 
     def outdated(self, experiment: str, scale: str, names: Collection[tuple[str, int]]) -> str:
         """Return one line about runs of older algorithms that are not reused, or "".

@@ -10,7 +10,7 @@ import pytest
 
 from microdit.common.errors import ConfigError, nearest
 from microdit.common.parsing import parse, read_yaml, to_mapping
-from microdit.config.identity import former_key
+from microdit.config.identity import former_keys
 from sweeps.config.hydra_compose import compose_config
 
 
@@ -89,5 +89,11 @@ def test_only_a_run_from_stored_weights_is_what_the_first_algorithm_computed() -
     """The key was computed by commit 472a175, the last one of that algorithm."""
     weights = Path(__file__).parents[1] / "model" / "reference" / "small.safetensors"
     words = ["scale=smoke", "diffusion.sigma_data=0.9"]
-    assert former_key(compose_config([*words, f"training.init={weights}"])) == "2ea56d7af79f1840"
-    assert former_key(compose_config(words)) is None
+    assert former_keys(compose_config([*words, f"training.init={weights}"]))[1] == "2ea56d7af79f1840"
+    assert 1 not in former_keys(compose_config(words))
+
+
+def test_a_run_of_the_second_algorithm_remains_valid_except_in_bf16() -> None:
+    """The keys were computed by the code of commit 25802af, of that algorithm."""
+    assert former_keys(compose_config(["scale=smoke"])) == {2: "abfb1792da542fe9"}
+    assert former_keys(compose_config(["scale=smoke", "training.precision=bf16"])) == {}

@@ -5,6 +5,7 @@ B batch, L tokens, S text tokens, D width, A attention width, H heads, h head wi
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -64,6 +65,8 @@ class CrossAttention(nn.Module):
 def _attend(q: Tensor, k: Tensor, v: Tensor, head_dim: int, mask: Tensor | None) -> Tensor:
     """Return softmax(q k^T / sqrt(h)) v over heads of width h.
 
+    On CPUs the attention is in float32 also under autocast, because its bfloat16 backward pass takes five times as long.
+
     Args:
         q: (B, L, A).
         k: (B, S, A).
@@ -76,4 +79,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, head_dim: int, mask: Tensor | None)
     """
     q, k, v = (part.unflatten(-1, (-1, head_dim)).transpose(1, 2) for part in (q, k, v))  # (B, H, L, h)
     seen = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, S)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=seen)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    return out.transpose(1, 2).flatten(2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microdit.model.cost.flops import linear_flops
@@ -17,14 +18,22 @@ MAX_PERIOD = 10_000.0
 
 
 class PatchEmbed(nn.Module):
-    """Cut latents into square patches and map each linearly to a token."""
+    """Cut latents into square patches and map each linearly to a token.
+
+    The weights are a convolution's, as in released checkpoints. They are applied as a linear to unfolded patches: a
+    convolution would return tokens in (B, D, T) memory order, which every LayerNorm after it would have to copy.
+    """
 
     def __init__(self, channels: int, patch_size: int, width: int) -> None:
         super().__init__()
+        self.patch_size = patch_size
         self.proj = nn.Conv2d(channels, width, patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, h, w) -> (B, T, D)
-        return self.proj(x).flatten(2).transpose(1, 2)
+        p = self.patch_size
+        batch, channels, rows, columns = len(x), x.shape[1], x.shape[2] // p, x.shape[3] // p
+        patches = x.view(batch, channels, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5)
+        return F.linear(patches.reshape(batch, rows * columns, -1), self.proj.weight.flatten(1), self.proj.bias)
 
     def flops(self, tokens: int) -> int:
         return 2 * tokens * self.proj.weight.numel()
