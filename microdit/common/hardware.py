@@ -5,7 +5,10 @@ Other hardware or versions may change a score's last digits.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import platform
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,3 +45,30 @@ def versions() -> str:
     import torch
 
     return f"python {platform.python_version()}, torch {torch.__version__}"
+
+
+def has_cuda() -> bool:
+    """Return whether a CUDA device is visible."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def has_fast_bf16(on_gpu: bool) -> bool:
+    """Return whether the GPU, or the CPU, multiplies bfloat16 matrices faster than float32 ones.
+
+    Without instructions for it, a CPU emulates them many times slower.
+    """
+    import torch
+
+    if on_gpu:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def can_compile(on_gpu: bool) -> bool:
+    """Return whether torch.compile has what it needs: Triton for a GPU, a C++ compiler for a CPU."""
+    if on_gpu:
+        return importlib.util.find_spec("triton") is not None
+    return shutil.which(os.environ.get("CXX", "g++")) is not None

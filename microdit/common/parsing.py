@@ -107,7 +107,7 @@ def _convert(kind: Any, value: Any, source: str, key: str, infinite: bool = Fals
         return _convert(options[0], value, source, key)
     if origin is Literal:
         choices = typing.get_args(kind)
-        if value in choices:
+        if any(value == choice and type(value) is type(choice) for choice in choices):
             return value
         raise ConfigError(f"{source}: '{key}' is {shown(value)}; {nearest(value, choices)}")
     if origin is tuple:

@@ -98,14 +98,15 @@ class TrainingConfig:
     init: str | None = None  # weights to start from: a run's folder, an imported one, or a .safetensors file
     init_optimizer: bool = False  # start from that run's optimizer state, too; its last checkpoint has it
     accumulation: Annotated[int, Range(1, 1 << 20)] = 1  # micro-batches per optimizer step
-    precision: Literal["fp32", "bf16"] = "fp32"
+    # auto: bf16 if the device is faster with it, else fp32. `Config` replaces auto before the run is identified.
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     draws: Literal["host", "device"] = "host"  # where noise, dropout and masks are drawn; a GPU draws other numbers
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: whole networks, or sharded weights
     clip: Annotated[float, Range(0, 1e12)] = 1.0  # maximal gradient norm; 0 turns clipping off
     caption_dropout: Annotated[float, Range(0, 1)] = 0.1
     unmasked_tail: Annotated[float, Range(0, 1)] = 0.0  # share of the steps, at the end, that train on all patches
     ema: EmaConfig = EmaConfig()
-    compile: bool = False
+    compile: Literal["auto", False, True] = False  # torch.compile; auto: if the run is long enough to pay for it
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Range(1, 4096)] = 1  # CPU threads of one process
     log_every: Annotated[int, Range(1)] = 20
@@ -127,7 +128,7 @@ class TrainingConfig:
             raise ConfigError(
                 "'training.init_optimizer' is true, but 'training.init' is null; name the run to start from"
             )
-        if self.parallel == "fsdp" and self.compile:
+        if self.parallel == "fsdp" and self.compile is True:
             raise ConfigError(
                 "'training.parallel' is fsdp, which does not work with 'training.compile'; set it to false"
             )

@@ -65,7 +65,7 @@ class CrossAttention(nn.Module):
 def _attend(q: Tensor, k: Tensor, v: Tensor, head_dim: int, mask: Tensor | None) -> Tensor:
     """Return softmax(q k^T / sqrt(h)) v over heads of width h.
 
-    On CPUs the attention is in float32 also under autocast, because its bfloat16 backward pass takes five times as long.
+    On CPUs the attention is in float32 also under autocast: its bfloat16 backward pass takes five times as long.
 
     Args:
         q: (B, L, A).

@@ -1,0 +1,54 @@
+"""Resolve settings that are `auto` before a run is identified.
+
+What they become is recorded in the run's configuration and is part of its key, so one key never has two precisions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from microdit.common.hardware import can_compile, has_cuda, has_fast_bf16
+from microdit.encoders.config import TextConfig
+from microdit.encoders.sizes import text_length
+from microdit.model.config import DiTConfig
+from microdit.model.cost import network as cost
+from microdit.training.config import TrainingConfig
+
+AUTO = "auto"
+
+# Compiling takes up to 50 s and makes a step about 1.2 times faster, so it pays after 300 s of training. The speed is
+# that of uncompiled steps, per CPU thread and per GPU; it need not be exact, but it must not be measured.
+COMPILE_PAYS_SECONDS = 600
+CPU_FLOPS_PER_SECOND = 30e9
+GPU_FLOPS_PER_SECOND = 100e12
+
+
+def resolve_automatic(training: TrainingConfig, model: DiTConfig, text: TextConfig) -> TrainingConfig:
+    """Return `training` with a value for each setting that is `auto`.
+
+    Precision follows from the machine's instructions, compilation from the length of the run. Neither is timed, so
+    the same settings give the same values on the same machine.
+
+    Args:
+        training: the settings.
+        model: the architecture.
+        text: gives the caption length.
+    """
+    if AUTO not in (training.precision, training.compile):
+        return training
+    on_gpu = training.device == "cuda" or (training.device == AUTO and has_cuda())
+    values: dict[str, Any] = {}
+    if training.precision == AUTO:
+        values["precision"] = "bf16" if has_fast_bf16(on_gpu) else "fp32"
+    if training.compile == AUTO:
+        possible = training.parallel == "ddp" and can_compile(on_gpu)
+        values["compile"] = possible and _seconds(training, model, text, on_gpu) >= COMPILE_PAYS_SECONDS
+    return dataclasses.replace(training, **values)
+
+
+def _seconds(training: TrainingConfig, model: DiTConfig, text: TextConfig, on_gpu: bool) -> float:
+    """Return roughly how long the training takes without compilation."""
+    per_image = cost.training_flops(model, text_length(text) or cost.TEXT_TOKENS)
+    speed = GPU_FLOPS_PER_SECOND if on_gpu else CPU_FLOPS_PER_SECOND * training.threads
+    return training.steps * training.batch_size * per_image / speed

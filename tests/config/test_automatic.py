@@ -1,0 +1,77 @@
+"""Test that settings which are `auto` have a value before a run is identified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from microdit.common.errors import ConfigError
+from microdit.common.parsing import flatten, to_mapping
+from microdit.config import automatic
+from microdit.config.identity import trial_key
+from microdit.config.schema import Config, load_config, save_config
+from sweeps.config.hydra_compose import compose_config
+
+LONG, SHORT = "training.steps=10000000", "training.steps=1400"
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    """Return a function that sets what the machine has."""
+
+    def set_machine(bf16: bool = False, compiler: bool = True, cuda: bool = False) -> None:
+        monkeypatch.setattr(automatic, "has_cuda", lambda: cuda)
+        monkeypatch.setattr(automatic, "has_fast_bf16", lambda on_gpu: bf16)
+        monkeypatch.setattr(automatic, "can_compile", lambda on_gpu: compiler)
+
+    return set_machine
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_precision_follows_the_machine_and_its_key_is_that_of_the_value(machine, bf16: bool, expected: str):
+    machine(bf16=bf16)
+    config = compose_config(["scale=demo", "training.precision=auto"])
+    assert config.training.precision == expected
+    assert trial_key(config) == trial_key(compose_config(["scale=demo", f"training.precision={expected}"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "compiler", "expected"),
+    [
+        ([LONG], True, True),
+        ([SHORT], True, False),
+        ([LONG], False, False),
+        ([LONG, "training.parallel=fsdp"], True, False),
+    ],
+)
+def test_compilation_follows_the_length_of_the_run(machine, words: list[str], compiler: bool, expected: bool):
+    machine(compiler=compiler)
+    config = compose_config(["scale=demo", *words, "training.compile=auto"])
+    assert config.training.compile is expected
+    assert trial_key(config) == trial_key(compose_config(["scale=demo", *words, f"training.compile={expected}"]))
+
+
+def test_a_gpu_needs_a_longer_run_to_pay_for_compilation(machine):
+    words = ["scale=demo", "training.steps=100000", "training.compile=auto"]
+    machine(cuda=False)
+    assert compose_config(words).training.compile is True
+    machine(cuda=True)
+    assert compose_config(words).training.compile is False
+
+
+def test_a_run_records_the_values(machine, tmp_path: Path):
+    machine(bf16=True)
+    words = ["training.precision=auto", "training.compile=auto", LONG]
+    config = Config.preset("demo", words)
+    save_config(config, tmp_path / "config.yaml")
+    machine(bf16=False, compiler=False)
+    assert load_config(tmp_path / "config.yaml") == config  # another machine does not decide again
+    stored = flatten(to_mapping(config))
+    assert (stored["training.precision"], stored["training.compile"]) == ("bf16", True)
+
+
+@pytest.mark.parametrize("value", ["1", "fast", "null"])
+def test_another_value_is_rejected(value: str):
+    with pytest.raises(ConfigError, match=r"training\.compile"):
+        compose_config(["scale=demo", f"training.compile={value}"])
