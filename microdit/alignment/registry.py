@@ -31,10 +31,10 @@ PATCH_ENCODERS: Registry[Any] = Registry(
 
 
 def check_names(config: AlignmentConfig) -> None:
-    """Check that `alignment.encoder` names a class, and that `alignment.weights` is set only for one that takes them.
+    """Check `alignment.encoder`, and that `alignment.weights` is set only if it fits.
 
     Raises:
-        ConfigError: if there is none, or it takes no weights.
+        ConfigError: if the encoder does not exist, or takes no weights although some are given.
     """
     name = config.encoder
     PATCH_ENCODERS.check_importable(name)
@@ -51,15 +51,23 @@ def check_names(config: AlignmentConfig) -> None:
 
 
 def lite0_map(side: int) -> int:
-    """Return the index in `LITE0_MAPS` of the map whose side is nearest in ratio to `side` patches."""
+    """Return the index in `LITE0_MAPS` of the map whose side is nearest in ratio.
+
+    Args:
+        side: patches per side of the network's grid.
+    """
     distances = [abs(math.log(LITE0_SIDE / stride / side)) for stride, _ in LITE0_MAPS]
     return distances.index(min(distances))
 
 
 def feature_width(config: AlignmentConfig, side: int) -> int:
-    """Return the features of a patch of `side` x `side` ones; 0: there is nothing to align with.
+    """Return the number of features of a patch; 0 if there is nothing to align with.
 
-    An encoder whose width depends on its weights or is the user's is built, which loads PyTorch.
+    An encoder of the user's, or one whose width depends on its weights, is built, which loads PyTorch.
+
+    Args:
+        config: the alignment term.
+        side: patches per side of the network's grid.
     """
     if not config.weight or config.encoder == "none":
         return 0

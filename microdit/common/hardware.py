@@ -55,7 +55,7 @@ def has_cuda() -> bool:
 
 
 def has_fast_bf16(on_gpu: bool) -> bool:
-    """Return whether the GPU, or the CPU, multiplies bfloat16 matrices faster than float32 ones.
+    """Return whether the device multiplies bf16 matrices faster than fp32 ones.
 
     Without instructions for it, a CPU emulates them many times slower.
     """
@@ -68,7 +68,10 @@ def has_fast_bf16(on_gpu: bool) -> bool:
 
 
 def can_compile(on_gpu: bool) -> bool:
-    """Return whether torch.compile has what it needs: Triton for a GPU, a C++ compiler for a CPU."""
+    """Return whether torch.compile has what it needs.
+
+    That is Triton for a GPU, and a C++ compiler for a CPU.
+    """
     if on_gpu:
         return importlib.util.find_spec("triton") is not None
     return shutil.which(os.environ.get("CXX", "g++")) is not None

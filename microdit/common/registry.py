@@ -120,7 +120,11 @@ class Registry(Mapping[str, T], Generic[T]):
             raise ConfigError(f"'{key or self.key}' is '{name}'; {hint} (or name a class of yours by its dotted path)")
 
     def check_importable(self, name: str, key: str | None = None) -> None:
-        """Check that `name` is registered, or the dotted path of an implementation, which is imported.
+        """Check that `name` is registered, or import what it names.
+
+        Args:
+            name: a registered name, or the dotted path of an implementation.
+            key: the setting that an error names; by default the registry's.
 
         Raises:
             ConfigError: as `resolve` does.
@@ -173,6 +177,9 @@ def lazy_attributes(package: str, modules: Mapping[str, str]) -> Callable[[str],
     Args:
         package: its dotted name.
         modules: the public names, each with its module's name within the package.
+
+    Raises:
+        AttributeError: from the returned function, if the package has no such name.
     """
 
     def getattribute(name: str) -> Any:

@@ -123,11 +123,14 @@ def training_key(config: Config) -> str:
 
 
 def former_keys(config: Config) -> dict[int, str]:
-    """Return the trial's keys under older algorithms whose runs remain valid, by algorithm, newest first.
+    """Return the trial's keys under older algorithms whose runs remain valid.
 
     Algorithm 3 changed the rounding of fp32 training, as another machine would, but also the arithmetic of bf16
     training on CPUs. Algorithm 2 changed the initial weights, so runs of algorithm 1 remain valid only if all
     parameters start from stored weights.
+
+    Returns:
+        Keys by algorithm, newest first.
     """
     if config.training.precision != "fp32":
         return {}

@@ -124,7 +124,11 @@ def feature_width(folder: Path) -> int | None:
 
 
 def text_folder(path: str) -> Path:
-    """Return the folder that `path` names; for other kinds of names it doesn't exist."""
+    """Return the folder that `path` names; for other kinds of names it doesn't exist.
+
+    Raises:
+        ConfigError: if `path` is minilm, whose package is not installed.
+    """
     if path == "builtin":
         return TEXT_CLIP
     if path == "minilm":
@@ -136,13 +140,23 @@ def text_folder(path: str) -> Path:
 
 
 def is_transformers(path: str, folder: Path) -> bool:
-    """Return whether `path`, located at `folder`, names an encoder in transformers' format."""
+    """Return whether a path names an encoder in transformers' format.
+
+    Args:
+        path: the value of `text.path`.
+        folder: where it is located.
+    """
     if path.startswith(TRANSFORMERS_HUB):
         return True
     return not (folder / OPEN_CLIP_CONFIG).is_file() and _is_transformers_folder(folder)
 
 
 def transformers_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of an encoder in transformers' format.
+
+    Raises:
+        ConfigError: if its file is unreadable or names no model type.
+    """
     try:
         settings = read_json(folder / TRANSFORMERS_CONFIG, ConfigError)
         return dict(settings) | {"model_type": str(settings["model_type"])}

@@ -12,10 +12,13 @@ LARGEST_HEAP_BYTES = 32 << 20  # blocks up to this size come from the heap; glib
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc reuse freed tensors' memory; return whether it does.
+    """Make glibc reuse the memory of freed tensors.
 
     By default glibc returns large blocks to the system, and each step's tensors cause page faults again. Only Linux
     with glibc has this setting; elsewhere nothing changes.
+
+    Returns:
+        Whether glibc accepted the settings.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

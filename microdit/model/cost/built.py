@@ -50,7 +50,13 @@ def built_counts(config: DiTConfig, text_tokens: int, masked: bool) -> dict[str,
 
 
 def built_seen_tokens(config: DiTConfig, block: int, masked: bool) -> int:
-    """Return the number of tokens that backbone block `block` (from 0) sees."""
+    """Return the number of tokens that a block of the backbone sees.
+
+    Args:
+        config: the architecture.
+        block: of the backbone, from 0.
+        masked: whether the step drops patches.
+    """
     return meta_network(config).masking.seen_by(block, masked)
 
 

@@ -75,19 +75,35 @@ def bundled_counts(config: DiTConfig, text_tokens: int, masked: bool) -> dict[st
 
 
 def entering_tokens(config: DiTConfig, masked: bool) -> int:
-    """Return the number of tokens that enter the backbone."""
+    """Return the number of tokens that enter the backbone.
+
+    Args:
+        config: the architecture.
+        masked: whether the step drops patches.
+    """
     if not masked or config.masking.method in ROUTED:
         return config.patches
     return kept_patches(config.side, config.masking.ratio, config.masking.block_size)
 
 
 def leaving_tokens(config: DiTConfig, masked: bool) -> int:
-    """Return the number of tokens that the head receives."""
+    """Return the number of tokens that the head receives.
+
+    Args:
+        config: the architecture.
+        masked: whether the step drops patches.
+    """
     return config.patches if config.masking.method == "maskdit" else entering_tokens(config, masked)
 
 
 def seen_tokens(config: DiTConfig, block: int, masked: bool) -> int:
-    """Return the number of tokens that backbone block `block` (from 0) sees."""
+    """Return the number of tokens that a block of the backbone sees.
+
+    Args:
+        config: the architecture.
+        block: of the backbone, from 0.
+        masked: whether the step drops patches.
+    """
     masking = config.masking
     routed = masking.route.before <= block < config.depth - masking.route.after
     if masked and masking.method in ROUTED and routed:

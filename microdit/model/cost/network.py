@@ -56,7 +56,13 @@ def flops_by_part(config: DiTConfig, text_tokens: int = TEXT_TOKENS, masked: boo
 
 
 def tokens_seen_by(config: DiTConfig, block: int, masked: bool) -> int:
-    """Return the number of tokens that backbone block `block` (from 0) sees."""
+    """Return the number of tokens that a block of the backbone sees.
+
+    Args:
+        config: the architecture.
+        block: of the backbone, from 0.
+        masked: whether the step drops patches.
+    """
     count = seen_tokens if is_bundled(config) else cost.built_seen_tokens
     return count(config, block, masked)
 

@@ -12,7 +12,11 @@ from microdit.model.config import DiTConfig
 
 
 def decoder_sizes(config: DiTConfig) -> tuple[int, int]:
-    """Return the width of MaskDiT's decoder and of its heads."""
+    """Return the sizes of MaskDiT's decoder.
+
+    Returns:
+        Its width, and the width of its heads.
+    """
     decoder = config.masking.decoder
     return (
         config.width if decoder.width is None else decoder.width,
