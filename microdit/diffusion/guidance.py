@@ -12,7 +12,7 @@ from torch import Tensor
 
 from microdit.diffusion.config import EVERYWHERE, GuidanceInterval, GuidedBy
 from microdit.diffusion.objective import Objective
-from microdit.model.conditioning import Captions, append_null_captions, unpack
+from microdit.model.conditioning import CachedCaptions, Captions, append_null_captions, null_captions, unpack
 from microdit.model.masking.patch_mask import keep_none
 
 Model = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W) float32, sigma (B,)) -> denoised (B, C, H, W)
@@ -31,7 +31,8 @@ def guided(
 
     Args:
         denoiser: the conditional model.
-        y: caption features (B, S, Y). The null caption is all zeros, as in training's caption dropout.
+        y: caption features (B, S, Y). The null caption is all zeros, as in training's caption dropout. With
+            `CachedCaptions` the network computes once what does not depend on the noise level.
         guidance: w; the result is weaker + w (conditional - weaker).
         interval: noise levels at which guidance applies. If it contains no level of a batch, only the conditional
             prediction is computed.
@@ -56,6 +57,9 @@ Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (x, sigma) -> condit
 
 
 def _by_caption(denoiser: Objective, y: Captions) -> Pair:
+    if isinstance(y, CachedCaptions):
+        null = null_captions(y)
+        return lambda x, sigma: (denoiser(x, sigma, y), denoiser(x, sigma, null))
     both = append_null_captions(y)
 
     def pair(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:  # one batch of 2B serves both
@@ -66,10 +70,10 @@ def _by_caption(denoiser: Objective, y: Captions) -> Pair:
 
 
 def _by_path_drop(denoiser: Objective, y: Captions) -> Pair:
-    null_caption = append_null_captions(y)[len(y) :]
+    null = null_captions(y) if isinstance(y, CachedCaptions) else append_null_captions(y)[len(y) :]
     around = keep_none(len(y), denoiser.net.config.side**2, unpack(y)[0].device)
 
     def pair(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return denoiser(x, sigma, y), denoiser(x, sigma, null_caption, around)
+        return denoiser(x, sigma, y), denoiser(x, sigma, null, around)
 
     return pair

@@ -1,16 +1,19 @@
 """Represent the caption tokens that condition the network.
 
 B batch, S text tokens, Y token width. In a plain tensor (B, S, Y), as from CLIP, all tokens count. `MaskedTokens` also
-marks padding. The null caption consists of zeros, all of which count.
+marks padding. The null caption consists of zeros, all of which count. A network reads `CachedCaptions` many times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,64 @@ class MaskedTokens:
         return MaskedTokens(self.tokens.repeat_interleave(count, dim), self.mask.repeat_interleave(count, dim))
 
 
-Captions = Tensor | MaskedTokens
+@dataclass(frozen=True, eq=False)
+class CachedCaptions:
+    """Keep what a network computes from captions alone, for evaluations at many noise levels.
+
+    A sampler makes one object per batch and gives it to every evaluation. Each layer that reads captions stores its
+    result at the first evaluation and reuses it at the others. The object belongs to one network, whose weights must
+    not change meanwhile; it must not be used in training.
+    """
+
+    captions: Tensor | MaskedTokens  # (B, S, Y)
+    alike: bool = False  # whether all tokens of a caption are equal, as those of the null caption are
+    results: dict[nn.Module, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, rows: slice) -> Tensor | MaskedTokens:
+        """Return some captions of the batch, without results."""
+        return self.captions[rows]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Tensor | MaskedTokens:
+        """Return the captions on another device, without results.
+
+        Args:
+            device: the target.
+            non_blocking: copy asynchronously if the memory is pinned.
+        """
+        return self.captions.to(device, non_blocking=non_blocking)
+
+    def repeat_interleave(self, count: int, dim: int = 0) -> Tensor | MaskedTokens:
+        """Repeat each caption `count` times in a row, without results.
+
+        Args:
+            count: copies of each caption.
+            dim: the batch dimension; only 0 is possible.
+
+        Returns:
+            (B * count, S, Y) tokens, with their mask if there is one.
+        """
+        return self.captions.repeat_interleave(count, dim)
+
+    def once(self, layer: nn.Module, compute: Callable[[], Result]) -> Result:
+        """Return a layer's result, computed at the first call.
+
+        Args:
+            layer: identifies the result; a layer has one.
+            compute: computes it from the captions.
+        """
+        if layer not in self.results:
+            self.results[layer] = compute()
+        found: Result = self.results[layer]
+        return found
 
 
-def with_mask(tokens: Tensor, mask: Tensor | None) -> Captions:
+Captions = Tensor | MaskedTokens | CachedCaptions
+
+
+def with_mask(tokens: Tensor, mask: Tensor | None) -> Tensor | MaskedTokens:
     """Combine tokens with their mask.
 
     Args:
@@ -76,6 +133,8 @@ def unpack(captions: Captions) -> tuple[Tensor, Tensor | None]:
     Returns:
         Tokens (B, S, Y), and their mask (B, S) or None.
     """
+    if isinstance(captions, CachedCaptions):
+        captions = captions.captions
     return (captions.tokens, captions.mask) if isinstance(captions, MaskedTokens) else (captions, None)
 
 
@@ -98,14 +157,23 @@ def map_tokens(function: Callable[[Tensor], Tensor], captions: Captions) -> Capt
     """Apply a function to all tokens and keep the mask.
 
     Args:
-        function: maps (B, S, Y) to (B, S, any width).
+        function: maps (B, S, Y) to (B, S, any width), each token by itself.
         captions: (B, S, Y).
 
     Returns:
         (B, S, any width).
     """
+    if isinstance(captions, CachedCaptions) and isinstance(function, nn.Module):
+        return captions.once(function, lambda: _map_cached(function, captions))
     tokens, mask = unpack(captions)
     return with_mask(function(tokens), mask)
+
+
+def _map_cached(function: Callable[[Tensor], Tensor], captions: CachedCaptions) -> CachedCaptions:
+    tokens, mask = unpack(captions)
+    if captions.alike:
+        return CachedCaptions(function(tokens[:, :1]).expand(-1, tokens.shape[1], -1), alike=True)
+    return CachedCaptions(with_mask(function(tokens), mask))
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], captions: Captions) -> Captions:
@@ -175,3 +243,13 @@ def append_null_captions(captions: Captions) -> Captions:
         torch.cat([tokens, torch.zeros_like(tokens)]),
         None if mask is None else torch.cat([mask, torch.ones_like(mask)]),
     )
+
+
+def null_captions(captions: CachedCaptions) -> CachedCaptions:
+    """Return as many null captions as there are captions, without results.
+
+    Returns:
+        (B, S, Y).
+    """
+    tokens, _ = unpack(captions)
+    return CachedCaptions(tokens.new_zeros(1, 1, 1).expand(tokens.shape), alike=True)

@@ -7,11 +7,12 @@ width, p patch size.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from microdit.model.conditioning import Captions, mean_token, replace_empty_captions, with_mask
+from microdit.model.conditioning import CachedCaptions, Captions, mean_token, replace_empty_captions, unpack, with_mask
 from microdit.model.config import DiTConfig
 from microdit.model.init import initialize
 from microdit.model.layers.block_stacks import backbone_blocks
@@ -111,9 +112,32 @@ class DiT(nn.Module):
         Returns:
             Noise level plus pooled caption (B, D), and caption tokens for attention (B, S, D).
         """
+        if isinstance(y, CachedCaptions):
+            pooled, y = y.once(self, partial(self._cached_captions, y))
+        else:
+            pooled, y = self.embed_captions(y)
+        return self.t_embedder(t) + pooled, y
+
+    def embed_captions(self, y: Captions) -> tuple[Tensor, Captions]:
+        """Return what the network computes from captions alone, once per evaluation.
+
+        Args:
+            y: caption features (B, S, Y).
+
+        Returns:
+            Pooled captions (B, D), and caption tokens for attention (B, S, D).
+        """
         tokens, mask = replace_empty_captions(y)
         tokens = self.caption_block(self.y_embedder(tokens), mask)
-        return self.t_embedder(t) + self.pooled_embedder(mean_token(tokens, mask)), with_mask(tokens, mask)
+        return self.pooled_embedder(mean_token(tokens, mask)), with_mask(tokens, mask)
+
+    def _cached_captions(self, y: CachedCaptions) -> tuple[Tensor, CachedCaptions]:
+        if not y.alike:
+            pooled, tokens = self.embed_captions(y)
+            return pooled, CachedCaptions(with_mask(*unpack(tokens)))
+        features, _ = unpack(y)
+        pooled, token = self.embed_captions(features[:, :1])  # tokens have no positions, so equal ones remain equal
+        return pooled, CachedCaptions(unpack(token)[0].expand(-1, features.shape[1], -1), alike=True)
 
     def unpatchify(self, x: Tensor) -> Tensor:
         """Arrange patches as latents.

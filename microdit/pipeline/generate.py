@@ -19,8 +19,12 @@ from microdit.common.finite import require_finite
 from microdit.common.rng import generator
 from microdit.diffusion import Objective, SamplerConfig, StepCallback, guided, sample
 from microdit.encoders.autoencoder import Autoencoder
-from microdit.model.conditioning import Captions
+from microdit.model import DiTConfig
+from microdit.model.conditioning import CachedCaptions, Captions
 from microdit.pipeline.prompts import Features
+
+CPU_TOKENS = 1024  # per pass on a CPU; activations of more exceed its caches
+DEVICE_BATCH = 64  # images per pass on other devices
 
 
 def initial_noise(seed: int, stream: str, indices: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
@@ -40,6 +44,11 @@ def initial_noise(seed: int, stream: str, indices: Sequence[int], shape: tuple[i
     return torch.stack([torch.randn(shape, generator=generator(seed, stream, i)) for i in indices])
 
 
+def sampling_batch(config: DiTConfig, device: torch.device) -> int:
+    """Return the number of images to compute at once for the best throughput."""
+    return max(CPU_TOKENS // config.patches, 1) if device.type == "cpu" else DEVICE_BATCH
+
+
 @torch.no_grad()
 def generate(
     denoiser: Objective,
@@ -50,7 +59,7 @@ def generate(
     stream: str = "samples",
     first: int = 0,
     guidance: float | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     callback: StepCallback | None = None,
 ) -> np.ndarray:
     """Return one image per row of caption features.
@@ -64,7 +73,7 @@ def generate(
         stream: name of the random stream.
         first: number of the first image.
         guidance: overrides `config.guidance`.
-        batch_size: images computed at once.
+        batch_size: images computed at once; None: `sampling_batch`.
         callback: called after each step of each batch.
 
     Returns:
@@ -77,13 +86,14 @@ def generate(
     shape = (net.in_channels, net.input_size, net.input_size)
     device = next(denoiser.parameters()).device
     scale = config.guidance if guidance is None else guidance
+    batch_size = batch_size or sampling_batch(net, device)
     images = []
     for start in range(0, len(features), batch_size):
         y = features[start : start + batch_size].to(device)
         indices = range(first + start, first + start + len(y))
         noise = initial_noise(seed, stream, indices, shape).to(device)
         churn = [generator(seed, f"{stream}/churn", i) for i in indices]
-        model = guided(denoiser, y, scale, config.guidance_interval, config.guidance_by)
+        model = guided(denoiser, CachedCaptions(y), scale, config.guidance_interval, config.guidance_by)
         latents = sample(model, noise, config, churn, callback)
         images.append(autoencoder.decode(require_finite(latents, "sampled latents")).cpu().numpy())
     side = net.input_size * autoencoder.downsampling

@@ -111,7 +111,7 @@ class Pipeline:
         sampler: str | SamplerConfig | None = None,
         guidance_by: str | None = None,
         guidance_interval: GuidanceInterval | tuple[float, float | None] | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         callback: StepCallback | None = None,
     ) -> list[Image.Image]:
         """Draw images of captions; what is left out is as in `config.sampler`.
@@ -125,7 +125,7 @@ class Pipeline:
             sampler: a sampler's name, such as "euler", or all settings.
             guidance_by: what the weaker prediction lacks: "caption" or "path_drop".
             guidance_interval: (low, high): guidance only if low < sigma <= high; high None: no upper end.
-            batch_size: images computed at once.
+            batch_size: images computed at once; None: the fastest on the device.
             callback: called as (step, steps, latents (B, C, H, W) float64) after each step of each batch.
 
         Returns:
@@ -139,7 +139,7 @@ class Pipeline:
         for number, caption in enumerate(captions, 1):
             check_characters(caption, f"caption {number}", ConfigError)
         for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
         settings = self._sampler(sampler, steps, guidance, guidance_by, guidance_interval)
         if not captions:

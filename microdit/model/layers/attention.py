@@ -5,11 +5,13 @@ B batch, L tokens, S text tokens, D width, A attention width, H heads, h head wi
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from microdit.model.conditioning import Captions, unpack
+from microdit.model.conditioning import CachedCaptions, Captions, unpack
 from microdit.model.cost.flops import linear_flops
 
 
@@ -53,9 +55,21 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width, bias=bias)
 
     def forward(self, x: Tensor, y: Captions) -> Tensor:  # (B, L, D), (B, S, D) -> (B, L, D)
-        tokens, mask = unpack(y)
-        k, v = self.kv_linear(tokens).chunk(2, dim=-1)
-        return self.proj(_attend(self.q_norm(self.q_linear(x)), self.k_norm(k), v, self.head_dim, mask))
+        if isinstance(y, CachedCaptions) and y.alike:
+            return self.of_equal_tokens(y).expand(-1, x.shape[1], -1)
+        k, v = y.once(self, partial(self._keys_values, y)) if isinstance(y, CachedCaptions) else self._keys_values(y)
+        return self.proj(_attend(self.q_norm(self.q_linear(x)), k, v, self.head_dim, unpack(y)[1]))
+
+    def _keys_values(self, y: Captions) -> tuple[Tensor, Tensor]:  # (B, S, D) -> (B, S, D) each
+        k, v = self.kv_linear(unpack(y)[0]).chunk(2, dim=-1)
+        return self.k_norm(k), v
+
+    def of_equal_tokens(self, y: CachedCaptions) -> Tensor:  # (B, S, D) -> (B, 1, D)
+        """Return the output for any image token if all tokens of a caption are equal.
+
+        It is their common value, whatever the weights of attention.
+        """
+        return y.once(self, lambda: self.proj(self._keys_values(unpack(y)[0][:, :1])[1]))
 
     def flops(self, tokens: int, text_tokens: int) -> int:
         of_image = linear_flops(self.q_linear, tokens) + linear_flops(self.proj, tokens)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from microdit.model.conditioning import Captions
+from microdit.model.conditioning import CachedCaptions, Captions
 from microdit.model.cost.flops import linear_flops
 from microdit.model.layers.attention import CrossAttention, SelfAttention
 from microdit.model.layers.feed_forward import FeedForward
@@ -85,8 +85,13 @@ class DiTBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor, y: Captions) -> Tensor:  # (B, L, D), (B, W), (B, S, D) -> (B, L, D)
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.adaLN_modulation(c)
         x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a))
-        x = x + self.cross_attn(self.norm2(x), y)
+        x = x + self._from_caption(x, y)
         return x + gate_f * self.mlp(modulate(self.norm3(x), shift_f, scale_f))
+
+    def _from_caption(self, x: Tensor, y: Captions) -> Tensor:  # (B, L, D), (B, S, D) -> (B, L or 1, D)
+        if isinstance(y, CachedCaptions) and y.alike:
+            return self.cross_attn.of_equal_tokens(y)
+        return self.cross_attn(self.norm2(x), y)
 
     def flops(self, tokens: int, text_tokens: int) -> int:
         attention = self.attn.flops(tokens) + self.cross_attn.flops(tokens, text_tokens)
