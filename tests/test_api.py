@@ -17,6 +17,7 @@ from fake_cuda import CUDA, fake_cuda, load_outside, made_outside
 from PIL import Image
 
 import microdit as md
+from microdit.diffusion import samplers
 from microdit.encoders import autoencoder
 from microdit.pipeline import pretrained
 
@@ -190,6 +191,7 @@ def test_a_pipeline_draws_on_a_gpu_in_half_precision(
     products: set[tuple[torch.device, torch.dtype]] = set()
     monkeypatch.setattr(pretrained, "_checked_device", torch.device)  # the fake device is not visible to PyTorch
     monkeypatch.setattr(autoencoder, "_load", made_outside(autoencoder._load))
+    monkeypatch.setattr(samplers, "sigma_steps", made_outside(samplers.sigma_steps))  # it checks values
     # The pipeline's own cache would keep a network without values.
     monkeypatch.setattr(
         pretrained, "open_autoencoder", lambda config, place: autoencoder.build_autoencoder(config.autoencoder, place)
