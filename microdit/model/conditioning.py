@@ -78,11 +78,14 @@ class CachedCaptions:
         return self.captions[rows]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Tensor | MaskedTokens:
-        """Return the captions on another device, without results.
+        """Copy the captions to another device.
 
         Args:
             device: the target.
             non_blocking: copy asynchronously if the memory is pinned.
+
+        Returns:
+            The captions (B, S, Y) without cached results.
         """
         return self.captions.to(device, non_blocking=non_blocking)
 

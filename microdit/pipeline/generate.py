@@ -45,7 +45,12 @@ def initial_noise(seed: int, stream: str, indices: Sequence[int], shape: tuple[i
 
 
 def sampling_batch(config: DiTConfig, device: torch.device) -> int:
-    """Return the number of images to compute at once for the best throughput."""
+    """Return the number of images to compute at once for the best throughput.
+
+    Args:
+        config: the architecture.
+        device: where it runs.
+    """
     return max(CPU_TOKENS // config.patches, 1) if device.type == "cpu" else DEVICE_BATCH
 
 

@@ -67,7 +67,10 @@ class CrossAttention(nn.Module):
     def of_equal_tokens(self, y: CachedCaptions) -> Tensor:  # (B, S, D) -> (B, 1, D)
         """Return the output for any image token if all tokens of a caption are equal.
 
-        It is their common value, whatever the weights of attention.
+        Whatever the weights of attention, it is the projection of the common value.
+
+        Returns:
+            One output per caption, (B, 1, D).
         """
         return y.once(self, lambda: self.proj(self._keys_values(unpack(y)[0][:, :1])[1]))
 
