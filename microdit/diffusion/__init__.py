@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING
 from microdit.common.registry import lazy_attributes
 
 if TYPE_CHECKING:
-    from microdit.diffusion.config import DiffusionConfig, GuidanceInterval, SamplerConfig
-    from microdit.diffusion.edm import EDM, build_objective
-    from microdit.diffusion.guidance import guided
-    from microdit.diffusion.noise_distribution import draw_sigma, quantile_sigma
-    from microdit.diffusion.noise_schedules import sigma_steps
-    from microdit.diffusion.objective import Objective
-    from microdit.diffusion.samplers import StepCallback, sample
+    from microdit.diffusion.config import DiffusionConfig as DiffusionConfig
+    from microdit.diffusion.config import GuidanceInterval as GuidanceInterval
+    from microdit.diffusion.config import SamplerConfig as SamplerConfig
+    from microdit.diffusion.edm import EDM as EDM
+    from microdit.diffusion.edm import build_objective as build_objective
+    from microdit.diffusion.guidance import guided as guided
+    from microdit.diffusion.noise_distribution import draw_sigma as draw_sigma
+    from microdit.diffusion.noise_distribution import quantile_sigma as quantile_sigma
+    from microdit.diffusion.noise_schedules import sigma_steps as sigma_steps
+    from microdit.diffusion.objective import Objective as Objective
+    from microdit.diffusion.samplers import StepCallback as StepCallback
+    from microdit.diffusion.samplers import sample as sample
 
 PUBLIC = {
     "EDM": "edm",
@@ -33,20 +38,7 @@ PUBLIC = {
     "sigma_steps": "noise_schedules",
 }
 
-__all__ = [
-    "EDM",
-    "DiffusionConfig",
-    "GuidanceInterval",
-    "Objective",
-    "SamplerConfig",
-    "StepCallback",
-    "build_objective",
-    "draw_sigma",
-    "guided",
-    "quantile_sigma",
-    "sample",
-    "sigma_steps",
-]
+__all__ = list(PUBLIC)
 
 if not TYPE_CHECKING:  # a type checker would accept any name
     __getattr__ = lazy_attributes(__name__, PUBLIC)

@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING
 from microdit.common.registry import lazy_attributes
 
 if TYPE_CHECKING:
-    from microdit.model.checkpoint_import import import_released, load_imported_folder, load_released, released_config
-    from microdit.model.config import DiTConfig, MaskingConfig
-    from microdit.model.dit import DiT
-    from microdit.model.masking.base import MaskingLossInputs
-    from microdit.model.masking.patch_mask import PatchMask, mask_from_keep, random_mask
-    from microdit.model.presets import PRESETS, list_presets, preset
+    from microdit.model.checkpoint_import import import_released as import_released
+    from microdit.model.checkpoint_import import load_imported_folder as load_imported_folder
+    from microdit.model.checkpoint_import import load_released as load_released
+    from microdit.model.checkpoint_import import released_config as released_config
+    from microdit.model.config import DiTConfig as DiTConfig
+    from microdit.model.config import MaskingConfig as MaskingConfig
+    from microdit.model.dit import DiT as DiT
+    from microdit.model.masking.base import MaskingLossInputs as MaskingLossInputs
+    from microdit.model.masking.patch_mask import PatchMask as PatchMask
+    from microdit.model.masking.patch_mask import mask_from_keep as mask_from_keep
+    from microdit.model.masking.patch_mask import random_mask as random_mask
+    from microdit.model.presets import PRESETS as PRESETS
+    from microdit.model.presets import list_presets as list_presets
+    from microdit.model.presets import preset as preset
 
 PUBLIC = {
     "PRESETS": "presets",
@@ -34,22 +42,7 @@ PUBLIC = {
     "released_config": "checkpoint_import",
 }
 
-__all__ = [
-    "PRESETS",
-    "DiT",
-    "DiTConfig",
-    "MaskingConfig",
-    "MaskingLossInputs",
-    "PatchMask",
-    "import_released",
-    "list_presets",
-    "load_imported_folder",
-    "load_released",
-    "mask_from_keep",
-    "preset",
-    "random_mask",
-    "released_config",
-]
+__all__ = list(PUBLIC)
 
 if not TYPE_CHECKING:  # a type checker would accept any name
     __getattr__ = lazy_attributes(__name__, PUBLIC)

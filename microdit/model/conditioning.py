@@ -29,9 +29,17 @@ class MaskedTokens:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> MaskedTokens:
+        """Return the captions with a function applied to tokens and mask.
+
+        Args:
+            function: of a tensor whose first dimension is B.
+        """
+        return MaskedTokens(function(self.tokens), function(self.mask))
+
     def __getitem__(self, rows: slice) -> MaskedTokens:
         """Return some captions of the batch."""
-        return MaskedTokens(self.tokens[rows], self.mask[rows])
+        return self.map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskedTokens:
         """Return the captions on another device.
@@ -40,9 +48,7 @@ class MaskedTokens:
             device: the target.
             non_blocking: copy asynchronously if the memory is pinned.
         """
-        return MaskedTokens(
-            self.tokens.to(device, non_blocking=non_blocking), self.mask.to(device, non_blocking=non_blocking)
-        )
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def repeat_interleave(self, count: int, dim: int = 0) -> MaskedTokens:
         """Repeat each caption `count` times in a row.
@@ -54,7 +60,7 @@ class MaskedTokens:
         Returns:
             (B * count, S, Y) tokens with their mask.
         """
-        return MaskedTokens(self.tokens.repeat_interleave(count, dim), self.mask.repeat_interleave(count, dim))
+        return self.map(lambda tensor: tensor.repeat_interleave(count, dim))
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from microdit.training.config import Recipe
 from microdit.training.trainer import TrainingLoss
 
 # fp32 weight, gradient, two moments and average; the optimizer of several parts keeps at most as many moments
-BYTES_PER_PARAMETER = 20
+STATE_BYTES_PER_PARAMETER = 20
 # Context, kernels and libraries of a CUDA process, and what the allocator can't use.
 CONTEXT_BYTES, FRAGMENTATION = 1.0e9, 1.05
 PROBED = (2, 4)  # micro-batches of the two counts; activations are affine in B
@@ -74,7 +74,7 @@ def training_memory(config: Recipe) -> TrainingMemory:
     parts = (config.model, config.alignment, config.diffusion, tokens, half)
     (small, parameters), (large, _) = (kept_for_backward(*parts, batch) for batch in PROBED)
     per_image = (large - small) / (PROBED[1] - PROBED[0])
-    return TrainingMemory(BYTES_PER_PARAMETER * parameters, small - per_image * PROBED[0], per_image)
+    return TrainingMemory(STATE_BYTES_PER_PARAMETER * parameters, small - per_image * PROBED[0], per_image)
 
 
 @lru_cache(maxsize=256)
