@@ -20,12 +20,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from harness import Result, Variant, compared, environment, interleaved, matmul_peak, report, save, timed_command
-from torch import Tensor
+from train_step import RandomData
 
 from microdit.common.errors import nearest
 from microdit.config.schema import Config
+from microdit.data.latents.training_data import BatchSampler
 from microdit.diffusion import build_objective
 from microdit.encoders.autoencoder import build_autoencoder
+from microdit.model import DiT
 from microdit.model.cost import network as cost
 from microdit.model.presets import preset
 from microdit.pipeline.cost import image_flops, text_tokens
@@ -38,27 +40,13 @@ from microdit.training.trainer import TrainingLoss, initial_state, optimizer_ste
 ARMS = (("none", 0.0), ("naive", 0.75), ("deferred", 0.75), ("maskdit", 0.75))
 NETWORKS = {"demo": None, "Tiny/2": "DiT-Tiny/2", "XL/2": "MicroDiT_XL_2"}  # case -> architecture
 CPU_BATCH = {"demo": 16, "Tiny/2": 4, "XL/2": 1}
+ROWS = 256  # random images of the training benchmark
 GPU_BATCH = {"demo": 256, "Tiny/2": 256, "XL/2": 64}
-ROWS = 1024  # random images of the training benchmark
 
 
-class RandomRows:
-    """Random latents and caption features in half precision, as a training dataset stores them."""
-
-    def __init__(self, config: Config) -> None:
-        draw, model = np.random.default_rng(0), config.model
-        image = (ROWS, model.in_channels, model.input_size, model.input_size)
-        self._latents = torch.from_numpy(draw.standard_normal(image, np.float32)).half()
-        caption = (64, text_tokens(config), model.caption_channels)
-        self._captions = torch.from_numpy(draw.standard_normal(caption, np.float32)).half()
-
-    def __len__(self) -> int:
-        return ROWS
-
-    def stored(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Return latents, captions and no targets of rows (B,)."""
-        chosen = torch.from_numpy(rows)
-        return self._latents[chosen], self._captions[chosen % 64], torch.zeros(len(rows), 0, 0)
+def random_rows(config: Config) -> RandomData:
+    """Return random latents and captions of the configuration's sizes."""
+    return RandomData(config.model, text_tokens(config), images=ROWS)
 
 
 def with_arm(config: Config, method: str, ratio: float, batch: int) -> Config:
@@ -71,13 +59,12 @@ def with_arm(config: Config, method: str, ratio: float, batch: int) -> Config:
 
 def stepper(config: Config, accelerator: Accelerator) -> Callable[[], object]:
     """Return a function that runs one optimizer step on random data, batches drawn as in training."""
-    from microdit.data.latents.training_data import BatchSampler
-
     state = initial_state(config, accelerator.device)
     loss: torch.nn.Module = TrainingLoss(build_objective(config.diffusion, state.net, 0.5), state.alignment)
     if config.training.compile is True:
         loss = torch.compile(loss)  # type: ignore[assignment]
-    rows, order = RandomRows(config), BatchSampler(ROWS, config.training.batch_size, 0)
+    rows = random_rows(config)
+    order = BatchSampler(len(rows), config.training.batch_size, 0)
 
     def draw(step: int) -> Any:
         return draw_batch(config, step, rows, order, state.net)
@@ -169,14 +156,12 @@ def evaluate(quick: bool, device: torch.device) -> list[Result]:
 
 def feed(quick: bool, device: torch.device) -> list[Result]:
     """Time the drawing of one batch on the host at the paper's sizes."""
-    from microdit.data.latents.training_data import BatchSampler
-    from microdit.model import DiT
-
     config = Config.preset("demo")
     config = dataclasses.replace(config, model=preset("DiT-Tiny/2"))
     batch = 64 if quick else 256
     config = with_arm(config, "deferred", 0.75, batch)
-    rows, order, net = RandomRows(config), BatchSampler(ROWS, batch, 0), DiT(config.model, seed=None)
+    rows, net = random_rows(config), DiT(config.model, seed=None)
+    order = BatchSampler(len(rows), batch, 0)
     call = lambda: draw_batch(config, 0, rows, order, net)  # noqa: E731
     return interleaved([Variant("feed", "Tiny/2", f"batch {batch}", call, batch)], 3 if quick else 10, device)
 

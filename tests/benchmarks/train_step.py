@@ -45,16 +45,16 @@ class RandomData:
     sigma_data = 0.5
     fingerprint = ""
 
-    def __init__(self, model: Any, tokens: int) -> None:
+    def __init__(self, model: Any, tokens: int, images: int = IMAGES) -> None:
         draw = np.random.default_rng(0)
         side = model.input_size
-        self.shape = (IMAGES, model.in_channels, side, side)
+        self.shape = (images, model.in_channels, side, side)
         self._latents = draw.standard_normal(self.shape, np.float32).astype(np.float16)
-        self._captions = draw.standard_normal((IMAGES, tokens, model.caption_channels), np.float32).astype(np.float16)
+        self._captions = draw.standard_normal((images, tokens, model.caption_channels), np.float32).astype(np.float16)
         self.targets = SimpleNamespace(fingerprint="", batch=lambda rows: torch.zeros(len(rows), 0, 0))
 
     def __len__(self) -> int:
-        return IMAGES
+        return len(self._latents)
 
     def stored(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         latents, captions = (torch.from_numpy(array[rows]) for array in (self._latents, self._captions))

@@ -12,46 +12,23 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from word_encoder import encode
 
 from microdit.config.identity import trial_key
 from microdit.config.schema import Config
-from microdit.data.config import DataConfig
 from microdit.data.latents.caption_store import StoredCaptions
-from microdit.data.latents.training_data import BatchSampler, EncodedDataset, encode_dataset
-from microdit.data.registry import build_dataset
-from microdit.encoders.autoencoder import Pixels
+from microdit.data.latents.training_data import BatchSampler, EncodedDataset
 from microdit.model import DiT
-from microdit.model.conditioning import Captions, MaskedTokens, unpack
+from microdit.model.conditioning import unpack
 from microdit.training.feed.batches import Batch, BatchFeed, TrainingRows, draw_batch
 from microdit.training.feed.device_rows import DeviceRows, device_rows, stored_bytes
 
 CPU = torch.device("cpu")
 
 
-class Letters:
-    """Encode a caption as the codes of its first letters; the rest is padding."""
-
-    fingerprint, length, width = "letters", 12, 3
-    description = "letters"
-    model_tokens = 12
-
-    def __init__(self, masked: bool) -> None:
-        self.masked = masked
-        self.fingerprint = f"letters {masked}"
-
-    def encode(self, captions: list[str]) -> Captions:
-        codes = torch.zeros(len(captions), self.length, self.width)
-        for i, caption in enumerate(captions):
-            for j, letter in enumerate(caption[: self.length - i % 3]):
-                codes[i, j] = ord(letter) / 256
-        mask = codes.sum(-1) > 0
-        return MaskedTokens(codes, mask) if self.masked else codes
-
-
 @pytest.fixture(params=[False, True], ids=["every token counts", "padding is masked"])
 def data(request: pytest.FixtureRequest, tmp_path: Path) -> EncodedDataset:
-    settings = DataConfig(resolution=16, train_size=40, max_objects=1, scenery=False, sizes=False)
-    return encode_dataset(build_dataset(settings, "train"), Pixels(), Letters(request.param), tmp_path)  # type: ignore[arg-type]
+    return encode(tmp_path, masked=request.param)
 
 
 def tensors(batch: Batch) -> list[Tensor]:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from changed_config import with_changes
 from fake_cuda import CUDA, accelerator_on_cuda, backward, fake_cuda, load_outside, made_outside
 from torch import nn
 
 from microdit.alignment import patch_encoders
 from microdit.alignment.feature_cache import PatchTargets
 from microdit.alignment.patch_encoders import Lite0Patches
-from microdit.common.parsing import assign, to_mapping
-from microdit.config.schema import Config, config_from_mapping
+from microdit.config.schema import Config
 from microdit.data.latents.caption_store import CaptionFeatures
 from microdit.data.latents.training_data import EncodedDataset
 from microdit.diffusion import EDM, samplers
@@ -122,13 +122,6 @@ WAITS = {
     "common.finite.require_finite",
 }
 ASKING = {"diffusion.guidance.guided.<locals>.model"}
-
-
-def with_changes(base: Config, changes: dict[str, Any]) -> Config:
-    values = to_mapping(base)
-    for key, value in changes.items():
-        assign(values, key, value)
-    return config_from_mapping(values)
 
 
 def prepared(config: Config) -> RunInputs:

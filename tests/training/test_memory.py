@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 import torch
+from changed_config import with_changes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microdit.common.parsing import assign, to_mapping
-from microdit.config.schema import Config, config_from_mapping
+from microdit.config.schema import Config
 from microdit.diffusion import EDM
 from microdit.model import DiT
 from microdit.model.masking.registry import MASKING_METHODS
 from microdit.pipeline.cost import text_tokens
 from microdit.training.memory import TrainingMemory, training_memory
-
-
-def changed(config: Config, **changes: Any) -> Config:
-    values = to_mapping(config)
-    for key, value in changes.items():
-        assign(values, key, value)
-    return config_from_mapping(values)
 
 
 def counted_on_the_cpu(config: Config, batch: int) -> int:
@@ -49,7 +41,7 @@ def counted_on_the_cpu(config: Config, batch: int) -> int:
 @pytest.mark.parametrize("method", [name for name in MASKING_METHODS if name != "none"])
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_activations_in_full_precision_are_those_of_a_real_pass(smoke_config: Config, method: str, ratio: float):
-    config = changed(smoke_config, **{"model.masking.method": method, "model.masking.ratio": ratio})
+    config = with_changes(smoke_config, {"model.masking.method": method, "model.masking.ratio": ratio})
     memory = training_memory(config)
     real = counted_on_the_cpu(config, 6)
     # attention kernels of the CPU and of a GPU keep different statistics
@@ -62,9 +54,9 @@ def test_weights_gradients_moments_and_average_are_counted(smoke_config: Config)
 
 
 def test_half_precision_and_masking_need_less(smoke_config: Config):
-    masked = changed(smoke_config, **{"model.masking.ratio": 0.75})
-    half = changed(smoke_config, **{"training.precision": "bf16"})
-    full = training_memory(changed(smoke_config, **{"model.masking.ratio": 0.0}))
+    masked = with_changes(smoke_config, {"model.masking.ratio": 0.75})
+    half = with_changes(smoke_config, {"training.precision": "bf16"})
+    full = training_memory(with_changes(smoke_config, {"model.masking.ratio": 0.0}))
     assert training_memory(masked).per_image < full.per_image
     assert training_memory(half).per_image < training_memory(smoke_config).per_image
 

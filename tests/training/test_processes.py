@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from changed_config import with_changes
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 from several import Curve
 
-from microdit.common.parsing import assign, to_mapping
-from microdit.config.schema import Config, config_from_mapping, load_config, save_config
+from microdit.config.schema import Config, load_config, save_config
 from microdit.pipeline.train_and_evaluate import run
 
 HERE = Path(__file__).parent
@@ -44,11 +44,8 @@ def finished(process: subprocess.Popen[str], seconds: float = 300) -> tuple[str,
 
 def stored(base: Config, folder: Path, changes: Mapping[str, Any]) -> Path:
     """Return `base` with other values at dotted keys, as a config.yaml that writes to `folder`."""
-    values = to_mapping(base)
-    for key, value in ({"output_dir": str(folder), "training.log_every": 1} | dict(changes)).items():
-        assign(values, key, value)
     path = folder.with_suffix(".yaml")
-    save_config(config_from_mapping(values), path)
+    save_config(with_changes(base, {"output_dir": str(folder), "training.log_every": 1, **changes}), path)
     return path
 
 

@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from word_encoder import Words, encode
 
 from microdit.common.errors import ConfigError
 from microdit.config.identity import identity_mapping, trial_key
 from microdit.config.schema import Config
-from microdit.data.config import DataConfig
 from microdit.data.latents.caption_store import CaptionStore
 from microdit.data.latents.shards import open_shard
-from microdit.data.latents.training_data import BatchSampler, EncodedDataset, encode_dataset
-from microdit.data.registry import build_dataset
+from microdit.data.latents.training_data import BatchSampler
 from microdit.encoders.autoencoder import Pixels
 from microdit.encoders.config import TextConfig
 from microdit.model import DiT
 from microdit.model.conditioning import Captions, MaskedTokens, unpack
 from microdit.training.feed.batches import draw_batch
-
-
-class Words:
-    """Encode each word as a feature from its digest, with configurable padding."""
-
-    width, length = 6, 24
-
-    def __init__(self, masked: bool) -> None:
-        self.masked = masked
-        self.fingerprint = f"words-{masked}"
-
-    def encode(self, captions: Sequence[str]) -> Captions:
-        tokens = torch.zeros(len(captions), self.length, self.width)
-        mask = torch.zeros(len(captions), self.length, dtype=torch.bool)
-        for i, caption in enumerate(captions):
-            for j, word in enumerate(caption.split()[: self.length]):
-                tokens[i, j] = torch.tensor(list(hashlib.sha256(word.encode()).digest()[: self.width])) / 256
-                mask[i, j] = True
-        return MaskedTokens(tokens, mask) if self.masked else tokens
-
-
-def encode(cache: Path, masked: bool = True, seed: int = 0, encoder: Words | None = None) -> EncodedDataset:
-    data = DataConfig(resolution=16, train_size=48, max_objects=1, scenery=False, sizes=False, seed=seed)
-    return encode_dataset(build_dataset(data, "train"), Pixels(), encoder or Words(masked), cache)  # type: ignore[arg-type]
 
 
 def test_batches_carry_each_captions_own_mask(tmp_path: Path):
