@@ -75,6 +75,9 @@ class Registry(Mapping[str, T], Generic[T]):
             entry = self._entries[name] = _import_path(entry)
         return entry
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries  # without importing the entry, as a Mapping would
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 

@@ -148,3 +148,11 @@ def test_an_unknown_name_gets_no_hint(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_registry_needs_no_torch() -> None:
     code = "import sys, microdit.common.registry; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_asking_for_a_name_imports_no_entry() -> None:
+    registry: Registry[object] = Registry("test", {"lazy": "no_such_module.Part"})
+    assert "lazy" in registry
+    assert "other" not in registry
+    with pytest.raises(ModuleNotFoundError):
+        registry["lazy"]

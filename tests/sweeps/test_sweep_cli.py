@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,3 +113,12 @@ def test_a_taken_port_is_reported(store: Store, capsys: pytest.CaptureFixture[st
         port = taken.getsockname()[1]
         assert main(["ui", f"tracking_uri={store.uri}", f"port={port}"]) == 2
     assert f"port {port} is taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", ["smoke", "demo", "gpu"])
+def test_a_configuration_is_checked_without_pytorch(scale: str) -> None:
+    code = (
+        "import sys; from sweeps.cli import main; code = main(sys.argv[1:]); sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "config", f"scale={scale}"], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
