@@ -19,6 +19,7 @@ from microdit.alignment.feature_cache import build_alignment_features
 from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import stat_fingerprint, sweep
 from microdit.common.process.heap import keep_freed_memory
+from microdit.config.device import choose_device
 from microdit.config.schema import Config
 from microdit.config.sizes import Sizes, check_sizes
 from microdit.data.config import DataConfig
@@ -53,20 +54,6 @@ class RunInputs:
         """Return a digest of all data that training reads and scores compare with."""
         trained_on = data_fingerprint(self.train, self.val)
         return f"{trained_on}-{self.originals[:8]}" if self.originals else trained_on
-
-
-def choose_device(config: Config) -> torch.device:
-    """Return the configured device; 'auto' is a GPU if there is one.
-
-    Raises:
-        ConfigError: if a GPU is configured but missing.
-    """
-    wanted = config.training.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("'training.device' is cuda, but no CUDA device is visible; use cpu or auto")
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
 
 
 def build_accelerator(config: Config) -> Accelerator:

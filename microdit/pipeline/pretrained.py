@@ -14,6 +14,7 @@ from microdit.common.files.atomic import atomic_path
 from microdit.common.files.tensors import read_tensors, write_tensors
 from microdit.common.files.text import check_characters
 from microdit.common.parsing import override, parse, to_mapping
+from microdit.config.device import choose_device
 from microdit.config.schema import Config, config_from_mapping, load_config, save_config
 from microdit.config.sizes import Sizes, check_sizes
 from microdit.diffusion import GuidanceInterval, Objective, SamplerConfig, StepCallback, build_objective
@@ -22,7 +23,7 @@ from microdit.encoders.text import TextEncoder, build_text_encoder
 from microdit.encoders.text_record import TextRecord, check_features, recorded_text
 from microdit.model import DiT
 from microdit.pipeline.generate import generate
-from microdit.pipeline.inputs import choose_device, open_autoencoder
+from microdit.pipeline.inputs import open_autoencoder
 from microdit.training.fsdp import whole_weights
 from microdit.training.run_files import WEIGHTS
 

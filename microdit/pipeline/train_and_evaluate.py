@@ -19,6 +19,7 @@ from microdit.common.files.atomic import sweep, write_text
 from microdit.common.finite import require_sound
 from microdit.common.hardware import device_name, versions
 from microdit.common.process.waiting import waiting
+from microdit.config.device import choose_device
 from microdit.config.identity import ALGORITHM, training_key
 from microdit.config.schema import Config, save_config
 from microdit.data.latents.training_data import data_fingerprint
@@ -38,7 +39,6 @@ from microdit.pipeline.inputs import (
     build_accelerator,
     build_components,
     check_counts,
-    choose_device,
 )
 from microdit.pipeline.prompts import shown_prompts
 from microdit.pipeline.run_logger import NullLogger, RunFact, RunLogger

@@ -15,7 +15,7 @@ from microdit.common.limits import Range, check_settings
 from microdit.common.parsing import parse, read_yaml
 from microdit.config.schema import Config
 from microdit.pipeline.cost import text_tokens, training_flops
-from sweeps.planning.throughput import measure_seconds_per_image
+from sweeps import planning
 from sweeps.planning.trials import Trial
 
 ACCELERATORS = EXPERIMENTS / "accelerators.yaml"
@@ -128,5 +128,5 @@ def _speed(config: Config, known: dict[object, float | None]) -> float | None:
     place = (training.device, training.threads, training.precision)
     key = (config.model, config.alignment, text_tokens(config), training.batch_size, training.accumulation, *place)
     if key not in known:
-        known[key] = measure_seconds_per_image(config)
+        known[key] = planning.measure_seconds_per_image(config)
     return known[key]

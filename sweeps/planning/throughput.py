@@ -10,10 +10,10 @@ import psutil
 import torch
 
 from microdit.common.rng import generator
+from microdit.config.device import choose_device
 from microdit.config.schema import Config
 from microdit.diffusion import build_objective, draw_sigma
 from microdit.pipeline.cost import image_flops, text_tokens, trained_parameters
-from microdit.pipeline.inputs import choose_device
 from microdit.training.trainer import TrainingLoss, initial_state
 
 MEASURE_SECONDS = 3.0  # per network

@@ -19,9 +19,10 @@ from microdit.common.files.atomic import write_text
 from microdit.common.files.digests import read_signed, signed
 from microdit.common.hardware import device_name
 from microdit.common.parsing import to_mapping
+from microdit.config.device import choose_device
 from microdit.config.schema import Config
 from microdit.pipeline.cost import text_tokens
-from microdit.pipeline.inputs import choose_device
+from sweeps import planning
 
 REPEATS = 3  # the fastest counts, because other load only slows a step down
 
@@ -34,8 +35,6 @@ def cached_seconds_per_image(config: Config) -> float:
     Raises:
         ConfigError: if the network cannot be measured on this machine.
     """
-    from sweeps.planning.throughput import measure_seconds_per_image
-
     training = config.training
     facts = {
         "model": to_mapping(config.model),
@@ -50,7 +49,7 @@ def cached_seconds_per_image(config: Config) -> float:
     with FileLock(f"{path}.lock"):
         if (kept := _kept(path)) is not None:
             return kept
-        tries = [measure_seconds_per_image(config) for _ in range(REPEATS)]
+        tries = [planning.measure_seconds_per_image(config) for _ in range(REPEATS)]
         seconds = min((value for value in tries if value is not None), default=None)
         if seconds is None:
             raise ConfigError("a network of this study doesn't fit this machine, so its time can't be measured")

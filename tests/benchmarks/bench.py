@@ -23,6 +23,7 @@ from harness import Result, Variant, compared, environment, interleaved, matmul_
 from train_step import RandomData
 
 from microdit.common.errors import nearest
+from microdit.config.device import choose_device
 from microdit.config.schema import Config
 from microdit.data.latents.training_data import BatchSampler
 from microdit.diffusion import build_objective
@@ -32,7 +33,7 @@ from microdit.model.cost import network as cost
 from microdit.model.presets import preset
 from microdit.pipeline.cost import image_flops, text_tokens
 from microdit.pipeline.generate import generate
-from microdit.pipeline.inputs import build_accelerator, build_components, choose_device
+from microdit.pipeline.inputs import build_accelerator, build_components
 from microdit.training.feed.batches import BatchFeed, draw_batch
 from microdit.training.memory import training_memory
 from microdit.training.trainer import TrainingLoss, initial_state, optimizer_step

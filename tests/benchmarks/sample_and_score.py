@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from microdit.common.rng import generator
+from microdit.config.device import choose_device
 from microdit.config.schema import Config
 from microdit.diffusion import EDM, Objective, guided, sample
 from microdit.evaluation.score import score
@@ -30,7 +31,7 @@ from microdit.model import DiT
 from microdit.model.conditioning import CachedCaptions
 from microdit.pipeline.evaluate import evaluation_prompts
 from microdit.pipeline.generate import generate, initial_noise, sampling_batch
-from microdit.pipeline.inputs import RunInputs, build_components, choose_device
+from microdit.pipeline.inputs import RunInputs, build_components
 from microdit.pipeline.prompts import Prompts, shown_prompts
 from microdit.training.validation import validate
 from sweeps.config.hydra_compose import compose_config

@@ -123,7 +123,7 @@ def test_each_network_is_measured_once(trials: list[Trial], monkeypatch: pytest.
         seen.append(config)
         return 0.5
 
-    monkeypatch.setattr("sweeps.planning.cost_estimate.measure_seconds_per_image", measure)
+    monkeypatch.setattr("sweeps.planning.measure_seconds_per_image", measure)
     other = dataclasses.replace(
         trials[0],
         arm="slower",
@@ -229,6 +229,7 @@ def test_options_of_a_plan_are_rejected_by_other_commands(line: str, capsys: pyt
     assert "is not an option of" in capsys.readouterr().err
 
 
-def test_estimating_needs_no_store() -> None:
-    code = "import sys, sweeps.planning.cost_estimate; sys.exit(bool({'mlflow', 'optuna'} & set(sys.modules)))"
+def test_estimating_needs_no_store_and_no_torch() -> None:
+    modules = "sweeps.planning.cost_estimate, sweeps.planning.throughput_cache"
+    code = f"import sys, {modules}; sys.exit(bool({{'mlflow', 'optuna', 'torch'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
