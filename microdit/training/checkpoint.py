@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from microdit.alignment.loss import Alignment
 from microdit.common.errors import CheckpointError
@@ -27,6 +26,7 @@ from microdit.common.files.digests import file_digest, read_signed, signed
 from microdit.common.files.tensors import read_tensors, write_tensors
 from microdit.model import DiT
 from microdit.training.fsdp import load_optimizer, load_weights, unsharded_copy, whole_optimizer, whole_weights
+from microdit.training.optim.averaged_weights import AveragedWeights
 from microdit.training.optim.optimizer_file import read_optimizer, write_optimizer
 from microdit.training.run_files import REST, checkpoint_folder, checkpoints
 
@@ -53,7 +53,7 @@ class TrainState:
 
     net: DiT
     alignment: Alignment
-    ema: AveragedModel
+    ema: AveragedWeights
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
@@ -71,7 +71,7 @@ class TrainState:
         It has averaged weights once averaging has begun, raw weights before. If weights are sharded, all processes must
         read it.
         """
-        return unsharded_copy(self.ema.module if int(self.ema.n_averaged) else self.net)  # type: ignore[arg-type]
+        return unsharded_copy(self.ema.module if self.ema.updates else self.net)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _facts(state: TrainState) -> dict[str, Any]:
     return {
         "step": state.step,
         "seconds": state.seconds,
-        "averaged": int(state.ema.n_averaged),
+        "averaged": state.ema.updates,
         "interval": asdict(state.interval),
     }
 
@@ -186,7 +186,7 @@ def load_checkpoint(folder: Path, state: TrainState, identity: Identity) -> None
         load_weights(state.alignment, stored.modules["alignment"])
         load_optimizer(state.optimizer, stored.optimizer)
         facts = stored.facts
-        state.ema.n_averaged.fill_(facts["averaged"])
+        state.ema.updates = int(facts["averaged"])
         state.step, state.seconds = int(facts["step"]), float(facts["seconds"])
         state.interval = PartialLogWindow(**facts["interval"])
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:

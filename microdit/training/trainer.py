@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from microdit.alignment.loss import Alignment, build_alignment
 from microdit.common.errors import CheckpointError
@@ -33,6 +32,7 @@ from microdit.training.graceful_stop import GracefulStop
 from microdit.training.init_weights import initial_sigma_data, load_initial
 from microdit.training.logger import StepLogger
 from microdit.training.metrics import StepMetrics
+from microdit.training.optim.averaged_weights import AveragedWeights
 from microdit.training.optim.init_optimizer import load_initial_optimizer
 from microdit.training.optim.lr_schedule import learning_rate
 from microdit.training.optim.optimizers import build_optimizer
@@ -94,7 +94,7 @@ def initial_state(config: Recipe, device: torch.device, mesh: DeviceMesh | None 
     if init is not None:
         load_initial(net, init)
     net = net.to(device)
-    ema = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.training.ema.decay))
+    ema = AveragedWeights(net, config.training.ema.decay)
     alignment = build_alignment(config.alignment, config.model, config.seed).to(device)
     if mesh is not None:
         for module in (net, ema.module, alignment):
@@ -189,7 +189,7 @@ def train(
             rate = learning_rate(step, settings.steps, config.optimizer.lr, config.schedule)
             readings = optimizer_step(config, rate, batch, loss_module, state, accelerator)
             if settings.ema.decay and step >= settings.ema.first_step(settings.steps):
-                state.ema.update_parameters(state.net)
+                state.ema.update(state.net)
             state.step = done = step + 1
             meter.add(done, readings)
 

@@ -131,7 +131,7 @@ class _ThroughputProbe:
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         if settings.ema.decay:
-            state.ema.update_parameters(state.net)
+            state.ema.update(state.net)
 
     def _now(self) -> float:
         if self._device.type == "cuda":

@@ -74,7 +74,7 @@ def stepper(config: Config, accelerator: Accelerator) -> Callable[[], object]:
 
     def step() -> None:
         optimizer_step(config, 1e-4, next(batches), loss, state, accelerator)
-        state.ema.update_parameters(state.net)
+        state.ema.update(state.net)
 
     return step
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from microdit.common.errors import ConfigError
 from microdit.config.schema import Config
@@ -20,6 +21,7 @@ from microdit.model import DiT, DiTConfig
 from microdit.model.config import ExpertsConfig, MixerConfig
 from microdit.training.config import EmaConfig, MuonConfig, OptimizerConfig, ScheduleConfig
 from microdit.training.optim import optimizers as optim
+from microdit.training.optim.averaged_weights import AveragedWeights
 from microdit.training.optim.lr_schedule import learning_rate
 from microdit.training.optim.muon import CpuMuon
 from microdit.training.optim.optimizers import build_optimizer, parameter_groups
@@ -249,3 +251,21 @@ def test_errors_name_wrong_optimizer_settings(smoke_config: Config):
         MuonConfig(momentum=1.0)
     with pytest.raises(ConfigError, match=r"optimizer\.muon\.ns_steps"):
         MuonConfig(ns_steps=0)
+
+
+def test_the_average_of_weights_is_torchs_bit_for_bit(smoke_config: Config):
+    net = DiT(smoke_config.model)
+    ours, theirs = AveragedWeights(net, 0.9), AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    random = torch.Generator().manual_seed(0)
+    for count in range(1, 5):
+        for tensor in (*net.parameters(), *net.buffers()):
+            tensor.detach().add_(torch.randn(tensor.shape, generator=random))
+        ours.update(net)
+        theirs.update_parameters(net)
+        assert ours.updates == count
+        for own, other in zip(
+            (*ours.module.parameters(), *ours.module.buffers()),
+            (*theirs.module.parameters(), *theirs.module.buffers()),
+            strict=True,
+        ):
+            assert torch.equal(own, other)
