@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from microdit.common.errors import ConfigError, nearest
-from microdit.common.moved import import_hint, present_path
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -40,8 +39,7 @@ def import_plugins(modules: Iterable[str]) -> None:
         try:
             importlib.import_module(name)
         except (ImportError, TypeError, ValueError) as error:  # the latter two for invalid module names
-            hint = import_hint(error) if isinstance(error, ImportError) else ""
-            raise ConfigError(f"'plugins' names module '{name}', which can't be imported: {error}{hint}") from None
+            raise ConfigError(f"'plugins' names module '{name}', which can't be imported: {error}") from None
         _allowed.add(name)
 
 
@@ -149,7 +147,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self.check(name, key)
         if name in self._entries:
             return self[name]
-        return self._checked(name, self._load(present_path(name) or name, key), key)
+        return self._checked(name, self._load(name, key), key)
 
     def _load(self, path: str, key: str) -> Any:
         module, _, attribute = path.rpartition(".")
@@ -158,8 +156,7 @@ class Registry(Mapping[str, T], Generic[T]):
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:
-            hint = import_hint(error) if isinstance(error, ImportError) else ""
-            raise ConfigError(f"'{key}' is '{path}', which can't be imported: {error}{hint}") from None
+            raise ConfigError(f"'{key}' is '{path}', which can't be imported: {error}") from None
 
     def _checked(self, name: str, item: Any, key: str) -> T:
         if self.base is not None and not (isinstance(item, type) and issubclass(item, self.base)):
