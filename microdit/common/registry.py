@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from microdit.common.errors import ConfigError, nearest
+from microdit.common.moved import import_hint, present_path
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -39,7 +40,8 @@ def import_plugins(modules: Iterable[str]) -> None:
         try:
             importlib.import_module(name)
         except (ImportError, TypeError, ValueError) as error:  # the latter two for invalid module names
-            raise ConfigError(f"'plugins' names module '{name}', which can't be imported: {error}") from None
+            hint = import_hint(error) if isinstance(error, ImportError) else ""
+            raise ConfigError(f"'plugins' names module '{name}', which can't be imported: {error}{hint}") from None
         _allowed.add(name)
 
 
@@ -147,7 +149,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self.check(name, key)
         if name in self._entries:
             return self[name]
-        return self._checked(name, self._load(name, key), key)
+        return self._checked(name, self._load(present_path(name) or name, key), key)
 
     def _load(self, path: str, key: str) -> Any:
         module, _, attribute = path.rpartition(".")
@@ -156,7 +158,8 @@ class Registry(Mapping[str, T], Generic[T]):
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(f"'{key}' is '{path}', which can't be imported: {error}") from None
+            hint = import_hint(error) if isinstance(error, ImportError) else ""
+            raise ConfigError(f"'{key}' is '{path}', which can't be imported: {error}{hint}") from None
 
     def _checked(self, name: str, item: Any, key: str) -> T:
         if self.base is not None and not (isinstance(item, type) and issubclass(item, self.base)):

@@ -1,4 +1,4 @@
-"""Test registries of implementations: names, decorators and dotted paths."""
+"""Test registries of implementations: names, decorators, dotted paths, and moved names."""
 
 from __future__ import annotations
 
@@ -9,10 +9,29 @@ from pathlib import Path
 
 import pytest
 
+from microdit.common import moved
 from microdit.common.errors import ConfigError
 from microdit.common.registry import Registry, import_plugins
 from microdit.config.schema import config_from_mapping
 from microdit.model.layers.feed_forward import FEED_FORWARDS
+
+# Former paths that users' YAML may contain, and the present paths of the same objects.
+FORMER_PATHS = {
+    "microdit.model.masking.DeferredMasking": "microdit.model.masking.base.DeferredMasking",
+    "microdit.model.masking.NaiveMasking": "microdit.model.masking.base.NaiveMasking",
+    "microdit.model.maskdit.MaskDiT": "microdit.model.masking.maskdit.MaskDiT",
+    "microdit.model.routing.TokenRouting": "microdit.model.masking.tread.TokenRouting",
+    "microdit.model.routing.SparseDenseFusion": "microdit.model.masking.sprint.SparseDenseFusion",
+    "microdit.model.feed_forward.SwiGLU": "microdit.model.layers.feed_forward.SwiGLU",
+    "microdit.model.widths.layerwise": "microdit.model.width_schedules.layerwise",
+    "microdit.training.optim.muon": "microdit.training.optim.optimizers.muon",
+    "microdit.training.optim.adamw": "microdit.training.optim.optimizers.adamw",
+    "microdit.alignment.encoders.Lite0Patches": "microdit.alignment.patch_encoders.Lite0Patches",
+    "microdit.data.base.Item": "microdit.data.dataset.Sample",
+    "microdit.data.emoji.EmojiCaptions": "microdit.data.emoji.dataset.EmojiCaptions",
+    "microdit.data.folder.ImageFolder": "microdit.data.image_folder.dataset.ImageFolder",
+    "microdit.data.latents.LatentImages": "microdit.data.latents.dataset.LatentImages",
+}
 
 
 class Base:
@@ -90,7 +109,35 @@ def test_a_plugin_registers_names_for_its_configuration(tmp_path: Path, monkeypa
     assert FEED_FORWARDS.resolve(config.model.ffn.type).__module__ == "registering_plugin"
 
 
-def test_a_failed_import_of_a_plugin_states_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", FORMER_PATHS)
+def test_former_class_paths_still_name_the_same_class(path: str) -> None:
+    module, _, name = FORMER_PATHS[path].rpartition(".")
+    assert Registry("any", {}).resolve(path) is getattr(importlib.import_module(module), name)
+    assert moved.present_path(path) == FORMER_PATHS[path]
+
+
+@pytest.mark.parametrize(
+    ("line", "present"),
+    [
+        ("import microdit.model.mask_plan", "microdit.model.masking.patch_mask"),
+        ("from microdit.model.masking import DeferredMasking", "microdit.model.masking.base.DeferredMasking"),
+        ("from microdit.model.masking.patch_mask import plan_from_keep", "masking.patch_mask.mask_from_keep"),
+        ("from microdit.data.base import Item", "microdit.data.dataset"),
+        ("from microdit.errors import ConfigError", "microdit.common.errors"),
+    ],
+)
+def test_the_error_of_a_former_import_names_the_present_one(
+    line: str, present: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = "former_" + "".join(filter(str.isalpha, line))
+    (tmp_path / f"{plugin}.py").write_text(line + "\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=rf"'plugins' names module.*it was moved, write \S*{present}$"):
+        import_plugins([plugin])
+
+
+def test_an_unknown_name_gets_no_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "wrong_import.py").write_text("import no_such_package\n")
     monkeypatch.chdir(tmp_path)
     importlib.invalidate_caches()
