@@ -61,10 +61,10 @@ def mask_from_keep(ids_keep: Tensor, patches: int) -> PatchMask:
     """
     batch, kept = ids_keep.shape
     mask = torch.ones(batch, patches, device=ids_keep.device).scatter(1, ids_keep, 0.0)
-    # Dropped patches follow the kept ones in ascending order; sorting by (mask, number) is stable.
-    dropped = mask.argsort(dim=1, stable=True, descending=True)[:, : patches - kept]
-    order = torch.cat([ids_keep, dropped], dim=1)
-    return PatchMask(ids_keep, order.argsort(dim=1), mask)
+    # Dropped patches follow the kept ones in ascending order.
+    ids_restore = mask.long().cumsum(dim=1) + (kept - 1)
+    order = torch.arange(kept, device=ids_keep.device).expand(batch, -1)
+    return PatchMask(ids_keep, ids_restore.scatter(1, ids_keep, order), mask)
 
 
 def keep_all(batch: int, patches: int, device: torch.device | str = "cpu") -> PatchMask:

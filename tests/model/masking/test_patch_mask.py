@@ -35,7 +35,9 @@ def test_a_plan_is_a_permutation(shape, ratio, seed):
     everything = torch.arange(side**2).expand(3, -1)
     assert torch.equal(plan.ids_restore.sort(1).values, everything)
     order = plan.ids_restore.argsort(1)
-    assert torch.equal(order[:, : plan.ids_keep.shape[1]], plan.ids_keep)
+    kept, dropped = order.split([plan.ids_keep.shape[1], side**2 - plan.ids_keep.shape[1]], dim=1)
+    assert torch.equal(kept, plan.ids_keep)
+    assert (dropped.diff(dim=1) > 0).all()
     assert torch.equal(plan.mask.gather(1, plan.ids_keep), torch.zeros(plan.ids_keep.shape))
     assert plan.mask.sum() == 3 * (side**2 - plan.ids_keep.shape[1])
 
