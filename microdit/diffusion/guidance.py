@@ -6,7 +6,9 @@ It can be limited to an interval of noise levels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +18,9 @@ from microdit.model.conditioning import CachedCaptions, Captions, append_null_ca
 from microdit.model.masking.patch_mask import keep_none
 
 Model = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W) float32, sigma (B,)) -> denoised (B, C, H, W)
+
+
+Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (x, sigma) -> conditional and weaker prediction
 
 
 def guided(
@@ -39,21 +44,64 @@ def guided(
         by: what the weaker prediction lacks: "caption", or "path_drop" for the caption and the middle blocks (SPRINT,
             arXiv 2510.21986), which saves most of its cost.
     """
+
+    def conditional(x: Tensor, sigma: Tensor) -> Tensor:
+        return denoiser(x, sigma, y)
+
     if guidance == 1:
-        return lambda x, sigma: denoiser(x, sigma, y)
+        return conditional
     pair = _by_path_drop(denoiser, y) if by == "path_drop" else _by_caption(denoiser, y)
-
-    def model(x: Tensor, sigma: Tensor) -> Tensor:
-        inside = interval.contains(sigma)
-        if not interval.everywhere and not inside.any():  # in this order: any() waits for the device
-            return denoiser(x, sigma, y)
-        conditional, null = pair(x, sigma)
-        return torch.where(inside.view(-1, 1, 1, 1), null + guidance * (conditional - null), conditional)
-
-    return model
+    return GuidedModel(conditional, pair, guidance, interval)
 
 
-Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (x, sigma) -> conditional and weaker prediction
+@dataclass(frozen=True)
+class GuidedModel:
+    """Predict the denoised latents under guidance."""
+
+    conditional: Model
+    pair: Pair
+    guidance: float
+    interval: GuidanceInterval
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Return the prediction at noise levels that may differ between images.
+
+        Unless guidance applies everywhere, it waits for the device, to skip the weaker prediction if all are outside.
+
+        Args:
+            x: noisy latents (B, C, H, W).
+            sigma: noise level of each (B,).
+
+        Returns:
+            (B, C, H, W).
+        """
+        if self.interval.everywhere:
+            return self._everywhere(x, sigma)
+        inside = self.interval.contains(sigma)
+        if not inside.any():
+            return self.conditional(x, sigma)
+        conditional, null = self.pair(x, sigma)
+        return torch.where(inside.view(-1, 1, 1, 1), null + self.guidance * (conditional - null), conditional)
+
+    def at_level(self, x: Tensor, sigma: Tensor, level: float) -> Tensor:
+        """Return the prediction at one noise level, without waiting for the device.
+
+        Args:
+            x: noisy latents (B, C, H, W).
+            sigma: the level of each (B,), float32.
+            level: the level, above 0.
+
+        Returns:
+            (B, C, H, W).
+        """
+        low, high = self.interval.sigma_low, self.interval.sigma_high
+        with np.errstate(over="ignore"):  # float32, as `sigma` and as in `contains`
+            inside = np.float32(level) > np.float32(low) and (high is None or np.float32(level) <= np.float32(high))
+        return self._everywhere(x, sigma) if inside else self.conditional(x, sigma)
+
+    def _everywhere(self, x: Tensor, sigma: Tensor) -> Tensor:
+        conditional, null = self.pair(x, sigma)
+        return null + self.guidance * (conditional - null)
 
 
 def _by_caption(denoiser: Objective, y: Captions) -> Pair:

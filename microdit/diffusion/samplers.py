@@ -11,6 +11,7 @@ wrapped around the denoiser beforehand (`microdit.diffusion.guidance`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -20,7 +21,7 @@ from microdit.common.errors import ConfigError
 from microdit.common.registry import Registry
 from microdit.diffusion import registry
 from microdit.diffusion.config import DEFAULT_SAMPLER, ChurnConfig, SamplerConfig
-from microdit.diffusion.guidance import Model
+from microdit.diffusion.guidance import GuidedModel, Model
 from microdit.diffusion.noise_schedules import sigma_steps
 
 StepCallback = Callable[[int, int, Tensor], None]  # (step from 1, steps, latents (B, C, H, W) float64 after it)
@@ -170,7 +171,8 @@ def slope(model: Model, x: Tensor, sigma: float) -> Tensor:
         (B, C, H, W), float64.
     """
     levels = torch.full((x.shape[0],), sigma, dtype=torch.float32, device=x.device)
-    return (x - model(x.float(), levels).double()) / sigma
+    at_level = partial(model.at_level, level=sigma) if isinstance(model, GuidedModel) else model
+    return (x - at_level(x.float(), levels).double()) / sigma
 
 
 def _churn(
@@ -183,4 +185,4 @@ def _churn(
         raise ConfigError("'sampler.churn.amount' is above 0: a generator of each image is needed")
     raised = sigma * (1 + min(churn.amount / steps, 2**0.5 - 1))
     fresh = torch.stack([torch.randn(x.shape[1:], generator=each, dtype=torch.float64) for each in generators])
-    return x + (raised**2 - sigma**2) ** 0.5 * churn.noise * fresh.to(x.device), raised
+    return x + (raised**2 - sigma**2) ** 0.5 * churn.noise * fresh.to(x.device, non_blocking=True), raised

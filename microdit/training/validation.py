@@ -63,8 +63,8 @@ def validate(denoiser: Objective, val: EncodedDataset, config: Recipe, batch_siz
         rows = torch.arange(start, min(start + batch_size, count))
         x, y = val.batch(rows.numpy() % len(val))
         level, eps = sigma[rows].to(device), noise[rows].to(device)
-        losses.append(denoiser.loss(x.to(device), y.to(device), level, eps).cpu())
-    loss = torch.cat(losses)
+        losses.append(denoiser.loss(x.to(device), y.to(device), level, eps))
+    loss = torch.cat(losses).cpu()
     values = {VAL_LOSS_CURVE: loss.mean().item()}
     for band in range(BANDS):
         inside = loss[(ranks * BANDS) // count == band]

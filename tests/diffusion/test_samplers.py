@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from microdit.diffusion import (
     sigma_steps,
 )
 from microdit.diffusion.config import ChurnConfig, GuidedBy
-from microdit.diffusion.guidance import Model
+from microdit.diffusion.guidance import GuidedModel, Model
 
 MEAN, STD = 0.7, 0.5
 
@@ -200,6 +200,18 @@ def test_guidance_inside_its_interval_equals_unlimited_guidance():
     mixed = guided_model(Counted(), 1.7, GuidanceInterval(1.0, 2.0))(NOISE, torch.tensor([1.5, 2.5]))
     assert torch.equal(mixed[0], expected[0])
     assert torch.equal(mixed[1], Counted()(NOISE, torch.full((2,), 2.5), CAPTIONS)[1])
+
+
+@given(
+    level=st.sampled_from([0.1, 0.5, 80.3]) | st.floats(1e-3, 100),
+    low=st.sampled_from([0.0, 0.1, 0.5, 80.3]),
+    high=st.sampled_from([0.5, 80.3, 1e300, None]),
+)
+def test_one_level_for_all_images_gives_the_prediction_at_that_level(level: float, low: float, high: float | None):
+    assume(high is None or high > low)
+    model, sigma = guided_model(Counted(), 1.7, GuidanceInterval(low, high)), torch.full((2,), level)
+    assert isinstance(model, GuidedModel)
+    assert torch.equal(model.at_level(NOISE, sigma, level), model(NOISE, sigma))
 
 
 def test_generate_uses_the_samplers_interval_and_weaker_prediction(smoke_config: Config):

@@ -16,7 +16,7 @@ Not possible under the mode, and therefore done outside it or omitted:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,18 +41,17 @@ CUDA = torch.device("cuda", 0)
 
 @dataclass
 class Reads:
-    """Record the functions that read values of device tensors, as `module.function`; `true_at` reads true."""
+    """Record the functions that wait for the device, as `module.function`."""
 
-    true_at: frozenset[str] = frozenset()
-    of_device: set[str] = field(default_factory=set)
+    of_device: set[str] = field(default_factory=set)  # those that read values of device tensors
+    copies: set[str] = field(default_factory=set)  # those that copy between CPU and device, and wait for the copy
 
     def value(self, tensor: Tensor) -> bool | int | float:
-        """Return zero for a tensor on the device, one for a tensor on the CPU and at `true_at`."""
+        """Return zero for a tensor on the device, one for a tensor on the CPU."""
         number = 1
         if tensor.device.type == "cuda":
-            place = _reader()
-            self.of_device.add(place)
-            number = int(place in self.true_at)
+            self.of_device.add(_reader())
+            number = 0
         return bool(number) if tensor.dtype == torch.bool else float(number) if tensor.is_floating_point() else number
 
 
@@ -67,22 +66,56 @@ def _reader() -> str:
     return "?"
 
 
+INDEXING = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+READS_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+
+
 class _Mode(FakeTensorMode):
-    """Implement `item`, `bool`, `int`, `float`, and boolean indices, which take all rows."""
+    """Implement `item`, `bool`, `int`, `float`, and boolean indices, which take all rows.
+
+    Operations whose result's shape depends on values, such as `nonzero`, fail after they are recorded.
+    """
 
     def __init__(self, reads: Reads) -> None:
         super().__init__(allow_non_fake_inputs=True)
         self.reads = reads
+        self._inside = False  # an operation that this mode computes by others, as a GPU doesn't
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _waits_for_a_copy(func, args, kwargs or {}) and not self._inside:
+            self.reads.copies.add(_reader())
         if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default):
             return self.reads.value(args[0])
-        if func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
-            if any(i is not None and i.device.type == "cuda" for i in args[1]):
+        if func in INDEXING:
+            booleans = [i for i in args[1] if i is not None and i.dtype == torch.bool]
+            if "cuda" in _devices(booleans):
                 self.reads.of_device.add(_reader())
-            with self:
-                args = (args[0], [None if i is None else torch.arange(len(i), device=i.device) for i in args[1]])
-        return super().dispatch(func, types, args, kwargs or {})
+            if booleans and func is torch.ops.aten.index.Tensor:
+                with self:
+                    args = (args[0], [None if i is None else torch.arange(len(i), device=i.device) for i in args[1]])
+        elif any(tag in func.tags for tag in READS_VALUES) and "cuda" in _devices(args):
+            self.reads.of_device.add(_reader())
+        before, self._inside = self._inside, True
+        try:
+            return super().dispatch(func, types, args, kwargs or {})
+        finally:
+            self._inside = before
+
+
+def _devices(values: Iterable[Any]) -> set[str]:
+    return {value.device.type for value in values if isinstance(value, Tensor)}
+
+
+def _waits_for_a_copy(func: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
+    """Return whether a call copies between CPU and device and does not return before the copy is made."""
+    if func is torch.ops.aten.where.self:  # copies a number to the device of the other arguments
+        return len(_devices(args)) == 2
+    if func is torch.ops.aten._to_copy.default:
+        target = keywords.get("device") or args[0].device
+        return _devices(args) != {torch.device(target).type} and not keywords.get("non_blocking", False)
+    if func is torch.ops.aten.copy_.default:
+        return len(_devices(args)) == 2 and not (keywords.get("non_blocking", False) or args[2:] == (True,))
+    return False
 
 
 def _answering(reads: Reads) -> dict[str, Callable[..., Any]]:
@@ -163,9 +196,9 @@ _REAL_TO = nn.Module.to
 
 
 @contextmanager
-def fake_cuda(true_at: Iterable[str] = ()) -> Iterator[Reads]:
+def fake_cuda() -> Iterator[Reads]:
     """Let `.to("cuda")` work, and let every operation check its tensors' devices."""
-    reads = Reads(frozenset(true_at))
+    reads = Reads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nn.Module, "to", _to)
         # autocast turns itself off if there is no GPU
