@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from analysis.errors import ReportError
 from microdit.common.command_line import (
     SWITCH,
-    USER_ERROR,
     Parser,
     add_settings,
     completion_of_words,
@@ -93,11 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0; 1 if a report of all studies is incomplete; 2 for an error of the user; 130 if interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    return run_command("microdit-report", lambda: _run(words), explain=_explain, mask=masked)
-
-
-def _explain(error: Exception) -> tuple[str, int] | None:
-    return (str(error), USER_ERROR) if isinstance(error, ReportError) else None
+    return run_command("microdit-report", lambda: _run(words), mask=masked)
 
 
 def _run(words: Sequence[str]) -> int:

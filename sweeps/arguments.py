@@ -21,7 +21,7 @@ from microdit.common.command_line import (
 )
 from microdit.common.errors import ConfigError, named, nearest
 from microdit.common.files.paths import group_options
-from microdit.common.files.strict_yaml import load_yaml
+from microdit.common.files.yaml_text import load_yaml
 from microdit.common.limits import Range
 from microdit.common.stores.sqlite_uri import check_utf8
 from sweeps.config.override_quoting import quoted_path

@@ -8,14 +8,12 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from analysis.claims.paper_values import facts
-from analysis.errors import ReportError
+import yaml
+
 from analysis.io.results import Results
 from analysis.io.run_config import loosely_equal, setting
 from analysis.io.study import Study
 from microdit.common.contract import COST_PREFIX
-from microdit.common.errors import named, nearest
-from microdit.common.files.stored_yaml import load_stored_mapping
 from microdit.common.stores.claims import Claim, Selector, parse_claim
 
 SOURCE = "claims.yaml"
@@ -23,29 +21,15 @@ SOURCE = "claims.yaml"
 
 @cache
 def all_claims() -> Mapping[str, tuple[Claim, ...]]:
-    """Return the validated claims of claims.yaml.
+    """Return the claims of claims.yaml.
 
     Returns:
         Claims by study.
     """
-    text = (files("analysis.claims") / SOURCE).read_text(encoding="utf-8")
-    return load_claims(text)
-
-
-def load_claims(text: str) -> Mapping[str, tuple[Claim, ...]]:
-    """Return the claims in the text of a claims.yaml.
-
-    Returns:
-        Claims by study.
-
-    Raises:
-        ReportError: if a claim is invalid; names the study, the claim and the key.
-    """
-    found = load_stored_mapping(text, SOURCE, ReportError)
-    for study, listed in found.items():
-        if not isinstance(listed, list) or not all(isinstance(claim, dict) for claim in listed):
-            raise ReportError(f"{SOURCE}, {study}: must be a list of claims")
-    return {study: tuple(parse(study, claim) for claim in listed) for study, listed in found.items()}
+    found = yaml.safe_load((files("analysis.claims") / SOURCE).read_text(encoding="utf-8"))
+    return {
+        study: tuple(parse_claim(claim, f"{SOURCE}, {study}") for claim in listed) for study, listed in found.items()
+    }
 
 
 def claims_of(study: Study) -> tuple[Claim, ...]:
@@ -55,23 +39,6 @@ def claims_of(study: Study) -> tuple[Claim, ...]:
         Those of claims.yaml, then the study's own.
     """
     return (*all_claims().get(study.name, ()), *study.claims)
-
-
-def parse(study: str, values: Mapping[str, Any]) -> Claim:
-    """Return the claim that a mapping in claims.yaml describes.
-
-    Args:
-        study: the study's name, for messages.
-        values: fields of the claim.
-
-    Raises:
-        ReportError: if a key is unknown or missing, or a value is not allowed.
-    """
-    claim = parse_claim(values, f"{SOURCE}, {study}", ReportError)
-    if claim.trust not in facts()["trust"]:
-        place = f"{SOURCE}, {study}, '{named(claim.text)}'"
-        raise ReportError(f"{place}: 'trust' is '{named(claim.trust)}'; {nearest(claim.trust, facts()['trust'])}")
-    return claim
 
 
 def select(results: Results, selector: Selector) -> list[str]:

@@ -12,8 +12,8 @@ from urllib.request import url2pathname
 
 from analysis.errors import ReportError
 from microdit.common.contract import CONFIG_FILE
-from microdit.common.files.stored_yaml import MAX_STORED_BYTES, load_stored_mapping
 from microdit.common.files.text import read_text
+from microdit.common.files.yaml_text import MAX_STORED_BYTES, load_stored_mapping
 from microdit.common.parsing import flatten
 
 TOLERANCE = 1e-9  # within which two numbers are equal

@@ -19,8 +19,8 @@ from microdit.common.contract import (
     experiment_name,
 )
 from microdit.common.errors import nearest, shown
-from microdit.common.files.stored_yaml import MAX_STORED_BYTES, load_stored_mapping
 from microdit.common.files.text import read_text
+from microdit.common.files.yaml_text import MAX_STORED_BYTES, load_stored_mapping
 from microdit.common.finite import is_sound
 from microdit.common.stores.claims import Claim, parse_claim
 from microdit.common.stores.run_search import launches, our_experiments
@@ -169,7 +169,7 @@ def study_of(values: Mapping[str, Any], parent: Any) -> Study:
         hue=str(figure.get("hue") or ""),
         search=dict(space),
         objectives=dict(as_mapping(values.get("objectives"))),
-        claims=tuple(parse_claim(c, STUDY_FILE, ReportError, own=True) for c in values.get("claims") or ()),
+        claims=tuple(parse_claim(c, STUDY_FILE, own=True) for c in values.get("claims") or ()),
         plugins=_modules(values.get("plugins")),
     )
 

@@ -42,8 +42,6 @@ OPTIONAL_FILES = (  # removed if the new report has none
     "samples.png",
     "samples.pdf",
     "verdicts.csv",
-    "noise.png",  # name of loss_by_noise_level in older versions
-    "noise.pdf",
 )
 MAX_SAMPLES_PDF_BYTES = 3_000_000  # a larger PDF of samples is removed
 MAX_NOTE_CHARACTERS = 8000  # of a tag in every kind of MLflow store

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
 
 from microdit.common.errors import MAX_VALUE_CHARACTERS, ConfigError, named, nearest, shown
-from microdit.common.files.strict_yaml import MAX_INTEGER, MAX_YAML_BYTES, load_yaml
 from microdit.common.files.text import read_text
+from microdit.common.files.yaml_text import MAX_INTEGER, MAX_YAML_BYTES, load_yaml
 from microdit.common.limits import field_types
 
 T = TypeVar("T")
@@ -311,7 +311,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         Its keys and values.
 
     Raises:
-        ConfigError: if the file is missing, is not a mapping, or is rejected by `microdit.common.files.strict_yaml`;
+        ConfigError: if the file is missing, is not a mapping, or is rejected by `microdit.common.files.yaml_text`;
             the message has file and line.
     """
     path = Path(path)

@@ -13,7 +13,7 @@ from hashlib import sha256
 from hydra.core.override_parser.types import Override
 
 from microdit.common.errors import ConfigError, named
-from microdit.common.files.strict_yaml import load_yaml
+from microdit.common.files.yaml_text import load_yaml
 from sweeps.config.hydra_compose import parse_words
 from sweeps.config.study import MAX_ARMS, Figure, Metrics, Study, StudySpec, arm_label, check_count, short_names
 

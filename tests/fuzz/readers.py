@@ -21,14 +21,14 @@ import yaml
 from PIL import Image
 from safetensors.torch import save
 
-from analysis.claims.selection import load_claims
 from analysis.errors import ReportError
 from analysis.io.results import tiles
 from analysis.io.study import study_of
-from microdit.common.files.stored_yaml import load_stored_mapping
 from microdit.common.files.tensors import read_facts, read_tensors
 from microdit.common.files.text import read_json, read_text
-from microdit.common.parsing import flatten, to_mapping
+from microdit.common.files.yaml_text import load_stored_mapping
+from microdit.common.parsing import flatten, read_yaml, to_mapping
+from microdit.common.stores.claims import parse_claim
 from microdit.config.schema import load_config
 from microdit.data.cifar_captions.class_words import load_words
 from microdit.data.cifar_captions.data_card import Card
@@ -167,7 +167,7 @@ def readers() -> list[Reader]:
     from analysis.claims import selection as claims_module
 
     claims = (Path(claims_module.__file__).parent / "claims.yaml").read_bytes()
-    some_claims = yaml.safe_dump(dict(list(yaml.safe_load(claims).items())[:2])).encode()
+    claim = yaml.safe_dump(next(iter(yaml.safe_load(claims).values()))[0]).encode()
     words = yaml.safe_dump({"cat": {"words": ["cat", "kitten"], "not": ["cat food"]}}).encode()
     evaluated = lambda path: evaluate_folder(path, _reference(), compose_config([]).evaluation, path)  # noqa: E731
     table = [
@@ -202,7 +202,7 @@ def readers() -> list[Reader]:
         Reader("an autoencoder's configuration", "config.json", _json(VAE),
                lambda p: build_autoencoder(AutoencoderConfig(str(p))), "json",
                {"diffusion_pytorch_model.safetensors": b"x"}, slow=True),
-        Reader("claims.yaml", "c.yaml", some_claims, lambda p: load_claims(read_text(p / "c.yaml")), "yaml"),
+        Reader("a claim", "c.yaml", claim, lambda p: parse_claim(read_yaml(p / "c.yaml"), "c.yaml"), "yaml"),
         Reader("study.yaml of a launch", "study.yaml", yaml.safe_dump(STUDY).encode(), _report, "yaml"),
         Reader("config.yaml in a report", "c.yaml", config,
                lambda p: flatten(load_stored_mapping(read_text(p / "c.yaml"), "c", ReportError)), "yaml", slow=True),

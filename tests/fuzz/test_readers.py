@@ -24,7 +24,7 @@ NAMES = [
     "metadata.csv", "a caption beside its image", "prompts.json of a folder", "the word list", "card.json",
     "an index of latents", "a shard of latents", "latents by their index", "a store of captions", "an MDS index",
     "safetensors", "facts of safetensors", "a checkpoint's state", "an optimizer's state", "a model's JSON",
-    "an autoencoder's configuration", "claims.yaml", "study.yaml of a launch", "config.yaml in a report",
+    "an autoencoder's configuration", "a claim", "study.yaml of a launch", "config.yaml in a report",
     "prompts.json in a report", "a PNG image", "a JPEG image", "a WEBP image", "a GIF image", "a BMP image",
     "a TIFF image",
 ]  # fmt: skip

@@ -6,10 +6,11 @@ Claims are in `analysis/claims/claims.yaml` and under `claims` in a study's own 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from microdit.common.errors import ConfigError, MicroditError, named, nearest, shown
+from microdit.common.errors import ConfigError, named, nearest, shown
+from microdit.common.parsing import parse
 
 Selector = Mapping[str, Any]  # settings that select arms
 
@@ -38,12 +39,6 @@ FORMS: Mapping[str, ClaimForm] = {  # our kinds; `analysis.claims.kinds.registry
     "trend": ClaimForm(("axis", "better")),
     "gap_grows": ClaimForm(("axis", *PAIR_KEYS)),
 }
-TYPES: Mapping[str, type] = {
-    **dict.fromkeys(("text", "trust", "kind", "section", "source", "pairs", "axis", "better"), str),
-    **dict.fromkeys(("arm", "against", "where", "margin", "options"), dict),
-    **dict.fromkeys(("metrics", "same"), list),
-}
-TYPE_NAMES: Mapping[type, str] = {str: "text", dict: "a mapping", list: "a list"}
 BOUNDS = ("above", "below", "least", "most", "not")
 
 
@@ -83,7 +78,7 @@ class Claim:
         return tuple(dict.fromkeys(key for key in selected if key))
 
 
-def parse_claim(values: Any, source: str, error: type[MicroditError] = ConfigError, own: bool = False) -> Claim:
+def parse_claim(values: Any, source: str, own: bool = False) -> Claim:
     """Return the claim that a mapping describes.
 
     A kind named by a dotted path is not imported, so only the fields that all kinds share are checked.
@@ -91,31 +86,23 @@ def parse_claim(values: Any, source: str, error: type[MicroditError] = ConfigErr
     Args:
         values: the mapping.
         source: file and place, for messages.
-        error: class of the exception.
         own: whether a study makes the claim about itself. It then has no trust level, `source` is the study, and `kind`
             may be a dotted path.
 
     Raises:
-        error: if a key is unknown or missing, or a value is not allowed.
+        ConfigError: if a key is unknown or missing, or a value is not allowed.
     """
     if not isinstance(values, Mapping):
-        raise error(f"{source}: a claim must be a mapping, not {shown(values)}")
+        raise ConfigError(f"{source}: a claim must be a mapping, not {shown(values)}")
     place = f"{source}, '{named(str(values.get('text', '?')))}'"
-    known = [f.name for f in fields(Claim) if not (own and f.name == "trust")]
-    for key in values:
-        if key not in known:
-            raise error(f"{place}: unknown key '{named(key)}'; {nearest(key, known)}")
-    missing = [key for key in ("text", "trust", "kind", "metrics") if key in known and not values.get(key)]
-    if missing:
-        raise error(f"{place}: '{missing[0]}' is missing")
-    for name, kind in TYPES.items():
-        if not isinstance(values.get(name, kind()), kind):
-            raise error(f"{place}: '{name}' must be {TYPE_NAMES[kind]}, not {shown(values[name])}")
-    defaults = {"trust": "", "source": OWN_SOURCE} if own else {}
-    lists = {"metrics": tuple(map(str, values["metrics"])), "same": tuple(map(str, values.get("same", ())))}
-    claim = Claim(**{**defaults, **values, **lists})
-    _check_kind(claim, place, error, own)
-    _check_values(claim, place, error)
+    if own and "trust" in values:
+        raise ConfigError(f"{place}: unknown key 'trust'; a study's own claim has no trust level")
+    claim = parse(Claim, {"trust": "", "source": OWN_SOURCE, **values} if own else values, place)
+    for key in ("text", "kind", "metrics") if own else ("text", "trust", "kind", "metrics"):
+        if not getattr(claim, key):
+            raise ConfigError(f"{place}: '{key}' is missing")
+    _check_kind(claim, place, own)
+    _check_values(claim, place)
     return claim
 
 
@@ -126,30 +113,32 @@ def unread_margin(claim: Claim) -> str:
     return f"a claim of kind {claim.kind} has no 'margin'; kind not_worse allows a difference"
 
 
-def _check_kind(claim: Claim, place: str, error: type[MicroditError], own: bool) -> None:
+def _check_kind(claim: Claim, place: str, own: bool) -> None:
     if own and claim.has_own_kind and all(part.isidentifier() for part in claim.kind.split(".")):
         return
     if claim.kind not in FORMS:
         hint = " (or name a class of yours by its dotted path)" if own else ""
-        raise error(f"{place}: 'kind' is '{named(claim.kind)}'; {nearest(claim.kind, FORMS)}{hint}")
+        raise ConfigError(f"{place}: 'kind' is '{named(claim.kind)}'; {nearest(claim.kind, FORMS)}{hint}")
     if claim.options:
-        raise error(f"{place}: a claim of kind {claim.kind} has no 'options'; only a kind of your own has")
+        raise ConfigError(f"{place}: a claim of kind {claim.kind} has no 'options'; only a kind of your own has")
     form = FORMS[claim.kind]
     for key in form.needs:
         if not getattr(claim, key) and not (form.takes_pairs and claim.pairs and key in PAIR_KEYS):
-            raise error(f"{place}: a claim of kind {claim.kind} needs '{key}'")
+            raise ConfigError(f"{place}: a claim of kind {claim.kind} needs '{key}'")
 
 
-def _check_values(claim: Claim, place: str, error: type[MicroditError]) -> None:
+def _check_values(claim: Claim, place: str) -> None:
     for key, choices in (("better", ("larger", "smaller")), ("pairs", ("successive",))):
         value = getattr(claim, key)
         if value not in ("", *choices):
-            raise error(f"{place}: '{key}' is '{named(value)}'; {nearest(value, choices)}")
+            raise ConfigError(f"{place}: '{key}' is '{named(value)}'; {nearest(value, choices)}")
     for metric, margin in claim.margin.items():
         if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 <= margin < float("inf"):
-            raise error(f"{place}: 'margin' of {named(metric)} is {shown(margin)}; it must be a number of at least 0")
+            raise ConfigError(
+                f"{place}: 'margin' of {named(metric)} is {shown(margin)}; it must be a number of at least 0"
+            )
     for selector in (claim.arm, claim.against, claim.where):
         for wanted in selector.values():
             wrong = [word for word in wanted if word not in BOUNDS] if isinstance(wanted, Mapping) else []
             if wrong:
-                raise error(f"{place}: unknown condition '{named(wrong[0])}'; {nearest(wrong[0], BOUNDS)}")
+                raise ConfigError(f"{place}: unknown condition '{named(wrong[0])}'; {nearest(wrong[0], BOUNDS)}")

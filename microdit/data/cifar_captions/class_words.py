@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from microdit.common.errors import DataError, nearest
-from microdit.common.files.strict_yaml import load_yaml
 from microdit.common.files.text import check_characters, read_text
+from microdit.common.files.yaml_text import load_yaml
 from microdit.data.cifar_captions.config import WORDS_FILE
 
 ENTRY_KEYS = ("words", "not")

@@ -14,13 +14,14 @@ from planted import METRICS, Score, results
 from analysis.claims import selection
 from analysis.claims import verdicts as verdict
 from analysis.claims.paper_values import facts, trust_meaning
-from analysis.claims.selection import all_claims, parse
+from analysis.claims.selection import all_claims
 from analysis.claims.verdicts import CONTRADICTED, INCONCLUSIVE, NOT_TESTED, REPRODUCED, line, verdicts
-from analysis.errors import ReportError
 from analysis.io.results import Results
 from analysis.io.study import study_of
 from microdit.common.contract import Tag
+from microdit.common.errors import ConfigError
 from microdit.common.parsing import flatten
+from microdit.common.stores.claims import parse_claim
 
 METHOD, RATIO = "model.masking.method", "model.masking.ratio"
 MASKED = {
@@ -269,9 +270,9 @@ def test_claims_use_existing_keys_and_trust_levels() -> None:
 )
 def test_an_invalid_claim_is_rejected(changes: dict[str, Any], message: str) -> None:
     good = {"text": "t", "trust": "summary", "kind": "better", "metrics": ["fd"], "arm": {"a": 1}, "against": {"a": 2}}
-    assert parse("s", good).text == "t"
-    with pytest.raises(ReportError, match=r"claims\.yaml, s, 't'") as caught:
-        parse("s", good | changes)
+    assert parse_claim(good, "claims.yaml").text == "t"
+    with pytest.raises(ConfigError, match=r"claims\.yaml, 't'") as caught:
+        parse_claim(good | changes, "claims.yaml")
     assert message in str(caught.value)
 
 
@@ -304,7 +305,7 @@ def test_a_margin_shifts_no_comparison_of_another_kind() -> None:
 
 
 def test_a_stored_claim_that_is_wrong_is_named() -> None:
-    with pytest.raises(ReportError, match=r"study\.yaml, 'b beats a': 'kind' is 'beter'; did you mean 'better'"):
+    with pytest.raises(ConfigError, match=r"study\.yaml, 'b beats a': 'kind' is 'beter'; did you mean 'better'"):
         study_of({"claims": [OWN | {"kind": "beter"}]}, LAUNCH)
 
 

@@ -157,7 +157,7 @@ def test_a_study_states_claims_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("claims", "words"),
     [
-        ("[{text: t}]", r"claims\[0\], 't': 'kind' is missing"),
+        ("[{text: t}]", r"claims\[0\], 't': key 'kind' is missing"),
         (f"[{{{CLAIM}}}, {{{CLAIM}, trust: summary}}]", r"claims\[1\], 't': unknown key 'trust'"),
         (f"[{{{CLAIM.replace('better', 'beter')}}}]", r"'kind' is 'beter'; did you mean 'better'\?"),
         (
