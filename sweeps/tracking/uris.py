@@ -81,7 +81,7 @@ def database_file(uri: str) -> Path | None:
 
 
 def own_file(uri: str) -> Path | None:
-    """Return the sqlite file that may be created and upgraded, or None.
+    """Return the sqlite file that may be created and rewritten, or None.
 
     A file named by sqlite's `file:` URIs (such as ?mode=ro) is never changed.
     """
