@@ -19,7 +19,7 @@ from microdit.common.files.digests import sha256
 from microdit.common.files.text import read_json
 from microdit.common.finite import require_finite
 from microdit.encoders.config import OF_DATA, VAE, AutoencoderConfig
-from microdit.encoders.hub import LOAD_ERRORS, hub_folder, short
+from microdit.encoders.hub import hub_folder, short
 from microdit.encoders.sizes import AUTOENCODER_CONFIG, PIXELS_CHANNELS, PIXELS_DOWNSAMPLING
 
 log = logging.getLogger(__name__)
@@ -277,7 +277,7 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
             folder, local_files_only=True, torch_dtype=dtype, use_safetensors=True, variant=variant or None,
             output_loading_info=True,
         )  # fmt: skip
-    except LOAD_ERRORS as error:
+    except Exception as error:  # loaders raise almost any type for a damaged file
         raise ConfigError(f"'{PATH_KEY}': {folder}: can't be opened as an AutoencoderKL: {short(error)}") from None
     absent, wrong = sorted(report["missing_keys"]), report["mismatched_keys"]
     if absent or wrong:  # diffusers would initialize them at random

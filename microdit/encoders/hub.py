@@ -5,31 +5,11 @@ Repositories are downloaded or found in the client's cache. This module also cla
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from microdit.common.errors import ConfigError, nearest
-
-# Everything that loaders raise for a damaged, third-party or unreachable file. A RecursionError is a RuntimeError.
-LOAD_ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError,
-    ValueError,
-    OSError,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    EOFError,
-    StopIteration,
-    pickle.UnpicklingError,
-    SafetensorError,
-)
 
 
 def short(error: Exception, limit: int = 300) -> str:
@@ -71,7 +51,7 @@ def hub_folder(
             patterns = [inside + name for name in (*small, pattern)]
             top = snapshot_download(repository, allow_patterns=patterns, ignore_patterns=None if inside else ["*/*"])
             folder = Path(top, subfolder)
-        except LOAD_ERRORS as error:  # includes the client's own errors, which are OSErrors and ValueErrors
+        except Exception as error:  # the client's own errors, the network's and the disk's
             raise ConfigError(f"{where} can't be reached or doesn't exist ({short(error, 160)}); {remedy}") from None
         if (folder / needed).is_file() and list(folder.glob(pattern)):
             return folder

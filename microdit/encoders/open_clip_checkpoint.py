@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microdit.common.errors import CheckpointError, ConfigError
+from microdit.common.errors import ConfigError
 from microdit.common.files.digests import sha256
 from microdit.common.files.text import read_json
 from microdit.common.files.torch_archive import read_torch_file
-from microdit.encoders.hub import LOAD_ERRORS, short
+from microdit.encoders.hub import short
 from microdit.encoders.sizes import DEFAULT_LENGTH, OPEN_CLIP_CONFIG
 
 CONFIG, MERGES = OPEN_CLIP_CONFIG, "bpe_merges.txt.gz"
@@ -129,7 +129,7 @@ def open_clip_folder(folder: Path, key: str, device: torch.device | str = "cpu")
         model = _load_model(name, folder, device)
         merges = {"bpe_path": str(folder / MERGES)} if (folder / MERGES).is_file() else {}
         tokenize = open_clip.get_tokenizer(name, **merges)
-    except LOAD_ERRORS as error:
+    except Exception as error:  # loaders raise almost any type for a damaged file
         raise ConfigError(f"'{key}': {folder}: open_clip can't load it: {short(error)}") from None
     preprocess = settings.get("preprocess_cfg", {})
     return ClipFolder(
@@ -164,13 +164,12 @@ def with_parsed(model: Any, path: Path) -> Any:
         path: the file, or a folder that has it.
 
     Raises:
-        LOAD_ERRORS: if they can't be loaded.
+        CheckpointError: if the file can't be read.
+        TypeError: if it has no state dict.
+        RuntimeError: if the state dict is of another network.
     """
     path = path / WEIGHTS[1] if path.is_dir() else path
-    try:
-        stored = read_torch_file(path)
-    except CheckpointError as error:
-        raise ValueError(str(error)) from None
+    stored = read_torch_file(path)
     if not isinstance(stored, dict):
         raise TypeError(f"{path} has no state dict")
     stored = stored.get("state_dict", stored)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from microdit.common.errors import ConfigError
-from microdit.encoders.hub import LOAD_ERRORS, known_name, short
+from microdit.encoders.hub import known_name, short
 from microdit.encoders.open_clip_checkpoint import (
     CONFIG,
     WEIGHTS,
@@ -70,7 +70,7 @@ def named_source(path: str) -> ClipSource:
             model = open_clip.create_model(model_name, pretrained=known, device=device, precision="fp32")
             model = model if known else with_parsed(model, file)
             return model.eval().requires_grad_(False), open_clip.get_tokenizer(model_name)
-        except LOAD_ERRORS as error:
+        except Exception as error:  # loaders raise almost any type for a damaged file
             origin = str(pretrained.get("hf_hub") or pretrained.get("url")).strip("/")
             problem = short(error, 160)
             raise ConfigError(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from microdit.common.errors import ConfigError
 from microdit.common.files.digests import sha256
-from microdit.encoders.hub import LOAD_ERRORS, short
+from microdit.encoders.hub import short
 from microdit.encoders.sizes import (
     TEXT_KEY,
     TRANSFORMERS_CONFIG,
@@ -102,7 +102,7 @@ class TransformersText:
                 tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
                 tokenizer.padding_side = "right"
                 tokenizer([""], padding="max_length", max_length=self.length)  # fails if it can't pad
-            except LOAD_ERRORS as error:
+            except Exception as error:  # loaders raise almost any type for a damaged file
                 raise ConfigError(
                     f"'{TEXT_KEY}': {self._folder}: its tokenizer can't be used: {short(error)}"
                 ) from None
@@ -128,7 +128,7 @@ class TransformersText:
                     dtype=torch.float32,
                     output_loading_info=True,
                 )
-            except LOAD_ERRORS as error:
+            except Exception as error:  # loaders raise almost any type for a damaged file
                 raise ConfigError(f"'{TEXT_KEY}': {self._folder}: transformers can't load it: {short(error)}") from None
         missing = sorted(name for name in report["missing_keys"] if not name.startswith(UNUSED))
         if missing:  # transformers would replace them by random numbers
