@@ -8,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+
 from microdit.common.errors import DataError
 from microdit.common.files.atomic import write_text
 from microdit.common.files.digests import signed
@@ -15,6 +17,7 @@ from microdit.common.files.text import read_json_object
 from microdit.common.files.verified import read_verified
 
 CARD, CARD_TEXT, SELECTION, DOWNLOAD = "card.json", "card.md", "selection.parquet", "download.json"
+CARD_TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 
 @dataclass(frozen=True)
@@ -78,62 +81,8 @@ def card_text(card: Card, download: Mapping[str, Any] | None) -> str:
         card: the record of a selection.
         download: the content of `download.json`; None before the download.
     """
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
     images = (download or {}).get("images", {})
-    lines = [
-        "# cifar-captions",
-        "",
-        f"{card.size:,} captioned images chosen from {card.rows_read:,} rows of `{card.source['given']}` "
-        f"by microdit {version('microdit')}. Fingerprint `{card.fingerprint}`.",
-        "",
-        f"| class | train | val | captions that name it |{' downloaded |' if images else ''}",
-        f"|---|---:|---:|---:|{'---:|' if images else ''}",
-    ]
-    for name in card.classes:
-        cells = [*(f"{card.chosen[name][split]:,}" for split in ("train", "val")), f"{card.named[name]:,}"]
-        lines.append(f"| {name} | {' | '.join(cells)} |" + (f" {images.get(name, 0):,} |" if images else ""))
-    lines += [
-        "",
-        "A caption that names several classes is counted under the first, unless `several` is `drop`.",
-        "",
-        "## What was dropped",
-        "",
-        "In this order; each filter counts the rows that reached it. Of equal urls, and of equal `image_phash`, the "
-        "row of the lowest rank is kept, and so are the lowest ranks of a class. A rank is a hash of the seed and the "
-        "row's content, so the order of the files does not matter.",
-        "",
-        "| filter | rows dropped |",
-        "|---|---:|",
-        *(f"| {name} | {count:,} |" for name, count in card.dropped.items()),
-        "",
-        "## Settings",
-        "",
-        *(f"- `{name}`: {_shown(value)}" for name, value in card.identity.items() if name not in ("coyo", "words")),
-        f"- word list: sha256 `{card.identity['words']}`",
-        "",
-        "## Source",
-        "",
-        *(f"- {', '.join(f'{key} {value}' for key, value in part.items())}" for part in card.source["parts"]),
-        "",
-        *_download_lines(download),
-    ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _download_lines(download: Mapping[str, Any] | None) -> list[str]:
-    if download is None:
-        return []
-    lines = [
-        "## Download",
-        "",
-        f"{download['tool']}; {download['succeeded']:,} of {download['urls']:,} urls gave an image of "
-        f"{download['image_size']} x {download['image_size']} pixels.",
-        "",
-    ]
-    if download["failed"]:
-        lines += ["| why a url failed | urls |", "|---|---:|"]
-        lines += [f"| {why.replace('|', '/')} | {count:,} |" for why, count in download["failed"].items()]
-    return lines
-
-
-def _shown(value: Any) -> str:
-    return "off" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = template.render(card=card, download=download, images=images, version=version("microdit"))
+    return text.rstrip() + "\n"
