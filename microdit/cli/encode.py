@@ -84,7 +84,7 @@ def encode(arguments: argparse.Namespace) -> None:
     """
     from microdit.data.latents.writer import AutoencoderLatents, write_images
     from microdit.data.sources.hf_datasets import Columns
-    from microdit.data.sources.registry import ReadOptions, is_mds, open_source
+    from microdit.data.sources.registry import is_mds, open_source
     from microdit.encoders.autoencoder import build_autoencoder
     from microdit.encoders.config import AutoencoderConfig
 
@@ -101,8 +101,7 @@ def encode(arguments: argparse.Namespace) -> None:
     path = arguments.autoencoder or "builtin"
     autoencoder = build_autoencoder(AutoencoderConfig(path, arguments.precision), device)
     columns = Columns(arguments.image_column, arguments.text_column, arguments.label_column)
-    wanted = ReadOptions(arguments.resolution, arguments.seed, arguments.val_fraction, columns)
-    source = open_source(arguments.source, wanted)
+    source = open_source(arguments.source, arguments.resolution, arguments.seed, arguments.val_fraction, columns)
     latents = AutoencoderLatents(autoencoder, source.resolution, absolute_if_folder(path))
     tally = write_images(source, latents, arguments.out, job, print_progress)
     print_summary(tally, None if encoder is None else _encode_captions(arguments, encoder, job), arguments.out)

@@ -15,12 +15,16 @@ from typing import Any, Literal
 from microdit.common.contract import COST_PREFIX, DEFAULT_PRIMARY, SECONDS, USD
 from microdit.common.errors import ConfigError, named, nearest, shown
 from microdit.common.files.paths import EXPERIMENTS, group_options
-from microdit.common.parsing import parse, read_yaml
-from microdit.common.stores.claims import parse_claim, unread_margin
+from microdit.common.parsing import parse, read_yaml, to_mapping
+from microdit.common.stores.claims import parse_claim
 from microdit.pipeline.cost import COST_METRICS
 from sweeps.config.hydra_compose import check_key
 
 MAX_ARMS = 100_000
+STORED_KEYS = (  # of a study's YAML, in study.yaml of a launch
+    *("question", "paper", "baseline", "holds", "cumulative", "divergence"),
+    *("search", "objectives", "metrics", "figure", "claims"),
+)
 COST_AXES = tuple(COST_PREFIX + name for name in COST_METRICS)  # axes of a figure besides settings
 
 
@@ -99,23 +103,13 @@ class Study:
 
     def as_mapping(self) -> dict[str, Any]:
         """Return the study for the analysis, stored as study.yaml of the parent run."""
-        f = self.file
+        stored = to_mapping(self.file)
         return {
             "name": self.name,
             "scale": self.scale,
-            "question": f.question,
-            "paper": {"section": f.paper.section, "claim": f.paper.claim},
-            "baseline": f.baseline,
-            "holds": f.holds,
-            "cumulative": f.cumulative,
-            "divergence": f.divergence,
-            "search": dict(f.search),
-            "objectives": dict(f.objectives),
+            **{key: stored[key] for key in STORED_KEYS},
             "arms": {name: dict(overrides) for name, overrides in self.arms.items()},
             "seeds": list(self.seeds),
-            "metrics": {"primary": f.metrics.primary, "direction": f.metrics.direction},
-            "figure": {"x": f.figure.x, "hue": f.figure.hue},
-            "claims": [dict(claim) for claim in f.claims],
             "plugins": _plugins(self.overrides),
         }
 
@@ -179,8 +173,6 @@ def _check_claims(file: StudySpec, overrides: Mapping[str, Any], source: str) ->
     for number, values in enumerate(file.claims):
         place = f"{source}, claims[{number}]"
         claim = parse_claim(values, place, own=True)
-        if wrong := unread_margin(claim):
-            raise ConfigError(f"{place}: {wrong}")
         if claim.has_own_kind and not any(claim.kind.startswith(f"{name}.") for name in _plugins(overrides)):
             module = claim.kind.rpartition(".")[0]
             raise ConfigError(f"{place}: 'kind' is '{claim.kind}'; list its module '{module}' in 'overrides.plugins'")

@@ -54,7 +54,7 @@ class ClaimKind(ABC):
     `analysis.claims.selection` has functions that select arms; `check_of_gains` tests gains by seed.
 
     Attributes:
-        needs: names of fields that a claim of this kind must have. Those of our kinds are in `stores.claims.FORMS`,
+        needs: names of fields that a claim of this kind must have. Those of our kinds are in `stores.claims.NEEDS`,
             because `microdit-sweep` checks them. Free settings are in the claim's `options`.
     """
 

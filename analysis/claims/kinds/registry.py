@@ -8,7 +8,7 @@ from analysis.claims.kinds.trends import GapGrows, ImprovesAlongAxis
 from analysis.io.study import Study
 from microdit.common.errors import ConfigError
 from microdit.common.registry import Registry, import_plugins
-from microdit.common.stores.claims import Claim, unread_margin
+from microdit.common.stores.claims import Claim
 
 CLAIM_KINDS: Registry[type[ClaimKind]] = Registry(
     "kind",
@@ -29,11 +29,9 @@ def kind_of(study: Study, claim: Claim) -> ClaimKind:
 
     Raises:
         ConfigError: if the kind's module is not listed in the study's `plugins` or can't be imported, its class does
-            not derive from `ClaimKind`, the claim lacks a field that the kind needs, or has a margin that it ignores.
+            not derive from `ClaimKind`, or the claim lacks a field that the kind needs.
     """
     import_plugins(name for name in study.plugins if claim.kind.startswith(f"{name}."))
-    if wrong := unread_margin(claim):
-        raise ConfigError(wrong)
     kind = CLAIM_KINDS.resolve(claim.kind)()
     missing = [key for key in kind.needs if not getattr(claim, key, None)]
     if missing:

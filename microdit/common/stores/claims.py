@@ -18,27 +18,13 @@ OWN_SOURCE = "this study"  # source of a claim that a study's YAML makes without
 PAIR_KEYS = ("arm", "against")  # not needed if `pairs` selects the arms
 
 
-@dataclass(frozen=True)
-class ClaimForm:
-    """List the fields that a kind of claim needs.
-
-    They are checked without importing the kind.
-
-    Attributes:
-        needs: names of fields that must have a value.
-        takes_pairs: whether the field `pairs` may replace `arm` and `against`.
-    """
-
-    needs: tuple[str, ...]
-    takes_pairs: bool = False
-
-
-FORMS: Mapping[str, ClaimForm] = {  # our kinds; `analysis.claims.kinds.registry` has the implementations
-    "better": ClaimForm(PAIR_KEYS, takes_pairs=True),
-    "not_worse": ClaimForm(("margin", *PAIR_KEYS), takes_pairs=True),
-    "trend": ClaimForm(("axis", "better")),
-    "gap_grows": ClaimForm(("axis", *PAIR_KEYS)),
+NEEDS: Mapping[str, tuple[str, ...]] = {  # fields of our kinds; `analysis.claims.kinds` has the implementations
+    "better": PAIR_KEYS,
+    "not_worse": ("margin", *PAIR_KEYS),
+    "trend": ("axis", "better"),
+    "gap_grows": ("axis", *PAIR_KEYS),
 }
+PAIRED_KINDS = ("better", "not_worse")  # whose pairs of arms `pairs` may select
 BOUNDS = ("above", "below", "least", "most", "not")
 
 
@@ -106,24 +92,19 @@ def parse_claim(values: Any, source: str, own: bool = False) -> Claim:
     return claim
 
 
-def unread_margin(claim: Claim) -> str:
-    """Return why a claim must not have its margin, "" if its kind reads it."""
-    if not claim.margin or claim.kind not in FORMS or "margin" in FORMS[claim.kind].needs:
-        return ""
-    return f"a claim of kind {claim.kind} has no 'margin'; kind not_worse allows a difference"
-
-
 def _check_kind(claim: Claim, place: str, own: bool) -> None:
     if own and claim.has_own_kind and all(part.isidentifier() for part in claim.kind.split(".")):
         return
-    if claim.kind not in FORMS:
+    if claim.kind not in NEEDS:
         hint = " (or name a class of yours by its dotted path)" if own else ""
-        raise ConfigError(f"{place}: 'kind' is '{named(claim.kind)}'; {nearest(claim.kind, FORMS)}{hint}")
+        raise ConfigError(f"{place}: 'kind' is '{named(claim.kind)}'; {nearest(claim.kind, NEEDS)}{hint}")
     if claim.options:
         raise ConfigError(f"{place}: a claim of kind {claim.kind} has no 'options'; only a kind of your own has")
-    form = FORMS[claim.kind]
-    for key in form.needs:
-        if not getattr(claim, key) and not (form.takes_pairs and claim.pairs and key in PAIR_KEYS):
+    if claim.margin and "margin" not in NEEDS[claim.kind]:
+        raise ConfigError(f"{place}: a claim of kind {claim.kind} has no 'margin'; kind not_worse allows a difference")
+    paired = claim.pairs and claim.kind in PAIRED_KINDS
+    for key in NEEDS[claim.kind]:
+        if not getattr(claim, key) and not (paired and key in PAIR_KEYS):
             raise ConfigError(f"{place}: a claim of kind {claim.kind} needs '{key}'")
 
 

@@ -62,9 +62,7 @@ class TableSource(Source):
         DataError: if the rows can't be read.
     """
 
-    def __init__(
-        self, word: str, resolution: int, seed: int, val_fraction: float, columns: Columns = Columns()
-    ) -> None:
+    def __init__(self, word: str, resolution: int, seed: int, val_fraction: float, columns: Columns) -> None:
         self._word, self.resolution = word, resolution
         self._seed, self._fraction = seed, val_fraction
         self._splits: dict[str, Any] = _open(word)

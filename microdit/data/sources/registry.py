@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from microdit.common.errors import DataError
@@ -17,16 +16,6 @@ KINDS = (
 )
 
 
-@dataclass(frozen=True)
-class ReadOptions:
-    """Configure how a source's images are read."""
-
-    resolution: int
-    seed: int = 0
-    val_fraction: float = 0.1
-    columns: Columns = field(default_factory=Columns)
-
-
 def is_mds(word: str) -> bool:
     """Return whether `word` is a folder in MDS format."""
     try:
@@ -36,12 +25,15 @@ def is_mds(word: str) -> bool:
         return False
 
 
-def open_source(word: str, wanted: ReadOptions) -> Source:
+def open_source(word: str, resolution: int, seed: int, val_fraction: float, columns: Columns) -> Source:
     """Return the source of images that `word` names.
 
     Args:
         word: one of `KINDS` except MDS folders.
-        wanted: how the images are read.
+        resolution: side of the images in pixels.
+        seed: random seed of the split.
+        val_fraction: share of the images held out, if the source doesn't say which.
+        columns: names of the columns of tables.
 
     Raises:
         DataError: if it names none; the message lists the kinds.
@@ -51,7 +43,7 @@ def open_source(word: str, wanted: ReadOptions) -> Source:
     if path.is_dir() and any(path.glob("*.tar")):
         word = str(path / "*.tar")
     elif path.is_dir() and not saved:
-        return FolderSource(path, wanted.resolution, wanted.seed, wanted.val_fraction)
+        return FolderSource(path, resolution, seed, val_fraction)
     if word.startswith(HUB) or saved or (word.endswith(".tar") and tars(word)):
-        return TableSource(word, wanted.resolution, wanted.seed, wanted.val_fraction, wanted.columns)
+        return TableSource(word, resolution, seed, val_fraction, columns)
     raise DataError(f"'{word}' does not exist; give {KINDS}")

@@ -295,13 +295,10 @@ def test_claims_in_a_studys_own_yaml_are_judged() -> None:
     assert study_of({}, LAUNCH).claims == ()
 
 
-def test_a_margin_shifts_no_comparison_of_another_kind() -> None:
-    """A margin of 50% would turn a loss of 9 into a gain."""
-    study = study_of({"claims": [OWN | {"margin": {"fd": 0.5}}]}, LAUNCH)
-    found = results("mine", {"a": {"x": 1}, "b": {"x": 2}}, lambda s: 9.0 * s["x"], noise=0.1)
-    (only,) = verdicts(dataclasses.replace(found, study=dataclasses.replace(found.study, claims=study.claims)))
-    assert (only.word, only.checks) == (NOT_TESTED, ())
-    assert only.why == "a claim of kind better has no 'margin'; kind not_worse allows a difference"
+def test_a_margin_of_another_kind_is_rejected() -> None:
+    """A margin of 50% would turn a loss into a gain."""
+    with pytest.raises(ConfigError, match="a claim of kind better has no 'margin'; kind not_worse allows a difference"):
+        study_of({"claims": [OWN | {"margin": {"fd": 0.5}}]}, LAUNCH)
 
 
 def test_a_stored_claim_that_is_wrong_is_named() -> None:

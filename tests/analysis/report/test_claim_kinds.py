@@ -18,7 +18,7 @@ from analysis.errors import ReportError
 from analysis.io.study import study_of
 from microdit.common.contract import Tag
 from microdit.common.errors import ConfigError
-from microdit.common.stores.claims import FORMS
+from microdit.common.stores.claims import NEEDS
 from sweeps.config.study import load_study
 
 PLUGIN = '''
@@ -135,5 +135,5 @@ def test_stored_plugins_must_be_a_list_of_modules() -> None:
         study_of({"plugins": "abc"}, launch)
 
 
-def test_each_kind_has_a_form_and_an_implementation() -> None:
-    assert set(FORMS) == set(CLAIM_KINDS)
+def test_each_kind_has_its_needs_and_an_implementation() -> None:
+    assert set(NEEDS) == set(CLAIM_KINDS)
