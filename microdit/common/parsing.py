@@ -26,6 +26,7 @@ T = TypeVar("T")
 MAX_TEXT_CHARACTERS = 4096  # of a setting; also the longest path on Linux
 MAX_PATH_SHOWN = 300  # characters of a path in a message
 MAX_LEVELS = 32  # nested lists and mappings in a free setting
+OPTIONS_KEY = "options"  # of the mappings to which keys may be added
 CLOSE_NAME = 0.75  # similarity above which a file is suggested for a missing one
 
 _MAY_BE_INFINITE = "may be infinite"
@@ -265,7 +266,6 @@ def override(values: dict[str, Any], words: Sequence[str], source: str = "comman
     Raises:
         ConfigError: if a word has another form, or its key doesn't exist; suggests the nearest key.
     """
-    known = flatten(values, empty=True)
     given: set[str] = set()
     for word in words:
         key, sep, text = word.partition("=")
@@ -273,16 +273,31 @@ def override(values: dict[str, Any], words: Sequence[str], source: str = "comman
             raise ConfigError(f"{source}: '{named(word)}' is not of the form key=value")
         value = load_yaml(text, f"{source}: '{named(word)}'")
         for leaf, item in flatten({key: value}, empty=True).items():
-            parent = leaf.rpartition(".")[0]
-            free = any(leaf.startswith(f"{name}.") for name in known if name.endswith(".options"))
-            if leaf not in known and not free:
-                namesakes = [name for name in known if name.split(".")[-1] == leaf.split(".")[-1]]
-                siblings = [name for name in known if name.rpartition(".")[0] == parent] if parent else []
-                hint = nearest(leaf, namesakes or siblings or known)
-                raise ConfigError(f"{source}: unknown key '{named(leaf)}'; {hint}")
+            check_key(leaf, values, source)
             assign(values, leaf, item)
             given.add(leaf)
     return given
+
+
+def check_key(key: str, values: Mapping[str, Any], source: str) -> None:
+    """Check that nested mappings have a dotted key, or that it is below an `options`, whose keys are free.
+
+    Args:
+        key: the key of a value or of a mapping.
+        values: all settings.
+        source: of the key, for messages.
+
+    Raises:
+        ConfigError: if it doesn't exist; suggests the nearest key.
+    """
+    leaves = [leaf.split(".") for leaf in flatten(values, empty=True)]
+    known = dict.fromkeys(".".join(leaf[:count]) for leaf in leaves for count in range(1, len(leaf) + 1))
+    parent, _, name = key.rpartition(".")
+    if key in known or any(f"{parent}.".startswith(f"{node}.") for node in known if node.endswith(f".{OPTIONS_KEY}")):
+        return
+    namesakes = [node for node in known if node.rpartition(".")[2] == name]
+    siblings = [node for node in known if node.rpartition(".")[0] == parent]
+    raise ConfigError(f"{source}: unknown key '{named(key)}'; {nearest(key, namesakes or siblings or known)}")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "", empty: bool = False) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from microdit.common.errors import MAX_VALUE_CHARACTERS, ConfigError, named, nearest, shown
 from microdit.common.files.paths import EXPERIMENTS, group_options
-from microdit.common.parsing import flatten
+from microdit.common.parsing import OPTIONS_KEY, check_key, flatten
 from microdit.config.presets import REQUIRED
 from microdit.config.schema import Config, config_from_mapping
 from microdit.config.sizes import follow_encoders
@@ -35,7 +35,6 @@ PRIMARY = "base"
 SMALLEST_FACTOR = 1e-30  # besides 0; as an exact fraction, a huge exponent would take all memory
 MAX_WORD_CHARACTERS = 10_000
 MAX_BRACKETS = 64  # nested in one word
-OPTIONS_KEY = "options"  # the only mappings to which keys may be added
 
 
 def compose_mapping(overrides: Sequence[str], source: str = "command line", complete: bool = True) -> dict[str, Any]:
@@ -144,22 +143,15 @@ def _composed_groups(groups: tuple[str, ...]) -> Any:
     return _composed(groups)
 
 
-def is_free(key: str) -> bool:
-    """Return whether a dotted key is below an `options`.
-
-    A plugin class defines the keys there.
-    """
-    return OPTIONS_KEY in key.split(".")[:-1]
-
-
 def _compose(overrides: tuple[str, ...], source: str, complete: bool) -> dict[str, Any]:
     groups = tuple(word for word in overrides if word.partition("=")[0] in GROUPS)
     with _as_config_error(source):
         config = copy.deepcopy(_composed_groups(groups))
         usual = config.data.resolution // config.model.input_size  # the autoencoder's factor that the scale assumes
         for override in parse_words([word for word in overrides if word not in groups], source):
-            # As in Hydra, a mapping is merged and a list is replaced.
-            OmegaConf.update(config, override.key_or_group, override.value(), force_add=is_free(override.key_or_group))
+            key = override.key_or_group
+            # As in Hydra, a mapping is merged and a list is replaced. A plugin class defines the keys of its options.
+            OmegaConf.update(config, key, override.value(), force_add=OPTIONS_KEY in key.split(".")[:-1])
         given = {word.partition("=")[0] for word in overrides}
         _follow_data(config, given)
         values: Any = OmegaConf.to_container(config, resolve=True)
@@ -235,25 +227,14 @@ def _check_keys(overrides: Sequence[str], source: str) -> None:
         check_key(key, known, source)
 
 
-def check_key(key: str, known: Mapping[str, Any] | None = None, source: str = "command line") -> None:
-    """Check that a dotted key is a setting of the recipe.
+def check_setting(key: str, source: str) -> None:
+    """Check that a dotted key is a setting of the default recipe.
 
     Args:
         key: the key.
-        known: all settings; those of the default recipe if None.
         source: file or command line, for messages.
 
     Raises:
         ConfigError: if it is not; the message has the nearest name.
     """
-    node: Any = _known_keys(()) if known is None else known
-    for depth, part in enumerate(key.split(".")):
-        if is_free(key) and part == OPTIONS_KEY and part in node:
-            return
-        if not isinstance(node, Mapping) or part not in node:
-            leaves = list(flatten(_known_keys(()) if known is None else known, empty=True))
-            parents = ".".join(key.split(".")[:depth])
-            siblings = [f"{parents}.{name}" if parents else name for name in node] if isinstance(node, Mapping) else []
-            namesakes = [leaf for leaf in leaves if leaf.split(".")[-1] == key.split(".")[-1]]
-            raise ConfigError(f"{source}: unknown key '{named(key)}'; {nearest(key, namesakes or siblings or leaves)}")
-        node = node[part]
+    check_key(key, _known_keys(()), source)

@@ -147,10 +147,10 @@ def check_search(file: Any, source: str) -> None:
     Raises:
         ConfigError: if the space, sampler, pruner or objectives are invalid.
     """
-    from sweeps.config.hydra_compose import check_key
+    from sweeps.config.hydra_compose import check_setting
 
     for key, value in file.search.items():
-        check_key(key, source=f"{source}, search")
+        check_setting(key, source=f"{source}, search")
         distribution(key, value, source)
     if file.n_trials < 1:
         raise ConfigError(f"{source}: 'n_trials' is {file.n_trials}; a search needs at least 1")

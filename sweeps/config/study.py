@@ -18,7 +18,7 @@ from microdit.common.files.paths import EXPERIMENTS, group_options
 from microdit.common.parsing import parse, read_yaml, to_mapping
 from microdit.common.stores.claims import parse_claim
 from microdit.pipeline.cost import COST_METRICS
-from sweeps.config.hydra_compose import check_key
+from sweeps.config.hydra_compose import check_setting
 
 MAX_ARMS = 100_000
 STORED_KEYS = (  # of a study's YAML, in study.yaml of a launch
@@ -158,7 +158,7 @@ def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> S
             raise ConfigError(f"{source}: '{key}' is '{arm}', which is not an arm{where}; {nearest(arm, arms)}")
     for axis in (file.figure.x, file.figure.hue):
         if axis not in ("", "arm", *COST_AXES):
-            check_key(axis, source=f"{source}, figure")
+            check_setting(axis, source=f"{source}, figure")
     overrides = {**file.overrides, **choice.overrides}
     _check_claims(file, overrides, source)
     chosen = seeds or (file.seeds if choice.seeds is None else choice.seeds)
@@ -178,7 +178,7 @@ def _check_claims(file: StudySpec, overrides: Mapping[str, Any], source: str) ->
             raise ConfigError(f"{place}: 'kind' is '{claim.kind}'; list its module '{module}' in 'overrides.plugins'")
         for key in claim.setting_keys:
             if key not in ("arm", *COST_AXES, SECONDS, USD):
-                check_key(re.sub(r"\.\d+$", "", key), source=place)  # `some.list.1` is an element of a list
+                check_setting(re.sub(r"\.\d+$", "", key), source=place)  # `some.list.1` is an element of a list
 
 
 def _plugins(overrides: Mapping[str, Any]) -> list[str]:
