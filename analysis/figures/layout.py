@@ -37,13 +37,7 @@ PRINT: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "pdf.fonttype": 42,
 }
-LOG_TICK_MULTIPLES = (  # of a power of ten, from sparse to dense
-    (1.0,),
-    (1.0, 3.0),
-    (1.0, 2.0, 5.0),
-    (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
-)
-MIN_LOG_TICKS = 4
+MIN_DECADE_RATIO = 6  # ratio from which the ticks of a logarithmic axis are 1, 2 and 5 times powers of ten
 MIN_LOG_RANGE = 1.6  # ratio of the largest to the smallest value from which an axis becomes logarithmic
 MAX_ARMS_DRAWN = 24  # one line or row each
 Drawn = TypeVar("Drawn")
@@ -177,53 +171,24 @@ def set_y_limits(axis: Axes, values: pd.Series | Sequence[float]) -> None:
     axis.set_ylim(min(max(bottom, low - room), low - margin), max(min(top, high + room), high + margin))
 
 
-def scale_ticks(axes: Axes, which: str, values: Sequence[float] | np.ndarray) -> bool:
+def scale_ticks(axes: Axes, which: str, values: Sequence[float] | np.ndarray) -> None:
     """Make an axis logarithmic, with a few numbers, if positive values span enough.
 
     Args:
         axes: matplotlib's axes.
         which: "x" or "y".
         values: points of the panel; those that are not finite don't count.
-
-    Returns:
-        Whether the axis is logarithmic.
     """
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     data = np.asarray(values, dtype=float)
     data = data[np.isfinite(data)]
-    if not len(data) or data.min() <= 0 or data.max() / data.min() < MIN_LOG_RANGE:
-        return False
+    if not len(data) or data.min() <= 0 or (ratio := data.max() / data.min()) < MIN_LOG_RANGE:
+        return
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    if ratio > 300 or data.max() >= 1e5 or data.min() < 1e-4:
+        return
     axis = axes.xaxis if which == "x" else axes.yaxis
-    if data.max() / data.min() > 300 or data.max() >= 1e5 or data.min() < 1e-4:
-        return True
     axis.set_minor_locator(NullLocator())
-    axis.set_major_locator(FixedLocator(log_ticks(float(data.min()), float(data.max()))))
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if ratio > MIN_DECADE_RATIO else MaxNLocator(5))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    return True
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Return the sparsest ticks with at least four in the bounds.
-
-    Candidates are LOG_TICK_MULTIPLES, halves and tenths. Ticks closer than a ninth of the range are dropped, because
-    their labels would overlap.
-
-    Args:
-        low: the smallest value, above 0.
-        high: the largest value.
-    """
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    halves, tenths = (tuple(1 + i / parts for i in range(9 * parts)) for parts in (2, 10))
-    inside: list[float] = []
-    for level in (*LOG_TICK_MULTIPLES, halves, tenths):
-        ticks = [float(f"{part * 10.0**decade:.3g}") for decade in decades for part in level]
-        inside = [tick for tick in ticks if low * 0.95 <= tick <= high * 1.05]
-        if len(inside) >= MIN_LOG_TICKS:
-            break
-    kept = inside[:1]
-    for tick in inside[1:]:
-        if math.log(tick / kept[-1]) > math.log(high / low) / 9:
-            kept.append(tick)
-    return kept

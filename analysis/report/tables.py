@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import tabulate
 
 from analysis import labels
 from analysis.claims.paper_values import PaperValue, paper_value
@@ -148,12 +149,9 @@ def tested(results: Results) -> str:
 
 def grid(found: Sequence[Column]) -> str:
     """Return columns as a Markdown table, the first aligned left, others right."""
-    shown = [_emphasised(column, "**{}**") for column in found]
-    rows = [[column.head for column in found], *(list(cells) for cells in zip(*shown, strict=True))]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(found))]
-    lines = [f"| {' | '.join(_pad(cell, widths[i], i == 0) for i, cell in enumerate(row))} |" for row in rows]
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    cells = zip(*(_emphasised(column, "**{}**") for column in found), strict=True)
+    align = ["left", *["right"] * (len(found) - 1)]
+    return tabulate.tabulate(cells, [c.head for c in found], "pipe", colalign=align, disable_numparse=True)
 
 
 def terminal(results: Results, wide: bool = False) -> str:
@@ -260,10 +258,6 @@ def _cost_position(cost: float) -> str:
 
 def _format_amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else format_number(value)
-
-
-def _pad(text: str, width: int, left: bool) -> str:
-    return text.ljust(width) if left else text.rjust(width)
 
 
 def bullets(lines: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-PATHS = ("output_dir", "cache_dir", "data.path", "autoencoder.path", "text_encoder.path", "evaluation.prompts")
+PATHS = ("output_dir", "cache_dir", "data.path", "autoencoder.path", "text.path", "evaluation.prompts")
 SIMPLE = re.compile(r"[\w./~:+-]*")
 
 

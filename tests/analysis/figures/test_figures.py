@@ -306,12 +306,14 @@ def test_numbers_of_values_close_together_cover_nothing(values: tuple[float, ...
 
 
 @given(st.floats(1e-3, 1e3), st.floats(1.6, 300))
-def test_log_ticks_are_few_and_within_bounds(low: float, factor: float) -> None:
-    ticks = layout.log_ticks(low, low * factor)
+def test_a_logarithmic_axis_has_a_few_ticks(low: float, factor: float) -> None:
+    _, (axis,) = layout.panels(1)
+    axis.plot([0, 1], [low, low * factor])
+    layout.scale_ticks(axis, "y", [low, low * factor])
+    bottom, top = axis.get_ylim()
+    ticks = [tick for tick in axis.get_yticks() if bottom <= tick <= top]
+    assert axis.get_yscale() == "log"
     assert 2 <= len(ticks) <= 10
-    assert ticks == sorted(set(ticks))
-    assert low * 0.95 <= ticks[0]
-    assert ticks[-1] <= low * factor * 1.05
 
 
 @pytest.mark.parametrize(
