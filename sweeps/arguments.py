@@ -207,7 +207,7 @@ def parse_command_line(words: Sequence[str]) -> CommandLine:
     for word in words:
         try:
             check_utf8(word)
-        except ValueError as error:
+        except ConfigError as error:
             raise ConfigError(f"command line: {error}") from None
     parser, parsers = _parsers()
     name = next((word for word in words if word in COMMANDS), "")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import ReportError
+from microdit.common.errors import ConfigError
 from microdit.common.stores.quiet import quiet_mlflow
 from microdit.common.stores.secrets import masked, remember
 from microdit.common.stores.sqlite_uri import sqlite_path, sqlite_uri
@@ -42,26 +43,7 @@ def default_uri() -> str:
 
     `microdit-sweep` writes that file in the working folder.
     """
-    return os.environ.get("MLFLOW_TRACKING_URI") or _uri(Path("runs/mlflow.db"))
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a sqlite URI; None for other URIs and a database in memory.
-
-    Raises:
-        ReportError: if the URI can't be read.
-    """
-    try:
-        return sqlite_path(uri)
-    except ValueError as error:
-        raise ReportError(f"tracking_uri={masked(uri)}: {error}") from None
-
-
-def _uri(path: Path) -> str:
-    try:
-        return sqlite_uri(path.resolve())
-    except ValueError as error:
-        raise ReportError(str(error)) from None
+    return os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri("runs/mlflow.db")
 
 
 @contextlib.contextmanager
@@ -77,7 +59,7 @@ def sqlite_connection(client: Any) -> Iterator[sqlite3.Connection | None]:
     Yields:
         The connection; None for a store of another kind.
     """
-    file = sqlite_file(str(getattr(client, "tracking_uri", "")))
+    file = sqlite_path(str(getattr(client, "tracking_uri", "")))
     if file is None or not file.is_file():
         yield None
         return
@@ -98,8 +80,11 @@ def open_store(uri: str) -> Any:
     """
     remember(uri)
     if "://" not in uri and uri.endswith(".db"):
-        uri = _uri(Path(uri))
-    file = sqlite_file(uri)
+        uri = sqlite_uri(uri)
+    try:
+        file = sqlite_path(uri)
+    except ConfigError as error:
+        raise ReportError(f"tracking_uri={masked(uri)}: {error}") from None
     if file is not None and not file.is_file():
         raise ReportError(f"there is no MLflow store at {file}; {HOW_TO_CREATE}")
     if "://" not in uri and not Path(uri).is_dir():

@@ -11,7 +11,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -111,21 +111,16 @@ def mover(old: Path, new: Path) -> Move:
     def move(value: Any) -> Any:
         if isinstance(value, str):
             if SCHEME.match(value):
-                path = _sqlite_path(value)
-                return sqlite_uri(str(move(str(path)))) if path is not None else value
+                with suppress(ConfigError):  # not a valid URI
+                    if (path := sqlite_path(value)) is not None:
+                        return sqlite_uri(move(str(path)))
+                return value
             return paths.sub(lambda _: after, value)
         if isinstance(value, Mapping):
             return {key: move(item) for key, item in value.items()}
         return [move(item) for item in value] if isinstance(value, list) else value
 
     return move
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    try:
-        return sqlite_path(uri)
-    except ValueError:
-        return None
 
 
 def _rewrite_mlflow(database: sqlite3.Connection, old: Path, new: Path) -> int:

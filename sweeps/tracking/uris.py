@@ -35,7 +35,7 @@ def _default(variable: str, file: Path) -> str:
         return absolute_uri(named, variable)
     try:
         return sqlite_uri(file)
-    except ValueError as error:
+    except ConfigError as error:
         raise ConfigError(f"root={shown_path(file.parent)}: {error}") from None
 
 
@@ -59,7 +59,7 @@ def absolute_uri(uri: str, source: str = "tracking_uri") -> str:
             return uri
         _, mark, options = uri.partition("?")
         return f"{sqlite_uri(path)}{mark}{options}"
-    except ValueError as error:
+    except ConfigError as error:
         raise ConfigError(f"{source}={masked(shown_path(uri))}: {error}") from None
 
 
@@ -68,24 +68,12 @@ def shown_path(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def database_file(uri: str) -> Path | None:
-    """Return the sqlite file of a store, or None for a server or in-memory database.
-
-    Raises:
-        ConfigError: if the URI is invalid.
-    """
-    try:
-        return sqlite_path(uri)
-    except ValueError as error:
-        raise ConfigError(f"{masked(shown_path(uri))}: {error}") from None
-
-
 def own_file(uri: str) -> Path | None:
     """Return the sqlite file that may be created and rewritten, or None.
 
     A file named by sqlite's `file:` URIs (such as ?mode=ro) is never changed.
     """
-    return None if "file:" in uri else database_file(uri)
+    return None if "file:" in uri else sqlite_path(uri)
 
 
 def may_exist(uri: str) -> bool:
@@ -93,7 +81,7 @@ def may_exist(uri: str) -> bool:
 
     Opening a missing sqlite file would create it.
     """
-    path = database_file(uri)
+    path = sqlite_path(uri)
     return path is None or path.is_file()
 
 

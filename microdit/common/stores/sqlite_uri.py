@@ -14,6 +14,8 @@ from urllib.parse import quote, unquote
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from microdit.common.errors import ConfigError
+
 PLAIN = re.compile(r"[\w.,:;@=+~/ &()!-]*")  # characters that no reader of a URI changes
 SCHEME = re.compile(r"sqlite(\+[\w]+)?://")
 OPTION = re.compile(r"[\w.]+=[^&]*")
@@ -26,7 +28,7 @@ def sqlite_uri(path: Path | str) -> str:
         path: absolute, or relative to the working directory.
 
     Raises:
-        ValueError: if the path can't be written as a URI.
+        ConfigError: if the path can't be written as a URI.
     """
     text = os.path.abspath(path)
     check_utf8(text)
@@ -35,7 +37,7 @@ def sqlite_uri(path: Path | str) -> str:
     # With the driver's name, because MLflow creates the folder of a plain sqlite:/// URI without decoding its path.
     uri = f"sqlite+pysqlite:///{quote(text, safe='/ +')}"
     if make_url(uri).database != text:
-        raise ValueError(f"'{text}' has characters that need SQLAlchemy 2.1 or newer in a database's URI; rename it")
+        raise ConfigError(f"'{text}' has characters that need SQLAlchemy 2.1 or newer in a database's URI; rename it")
     return uri
 
 
@@ -43,7 +45,7 @@ def sqlite_path(uri: str) -> Path | None:
     """Return the file of a sqlite URI; None for other databases or one in memory.
 
     Raises:
-        ValueError: if the path contains an unquoted '?', or the text is not a URI.
+        ConfigError: if the path contains an unquoted '?', or the text is not a URI.
     """
     if not SCHEME.match(uri):
         return None
@@ -51,13 +53,13 @@ def sqlite_path(uri: str) -> Path | None:
     _, mark, options = uri.partition("?")
     wrong = [option for option in options.split("&") if not OPTION.fullmatch(option)]
     if mark and wrong:
-        raise ValueError(
+        raise ConfigError(
             f"'?' begins options such as ?timeout=60, but '{wrong[0]}' is not an option; write a path's '?' as %3F"
         )
     try:
         name = make_url(uri).database
     except (ArgumentError, ValueError) as error:
-        raise ValueError(f"not a URI: {error}") from None
+        raise ConfigError(f"not a URI: {error}") from None
     if name is not None and name.startswith("file:"):
         name = unquote(name.removeprefix("file:").partition("?")[0])
         name = re.sub(r"^//[^/]*", "", name)  # an authority
@@ -70,10 +72,10 @@ def check_utf8(text: str) -> None:
     Stores and YAML can't contain such bytes.
 
     Raises:
-        ValueError: if it has.
+        ConfigError: if it has.
     """
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         shown = os.fsencode(text).decode("utf-8", "backslashreplace")
-        raise ValueError(f"'{shown}' holds bytes that aren't UTF-8; rename it") from None
+        raise ConfigError(f"'{shown}' holds bytes that aren't UTF-8; rename it") from None
