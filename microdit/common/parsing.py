@@ -280,7 +280,9 @@ def override(values: dict[str, Any], words: Sequence[str], source: str = "comman
 
 
 def check_key(key: str, values: Mapping[str, Any], source: str) -> None:
-    """Check that nested mappings have a dotted key, or that it is below an `options`, whose keys are free.
+    """Check that nested mappings have a dotted key.
+
+    Keys below an `options` are free.
 
     Args:
         key: the key of a value or of a mapping.
