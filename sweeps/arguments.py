@@ -25,6 +25,7 @@ from microdit.common.files.yaml_text import load_yaml
 from microdit.common.limits import Range
 from microdit.common.stores.sqlite_uri import check_utf8
 from sweeps.config.override_quoting import quoted_path
+from sweeps.tracking.uris import absolute_uri, default_queue_uri, default_uri
 
 T = TypeVar("T", int, float)
 LAUNCHER = "hydra.launcher."
@@ -148,15 +149,11 @@ class CommandLine:
 
     def uri(self) -> str:
         """Return the absolute URI of the MLflow store."""
-        from sweeps.tracking.uris import absolute_uri, default_uri
-
         given = self.own.get("tracking_uri")
         return absolute_uri(str(given)) if given else default_uri(self.root)
 
     def queue_uri(self) -> str:
         """Return the absolute URI of the Optuna storage."""
-        from sweeps.tracking.uris import absolute_uri, default_queue_uri
-
         given = self.own.get("queue_uri")
         return absolute_uri(str(given), "queue_uri") if given else default_queue_uri(self.root)
 

@@ -98,7 +98,7 @@ def _dispatch(words: CommandLine, command_line: str) -> int:
 
 
 def _options(words: CommandLine, command_line: str) -> Any:
-    from sweeps.execution.launch import Options
+    from sweeps.execution.launch_spec import Options
 
     per_gpu = words.number("workers_per_gpu", 1, Range(1))
     return Options(
@@ -155,7 +155,7 @@ def _estimate_options(words: CommandLine) -> Any:
 
 def _workers(words: CommandLine, per_gpu: int) -> int:
     if "workers" not in words.own:
-        from sweeps.execution.worker import visible_gpus
+        from microdit.common.hardware import visible_gpus
 
         return len(visible_gpus()) * per_gpu or len(os.sched_getaffinity(0))
     return words.number("workers", 1, Range(1))

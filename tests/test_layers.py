@@ -99,13 +99,14 @@ def test_there_are_no_import_cycles(package: str) -> None:
     assert not edges
 
 
-def test_local_imports_of_our_own_modules_are_in_command_line_modules_only() -> None:
-    modules = sources("microdit")
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_local_imports_of_our_own_modules_are_in_command_line_modules_only(package: str) -> None:
+    modules = {name: source for own in FORBIDDEN for name, source in sources(own).items()}
     broken = [
         f"{name} imports {target} in a function"
-        for name, (_, tree) in modules.items()
+        for name, (_, tree) in sources(package).items()
         for target, local in imported(tree, modules)
-        if local and target in modules and not name.startswith("microdit.cli")
+        if local and target in modules and not f"{name}.".startswith(f"{package}.cli.")
     ]
     assert not broken
 

@@ -15,6 +15,7 @@ from microdit.common.contract import (
     EXPERIMENT_PREFIX,
     MINIMIZE,
     STUDY_FILE,
+    StudyKey,
     Tag,
     experiment_name,
 )
@@ -150,27 +151,28 @@ def study_of(values: Mapping[str, Any], parent: Any) -> Study:
     Raises:
         ReportError, ValueError, TypeError: if a value has the wrong type.
     """
-    paper, metrics, figure, space = (as_mapping(values.get(key)) for key in ("paper", "metrics", "figure", "search"))
+    nested = (StudyKey.PAPER, StudyKey.METRICS, StudyKey.FIGURE, StudyKey.SEARCH)
+    paper, metrics, figure, space = (as_mapping(values.get(key)) for key in nested)
     searched = (next(iter(space)) if len(space) == 1 else TRIAL_NUMBER) if space else ""
     return Study(
         name=parent.data.tags[Tag.STUDY],
         scale=parent.data.tags[Tag.SCALE],
         parent=parent.info.run_id,
-        question=str(values.get("question", "")).strip(),
-        section=str(paper.get("section", "")),
-        claim=str(paper.get("claim", "")),
-        baseline=str(values.get("baseline") or ""),
-        holds=str(values.get("holds") or ""),
-        arms={str(arm): dict(as_mapping(overrides)) for arm, overrides in as_mapping(values.get("arms")).items()},
-        seeds=tuple(int(seed) for seed in values.get("seeds") or ()),
-        primary=str(metrics.get("primary", DEFAULT_PRIMARY)),
-        direction=str(metrics.get("direction", MINIMIZE)),
-        x=str(figure.get("x") or searched),
-        hue=str(figure.get("hue") or ""),
+        question=str(values.get(StudyKey.QUESTION, "")).strip(),
+        section=str(paper.get(StudyKey.SECTION, "")),
+        claim=str(paper.get(StudyKey.CLAIM, "")),
+        baseline=str(values.get(StudyKey.BASELINE) or ""),
+        holds=str(values.get(StudyKey.HOLDS) or ""),
+        arms={str(arm): dict(as_mapping(own)) for arm, own in as_mapping(values.get(StudyKey.ARMS)).items()},
+        seeds=tuple(int(seed) for seed in values.get(StudyKey.SEEDS) or ()),
+        primary=str(metrics.get(StudyKey.PRIMARY, DEFAULT_PRIMARY)),
+        direction=str(metrics.get(StudyKey.DIRECTION, MINIMIZE)),
+        x=str(figure.get(StudyKey.X) or searched),
+        hue=str(figure.get(StudyKey.HUE) or ""),
         search=dict(space),
-        objectives=dict(as_mapping(values.get("objectives"))),
-        claims=tuple(parse_claim(c, STUDY_FILE, own=True) for c in values.get("claims") or ()),
-        plugins=_modules(values.get("plugins")),
+        objectives=dict(as_mapping(values.get(StudyKey.OBJECTIVES))),
+        claims=tuple(parse_claim(c, STUDY_FILE, own=True) for c in values.get(StudyKey.CLAIMS) or ()),
+        plugins=_modules(values.get(StudyKey.PLUGINS)),
     )
 
 

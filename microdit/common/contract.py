@@ -52,6 +52,33 @@ class Outcome:
     DIVERGED = "diverged"  # Status.FAILED
 
 
+class StudyKey:
+    """List the keys of a launch's `STUDY_FILE`."""
+
+    NAME = "name"
+    SCALE = "scale"
+    QUESTION = "question"
+    BASELINE = "baseline"
+    HOLDS = "holds"
+    CUMULATIVE = "cumulative"
+    DIVERGENCE = "divergence"
+    SEARCH = "search"
+    OBJECTIVES = "objectives"
+    ARMS = "arms"
+    SEEDS = "seeds"
+    CLAIMS = "claims"
+    PLUGINS = "plugins"
+    PAPER = "paper"  # a mapping with the next two
+    SECTION = "section"
+    CLAIM = "claim"
+    METRICS = "metrics"  # a mapping with the next two
+    PRIMARY = "primary"
+    DIRECTION = "direction"
+    FIGURE = "figure"  # a mapping with the next two
+    X = "x"
+    HUE = "hue"
+
+
 class Tag:
     """List this project's tags on experiments, launches and trials."""
 

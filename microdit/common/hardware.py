@@ -54,6 +54,16 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def visible_gpus() -> list[str]:
+    """Return ids for CUDA_VISIBLE_DEVICES, one per GPU that this process may use."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name.strip() not in ("", "-1")]
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
 def has_fast_bf16(on_gpu: bool) -> bool:
     """Return whether the device multiplies bf16 matrices faster than fp32 ones.
 

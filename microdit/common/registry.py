@@ -3,7 +3,8 @@
 Each role has a registry that maps a name in YAML to a class or function. A registry lists our own implementations by
 their paths and imports them at first use, so that names can be checked without loading PyTorch. The name is one of
 ours, one that a user registered with a decorator, or a dotted path. A dotted path runs code, so only `microdit` and the
-modules that the configuration lists in `plugins` can be named.
+modules that the configuration lists in `plugins` can be named. The exception is `data.name`, which may be any dotted
+path, because recorded runs name datasets that `plugins` does not list.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from microdit.common.contract import DIRECTIONS, SearchRange
 from microdit.common.errors import ConfigError, named, nearest, shown
 from microdit.common.rng import derive_seed
+from sweeps.config.hydra_compose import check_setting
 
 SAMPLERS: dict[str, type[optuna.samplers.BaseSampler]] = {
     "tpe": optuna.samplers.TPESampler,
@@ -147,8 +148,6 @@ def check_search(file: Any, source: str) -> None:
     Raises:
         ConfigError: if the space, sampler, pruner or objectives are invalid.
     """
-    from sweeps.config.hydra_compose import check_setting
-
     for key, value in file.search.items():
         check_setting(key, source=f"{source}, search")
         distribution(key, value, source)

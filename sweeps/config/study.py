@@ -12,18 +12,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from microdit.common.contract import COST_PREFIX, DEFAULT_PRIMARY, SECONDS, USD
+from microdit.common.contract import COST_PREFIX, DEFAULT_PRIMARY, SECONDS, USD, StudyKey
 from microdit.common.errors import ConfigError, named, nearest, shown
 from microdit.common.files.paths import EXPERIMENTS, group_options
 from microdit.common.parsing import parse, read_yaml, to_mapping
 from microdit.common.stores.claims import parse_claim
 from microdit.pipeline.cost import COST_METRICS
+from sweeps import config
 from sweeps.config.hydra_compose import check_setting
 
 MAX_ARMS = 100_000
 STORED_KEYS = (  # of a study's YAML, in study.yaml of a launch
-    *("question", "paper", "baseline", "holds", "cumulative", "divergence"),
-    *("search", "objectives", "metrics", "figure", "claims"),
+    StudyKey.QUESTION,
+    StudyKey.PAPER,
+    StudyKey.BASELINE,
+    StudyKey.HOLDS,
+    StudyKey.CUMULATIVE,
+    StudyKey.DIVERGENCE,
+    StudyKey.SEARCH,
+    StudyKey.OBJECTIVES,
+    StudyKey.METRICS,
+    StudyKey.FIGURE,
+    StudyKey.CLAIMS,
 )
 COST_AXES = tuple(COST_PREFIX + name for name in COST_METRICS)  # axes of a figure besides settings
 
@@ -105,12 +115,12 @@ class Study:
         """Return the study for the analysis, stored as study.yaml of the parent run."""
         stored = to_mapping(self.file)
         return {
-            "name": self.name,
-            "scale": self.scale,
+            StudyKey.NAME: self.name,
+            StudyKey.SCALE: self.scale,
             **{key: stored[key] for key in STORED_KEYS},
-            "arms": {name: dict(overrides) for name, overrides in self.arms.items()},
-            "seeds": list(self.seeds),
-            "plugins": _plugins(self.overrides),
+            StudyKey.ARMS: {name: dict(overrides) for name, overrides in self.arms.items()},
+            StudyKey.SEEDS: list(self.seeds),
+            StudyKey.PLUGINS: _plugins(self.overrides),
         }
 
 
@@ -144,9 +154,7 @@ def load_study(name: str, scale: str, seeds: tuple[int, ...] | None = None) -> S
     file = _narrowed(file, choice, scale, source)
     arms = _expand(file, source)
     if file.search:
-        from sweeps.config.search_space import check_search  # only a search needs Optuna
-
-        check_search(file, source)
+        config.check_search(file, source)
     if choice.arms is not None:
         for arm in choice.arms:
             if arm not in arms:

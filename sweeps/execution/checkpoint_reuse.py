@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,18 +25,6 @@ from sweeps.planning.trials import Trial
 log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_SECONDS = 20  # for a process with the same folder or network; then the trial returns to the queue
-
-
-def duplicate_training_keys(trials: Sequence[Trial]) -> set[str]:
-    """Return the keys of trials whose network is trained by an earlier trial."""
-    seen: set[tuple[str, str]] = set()
-    duplicates = set()
-    for trial in trials:
-        key = (training_key(trial.config), trial.data_fingerprint)
-        if key in seen:
-            duplicates.add(trial.key)
-        seen.add(key)
-    return duplicates
 
 
 @contextmanager

@@ -24,34 +24,17 @@ from microdit.pipeline.cost import training_flops
 from sweeps.config.study import Study
 from sweeps.execution.interruption import interruptible, undisturbed
 from sweeps.execution.launch_register import Presence, end_abandoned
-from sweeps.execution.launch_spec import LaunchSpec, shown_metrics, trial_attributes, unsound_scores
+from sweeps.execution.launch_spec import LaunchSpec, Options, shown_metrics, trial_attributes, unsound_scores
 from sweeps.execution.launchers import Engine, Tick, build_engine
 from sweeps.execution.progress import ProgressDisplay
 from sweeps.execution.queue.trial_queue import ENDED, LAUNCH, PLAN, STOP_KEY, WORKER, Queue
+from sweeps.planning.prepare import prepare_trials
 from sweeps.planning.tables import result_table, time_note
-from sweeps.planning.trials import Trial, plan_trials, prepare_trials
+from sweeps.planning.trials import Trial, plan_trials
 from sweeps.tracking.mlflow_store import Launch, Store
 from sweeps.tracking.uris import default_uri, exported_to_children
 
 POLL_OTHERS_SECONDS = 2.0  # between two checks of trials in workers of other launchers
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of a launch; none of them changes a result."""
-
-    root: Path
-    uri: str
-    queue_uri: str
-    workers: int
-    reuse: bool
-    command: str
-    launcher: str = "local"
-    launcher_options: tuple[str, ...] = ()
-    max_retries: int = 1
-    fail_fast: bool = False
-    artifacts: str = ""  # folder or URI for the files of new experiments
-    wide: bool = False  # tables print all columns
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from sweeps.execution.queue.trial_queue import PLAN, Queue
 from sweeps.tracking.retry import with_retries
 
 if TYPE_CHECKING:
-    from sweeps.tracking.mlflow_store import Store  # loads PyTorch, which `microdit-sweep status` seldom needs
+    from sweeps.tracking.mlflow_store import Store  # loads MLflow, which `microdit-sweep status` seldom needs
 
 PREFIX = "launcher:"
 TICK_SECONDS = HEARTBEAT_SECONDS  # between two heartbeats, and between two checks of other launchers

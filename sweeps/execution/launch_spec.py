@@ -1,10 +1,11 @@
-"""Store the settings of a launch in the queue, so that a worker needs only two URIs."""
+"""Define the options of a launch, and its settings in the queue, from which a worker needs only two URIs."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from microdit.common.contract import FINAL_PREFIX, SECONDS, objective_metric
@@ -14,6 +15,24 @@ from microdit.common.parsing import assign, to_mapping
 from microdit.config.identity import trial_key
 from microdit.config.schema import Config, config_from_mapping
 from sweeps.planning.trials import Trial
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a launch; none of them changes a result."""
+
+    root: Path
+    uri: str
+    queue_uri: str
+    workers: int
+    reuse: bool
+    command: str
+    launcher: str = "local"
+    launcher_options: tuple[str, ...] = ()
+    max_retries: int = 1
+    fail_fast: bool = False
+    artifacts: str = ""  # folder or URI for the files of new experiments
+    wide: bool = False  # tables print all columns
 
 
 @dataclass(frozen=True)

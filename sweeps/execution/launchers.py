@@ -37,6 +37,7 @@ from microdit.common.files.paths import EXPERIMENTS, group_options
 from microdit.common.process.waiting import waiting
 from microdit.common.stores.secrets import masked
 from sweeps.config.override_quoting import quoted
+from sweeps.execution.worker import work
 from sweeps.tracking.retry import StoreError
 
 STOP_SECONDS = 30.0  # for a stopped trial to save a checkpoint and close its run
@@ -139,8 +140,6 @@ def _start(queue_uri: str, queue_name: str, index: int) -> SpawnProcess:
 
 
 def _run_worker(queue_uri: str, queue_name: str, index: int) -> None:
-    from sweeps.execution.worker import work
-
     # os._exit below would leak the semaphore of tqdm's default lock, which Python reports when the launcher ends.
     tqdm.set_lock(threading.RLock())
     threading.Thread(target=_stop_with_launcher, daemon=True).start()
@@ -273,8 +272,6 @@ def run_worker_job(config: DictConfig) -> int:
     Returns:
         The exit code: that of `sweeps.execution.worker.work`, or 3 if the queue stays unreachable.
     """
-    from sweeps.execution.worker import work
-
     try:
         return work(str(config.queue.uri), str(config.queue.name), int(config.queue.worker))
     except StoreError as error:  # other workers may still reach it

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from microdit.common.errors import ConfigError
 from microdit.common.stores.secrets import masked
+from sweeps import tracking
 from sweeps.execution.launch_register import end_abandoned
 from sweeps.execution.progress import status_table
 from sweeps.execution.queue.trial_queue import open_queue
 from sweeps.tracking.uris import may_exist
-
-if TYPE_CHECKING:
-    from sweeps.tracking.mlflow_store import Store
 
 
 def status(study: str, scale: str, queue_uri: str, uri: str, root: Path, wide: bool = False) -> int:
@@ -42,12 +39,6 @@ def status(study: str, scale: str, queue_uri: str, uri: str, root: Path, wide: b
     print(status_table(latest, wide))
     states = asdict(queue.count(latest))
     print(f"\n{', '.join(f'{n} {state}' for state, n in states.items() if n)} of {len(latest)} trials ({queue.name})")
-    if may_exist(uri) and (ended := end_abandoned(queue_uri, uri, lambda: _store(uri, root))):
+    if may_exist(uri) and (ended := end_abandoned(queue_uri, uri, lambda: tracking.Store(uri, root))):
         print(f"ended in MLflow, because their launchers were killed: {', '.join(ended)}")
     return 0
-
-
-def _store(uri: str, root: Path) -> Store:
-    from sweeps.tracking.mlflow_store import Store
-
-    return Store(uri, root)

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
+
 from microdit.common.contract import (
     CONFIG_FILE,
     SEED,
@@ -23,9 +25,11 @@ from microdit.common.process.waiting import waiting
 from microdit.common.stores.run_search import search_runs
 from microdit.config.identity import trial_key
 from microdit.config.schema import Config
+from microdit.evaluation.report import feature_net_name
+from microdit.pipeline.inputs import build_accelerator
+from microdit.pipeline.train_and_evaluate import prepare, run
 from microdit.training.graceful_stop import handle_stop_signals
-from sweeps.execution.launch import Options
-from sweeps.execution.launch_spec import unsound_scores
+from sweeps.execution.launch_spec import Options, unsound_scores
 from sweeps.planning.trials import folder_name, identity_tags
 from sweeps.tracking.mlflow_logger import MlflowLogger, RunSpec
 from sweeps.tracking.mlflow_store import Store
@@ -46,8 +50,6 @@ def train_one(config: Config, scale: str, overrides: dict[str, str], options: Op
     Returns:
         0, the exit code.
     """
-    from microdit.pipeline.train_and_evaluate import run
-
     recorder = None
     if is_main():
         identity = _identity(config)
@@ -69,9 +71,6 @@ def train_one(config: Config, scale: str, overrides: dict[str, str], options: Op
 
 def _identity(config: Config) -> dict[str, str]:
     """Return the tags that identify `config` with the present data, prompts and networks."""
-    from microdit.evaluation.report import feature_net_name
-    from microdit.pipeline.train_and_evaluate import prepare
-
     data = prepare(config).data_fingerprint
     return identity_tags(trial_key(config), data, feature_net_name(config.evaluation))
 
@@ -80,10 +79,6 @@ def _agreed(config: Config, trains: bool) -> tuple[bool, str]:
     """Return on all processes whether the main one trains, and in which folder."""
     if world_size() == 1:
         return trains, config.output_dir
-    from accelerate.utils import broadcast_object_list
-
-    from microdit.pipeline.inputs import build_accelerator
-
     build_accelerator(config)  # the processes connect
     found = broadcast_object_list([trains, config.output_dir])
     return bool(found[0]), str(found[1])

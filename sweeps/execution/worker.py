@@ -31,8 +31,11 @@ from microdit.common.contract import (
 )
 from microdit.common.errors import ConfigError, DivergenceError, MicroditError, StopTraining
 from microdit.common.finite import is_sound
+from microdit.common.hardware import visible_gpus
 from microdit.common.process.terminal import prepare_streams
 from microdit.common.stores.secrets import masked
+from microdit.config.schema import save_config
+from microdit.pipeline.train_and_evaluate import run
 from microdit.training.graceful_stop import GracefulStop
 from sweeps.config.search_space import build_pruner, build_sampler, suggest
 from sweeps.execution.checkpoint_reuse import LOCK_TIMEOUT_SECONDS, reuse_trained_checkpoint
@@ -40,7 +43,9 @@ from sweeps.execution.launch_spec import LaunchSpec, apply_suggestion, shown_met
 from sweeps.execution.queue.heartbeat import Heartbeat
 from sweeps.execution.queue.trial_queue import LAUNCH, STOP_KEY, Queue
 from sweeps.execution.trial_log import redirect_output
-from sweeps.planning.trials import Trial, prepare_trials
+from sweeps.planning.prepare import prepare_trials
+from sweeps.planning.trials import Trial
+from sweeps.tracking.mlflow_logger import MlflowLogger, RunSpec
 from sweeps.tracking.mlflow_store import Launch, Store
 from sweeps.tracking.retry import StoreError, is_store_error, store_trouble, with_retries
 from sweeps.tracking.uris import QUEUE, TRACKING, may_exist, unmask_from_env
@@ -135,9 +140,6 @@ class Worker:
         self, trial: Trial, recorder: Any, claimed: optuna.Trial, heartbeat: Heartbeat
     ) -> dict[str, float] | None:
         """Train and return the final metrics, or None if the trial was pruned or failed; all are recorded."""
-        from microdit.config.schema import save_config
-        from microdit.pipeline.train_and_evaluate import run
-
         folder = Path(trial.config.output_dir)
         save_config(trial.config, folder / CONFIG_FILE)  # needed by the rerun command, also after a failure
         with open(folder / "log.txt", "a", encoding="utf-8", buffering=1) as log, redirect_output(log):
@@ -192,8 +194,6 @@ class Worker:
     def _recorder(
         self, trial: Trial, claimed: optuna.Trial, heartbeat: Heartbeat, run_id: str | None, trained_in: str
     ) -> Any:
-        from sweeps.tracking.mlflow_logger import MlflowLogger, RunSpec
-
         folder = Path(trial.config.output_dir).resolve()
         tags = {
             MlflowTag.PARENT: self.launch.parent_id,
@@ -274,13 +274,3 @@ def choose_gpu(spec: LaunchSpec, index: int) -> None:
     devices = visible_gpus() if spec.share_gpus else []
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[index % len(devices)]
-
-
-def visible_gpus() -> list[str]:
-    """Return ids for CUDA_VISIBLE_DEVICES, one per GPU that this process may use."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name for name in named.split(",") if name.strip() not in ("", "-1")]
-    import torch
-
-    return [str(index) for index in range(torch.cuda.device_count())]

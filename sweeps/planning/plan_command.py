@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 from microdit.common.contract import Tag
 from sweeps.config.study import Study
-from sweeps.execution.checkpoint_reuse import duplicate_training_keys
-from sweeps.execution.launch import Options
+from sweeps.execution.launch_spec import Options
 from sweeps.execution.queue.trial_queue import STATES, open_queue
 from sweeps.planning.cost_estimate import EstimateOptions, plan_estimates
 from sweeps.planning.tables import estimate_table, plan_table, shared_note
-from sweeps.planning.trials import Trial, plan_trials
+from sweeps.planning.trials import Trial, duplicate_training_keys, plan_trials
 from sweeps.tracking.mlflow_store import Store
 from sweeps.tracking.uris import may_exist
 

@@ -6,13 +6,13 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from microdit.common.contract import MlflowTag, Tag, final_metric
 from microdit.common.errors import ConfigError
 from microdit.common.stores.run_search import our_experiments
 from microdit.common.stores.secrets import masked
+from sweeps.tracking.mlflow_store import Store
 from sweeps.tracking.mlflow_views import ARMS_VIEW, TRIALS
 
 HOST = "127.0.0.1"
@@ -37,8 +37,6 @@ def serve(uri: str, root: Path, port: int) -> int:
     Raises:
         ConfigError: if the port is taken.
     """
-    from sweeps.tracking.mlflow_store import Store
-
     if uri.startswith(("http://", "https://")):
         print("\n".join(links(Store(uri, root), uri.rstrip("/"))))
         return 0
@@ -54,13 +52,13 @@ def serve(uri: str, root: Path, port: int) -> int:
     os.execve(sys.executable, server, os.environ | quieter | store)
 
 
-def links(store: Any, address: str) -> list[str]:
+def links(store: Store, address: str) -> list[str]:
     """Return links to all experiments, and to each study's runs and newest launch.
 
     The launch's page shows the question, the command and the results.
 
     Args:
-        store: the store (`sweeps.tracking.mlflow_store.Store`).
+        store: the store.
         address: URL of the server, without a final slash.
     """
     found = our_experiments(store.client)

@@ -18,8 +18,9 @@ from microdit.config.schema import Config, load_config, save_config
 from microdit.pipeline.train_and_evaluate import run
 from sweeps.cli import main
 from sweeps.config.study import load_study
+from sweeps.planning.prepare import prepare_trials
 from sweeps.planning.throughput import measure_seconds_per_image
-from sweeps.planning.trials import plan_trials, prepare_trials
+from sweeps.planning.trials import plan_trials
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,8 @@ from microdit.pipeline.train_and_evaluate import run
 from sweeps.cli import main
 from sweeps.config.hydra_compose import compose_config
 from sweeps.config.study import load_study
-from sweeps.planning.trials import plan_trials, prepare_trials
+from sweeps.planning.prepare import prepare_trials
+from sweeps.planning.trials import plan_trials
 
 
 class Plain(PatchEncoder):

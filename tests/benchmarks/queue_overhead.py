@@ -18,7 +18,8 @@ from pathlib import Path
 
 from microdit.common.tables import text_table
 from sweeps.config.study import Figure, Metrics, Study, StudySpec
-from sweeps.execution.launch import Options, launch_study
+from sweeps.execution.launch import launch_study
+from sweeps.execution.launch_spec import Options
 from sweeps.execution.queue.trial_queue import WORKER, open_queue
 from sweeps.tracking.mlflow_store import Store
 

@@ -5,11 +5,22 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from optuna import distributions
 
-from microdit.common.contract import MlflowTag, SearchRange, Tag, final_metric, noise_set_metric, objective_metric
+from analysis.io.study import study_of
+from microdit.common.contract import (
+    MlflowTag,
+    SearchRange,
+    StudyKey,
+    Tag,
+    final_metric,
+    noise_set_metric,
+    objective_metric,
+)
+from sweeps.config.study import load_study
 
 ROOT = Path(__file__).parents[2]
 SPELLED_OUT = re.compile(
@@ -22,6 +33,10 @@ TAGS = (
     "algorithm arm attempt command data_fingerprint device direction error feature_net git_commit git_dirty host log "
     "outcome output_dir packages plan primary process queue rerun reused_from role samples scale study traceback "
     "trained_in training.batch_size training.steps trial_key version versions"
+)
+STUDY_KEYS = (
+    "arms baseline claim claims cumulative direction divergence figure holds hue metrics name objectives paper plugins "
+    "primary question scale search section seeds x"
 )
 
 
@@ -60,6 +75,40 @@ def test_stored_runs_keep_their_tags():
     ours = {value for name, value in vars(Tag).items() if name.isupper() and name != "PREFIX"}
     assert ours == {f"microdit.{name}" for name in TAGS.split()}
     assert MlflowTag.PARENT == "mlflow.parentRunId"
+
+
+def test_stored_studies_keep_their_keys():
+    assert {value for name, value in vars(StudyKey).items() if name.isupper()} == set(STUDY_KEYS.split())
+
+
+@pytest.mark.parametrize(
+    ("file", "function"), [("sweeps/config/study.py", "as_mapping"), ("analysis/io/study.py", "study_of")]
+)
+def test_no_key_of_a_stored_study_is_spelled_out(file: str, function: str) -> None:
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    [found] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function]
+    constants = {node.value for node in ast.walk(found) if isinstance(node, ast.Constant)}
+    assert not constants & set(STUDY_KEYS.split())
+    assert any(isinstance(node, ast.Name) and node.id == "StudyKey" for node in ast.walk(found))
+
+
+@pytest.mark.parametrize(
+    ("name", "x"), [("masking_ratio", "model.masking.ratio"), ("weight_decay_search", "optimizer.weight_decay")]
+)
+def test_analysis_reads_what_a_sweep_stores(name: str, x: str) -> None:
+    written = load_study(name, "demo")
+    parent = SimpleNamespace(
+        info=SimpleNamespace(run_id="run"), data=SimpleNamespace(tags={Tag.STUDY: name, Tag.SCALE: "demo"})
+    )
+    stored = written.as_mapping()
+    nested = (stored[StudyKey.PAPER], stored[StudyKey.METRICS], stored[StudyKey.FIGURE])
+    assert set(stored).union(*nested) == set(STUDY_KEYS.split())
+    read, file = study_of(stored, parent), written.file
+    assert (read.question, read.section, read.claim) == (file.question.strip(), file.paper.section, file.paper.claim)
+    assert (read.baseline, read.holds, read.seeds) == (file.baseline, file.holds, written.seeds)
+    assert (read.primary, read.direction) == (file.metrics.primary, file.metrics.direction)
+    assert (read.x, read.hue) == (x, file.figure.hue)
+    assert (read.arms, read.search, read.objectives) == (written.arms, file.search, file.objectives)
 
 
 def test_metric_names():
