@@ -23,12 +23,16 @@ COMPILE_PAYS_SECONDS = 600
 CPU_FLOPS_PER_SECOND = 30e9
 GPU_FLOPS_PER_SECOND = 100e12
 
+# On a CPU the conversions to bf16 and back take longer than the matrix products of a small pass save; see
+# experiments/results/bench/cpu_step.md.
+BF16_PAYS_FLOPS = 3e9
+
 
 def resolve_automatic(training: TrainingConfig, model: DiTConfig, text: TextConfig) -> TrainingConfig:
     """Return `training` with a value for each setting that is `auto`.
 
-    Precision follows from the machine's instructions, compilation from the length of the run. Neither is timed, so
-    the same settings give the same values on the same machine.
+    Precision follows from the machine's instructions and, on a CPU, from the size of a pass; compilation follows from
+    the length of the run. Neither is timed, so the same settings give the same values on the same machine.
 
     Args:
         training: the settings.
@@ -40,15 +44,24 @@ def resolve_automatic(training: TrainingConfig, model: DiTConfig, text: TextConf
     on_gpu = training.device == "cuda" or (training.device == AUTO and has_cuda())
     values: dict[str, Any] = {}
     if training.precision == AUTO:
-        values["precision"] = "bf16" if has_fast_bf16(on_gpu) else "fp32"
+        pays = on_gpu or _pass_flops(training, model, text) >= BF16_PAYS_FLOPS
+        values["precision"] = "bf16" if pays and has_fast_bf16(on_gpu) else "fp32"
     if training.compile == AUTO:
         possible = training.parallel == "ddp" and can_compile(on_gpu)
         values["compile"] = possible and _seconds(training, model, text, on_gpu) >= COMPILE_PAYS_SECONDS
     return dataclasses.replace(training, **values)
 
 
+def _pass_flops(training: TrainingConfig, model: DiTConfig, text: TextConfig) -> float:
+    """Return the FLOPs of the forward and backward pass over one micro-batch."""
+    return training.batch_size / training.accumulation * _image_flops(model, text)
+
+
 def _seconds(training: TrainingConfig, model: DiTConfig, text: TextConfig, on_gpu: bool) -> float:
     """Return roughly how long the training takes without compilation."""
-    per_image = cost.training_flops(model, text_length(text) or cost.TEXT_TOKENS)
     speed = GPU_FLOPS_PER_SECOND if on_gpu else CPU_FLOPS_PER_SECOND * training.threads
-    return training.steps * training.batch_size * per_image / speed
+    return training.steps * training.batch_size * _image_flops(model, text) / speed
+
+
+def _image_flops(model: DiTConfig, text: TextConfig) -> int:
+    return cost.training_flops(model, text_length(text) or cost.TEXT_TOKENS)

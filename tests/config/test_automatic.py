@@ -28,12 +28,29 @@ def machine(monkeypatch: pytest.MonkeyPatch):
     return set_machine
 
 
+UNMASKED = ["model.masking.method=none", "model.masking.ratio=0"]
+
+
 @pytest.mark.parametrize(("bf16", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_precision_follows_the_machine_and_its_key_is_that_of_the_value(machine, bf16: bool, expected: str):
     machine(bf16=bf16)
-    config = compose_config(["scale=demo", "training.precision=auto"])
+    config = compose_config(["scale=demo", *UNMASKED, "training.precision=auto"])
     assert config.training.precision == expected
-    assert trial_key(config) == trial_key(compose_config(["scale=demo", f"training.precision={expected}"]))
+    assert trial_key(config) == trial_key(compose_config(["scale=demo", *UNMASKED, f"training.precision={expected}"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "cuda", "expected"),
+    [
+        (["model.masking.method=naive", "model.masking.ratio=0.75"], False, "fp32"),
+        (["model.masking.method=naive", "model.masking.ratio=0.75"], True, "bf16"),
+        ([*UNMASKED, "training.accumulation=2"], False, "fp32"),
+        ([*UNMASKED, "training.batch_size=32", "training.accumulation=2"], False, "bf16"),
+    ],
+)
+def test_a_cpu_computes_small_micro_batches_in_fp32(machine, words: list[str], cuda: bool, expected: str):
+    machine(bf16=True, cuda=cuda)
+    assert compose_config(["scale=demo", *words, "training.precision=auto"]).training.precision == expected
 
 
 @pytest.mark.parametrize(
@@ -62,7 +79,7 @@ def test_a_gpu_needs_a_longer_run_to_pay_for_compilation(machine):
 
 def test_a_run_records_the_values(machine, tmp_path: Path):
     machine(bf16=True)
-    words = ["training.precision=auto", "training.compile=auto", LONG]
+    words = [*UNMASKED, "training.precision=auto", "training.compile=auto", LONG]
     config = Config.preset("demo", words)
     save_config(config, tmp_path / "config.yaml")
     machine(bf16=False, compiler=False)
