@@ -17,6 +17,7 @@ from fake_cuda import CUDA, fake_cuda, load_outside, made_outside
 from PIL import Image
 
 import microdit as md
+from microdit.common.rng import RowDraws
 from microdit.diffusion import samplers
 from microdit.encoders import autoencoder
 from microdit.pipeline import pretrained
@@ -278,9 +279,9 @@ def test_a_registered_masking_method_trains(config: md.Config, tmp_path: Path) -
     class Counted(md.Masking):
         """Mask naively and count the plans."""
 
-        def plan(self, batch: int, generator: torch.Generator) -> md.PatchMask | None:
-            plans.append(batch)
-            return super().plan(batch, generator)
+        def plan(self, draws: RowDraws) -> md.PatchMask | None:
+            plans.append(draws.count)
+            return super().plan(draws)
 
     words = [f"cache_dir={config.cache_dir}", f"output_dir={tmp_path}", "evaluation.samples=0", "training.steps=2"]
     counted = md.Config.preset("smoke", [*words, "model.masking.method=counted"])

@@ -52,9 +52,9 @@ USED = set()
 
 @md.register_masking("my-masking")
 class MyMasking(DeferredMasking):
-    def plan(self, batch, generator):
+    def plan(self, draws):
         USED.add("masking")
-        return super().plan(batch, generator)
+        return super().plan(draws)
 
 
 @md.register_feed_forward("my-ffn")

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from microdit.common.rng import RowDraws
 from microdit.model.conditioning import CachedCaptions, Captions, mean_token, replace_empty_captions, unpack, with_mask
 from microdit.model.config import DiTConfig
 from microdit.model.init import initialize
@@ -152,16 +153,19 @@ class DiT(nn.Module):
         x = x.view(len(x), side, side, p, p, self.config.in_channels)
         return torch.einsum("brspqc->bcrpsq", x).reshape(len(x), self.config.in_channels, side * p, side * p)
 
-    def mask_plan(self, batch: int, generator: torch.Generator, masked: bool = True) -> PatchMask | None:
+    def mask_plan(
+        self, batch: int, generator: torch.Generator, masked: bool = True, rows: slice = slice(None)
+    ) -> PatchMask | None:
         """Return a random mask for a training step.
 
         Args:
-            batch: B.
+            batch: images of the whole batch.
             generator: source of randomness; its device is the mask's.
             masked: whether the step drops patches.
+            rows: images of the batch to return; their masks don't depend on which others are returned.
 
         Returns:
             The plan for `forward`, or None if nothing is dropped.
         """
-        masking = self.masking
-        return masking.plan(batch, generator) if masked else masking.unmasked_plan(batch, generator)
+        draws = RowDraws(generator, batch, rows)
+        return self.masking.plan(draws) if masked else self.masking.unmasked_plan(draws)

@@ -1,7 +1,7 @@
 """Run the training loop; each step depends on (weights, seed, step) alone.
 
-B images of the global batch. Every random draw is made for the whole global batch and then sliced, so the numbers don't
-depend on how many processes or micro-batches share it. A process reads only its own images and captions.
+B images of the global batch. Its random numbers don't depend on how many processes or micro-batches share it. A process
+draws and reads only its own images.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from microdit.data.latents.caption_store import StoredCaptions
 from microdit.data.latents.training_data import BatchSampler, EncodedDataset
 from microdit.model import DiT
 from microdit.model.conditioning import unpack
+from microdit.model.config import MaskingConfig, RouteConfig
+from microdit.model.masking.registry import MASKING_METHODS
 from microdit.training.feed.batches import Batch, BatchFeed, TrainingRows, draw_batch
 from microdit.training.feed.device_rows import DeviceRows, device_rows, stored_bytes
 
@@ -108,6 +110,24 @@ def test_micro_batches_are_the_batch_in_parts(smoke_config: Config, data: Encode
     parts = [tensors(batch.rows(slice(start, start + 2))) for start in range(0, len(batch.x), 2)]
     for whole, pieces in zip(tensors(batch), zip(*parts, strict=True), strict=True):
         assert torch.equal(torch.cat(pieces), whole)
+
+
+@pytest.mark.parametrize("method", MASKING_METHODS)
+@pytest.mark.parametrize("step", [0, 1], ids=["masked", "in the unmasked tail"])
+def test_processes_draw_their_rows_of_the_global_batch(
+    smoke_config: Config, data: EncodedDataset, method: str, step: int
+):
+    route = RouteConfig(1, 0, path_drop=0.5 if method == "sprint" else 0.0)
+    masking = MaskingConfig(method, 0.0 if method == "none" else 0.5, route=route)
+    training = dataclasses.replace(smoke_config.training, steps=2, unmasked_tail=0.5, caption_dropout=0.5)
+    model = dataclasses.replace(smoke_config.model, masking=masking)
+    config = dataclasses.replace(smoke_config, model=model, training=training)
+    whole = drawer(config, data)(step)
+    for processes in (2, 4, 8):
+        own = len(whole.x) // processes
+        for start in range(0, len(whole.x), own):
+            rows = slice(start, start + own)
+            assert_equal(drawer(config, data, rows)(step), whole.rows(rows))
 
 
 def test_rows_kept_on_the_device_are_those_read_from_disk(smoke_config: Config, data: EncodedDataset):

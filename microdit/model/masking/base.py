@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from microdit.common.rng import RowDraws
 from microdit.model.conditioning import Captions
 from microdit.model.config import DiTConfig
 from microdit.model.masking.kept_patches import kept_patches
-from microdit.model.masking.patch_mask import PatchMask, random_mask
+from microdit.model.masking.patch_mask import PatchMask, draw_mask
 
 
 @dataclass(frozen=True)
@@ -74,26 +75,24 @@ class Masking(nn.Module):
         """
         return self.entering(masked)
 
-    def plan(self, batch: int, generator: torch.Generator) -> PatchMask | None:
+    def plan(self, draws: RowDraws) -> PatchMask | None:
         """Return the random plan of a masked training step.
 
         Args:
-            batch: B.
-            generator: source of randomness; its device is the plan's.
+            draws: source of randomness; its `count` is B, its device the plan's.
 
         Returns:
             The kept patches, or None if nothing is dropped.
         """
         if self.config.ratio == 0:
             return None
-        return random_mask(batch, self.side, self.config.ratio, self.config.block_size, generator)
+        return draw_mask(draws, self.side, self.config.ratio, self.config.block_size)
 
-    def unmasked_plan(self, batch: int, generator: torch.Generator) -> PatchMask | None:
+    def unmasked_plan(self, draws: RowDraws) -> PatchMask | None:
         """Return the plan of a training step on all patches.
 
         Args:
-            batch: B.
-            generator: source of randomness; its device is the plan's.
+            draws: source of randomness; its `count` is B, its device the plan's.
 
         Returns:
             None, unless the method varies more than the patches.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from microdit.common.rng import RowDraws
 from microdit.model.masking.kept_patches import kept_patches
 
 
@@ -102,11 +103,26 @@ def random_mask(batch: int, side: int, ratio: float, block_size: int, generator:
     Raises:
         ConfigError: if the blocks do not divide the grid, or none is kept.
     """
+    return draw_mask(RowDraws(generator, batch), side, ratio, block_size)
+
+
+def draw_mask(draws: RowDraws, side: int, ratio: float, block_size: int) -> PatchMask:
+    """Return the rows of a mask as `random_mask` makes it.
+
+    Args:
+        draws: source of randomness, and the rows.
+        side: G.
+        ratio: share of dropped patches, in [0, 1).
+        block_size: b.
+
+    Raises:
+        ConfigError: if the blocks do not divide the grid, or none is kept.
+    """
     kept = kept_patches(side, ratio, block_size) // block_size**2
     coarse = side // block_size
-    order = torch.rand(batch, coarse**2, generator=generator, device=generator.device).argsort(dim=1)[:, :kept]
+    order = draws.uniform(coarse**2).argsort(dim=1)[:, :kept]
     row, column = order // coarse, order % coarse  # (B, kept) each, in blocks
-    inside = torch.arange(block_size, device=generator.device)
+    inside = torch.arange(block_size, device=draws.device)
     rows = (row.unsqueeze(-1) * block_size + inside).unsqueeze(-1)  # (B, kept, b, 1)
     columns = (column.unsqueeze(-1) * block_size + inside).unsqueeze(-2)  # (B, kept, 1, b)
     ids_keep = (rows * side + columns).flatten(1).sort(dim=1).values

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from microdit.common.rng import RowDraws
 from microdit.model.config import DiTConfig
 from microdit.model.cost.flops import linear_flops
 from microdit.model.masking.base import scatter_tokens
@@ -31,18 +32,18 @@ class SparseDenseFusion(TokenRouting):
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.fuse = nn.Linear(2 * config.width, config.width)
 
-    def plan(self, batch: int, generator: torch.Generator) -> PatchMask | None:
-        return self._with_shallow(super().plan(batch, generator), batch, generator)
+    def plan(self, draws: RowDraws) -> PatchMask | None:
+        return self._with_shallow(super().plan(draws), draws)
 
-    def unmasked_plan(self, batch: int, generator: torch.Generator) -> PatchMask | None:
-        return self._with_shallow(None, batch, generator)
+    def unmasked_plan(self, draws: RowDraws) -> PatchMask | None:
+        return self._with_shallow(None, draws)
 
-    def _with_shallow(self, plan: PatchMask | None, batch: int, generator: torch.Generator) -> PatchMask | None:
+    def _with_shallow(self, plan: PatchMask | None, draws: RowDraws) -> PatchMask | None:
         share = self.config.route.path_drop
         if not share:
             return plan
-        shallow = torch.rand(batch, generator=generator, device=generator.device) < share
-        return replace(plan or keep_all(batch, self.side**2, generator.device), shallow=shallow)
+        shallow = draws.uniform() < share
+        return replace(plan or keep_all(draws.count, self.side**2, draws.device), shallow=shallow)
 
     def join(self, x: Tensor, deep: Tensor, plan: PatchMask | None) -> Tensor:
         if plan is not None:

@@ -2,8 +2,7 @@
 
 B images of the global batch, C H W latent shape, S text tokens, Y text width, T patches, E features to align with.
 
-The inputs of a step depend on (seed, step) alone. All draws are made for the global batch and then sliced, so the
-numbers don't depend on how many processes or micro-batches share it.
+The inputs of a step depend on (seed, step) alone, not on how many processes or micro-batches share the global batch.
 """
 
 from __future__ import annotations
@@ -12,13 +11,14 @@ import queue
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from microdit.common.rng import generator
+from microdit.common.rng import RowDraws, generator
 from microdit.data.latents.training_data import BatchSampler
 from microdit.diffusion import draw_sigma
 from microdit.model import DiT, PatchMask
@@ -106,14 +106,30 @@ def draw_batch(
     """
     seed, batch, rows = config.seed, config.training.batch_size, order(step)[own]
     x, y, target = data.stored(rows)
-    sigma = draw_sigma(batch, config.diffusion, generator(seed, "sigma", step, device))
-    noise = torch.randn((batch, *x.shape[1:]), generator=generator(seed, "noise", step, device), device=device)
-    dropout = generator(seed, "caption dropout", step, device)
-    nulls = torch.rand(batch, generator=dropout, device=device)[own] < config.training.caption_dropout
+    sigma = draw_sigma(batch, config.diffusion, generator(seed, "sigma", step, device))[own]
+    noise = RowDraws(generator(seed, "noise", step, device), batch, own).normal(*x.shape[1:])
+    dropout = RowDraws(generator(seed, "caption dropout", step, device), batch, own)
+    nulls = dropout.uniform() < config.training.caption_dropout
     masked = step < config.training.masked_steps
-    plan = net.mask_plan(batch, generator(seed, "mask", step, device), masked)
-    y = drop_captions(y, nulls.to(x.device, non_blocking=True))
-    return Batch(x, y, sigma[own], noise[own], target, plan[own] if plan is not None else None)
+    plan = net.mask_plan(batch, generator(seed, "mask", step, device), masked, own)
+    return Batch(x, drop_captions(y, copy_to(x.device, nulls)), sigma, noise, target, plan)
+
+
+def copy_to(device: torch.device, tensor: Tensor) -> Tensor:
+    """Copy a tensor to a device, without waiting for it.
+
+    A copy to a GPU is from pinned memory, since other copies wait.
+
+    Args:
+        device: the target.
+        tensor: on any device.
+
+    Returns:
+        The copy, or `tensor` itself if it is on the device.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu" and torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class BatchFeed:
@@ -174,13 +190,10 @@ class BatchFeed:
         if self._stream is None:
             return _Ready(self._copied(self._draw(step)))
         with torch.cuda.stream(self._stream):
-            drawn = self._draw(step)
-            pinned = drawn.map(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
-            batch = self._copied(pinned)
-            return _Ready(batch, self._stream.record_event())
+            return _Ready(self._copied(self._draw(step)), self._stream.record_event())
 
     def _copied(self, batch: Batch) -> Batch:
-        return batch.map(lambda tensor: tensor.to(self._device, non_blocking=True))
+        return batch.map(partial(copy_to, self._device))
 
     def _received(self, item: _Ready) -> Batch:
         """Return the batch once the current stream may read it."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from microdit.data.latents.caption_store import StoredCaptions
 from microdit.data.latents.training_data import EncodedDataset
 from microdit.model.conditioning import Captions, unpack, with_mask
-from microdit.training.feed.batches import TrainingRows
+from microdit.training.feed.batches import TrainingRows, copy_to
 
 MAX_SHARE_OF_FREE_MEMORY = 0.25  # the rest is for weights, optimizer and activations
 ROWS_PER_COPY = 1024
@@ -56,7 +56,7 @@ class DeviceRows:
         Returns:
             Latents (B, C, H, W), captions (B, S, Y) and targets (B, T, E).
         """
-        chosen = torch.from_numpy(rows).to(self._device, non_blocking=True)
+        chosen = copy_to(self._device, torch.from_numpy(rows))
         captions = self._caption_of[chosen]
         y = with_mask(self._tokens[captions], None if self._mask is None else self._mask[captions])
         return self._latents[chosen], y, self._targets[chosen]

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from microdit.common.errors import ConfigError
-from microdit.common.rng import generator
+from microdit.common.rng import RowDraws, generator
 from microdit.model import DiTConfig, MaskingConfig, mask_from_keep, random_mask
 from microdit.model.masking.base import MaskingLossInputs
 from microdit.model.masking.kept_patches import kept_patches
@@ -109,7 +109,7 @@ def test_a_plan_depends_on_its_generator_alone():
 @pytest.mark.parametrize("method", ["none", "naive", "deferred"])
 def test_nothing_to_drop_means_no_plan(method):
     masking = build_masking(DiTConfig(masking=MaskingConfig(method, 0.0)))
-    assert masking.plan(4, generator(0, "mask")) is None
+    assert masking.plan(RowDraws(generator(0, "mask"), 4)) is None
     assert masking.kept == 64
 
 

@@ -29,12 +29,12 @@ from microdit.model.masking.base import DeferredMasking
 
 class Flaky(DeferredMasking):
     """Fail once."""
-    def plan(self, batch, generator):
+    def plan(self, draws):
         marker = Path(__file__).with_name("broke")
         if not marker.exists():
             marker.touch()
             raise OSError("No space left on device")
-        return super().plan(batch, generator)
+        return super().plan(draws)
 '''
 UNSCORED = ["evaluation.samples=0", "training.sample_every=0", "data.train_size=64"]
 
