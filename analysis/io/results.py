@@ -233,14 +233,16 @@ def load(client: Any, study: str, scale: str | None = None, choice: SetSelection
         detail = "; ".join(_absent(found, other, set())[:MAX_LINES_IN_ERROR]) or "it has no trials"
         raise ReportError(f"no run of {found.name} at {found.scale} has finished ({detail})")
     configs = Configs(client, {run.info.run_id: run.info.artifact_uri for _, _, run in finished})
-    every = pd.DataFrame([_row(run, found, arm, seed) for arm, seed, run in finished])
+    every = pd.DataFrame([_row(run, found, arm, seed, configs) for arm, seed, run in finished])
     chosen, left_out = choose(every, found.holds, choice or SetSelection())
     frame = chosen.frame.dropna(axis=1, how="all")  # columns of other sets
     other |= dict.fromkeys(_keys(every), "not comparable with the runs shown")
     absent = _absent(found, other, set(_keys(frame)))
     frame = average_noise_sets(_in_order(frame, found))
     scored = set(_keys(every))
-    rows = [_row(run, found, *key) | {"outcome": _outcome(run)} for key, run in unscored.items() if key not in scored]
+    rows = [
+        _row(run, found, *key, None) | {"outcome": _outcome(run)} for key, run in unscored.items() if key not in scored
+    ]
     results = Results(found, frame, tuple(absent), client, left_out, configs)
     return replace(results, others=_in_order(pd.DataFrame(rows), found)) if rows else results
 
@@ -286,12 +288,8 @@ def _reason(run: Any, study: Study) -> str:
 
 
 def _seed(run: Any) -> int:
-    number = _whole_number(run.data.params.get(SEED, ""))
-    return -1 if number is None else number
-
-
-def _whole_number(word: str) -> int | None:
-    return int(word) if word.isdecimal() and len(word) <= MAX_DIGITS else None
+    word = str(run.data.params.get(SEED, ""))
+    return int(word) if word.isdecimal() and len(word) <= MAX_DIGITS else -1
 
 
 def _outcome(run: Any) -> str:
@@ -308,7 +306,7 @@ def _shown(value: Any) -> str:
     return "nan" if value is None or value != value else "-inf" if value < 0 else "inf"
 
 
-def _row(run: Any, study: Study, arm: str, seed: int) -> dict[str, Any]:
+def _row(run: Any, study: Study, arm: str, seed: int, configs: Configs | None) -> dict[str, Any]:
     tags, params = run.data.tags, run.data.params
     row: dict[str, Any] = {"run_id": run.info.run_id, "arm": arm, "seed": seed, "started": run.info.start_time}
     metrics = {name: value for name, value in run.data.metrics.items() if is_sound(value)}
@@ -320,9 +318,17 @@ def _row(run: Any, study: Study, arm: str, seed: int) -> dict[str, Any]:
     row |= kept | {k: v for k, v in sorted(metrics.items()) if QUARTER_LOSS.fullmatch(k)}
     for tag in TAGS:
         row[tag_column(tag)] = tags.get(tag, MEANING_OF_MISSING.get(tag, NOT_RECORDED))
-    row |= {
-        config_column(key): budget
-        for tag, key in BUDGET_TAGS.items()
-        if (budget := _whole_number(tags.get(tag, ""))) is not None
-    }
+    if configs is not None:
+        row |= _budget(run, configs)
     return row | {param_column(k): v for k, v in sorted(params.items()) if k != SEED}
+
+
+def _budget(run: Any, configs: Configs) -> dict[str, Any]:
+    """Return steps and batch size of a run's training."""
+    words = {key: run.data.tags.get(tag, "") for tag, key in BUDGET_TAGS.items()}
+    known: Mapping[str, Any] = {
+        key: int(word) for key, word in words.items() if word.isdecimal() and len(word) <= MAX_DIGITS
+    }
+    if len(known) < len(words):  # an older version wrote no tags
+        known = configs[run.info.run_id]
+    return {config_column(key): known[key] for key in words if key in known}

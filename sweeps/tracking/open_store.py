@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from microdit.common.stores.quiet import quiet_mlflow
 from sweeps.tracking.file_watch import watch
-from sweeps.tracking.sqlite_files import prepare
+from sweeps.tracking.sqlite_files import prepare, upgrade
 from sweeps.tracking.store_kinds import MLFLOW
 from sweeps.tracking.uris import own_file
 
@@ -47,7 +47,7 @@ def default_artifacts(location: str | None) -> Iterator[None]:
 def opened(uri: str) -> Any:
     """Return MLflow's client of a store.
 
-    A sqlite file is created or checked first.
+    A sqlite file is created, checked or upgraded first.
     """
     import mlflow
 
@@ -55,7 +55,13 @@ def opened(uri: str) -> Any:
     if path is not None:
         prepare(path, MLFLOW)
     client = mlflow.MlflowClient(uri)
-    client.search_experiments(max_results=1)  # on a server, creates a fresh store's tables
+    try:
+        client.search_experiments(max_results=1)  # on a server, creates a fresh store's tables
+    except mlflow.MlflowException as error:
+        if path is None or "out-of-date database schema" not in str(error):
+            raise
+        upgrade(path, MLFLOW)
+        client.search_experiments(max_results=1)
     if path is not None:
         watch(client._tracking_client.store.engine, path)
     return client

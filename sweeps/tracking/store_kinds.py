@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ def _mlflow_tables() -> Iterable[str]:
     return set(Base.metadata.tables)
 
 
-def _build_mlflow(path: Path) -> None:
+def _migrate_mlflow(migration: str, path: Path) -> None:
+    """Apply a function of MLflow's module of database utilities, and check the resulting schema."""
     from mlflow.store.db import utils
 
     engine = _fast_engine(path)
-    utils._initialize_tables(engine)
+    getattr(utils, migration)(engine)
     utils._verify_schema(engine)
     engine.dispose()
 
@@ -53,5 +55,11 @@ def _build_optuna(path: Path) -> None:
     storage.engine.dispose()
 
 
-MLFLOW = Kind("MLflow store", _mlflow_tables, _build_mlflow, "mlflow db upgrade")
-OPTUNA = Kind("Optuna queue", _optuna_tables, _build_optuna, "optuna storage upgrade --storage")
+MLFLOW = Kind(
+    "MLflow store",
+    _mlflow_tables,
+    frozenset({"experiments", "workspaces"}),
+    partial(_migrate_mlflow, "_initialize_tables"),
+    partial(_migrate_mlflow, "_upgrade_db"),
+)
+OPTUNA = Kind("Optuna queue", _optuna_tables, frozenset({"version_info"}), _build_optuna)

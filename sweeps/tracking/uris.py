@@ -69,7 +69,7 @@ def shown_path(path: Path | str) -> str:
 
 
 def own_file(uri: str) -> Path | None:
-    """Return the sqlite file that may be created and rewritten, or None.
+    """Return the sqlite file that may be created and upgraded, or None.
 
     A file named by sqlite's `file:` URIs (such as ?mode=ro) is never changed.
     """

@@ -99,8 +99,6 @@ class StudyWriter:
         given |= {"data_fingerprint": "f" * 64, "feature_net": NET, "samples": "512", "device": "cpu"}
         given |= {"versions": "python 3.11.7, torch 2.14.1"}
         given |= {"git_commit": "0123456789abcdef", "git_dirty": "false"} | tags
-        for name, value in (config or {}).get("training", {}).items():
-            given[f"training.{name}"] = str(value)
         all_tags = {f"microdit.{key}": value for key, value in given.items()} | {"mlflow.parentRunId": self.parent}
         run_id = self.client.create_run(self.experiment, tags=all_tags, run_name=f"{arm_name}/seed{seed}").info.run_id
         params = {"seed": seed} | dict(self.study["arms"][arm_name])

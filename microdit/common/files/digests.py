@@ -22,11 +22,12 @@ def signed(values: Mapping[str, Any]) -> str:
     return json.dumps({**values, DIGEST: _json_digest(values)}, indent=1, ensure_ascii=False)
 
 
-def read_signed(path: Path) -> dict[str, Any]:
+def read_signed(path: Path, optional: bool = False) -> dict[str, Any]:
     """Read a file written with `signed`.
 
     Args:
         path: the file.
+        optional: accept a file without a digest.
 
     Returns:
         The values without the digest.
@@ -41,22 +42,23 @@ def read_signed(path: Path) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
-    return verified(values)
+    return verified(values, optional)
 
 
-def verified(values: dict[str, Any]) -> dict[str, Any]:
+def verified(values: dict[str, Any], optional: bool = False) -> dict[str, Any]:
     """Return the values of a signed JSON object without their digest.
 
     Args:
         values: with the digest, which is removed in place.
+        optional: accept values without a digest.
 
     Raises:
         ValueError: if the digest is wrong or missing.
     """
     stored = values.pop(DIGEST, None)
-    if stored is None:
+    if stored is None and not optional:
         raise ValueError("it has no checksum")
-    if stored != _json_digest(values):
+    if stored is not None and stored != _json_digest(values):
         raise ValueError("wrong checksum: the file was changed or damaged")
     return values
 

@@ -21,7 +21,7 @@ CHECKED = "checked"  # folder in a cache: one file per set of verified files
 
 
 def read_verified(path: Path) -> dict[str, Any]:
-    """Read a JSON object and verify its digest.
+    """Read a JSON object and verify its digest, which older files lack.
 
     Returns:
         The values without the digest.
@@ -31,7 +31,7 @@ def read_verified(path: Path) -> dict[str, Any]:
     """
     values = read_json_object(path)
     try:
-        return verified(values)
+        return verified(values, optional=True)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Card:
     named: Mapping[str, int]
     """Chosen rows whose caption names the class, whatever their label."""
     source: Mapping[str, Any]
-    selection_sha256: str  # of SELECTION
+    selection_sha256: str = ""  # of SELECTION; older cards have none
 
     @property
     def size(self) -> int:
@@ -50,10 +50,10 @@ class Card:
             DataError: if it is damaged or lacks an entry.
         """
         stored = read_verified(path)
-        try:
-            return cls(**{field.name: stored[field.name] for field in fields(cls)})
-        except KeyError as error:
-            raise DataError(f"{path}: {error} is missing") from None
+        absent = [field.name for field in fields(cls) if field.name not in stored and field.default is MISSING]
+        if absent:
+            raise DataError(f"{path}: '{absent[0]}' is missing")
+        return cls(**{name: stored[name] for name in cls.__dataclass_fields__ if name in stored})
 
 
 def write_card(out: Path, card: Card) -> None:

@@ -195,7 +195,7 @@ def _found(out: Path, identity: Mapping[str, Any]) -> Card:
         raise DataError(f"{out} holds another selection: '{key}' is {now}; choose another --out or remove that folder")
     if not (out / SELECTION).is_file():
         raise DataError(f"{out} has {CARD} but no {SELECTION}; remove {CARD} to select again")
-    if card.selection_sha256 != content_digest(out / SELECTION):
+    if card.selection_sha256 not in ("", content_digest(out / SELECTION)):
         raise DataError(
             f"{out / SELECTION}: wrong checksum: the file was changed or damaged; remove {out / CARD} to select again"
         )

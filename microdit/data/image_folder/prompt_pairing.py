@@ -30,6 +30,7 @@ def read_prompted(source: Path, files: Sequence[str]) -> list[Prompted]:
 
     `prompts` is one of
     - a mapping from file names to prompts, with `labels` also a mapping;
+    - a list of {"file": ..., "prompt": ..., "label": ...};
     - a list of prompts, with `labels` also a list, for files whose names differ in one number: in the order of that
       number, so 10.png comes after 9.png.
 
@@ -38,7 +39,7 @@ def read_prompted(source: Path, files: Sequence[str]) -> list[Prompted]:
         files: the images' file names.
 
     Returns:
-        The pairs, in the same order for both.
+        The pairs, in the same order for every kind of pairing.
 
     Raises:
         DataError: if an image or an entry has no partner, if the counts differ, or if the order is ambiguous; the
@@ -51,11 +52,15 @@ def read_prompted(source: Path, files: Sequence[str]) -> list[Prompted]:
         raise DataError(f"{source}: describes strips of several images; score files of one image each")
     prompts, labels = listing["prompts"], listing.get("labels")
     ordered = numbered_order(files)
-    files = ordered or sorted(files)  # the same order for both kinds of pairing
+    files = ordered or sorted(files)  # the same order for every kind of pairing
     if isinstance(prompts, Mapping):
         if not isinstance(labels, Mapping | None):
             raise DataError(f"{source}: 'labels' must be a mapping from file names, as 'prompts' is")
         return _by_mapping(source, files, prompts, labels or {})
+    if prompts and isinstance(prompts[0], Mapping):
+        if labels is not None:
+            raise DataError(f"{source}: give each entry its own 'label' instead of a list of 'labels'")
+        return _by_entries(source, files, prompts)
     if not isinstance(labels, list | None):
         raise DataError(f"{source}: 'labels' must be a list, one per prompt")
     return _by_order(source, files, prompts, labels, ordered is not None)
@@ -69,6 +74,19 @@ def _by_mapping(
         raise DataError(f"{source}: 'labels' has {shorten_list(unknown)}, which 'prompts' doesn't")
     _check_names(source, files, list(prompts))
     return [Prompted(file, _prompt(prompts[file], source, file), labels.get(file)) for file in files]
+
+
+def _by_entries(source: Path, files: Sequence[str], entries: Sequence[Any]) -> list[Prompted]:
+    found: dict[str, Prompted] = {}
+    for place, entry in enumerate(entries):
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("file"), str):
+            raise DataError(f"{source}: entry {place} of 'prompts' needs the keys 'file' and 'prompt'")
+        file = entry["file"]
+        if file in found:
+            raise DataError(f"{source}: entry {place} of 'prompts' repeats '{file}'")
+        found[file] = Prompted(file, _prompt(entry.get("prompt"), source, file), entry.get("label"))
+    _check_names(source, files, list(found))
+    return [found[file] for file in files]
 
 
 def _by_order(

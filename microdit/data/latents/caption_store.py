@@ -207,7 +207,7 @@ def create_store(folder: Path, header: Mapping[str, Any], memory: Path | None = 
 
 def _is_header(path: Path, header: Mapping[str, Any]) -> bool:
     try:
-        found = read_signed(path)
+        found = read_signed(path, optional=True)
     except (OSError, ValueError):
         return False
     keys = ("fingerprint", "length", "width")

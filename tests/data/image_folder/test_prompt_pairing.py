@@ -66,6 +66,10 @@ def test_names_pair_in_any_order(tmp_path: Path) -> None:
     files = ["10.png", "9.png", "cat.png"]
     wanted = {"cat.png": "a cat", "9.png": "nine", "10.png": "ten"}
     assert pairs(tmp_path, files, prompts=wanted) == wanted
+    entries = [{"file": file, "prompt": prompt, "label": 3} for file, prompt in wanted.items()]
+    assert pairs(tmp_path, files, prompts=entries) == wanted
+    found = read_prompted(tmp_path / "prompts.json", files)
+    assert [entry.label for entry in found] == [3, 3, 3]
     (tmp_path / "prompts.json").write_text(json.dumps({"prompts": wanted, "labels": {"9.png": "dog"}}))
     assert [entry.label for entry in read_prompted(tmp_path / "prompts.json", files)] == [None, "dog", None]
 
@@ -77,7 +81,8 @@ def test_unpaired_entries_are_counted_and_named(tmp_path: Path) -> None:
     fails(tmp_path, files, "3 prompts and 3 labels for 2 images", prompts=["x"] * 3)
     fails(tmp_path, files, "2 prompts and 1 labels for 2 images", prompts=["x"] * 2, labels=[0])
     fails(tmp_path, files, r"'labels' has 2\.png", prompts=dict.fromkeys(files, "x"), labels={"2.png": 1})
-    fails(tmp_path, files, r"prompt of '0\.png' must be text", prompts=[{"file": "0.png", "prompt": "x"}] * 2)
+    fails(tmp_path, files, r"repeats '0\.png'", prompts=[{"file": "0.png", "prompt": "x"}] * 2)
+    fails(tmp_path, files, "entry 1 .* needs the keys", prompts=[{"file": "0.png", "prompt": "x"}, "y"])
     fails(tmp_path, files, r"prompt of '1\.png' must be text", prompts=["x", " "])
     fails(tmp_path, files, "strips of several images", prompts=["x", "y"], tile=64)
     fails(tmp_path, files, "'labels' must be a list", prompts=["x", "y"], labels={"0.png": 1})
