@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from changed_config import with_changes
 from launching import error_line
 
 from microdit.common.errors import ConfigError
@@ -17,6 +18,7 @@ from microdit.config.schema import Config
 from microdit.encoders.config import TextConfig
 from microdit.encoders.text import build_text_encoder
 from microdit.model.cost import network as cost
+from microdit.model.masking.registry import MASKING_METHODS
 from microdit.pipeline.cost import forward_flops, text_tokens, training_flops
 from sweeps.cli import main
 from sweeps.config.study import load_study
@@ -147,24 +149,78 @@ def test_a_step_is_timed_and_threads_are_put_back(smoke_config: Config, words: d
     assert torch.get_num_threads() == threads
 
 
-def test_a_slow_network_is_estimated_from_one_block(smoke_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def with_steps(config: Config, **training: object) -> Config:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
+
+
+def test_the_trial_s_own_step_is_timed(smoke_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Config] = []
+    true_train = throughput.train
+
+    def train(config: Config, *arguments: object) -> object:
+        seen.append(config)
+        return true_train(config, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(throughput, "train", train)
+    config = with_steps(smoke_config, accumulation=2, precision="bf16", caption_dropout=0.3)
+    times = throughput.measure_steps(config)
+    assert times is not None
+    assert 0 < times.step <= times.first
+    (used,) = seen
+    same = ("batch_size", "accumulation", "precision", "compile", "clip", "draws", "caption_dropout")
+    assert [getattr(used.training, name) for name in same] == [getattr(config.training, name) for name in same]
+    assert (used.model, used.optimizer) == (config.model, config.optimizer)
+    assert not Path(used.output_dir).exists(), "its folder was temporary"
+
+
+@pytest.mark.parametrize(
+    ("flops", "depths"),
+    [
+        (1e12, [1, 1]),  # one image takes seconds: from steps of a single block
+        (1e10, [5, 5]),  # the batch takes seconds: from steps of fewer images
+    ],
+)
+def test_a_slow_step_is_extrapolated(
+    smoke_config: Config, monkeypatch: pytest.MonkeyPatch, flops: float, depths: list[int]
+) -> None:
     deep = dataclasses.replace(smoke_config, model=dataclasses.replace(smoke_config.model, depth=5))
-    depths: list[int] = []
-    true_init = throughput._ThroughputProbe.__init__
+    deep = with_steps(deep, batch_size=64)
+    seen: list[Config] = []
 
-    def init(probe: throughput._ThroughputProbe, config: Config, device: torch.device) -> None:
-        depths.append(config.model.depth)
-        true_init(probe, config, device)
+    def time_steps(config: Config) -> throughput.StepTimes:
+        seen.append(config)
+        step = 1.0 * config.training.batch_size + 0.5
+        return throughput.StepTimes(step, step)
 
-    monkeypatch.setattr(throughput._ThroughputProbe, "__init__", init)
-    monkeypatch.setattr(throughput._ThroughputProbe, "_time", lambda probe, batch: (1.0 * batch, 0.5))
-    monkeypatch.setattr(throughput, "MEASURE_SECONDS", 0.1)
-    seconds = throughput.measure_seconds_per_image(deep)
-    assert depths == [1]
-    shallow = dataclasses.replace(deep.model, depth=1)
-    flops = cost.training_flops(deep.model, 32) / cost.training_flops(shallow, 32)
-    size = cost.parameters(deep.model) / cost.parameters(shallow)
-    assert seconds == pytest.approx(flops + 0.5 * size / deep.training.batch_size)
+    monkeypatch.setattr(throughput, "time_steps", time_steps)
+    scale = flops / throughput.image_flops(deep)
+    true_flops = throughput.image_flops
+    monkeypatch.setattr(throughput, "image_flops", lambda config: scale * true_flops(config))
+    times = throughput.measure_steps(deep)
+    assert [config.model.depth for config in seen] == depths
+    passes = true_flops(deep) / true_flops(seen[0])
+    update = throughput.trained_parameters(deep) / throughput.trained_parameters(seen[0])
+    assert times is not None
+    assert times.step == pytest.approx(64 * passes + 0.5 * update)
+
+
+@pytest.mark.parametrize("method", MASKING_METHODS)
+def test_every_masking_method_has_a_network_of_one_block(smoke_config: Config, method: str) -> None:
+    ratio = 0.0 if method == "none" else 0.5
+    changes = {"model.masking.method": method, "model.masking.ratio": ratio, "model.depth": 5}
+    config = with_changes(smoke_config, changes)
+    assert throughput.of_one_block(config).model.depth == 1
+
+
+def test_a_lack_of_gpu_memory_names_the_setting_to_change(
+    smoke_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(*arguments: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(throughput, "train", train)
+    with pytest.raises(ConfigError, match=r"a step on 4 images .* raise 'training.accumulation' \(2\)"):
+        throughput.time_steps(with_steps(smoke_config, accumulation=2))
 
 
 def test_a_network_that_memory_cannot_hold_is_not_measured(
