@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # One thread per process: two processes with one thread each are much faster than one process with two threads.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow mutation lint format ui assets bench clean
+.PHONY: demo test test-slow mutation lint format ui assets bench gpu-check clean
 
 demo: $(READY)
 	$(BIN)/microdit-sweep study=masking_ratio scale=demo
@@ -46,6 +46,10 @@ assets: $(READY)
 # Time training, sampling, scoring, the data feed, start-up, the queue and reports (about 20 minutes on one core).
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/bench.py
+
+# Check a GPU: parity, resumption, compilation, speed, memory and a short study (at most 10 minutes on one GPU).
+gpu-check: $(READY)
+	$(BIN)/python tests/gpu/check.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

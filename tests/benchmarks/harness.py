@@ -21,7 +21,7 @@ from microdit.common.files.atomic import write_text
 from microdit.common.hardware import device_name, versions
 from microdit.common.tables import text_table
 
-PEAK_SIZES = (1024, 2048, 4096)  # sides of the square matrices that the peak is measured with
+PEAK_SIZES = (1024, 2048, 4096, 8192)  # sides of the square matrices that the peak is measured with
 PEAK_SECONDS = 0.5  # per size
 
 
