@@ -12,7 +12,6 @@ from microdit.common.contract import (
     FINAL_PREFIX,
     FLOOR_SUFFIX,
     INCEPTION_LABELS,
-    MINIMIZE,
     NOT_SCORES,
     REAL_SUFFIX,
     SCORES,
@@ -71,37 +70,6 @@ def metric_label(metric: str, feature_net: str = "") -> str:
     if inception and metric in INCEPTION_LABELS:
         return INCEPTION_LABELS[metric]
     return SCORES[metric].label if metric in SCORES else metric.replace("_", " ")
-
-
-def direction_arrow(metric: str, primary: str, direction: str) -> str:
-    """Return an arrow towards better values of a score.
-
-    Args:
-        metric: the score, without `final/`.
-        primary: the study's primary metric.
-        direction: of the primary metric, `minimize` or `maximize`.
-
-    Returns:
-        ↓ or ↑; "" for a metric that is neither the primary one nor in the contract.
-    """
-    if metric != primary and metric not in SCORES:
-        return ""
-    return "↓" if lower_is_better(metric, primary, direction) else "↑"
-
-
-def lower_is_better(metric: str, primary: str, direction: str) -> bool:
-    """Return whether lower values of a metric are better.
-
-    The study decides about its primary metric, the contract about others; True for unknown metrics.
-
-    Args:
-        metric: the score, without `final/`.
-        primary: the study's primary metric.
-        direction: of the primary metric, `minimize` or `maximize`.
-    """
-    if metric == primary:
-        return direction == MINIMIZE
-    return metric not in SCORES or not SCORES[metric].higher_is_better
 
 
 def setting_label(key: str) -> str:

@@ -5,7 +5,7 @@ A report shows one set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,8 +91,6 @@ def choose(frame: pd.DataFrame, holds: str, choice: SetSelection) -> tuple[Compa
         ReportError: if there is no set of the chosen number.
     """
     sets = comparable(frame, holds, choice.pool_code)
-    if choice.which is None:
-        require_single_set(sets)
     number = choice.which or 1
     if number > len(sets):
         raise ReportError(f"set={number}: there {'is' if len(sets) == 1 else 'are'} only {len(sets)}")
@@ -106,31 +104,13 @@ def choose(frame: pd.DataFrame, holds: str, choice: SetSelection) -> tuple[Compa
             f"{name} {_short(other.facts[name])} instead of {_short(chosen.facts[name])}" for name in different
         )
         pool = ", code=any pools them" if different == [CODE] else ""
-        lines.append(f"Left out as not comparable: {other.title}: {words} (set={place} shows them{pool}).")
-    return chosen, tuple(lines)
-
-
-def require_single_set(sets: Sequence[ComparableRuns]) -> None:
-    """Check that there is only one set.
-
-    Raises:
-        MixtureError: if there are several; lists the values that differ and the runs that have them.
-    """
-    if len(sets) < 2:
-        return
-    words = []
-    for name in sets[0].facts:
-        values: dict[str, list[str]] = {}
-        for found in sets:
-            values.setdefault(found.facts[name], []).append(found.title)
-        if len(values) > 1:
-            words.append(
-                f"{name}: " + ", ".join(f"{_short(value)} for {' and '.join(runs)}" for value, runs in values.items())
-            )
-    raise MixtureError(
-        f"the selected runs are not comparable: {'; '.join(words)}. Use set=1 for the newest set, set=2 for the next, "
-        "or launch the study again with the same settings for every arm"
-    )
+        lines.append(f"{other.title}: {words} (set={place} shows them{pool})")
+    if lines and choice.which is None:
+        raise MixtureError(
+            f"the selected runs are not comparable: {'; '.join(lines)}. Use set=1 for the newest set, or launch the "
+            "study again with the same settings for every arm"
+        )
+    return chosen, tuple(f"Left out as not comparable: {line}." for line in lines)
 
 
 def identity(frame: pd.DataFrame, holds: str) -> pd.DataFrame:

@@ -25,7 +25,9 @@ from analysis.io.study import TRIAL_NUMBER, Study, find_experiment, find_launch,
 from analysis.stats.variance_components import average_noise_sets
 from microdit.common.contract import (
     FINAL_PREFIX,
+    MINIMIZE,
     SAMPLES_FOLDER,
+    SCORES,
     SEED,
     SINGLE_VALUE_PREFIXES,
     VAL_LOSS_QUARTER_PREFIX,
@@ -124,11 +126,18 @@ class Results:
 
     def arrow(self, metric: str) -> str:
         """Return an arrow towards better values of a score, "" for an unknown one."""
-        return labels.direction_arrow(metric, self.study.primary, self.study.direction)
+        if metric != self.study.primary and metric not in SCORES:
+            return ""
+        return "↓" if self.lower_is_better(metric) else "↑"
 
     def lower_is_better(self, metric: str) -> bool:
-        """Return whether lower values of a score are better."""
-        return labels.lower_is_better(metric, self.study.primary, self.study.direction)
+        """Return whether lower values of a score are better.
+
+        The study decides about its primary metric, the contract about others; True for unknown metrics.
+        """
+        if metric == self.study.primary:
+            return self.study.direction == MINIMIZE
+        return metric not in SCORES or not SCORES[metric].higher_is_better
 
     def settings(self, arm: str) -> dict[str, Any]:
         """Return an arm's settings by dotted key.

@@ -6,11 +6,12 @@ S text tokens, Y width of the text encoder.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from microdit.common.errors import ConfigError
+from microdit.common.errors import ConfigError, MicroditError
 from microdit.common.files.text import read_json
 from microdit.encoders.config import TEXT_CLIP, VAE, TextConfig
 from microdit.encoders.hub import cached_hub_file, is_name, known_name
@@ -60,18 +61,8 @@ def text_length(config: TextConfig) -> int | None:
     """
     if config.encoder is not None:
         return config.length
-    path = config.path
-    try:
-        folder = _local_folder(path)
-        if folder is None:
-            return config.length
-        if is_transformers(path, folder):
-            return token_count(folder, config.length)
-        if is_name(path):
-            return int(_named_text(path).get("context_length", DEFAULT_LENGTH))
-    except ConfigError:
-        return config.length
-    return _text_setting(folder, "context_length", DEFAULT_LENGTH) or config.length
+    tokens = partial(token_count, length=config.length)
+    return _text_size(config.path, tokens, "context_length", DEFAULT_LENGTH) or config.length
 
 
 def text_width(path: str) -> int | None:
@@ -79,17 +70,28 @@ def text_width(path: str) -> int | None:
 
     None if its folder is not on this machine.
     """
+    return _text_size(path, feature_width, "width", DEFAULT_WIDTH)
+
+
+def _text_size(path: str, of_transformers: Callable[[Path], int | None], key: str, default: int) -> int | None:
+    """Return a size of an encoder; None if it can't be read here.
+
+    Args:
+        path: `text.path`.
+        of_transformers: returns the size of a folder in transformers' format.
+        key: of the size in open_clip's text settings.
+        default: open_clip's, if they lack the key.
+    """
     try:
         folder = _local_folder(path)
         if folder is None:
             return None
         if is_transformers(path, folder):
-            return feature_width(folder)
-        if is_name(path):
-            return int(_named_text(path).get("width", DEFAULT_WIDTH))
-    except (ConfigError, TypeError, ValueError):
+            return of_transformers(folder)
+        known = known_name(path, TEXT_KEY)[0] if is_name(path) else read_json(folder / OPEN_CLIP_CONFIG)["model_cfg"]
+        return int(known["text_cfg"].get(key, default))
+    except (MicroditError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return _text_setting(folder, "width", DEFAULT_WIDTH)
 
 
 def token_count(folder: Path, length: int | None) -> int:
@@ -180,20 +182,6 @@ def _local_folder(path: str) -> Path | None:
     name = OPEN_CLIP_CONFIG if path.startswith(CLIP_HUB) else TRANSFORMERS_CONFIG
     cached = cached_hub_file(repository, name)
     return None if cached is None else cached.parent
-
-
-def _named_text(path: str) -> Mapping[str, Any]:
-    """Return the text tower's settings of open_clip's `MODEL/TAG`."""
-    settings, _ = known_name(path, TEXT_KEY)
-    return settings["text_cfg"]
-
-
-def _text_setting(folder: Path, key: str, default: int) -> int | None:
-    try:
-        settings = read_json(folder / OPEN_CLIP_CONFIG, ConfigError)
-        return int(settings["model_cfg"]["text_cfg"].get(key, default))
-    except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def _is_transformers_folder(folder: Path) -> bool:
