@@ -162,10 +162,7 @@ def _report(words: Words) -> int:
     results = load(open_store(words.uri), words.study, words.scale, words.choice)
     study = results.study
     folder = study_folder(words.out, study)
-    try:
-        paths = write(results, folder, words.uri)
-    except OSError as error:
-        raise ReportError(f"{folder} can't be written: {error.strerror or error}") from None
+    paths = write(results, folder, words.uri)
     print(f"{study.question}\n\n{terminal(results, words.wide)}\n")
     blocks = (
         comparison_sentences(results),

@@ -65,24 +65,23 @@ def report_all(
         What was reported, and what is missing.
 
     Raises:
-        ReportError: if the store has no study or none at `scale`, or if `out` can't be written.
+        ReportError: if the store has no study or none at `scale`.
+        OSError: if `out` can't be written.
     """
     listed = studies(store.client)
     if not listed:
         raise ReportError("the store has no study at all")
     if scale:
         _check_scale(store.client, scale)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReportError(f"{out} can't be written: {error.strerror or error}") from None
+    out.mkdir(parents=True, exist_ok=True)
     made = ReportOutcome()
     for name in listed:
         _report_study(store, name, out, scale, choice, published and not made.rejection, made, progress)
     scales = list(dict.fromkeys(found.results.study.scale for found in made.sections))
     title = f"{len(made.sections)} stud{'y' if len(made.sections) == 1 else 'ies'}"
     page = render(title, store.uri, ", ".join(scales) or scale or "any", made.sections, made.missing)
-    _put(out / PAGE, page)
+    sweep(out)
+    write_text(out / PAGE, page)
     return made
 
 
@@ -134,12 +133,3 @@ def _check_scale(client: Any, scale: str) -> None:
     if scale not in scales:
         hint = nearest(scale, scales) if scales else "the store has no launch"
         raise ReportError(f"no study was ever launched at scale '{scale}'; {hint}")
-
-
-def _put(path: Path, text: str) -> None:
-    """Write the page atomically."""
-    sweep(path.parent)
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise ReportError(f"{path} can't be written: {error.strerror or error}") from None

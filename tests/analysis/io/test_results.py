@@ -126,7 +126,7 @@ def test_runs_that_are_not_comparable_are_rejected(fresh: Fresh, tag: str, fact:
     writer.run("naive_75", 0, final(20.0), **{tag: values[1]})
     with pytest.raises(MixtureError) as caught:
         load(open_store(fresh[0]), "masking_ratio", choice=SetSelection(which=None))
-    assert f"{fact}: {values[1]} for 1 run (naive_75), {values[0]} for 1 run (none)" in str(caught.value)
+    assert f"1 run (none): {fact} {values[0]} instead of {values[1]}" in str(caught.value)
 
 
 def test_a_reused_trial_counts_and_is_mentioned(fresh: Fresh) -> None:

@@ -301,7 +301,7 @@ def test_errors_that_a_user_can_fix(
     for words, message in (
         ([f"tracking_uri={fresh[0]}", f"out={tmp_path / 'r'}"], "the store has no study at all"),
         ([f"tracking_uri={store}", "scale=dmeo", f"out={tmp_path / 'r'}"], "did you mean 'demo'?"),
-        ([f"tracking_uri={store}", f"out={tmp_path / 'file'}"], "can't be written"),
+        ([f"tracking_uri={store}", f"out={tmp_path / 'file'}"], "file: File exists"),
     ):
         assert cli.main(["all", *words]) == 2
         error = capsys.readouterr().err
