@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -18,8 +18,12 @@ from microdit.common.limits import Range
 from microdit.common.process.distributed import destroy_process_group, is_main, world_size
 from microdit.common.process.waiting import waiting
 from microdit.common.stores.secrets import masked
-from sweeps.arguments import LAUNCHER, RUN, CommandLine, parse_command_line
-from sweeps.tracking.retry import is_store_error, store_trouble
+from sweeps.arguments import LAUNCHER, CommandLine, parse_command_line
+
+if TYPE_CHECKING:
+    from sweeps.config.study import Study
+    from sweeps.execution.launch_spec import Options
+    from sweeps.planning.cost_estimate import EstimateOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,17 +54,18 @@ def _run(words: Sequence[str]) -> int:
 def _explain(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, DivergenceError):
         return str(error), FAILED
-    if not isinstance(error, MicroditError) and is_store_error(error):
-        return store_trouble(error), USER_ERROR
-    return None
+    if isinstance(error, MicroditError):
+        return None
+    from sweeps.tracking.retry import is_store_error, store_trouble
+
+    return (store_trouble(error), USER_ERROR) if is_store_error(error) else None
 
 
-def _load(words: CommandLine) -> None:
-    """Import PyTorch and Optuna after printing a line, because it takes up to a minute on a busy machine."""
-    if words.command in (RUN, "train") and is_main() and "torch" not in sys.modules:
-        print("loading PyTorch and Optuna", file=sys.stderr, flush=True)
-    atexit.register(gc.freeze)  # at exit, Python would collect all of PyTorch's objects, which takes seconds
-    with waiting("PyTorch and Optuna to load"):
+def _load() -> None:
+    """Import PyTorch after printing a line, because it takes up to a minute on a busy machine."""
+    if is_main() and "torch" not in sys.modules:
+        print("loading PyTorch", file=sys.stderr, flush=True)
+    with waiting("PyTorch to load"):
         from sweeps.execution.launch import launch_study  # noqa: F401
 
 
@@ -90,14 +95,13 @@ def _dispatch(words: CommandLine, command_line: str) -> int:
             "torchrun starts several processes of one run, which microdit-sweep train and microdit train can be; the "
             "trials of a study are distributed with workers=N"
         )
-    _load(words)
-    options = _options(words, command_line)
+    atexit.register(gc.freeze)  # at exit, Python would collect all of PyTorch's objects, which takes seconds
     if words.command == "train" and not words.multirun:
-        return _train(words, options)
-    return _study(words, options)
+        return _train(words, command_line)
+    return _study(words, command_line)
 
 
-def _options(words: CommandLine, command_line: str) -> Any:
+def _options(words: CommandLine, command_line: str) -> Options:
     from sweeps.execution.launch_spec import Options
 
     per_gpu = words.number("workers_per_gpu", 1, Range(1))
@@ -117,16 +121,15 @@ def _options(words: CommandLine, command_line: str) -> Any:
     )
 
 
-def _study(words: CommandLine, options: Any) -> int:
+def _study(words: CommandLine, command_line: str) -> int:
     from sweeps.config.study import load_study, study_names
-    from sweeps.execution.launch import launch_study
 
     overrides = [word for word in words.overrides if not word.startswith(LAUNCHER)]
     if words.multirun:
         from sweeps.config.multirun import multirun_study
 
         study, fixed = multirun_study(overrides, words.scale)
-        return launch_study(study, fixed, options)
+        return _launch(study, fixed, words, command_line)
     seeds = words.own.get("seeds")
     if seeds is not None:
         seeds = seeds if isinstance(seeds, list) else [seeds]
@@ -140,11 +143,18 @@ def _study(words: CommandLine, options: Any) -> int:
     if words.command == "plan":
         from sweeps.planning.plan_command import plan_study
 
-        return plan_study(studies, overrides, options, _estimate_options(words))
-    return launch_study(studies[0], overrides, options)
+        return plan_study(studies, overrides, _options(words, command_line), _estimate_options(words))
+    return _launch(studies[0], overrides, words, command_line)
 
 
-def _estimate_options(words: CommandLine) -> Any:
+def _launch(study: Study, overrides: list[str], words: CommandLine, command_line: str) -> int:
+    _load()
+    from sweeps.execution.launch import launch_study
+
+    return launch_study(study, overrides, _options(words, command_line))
+
+
+def _estimate_options(words: CommandLine) -> EstimateOptions:
     from sweeps.planning.cost_estimate import Accelerator, EstimateOptions, load_accelerator
 
     device = load_accelerator(str(words.own.get("accelerator", "h100")))
@@ -161,15 +171,17 @@ def _workers(words: CommandLine, per_gpu: int) -> int:
     return words.number("workers", 1, Range(1))
 
 
-def _train(words: CommandLine, options: Any) -> int:
+def _train(words: CommandLine, command_line: str) -> int:
     from microdit.config.sizes import check_stated_sizes
     from sweeps.config.hydra_compose import compose_config
-    from sweeps.execution.train_command import train_one
 
     config = compose_config([f"scale={words.scale}", *words.overrides])
     check_stated_sizes(config)
     overrides = {word.partition("=")[0]: word.partition("=")[2] for word in words.overrides}
-    return train_one(config, words.scale, overrides, options)
+    _load()
+    from sweeps.execution.train_command import train_one
+
+    return train_one(config, words.scale, overrides, _options(words, command_line))
 
 
 def _ui(words: CommandLine) -> int:

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+# Device files of the drivers that torch.cuda uses: NVIDIA's, its Jetson's, AMD's, and that of Windows' Linux.
+GPU_FILES = ("/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
 CPUINFO = Path("/proc/cpuinfo")  # Linux; elsewhere `platform` is used
 
 
@@ -59,6 +62,8 @@ def visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name for name in named.split(",") if name.strip() not in ("", "-1")]
+    if sys.platform == "linux" and not any(map(os.path.exists, GPU_FILES)):
+        return []  # without importing PyTorch
     import torch
 
     return [str(index) for index in range(torch.cuda.device_count())]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import stdtrit
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -70,6 +69,8 @@ def estimate(values: ArrayLike) -> Estimate:
         return Estimate(math.nan, math.nan, 0)
     if n == 1:
         return Estimate(float(data[0]), math.nan, 1)
+    from scipy.special import stdtrit  # slow to import, and no plan needs it
+
     half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * float(data.std(ddof=1)) / math.sqrt(n)
     return Estimate(float(data.mean()), half, n)
 

@@ -6,9 +6,6 @@ import json
 import re
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-
 PATHS = ("output_dir", "cache_dir", "data.path", "autoencoder.path", "text.path", "evaluation.prompts")
 SIMPLE = re.compile(r"[\w./~:+-]*")
 
@@ -37,6 +34,9 @@ def quoted_path(word: str) -> str:
 def _is_quoted(word: str, value: str) -> bool:
     if len(value) < 2 or value[0] not in "'\"" or value[-1] != value[0]:
         return False
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     try:
         [parsed] = OverridesParser.create().parse_overrides([word])
     except HydraException:

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 
 from microdit.common.contract import Tag
+from sweeps import tracking
 from sweeps.config.study import Study
 from sweeps.execution.launch_spec import Options
 from sweeps.execution.queue.trial_queue import STATES, open_queue
 from sweeps.planning.cost_estimate import EstimateOptions, plan_estimates
 from sweeps.planning.tables import estimate_table, plan_table, shared_note
 from sweeps.planning.trials import Trial, duplicate_training_keys, plan_trials
-from sweeps.tracking.mlflow_store import Store
 from sweeps.tracking.uris import may_exist
 
 
@@ -30,7 +30,7 @@ def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Opti
     Returns:
         0, the exit code.
     """
-    store = Store(options.uri, options.root) if options.reuse and may_exist(options.uri) else None
+    store = tracking.Store(options.uri, options.root) if options.reuse and may_exist(options.uri) else None
     plans = {study.name: plan_trials(study, overrides, complete=False) for study in studies}
     for study in studies:
         trials = plans[study.name]
@@ -54,7 +54,7 @@ def plan_study(studies: Sequence[Study], overrides: Sequence[str], options: Opti
     return 0
 
 
-def _states(study: Study, trials: Sequence[Trial], store: Store | None, options: Options) -> dict[str, str]:
+def _states(study: Study, trials: Sequence[Trial], store: tracking.Store | None, options: Options) -> dict[str, str]:
     """Return a state per trial key: done, reused (from another study), failed, running or pending."""
     states = dict.fromkeys((trial.key for trial in trials), "pending")
     if store is not None and not study.file.search:

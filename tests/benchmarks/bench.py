@@ -19,7 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from harness import Result, Variant, compared, environment, interleaved, matmul_peak, report, save, timed_command
+from harness import (
+    Result,
+    Variant,
+    compared,
+    environment,
+    interleaved,
+    matmul_peak,
+    report,
+    save,
+    timed_command,
+    timed_lines,
+)
 from train_step import RandomData
 
 from microdit.common.errors import nearest
@@ -173,7 +184,7 @@ def console(module: str, *words: str) -> list[str]:
 
 
 def start_up(quick: bool, device: torch.device) -> list[Result]:
-    """Time commands that train nothing."""
+    """Time commands that train nothing, and the first lines of a launch."""
     commands = {
         "microdit --help": console("microdit.cli.main", "--help"),
         "microdit-sweep --help": console("sweeps.cli", "--help"),
@@ -181,7 +192,11 @@ def start_up(quick: bool, device: torch.device) -> list[Result]:
         "config": console("sweeps.cli", "config", "scale=demo"),
         "plan": console("sweeps.cli", "plan", "study=masking_ratio", "scale=demo", "measure=false"),
     }
-    return [timed_command("start-up", name, command, 1 if quick else 5) for name, command in commands.items()]
+    repeats = 1 if quick else 5
+    results = [timed_command("start-up", name, command, repeats) for name, command in commands.items()]
+    launch = console("sweeps.cli", "study=masking_ratio", "scale=smoke", "seeds=[0]", "workers=1")
+    signs = {"launch: first line": "loading PyTorch", "launch: first trial": "/seed0"}
+    return results + timed_lines("start-up", launch, signs, 1 if quick else 3)
 
 
 def queue(quick: bool, device: torch.device) -> list[Result]:

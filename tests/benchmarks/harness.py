@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +146,45 @@ def timed_command(suite: str, case: str, command: Sequence[str], repeats: int) -
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     variant = Variant(suite, case, "CPU seconds", lambda: None)
     return _result(variant, seconds, seconds, None, None)
+
+
+def timed_lines(suite: str, command: Sequence[str], signs: Mapping[str, str], repeats: int) -> list[Result]:
+    """Return the seconds (elapsed) until a command prints certain lines; it is ended after the last one.
+
+    Args:
+        suite: name of the suite.
+        command: run in an empty folder.
+        signs: a part of each line, by the name of its case, in the order of printing.
+        repeats: number of runs.
+
+    Raises:
+        RuntimeError: if the command ends before it prints all lines.
+    """
+    seconds: dict[str, list[float]] = {case: [] for case in signs}
+    for _ in range(repeats):
+        left = list(signs)
+        with tempfile.TemporaryDirectory() as folder:
+            begin = time.perf_counter()
+            process = subprocess.Popen(
+                command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    if signs[left[0]] in line:
+                        seconds[left.pop(0)].append(time.perf_counter() - begin)
+                    if not left:
+                        break
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+        if left:
+            raise RuntimeError(f"{' '.join(command)} did not print '{signs[left[0]]}'")
+    return [
+        _result(Variant(suite, case, "elapsed seconds", lambda: None), times, times, None, None)
+        for case, times in seconds.items()
+    ]
 
 
 def environment(device: torch.device) -> dict[str, Any]:

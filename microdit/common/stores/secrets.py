@@ -13,9 +13,6 @@ import re
 from functools import lru_cache
 from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-
 HIDDEN = "***"
 URI_VARIABLES = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "MLFLOW_REGISTRY_URI")
 SECRET_VARIABLES = (
@@ -65,8 +62,12 @@ def _forms(uri: str) -> frozenset[str]:
     """Return the passwords in a URI in every spelling that a message may use."""
     found = [uri[start:end] for start, end in _passwords(uri)]
     found += [m["value"] for m in WHOLE_QUERY.finditer(uri) if _is_secret(m["key"])] if SCHEME.match(uri) else []
-    with contextlib.suppress(ArgumentError, ValueError):
-        found.append(str(make_url(uri).password or ""))
+    if "://" in uri:  # otherwise it is no URI to SQLAlchemy, which takes long to import
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        with contextlib.suppress(ArgumentError, ValueError):
+            found.append(str(make_url(uri).password or ""))
     with contextlib.suppress(ValueError):
         found.append(urlsplit(uri).password or "")
     spelled: set[str] = set()

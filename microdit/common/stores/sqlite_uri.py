@@ -11,9 +11,6 @@ import re
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-
 from microdit.common.errors import ConfigError
 
 PLAIN = re.compile(r"[\w.,:;@=+~/ &()!-]*")  # characters that no reader of a URI changes
@@ -34,6 +31,8 @@ def sqlite_uri(path: Path | str) -> str:
     check_utf8(text)
     if PLAIN.fullmatch(text):
         return f"sqlite:///{text}"
+    from sqlalchemy.engine import make_url
+
     # With the driver's name, because MLflow creates the folder of a plain sqlite:/// URI without decoding its path.
     uri = f"sqlite+pysqlite:///{quote(text, safe='/ +')}"
     if make_url(uri).database != text:
@@ -50,6 +49,9 @@ def sqlite_path(uri: str) -> Path | None:
     if not SCHEME.match(uri):
         return None
     check_utf8(uri)
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     _, mark, options = uri.partition("?")
     wrong = [option for option in options.split("&") if not OPTION.fullmatch(option)]
     if mark and wrong:
