@@ -23,18 +23,13 @@ INCEPTION_WIDTH = 2048
 
 @dataclass(frozen=True)
 class FeatureNet:
-    """Describe a network whose features are compared.
-
-    If `exact`, `frechet.py` computes Fréchet distances. For the two bundled networks torch-fidelity does, as for all
-    earlier scores; both methods agree to 1e-6 (tests/evaluation/test_scores.py).
-    """
+    """Describe a network whose features are compared."""
 
     name: str  # key of `EXTRACTORS` in feature_extractors.py
     title: str  # name with the training data or size, as in `feature_net_name`
     digest: str  # of the weights
     width: int  # features per image
     resize: str  # how images are resized to its input; part of the names of stored features
-    exact: bool = True
     weights: Path | None = None
     network: FeatureNetwork | None = None  # of the user's
 
@@ -61,7 +56,7 @@ def feature_net(config: EvalConfig) -> FeatureNet:
     name = config.feature_net
     if name == BUILTIN_NET:
         side = f"bilinear-antialias-{LITE0_SIDE}"
-        return FeatureNet(name, "efficientnet-lite0-imagenet", lite0_digest(), 1280, side, exact=False)
+        return FeatureNet(name, "efficientnet-lite0-imagenet", lite0_digest(), 1280, side)
     user_class = FEATURE_NETWORKS.resolve(name)
     if user_class is not None:
         network = user_class(config.feature_weights)
@@ -84,7 +79,6 @@ def clip_net(config: EvalConfig) -> FeatureNet:
     Raises:
         ConfigError: if it is missing.
     """
-    builtin = config.clip == BUILTIN
     digest, width = ScoringClip.digest(config.clip), ScoringClip.embedding_width(config.clip)
-    title = SCORE_CLIP if builtin else clip_title(clip_folder(config.clip))
-    return FeatureNet(SCORE_CLIP, title, digest, width, "bicubic-antialias", exact=not builtin)
+    title = SCORE_CLIP if config.clip == BUILTIN else clip_title(clip_folder(config.clip))
+    return FeatureNet(SCORE_CLIP, title, digest, width, "bicubic-antialias")

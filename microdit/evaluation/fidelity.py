@@ -3,7 +3,7 @@
 Fréchet distance: Heusel et al., arXiv 1706.08500, equation 6. KID: Bińkowski et al., arXiv 1801.01401, section 4: the
 unbiased squared MMD with the kernel (x·y / width + 1)^3, averaged over random subsets; near 0 it may be negative.
 Precision and recall: Kynkäänniemi et al., arXiv 1904.06991, section 2, with 3 neighbors; theirs are on VGG-16's
-features, ours on the chosen network's. torch-fidelity computes all but the Fréchet distances of `exact` networks.
+features, ours on the chosen network's. torch-fidelity computes all but the Fréchet distances.
 """
 
 from __future__ import annotations
@@ -81,18 +81,33 @@ class Distances:
         return values | {f"{name}{'_real' if name in PRECISION_RECALL else '_floor'}": beside[name] for name in metrics}
 
     def _of_real(self, net: FeatureNet, metrics: Sequence[str]) -> dict[str, float]:
-        """Return metrics of real images against the reference, which is disjoint.
+        """Return metrics of real images against the reference, which is disjoint."""
+        settings = f"{self.config.kid_subsets}x{self.config.kid_subset_size}-{self.config.seed}"
+        return self.of_held(
+            f"floor-{len(self.real.held)}-{'-'.join(metrics)}-{settings}",
+            net,
+            lambda: self._measure(RealImages(self.real.data, self.real.held), net, metrics),
+        )
+
+    def of_held(self, name: str, net: FeatureNet, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Return values of the held real images, stored on disk.
 
         One process computes them while others wait.
+
+        Args:
+            name: identifies the values and the settings that determine them, besides reference and network.
+            net: the network.
+            compute: called if the values are missing or damaged.
+
+        Returns:
+            Values by name.
         """
-        settings = f"{self.config.kid_subsets}x{self.config.kid_subset_size}-{self.config.seed}"
-        name = f"{self._reference_name(net)}-floor-{len(self.real.held)}-{'-'.join(metrics)}-{settings}.json"
-        path = self.cache / name
+        path = self.cache / f"{self._reference_name(net)}-{name}.json"
         # A lock of the operating system is released when its holder dies.
         with FileLock(f"{path}.lock"):
-            found = _stored_floors(path, metrics)
+            found = _stored_values(path)
             if found is None:
-                found = self._measure(RealImages(self.real.data, self.real.held), net, metrics)
+                found = compute()
                 write_text(path, signed(found))
             return found
 
@@ -108,7 +123,6 @@ class Distances:
 
         torch-fidelity's own cache is not used, since it stores pickles.
         """
-        from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
         from torch_fidelity.metric_kid import kid_features_to_metric
         from torch_fidelity.metric_prc import prc_features_to_metric
         from torch_fidelity.utils import create_feature_extractor
@@ -128,12 +142,8 @@ class Distances:
             return _kept(path, shape, lambda: features(reference))
 
         own, found = features(images), {}
-        if "fd" in metrics and net.exact:
-            real = self._moments(net, of_reference)
-            found[_keys()["fd"]] = frechet_distance(Moments.of(own.numpy()), real)
-        elif "fd" in metrics:
-            statistics = [fid_features_to_statistics(one) for one in (own, of_reference())]
-            found |= fid_statistics_to_metric(*statistics, verbose=False)
+        if "fd" in metrics:
+            found[_keys()["fd"]] = frechet_distance(Moments.of(own.numpy()), self._moments(net, of_reference))
         if "kid" in metrics:
             found |= kid_features_to_metric(own, of_reference(), **options)
         if set(PRECISION_RECALL) & set(metrics):
@@ -215,14 +225,13 @@ def _kept(path: Path, shape: tuple[int, int], compute: Callable[[], Tensor]) -> 
     return made
 
 
-def _stored_floors(path: Path, metrics: Sequence[str]) -> dict[str, float] | None:
-    """Return the stored metrics of real images, None if missing or damaged (logged)."""
+def _stored_values(path: Path) -> dict[str, float] | None:
+    """Return the stored values of real images, None if missing or damaged (logged)."""
     if not path.is_file():
         return None
     try:
-        found = read_signed(path)
-        return {name: float(found[name]) for name in metrics}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {name: float(value) for name, value in read_signed(path).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         log.warning("%s: %s; computed again", path, error)
         return None
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microdit.common.contract import REAL_SUFFIX
 from microdit.common.errors import DataError
 from microdit.common.finite import require_sound
 from microdit.data.dataset import CaptionedImages
@@ -23,6 +24,8 @@ from microdit.evaluation.extensions import METRIC_FUNCTIONS, score_name
 from microdit.evaluation.feature_networks import clip_net, feature_net
 from microdit.evaluation.fidelity import Distances
 from microdit.evaluation.reference import ReferenceSplit
+
+AGREEMENT = ("clip_score", "class_accuracy")  # metrics of images with their captions
 
 
 def score(
@@ -72,16 +75,24 @@ def score(
         values |= distances.of(images, feature_net(config), plain)
     if "clip_fd" in config.metrics:
         values |= {f"clip_{name}": value for name, value in distances.of(images, clip_net(config), ["fd"]).items()}
-    if {"clip_score", "class_accuracy"} & set(config.metrics):
+    if set(AGREEMENT) & set(config.metrics):
         values |= agreement(images, captions, labels, reference.classes, config, clip)
-        items = real.held_items()
-        stack = np.stack([item.image for item in items])
-        texts, classes = [item.caption for item in items], [item.label for item in items]
-        of_real = agreement(stack, texts, classes, reference.classes, config, clip)
-        values |= {f"{name}_real": value for name, value in of_real.items() if name in values}
+        of_real = distances.of_held(
+            f"agreement-{len(real.held)}-{'-'.join(name for name in AGREEMENT if name in config.metrics)}",
+            clip_net(config),
+            lambda: _agreement_of_real(real, config, clip),
+        )
+        values |= {f"{name}{REAL_SUFFIX}": value for name, value in of_real.items() if name in values}
     values |= _user_metrics(images, captions, real, config)
     require_sound(values, "when the images are scored")
     return values
+
+
+def _agreement_of_real(real: ReferenceSplit, config: EvalConfig, clip: ScoringClip) -> dict[str, float]:
+    """Return `agreement` of the held images with their own captions."""
+    items = real.held_items()
+    captions, labels = [item.caption for item in items], [item.label for item in items]
+    return agreement(np.stack([item.image for item in items]), captions, labels, real.data.classes, config, clip)
 
 
 def _user_metrics(
