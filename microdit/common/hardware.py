@@ -90,3 +90,21 @@ def can_compile(on_gpu: bool) -> bool:
     if on_gpu:
         return importlib.util.find_spec("triton") is not None
     return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
+def prepare_device(device: torch.device, threads: int) -> None:
+    """Set up this process for computations on a device.
+
+    On a GPU, float32 matrices are multiplied by tensor cores, in TF32, whose mantissa has 10 bits. The environment
+    variable NVIDIA_TF32_OVERRIDE=0 turns that off.
+
+    Args:
+        device: where networks run.
+        threads: number of threads on a CPU.
+    """
+    import torch
+
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    elif device.type == "cuda":
+        torch.set_float32_matmul_precision("high")

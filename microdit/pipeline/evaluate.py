@@ -255,5 +255,6 @@ def _draw(
         stream,
         first=first,
         guidance=config.evaluation.guidance,
+        precision=config.training.precision,
     )
     return np.concatenate(gather_object([own]))

@@ -21,10 +21,15 @@ from microdit.diffusion import Objective, SamplerConfig, StepCallback, guided, s
 from microdit.encoders.autoencoder import Autoencoder
 from microdit.model import DiTConfig
 from microdit.model.conditioning import CachedCaptions, Captions
+from microdit.model.cost.network import TEXT_TOKENS
 from microdit.pipeline.prompts import Features
+from microdit.training.validation import evaluation_autocast
 
 CPU_TOKENS = 1024  # per pass on a CPU; activations of more exceed its caches
-DEVICE_BATCH = 64  # images per pass on other devices
+MAX_DEVICE_BATCH = 512  # images per pass on other devices, if their memory suffices
+SHARE_OF_FREE_MEMORY = 0.5  # that a pass on a GPU may use
+LIVE_ACTIVATIONS = 32  # values of float32 per token and channel that a block holds at once, at most
+DECODED_TOGETHER = 64  # images per pass of the autoencoder
 
 
 def initial_noise(seed: int, stream: str, indices: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
@@ -51,7 +56,15 @@ def sampling_batch(config: DiTConfig, device: torch.device) -> int:
         config: the architecture.
         device: where it runs.
     """
-    return max(CPU_TOKENS // config.patches, 1) if device.type == "cpu" else DEVICE_BATCH
+    if device.type == "cpu":
+        return max(CPU_TOKENS // config.patches, 1)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return DECODED_TOGETHER
+    captions = 2 * (config.depth + config.mixer.depth) * TEXT_TOKENS  # keys and values, kept by `CachedCaptions`
+    per_image = 4 * config.width * (LIVE_ACTIVATIONS * config.patches + captions)
+    fits = int(SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0] / per_image)
+    # A power of two, so that small differences of free memory don't change the batch.
+    return min(1 << max(fits.bit_length() - 1, 0), MAX_DEVICE_BATCH)
 
 
 @torch.no_grad()
@@ -66,6 +79,7 @@ def generate(
     guidance: float | None = None,
     batch_size: int | None = None,
     callback: StepCallback | None = None,
+    precision: str = "fp32",
 ) -> np.ndarray:
     """Return one image per row of caption features.
 
@@ -80,6 +94,7 @@ def generate(
         guidance: overrides `config.guidance`.
         batch_size: images computed at once; None: `sampling_batch`.
         callback: called after each step of each batch.
+        precision: of the run; used on a GPU only, for the network.
 
     Returns:
         (N, H, W, 3) uint8.
@@ -99,8 +114,10 @@ def generate(
         noise = initial_noise(seed, stream, indices, shape).to(device)
         churn = [generator(seed, f"{stream}/churn", i) for i in indices]
         model = guided(denoiser, CachedCaptions(y), scale, config.guidance_interval, config.guidance_by)
-        latents = sample(model, noise, config, churn, callback)
-        images.append(autoencoder.decode(require_finite(latents, "sampled latents")).cpu().numpy())
+        with evaluation_autocast(precision, device):
+            latents = require_finite(sample(model, noise, config, churn, callback), "sampled latents")
+        for part in latents.split(DECODED_TOGETHER):
+            images.append(autoencoder.decode(part).cpu().numpy())
     side = net.input_size * autoencoder.downsampling
     return np.concatenate(images) if images else np.zeros((0, side, side, 3), np.uint8)
 

@@ -18,6 +18,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from microdit.alignment.feature_cache import build_alignment_features
 from microdit.common.errors import ConfigError
 from microdit.common.files.atomic import stat_fingerprint, sweep
+from microdit.common.hardware import prepare_device
 from microdit.common.process.heap import keep_freed_memory
 from microdit.config.device import choose_device
 from microdit.config.schema import Config
@@ -59,14 +60,14 @@ class RunInputs:
 def build_accelerator(config: Config) -> Accelerator:
     """Return an accelerator for the configured device and precision.
 
-    On a CPU, this also sets the number of threads, and makes the process reuse freed memory.
+    It also prepares the device (`prepare_device`), and makes a process on a CPU reuse freed memory.
 
     Raises:
         ConfigError: if the device is missing, or the batch size is no multiple of processes x accumulation.
     """
     device = choose_device(config)
+    prepare_device(device, config.training.threads)
     if device.type == "cpu":
-        torch.set_num_threads(config.training.threads)
         keep_freed_memory()
     if AcceleratorState._shared_state:
         # A worker runs many trials in one process, and the shared state would keep the first one's precision.

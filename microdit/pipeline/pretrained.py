@@ -13,6 +13,7 @@ from microdit.common.errors import CheckpointError, ConfigError
 from microdit.common.files.atomic import atomic_path
 from microdit.common.files.tensors import read_tensors, write_tensors
 from microdit.common.files.text import check_characters
+from microdit.common.hardware import prepare_device
 from microdit.common.parsing import override, parse, to_mapping
 from microdit.config.device import choose_device
 from microdit.config.schema import Config, config_from_mapping, load_config, save_config
@@ -95,8 +96,7 @@ class Pipeline:
             override(values, overrides, "overrides")
             config = config_from_mapping(values, str(source))
         place = choose_device(config) if device is None else _checked_device(device)
-        if place.type == "cpu":
-            torch.set_num_threads(config.training.threads)
+        prepare_device(place, config.training.threads)
         denoiser = load_denoiser(config, weights).to(place)
         autoencoder, text_encoder = open_autoencoder(config, place), build_text_encoder(config.text, place)
         check_sizes(config, Sizes(autoencoder.channels, autoencoder.downsampling, text_encoder.width))

@@ -193,7 +193,13 @@ def _train_and_score(
     def draw_shown(step: int, net: DiT) -> np.ndarray:
         denoiser = build_objective(config.diffusion, net, sigma).eval()
         drawn = generate(
-            denoiser, components.autoencoder, shown.features, config.sampler, config.evaluation.seed, "shown"
+            denoiser,
+            components.autoencoder,
+            shown.features,
+            config.sampler,
+            config.evaluation.seed,
+            "shown",
+            precision=config.training.precision,
         )
         if accelerator.is_main_process:
             save_png(strip(drawn), samples / f"step_{step:08d}.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -31,6 +32,18 @@ def validation_noise(config: Recipe) -> DiffusionConfig:
         p_mean=config.diffusion.p_mean if p_mean is None else p_mean,
         p_std=config.diffusion.p_std if p_std is None else p_std,
     )
+
+
+def evaluation_autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which a run's network is evaluated.
+
+    On a GPU it has the precision of training. On a CPU it has full precision, whatever the run's.
+
+    Args:
+        precision: `training.precision`.
+        device: where the network runs.
+    """
+    return torch.autocast("cuda", torch.bfloat16) if (precision, device.type) == ("bf16", "cuda") else nullcontext()
 
 
 @torch.no_grad()
@@ -63,7 +76,8 @@ def validate(denoiser: Objective, val: EncodedDataset, config: Recipe, batch_siz
         rows = torch.arange(start, min(start + batch_size, count))
         x, y = val.batch(rows.numpy() % len(val))
         level, eps = sigma[rows].to(device), noise[rows].to(device)
-        losses.append(denoiser.loss(x.to(device), y.to(device), level, eps))
+        with evaluation_autocast(config.training.precision, device):
+            losses.append(denoiser.loss(x.to(device), y.to(device), level, eps))
     loss = torch.cat(losses).cpu()
     values = {VAL_LOSS_CURVE: loss.mean().item()}
     for band in range(BANDS):

@@ -49,3 +49,16 @@ def test_the_processor_is_named_if_known(
         )
     finally:
         hardware.cpu_name.cache_clear()
+
+
+def test_tf32_is_allowed_on_a_gpu_and_threads_are_set_on_a_cpu():
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    try:
+        torch.set_float32_matmul_precision("highest")
+        hardware.prepare_device(torch.device("cpu"), threads + 1)
+        assert (torch.get_float32_matmul_precision(), torch.get_num_threads()) == ("highest", threads + 1)
+        hardware.prepare_device(torch.device("cuda"), 1)
+        assert (torch.get_float32_matmul_precision(), torch.get_num_threads()) == ("high", threads + 1)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(threads)

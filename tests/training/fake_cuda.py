@@ -210,6 +210,12 @@ def fake_cuda() -> Iterator[Reads]:
             yield reads
 
 
+class FakeGenerator(torch.Generator):
+    """Stand in for a generator of the device, which needs a driver."""
+
+    device = CUDA
+
+
 def made_outside(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function`, giving real tensors on the CPU also if it is called under the mode."""
 

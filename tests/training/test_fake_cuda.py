@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from changed_config import with_changes
-from fake_cuda import CUDA, Reads, accelerator_on_cuda, backward, fake_cuda, load_outside, made_outside
+from fake_cuda import CUDA, FakeGenerator, Reads, accelerator_on_cuda, backward, fake_cuda, load_outside, made_outside
 from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from microdit.alignment import patch_encoders
 from microdit.alignment.feature_cache import PatchTargets
 from microdit.alignment.patch_encoders import Lite0Patches
+from microdit.common.rng import generator
 from microdit.config.schema import Config
 from microdit.data.latents.caption_store import CaptionFeatures
 from microdit.data.latents.training_data import EncodedDataset
@@ -35,6 +37,7 @@ from microdit.pipeline.prompts import shown_prompts
 from microdit.pipeline.run_logger import NullLogger
 from microdit.pipeline.train_and_evaluate import run_identity
 from microdit.training import trainer
+from microdit.training.feed import batches
 from microdit.training.validation import validate
 
 Changes = dict[str, Any]
@@ -110,6 +113,8 @@ OPTIONS: dict[str, Changes] = {
         "sampler.steps": 2,
         "sampler.churn": {"amount": 20.0, "sigma_min": 0.0, "sigma_max": 1e9, "noise": 1.0},
     },
+    "drawn on the device": {"training.draws": "device"},
+    "drawn on the device, paths dropped": {**PATHS, "training.draws": "device", "sampler.guidance": 2.0},
     "guidance interval": INTERVAL,
     "path-drop guidance": {**PATHS, "sampler.guidance": 2.0},
     "path-drop guidance, interval": {**PATHS, **INTERVAL},
@@ -163,11 +168,15 @@ def trained_and_sampled(
     patch.setattr(trainer, "save_checkpoint", lambda *arguments: None)
     patch.setattr(autoencoders, "_load", made_outside(autoencoders._load))
     patch.setattr(samplers, "sigma_steps", made_outside(samplers.sigma_steps))  # it checks values
+    if config.training.draws == "device":
+        patch.setattr(batches, "generator", lambda *stream: FakeGenerator() if len(stream) == 4 else generator(*stream))
     seen: list[int] = []
 
     def draw(step: int, net: DiT) -> None:
         shown = shown_prompts(components.val, 2)
-        pictures = generate(EDM(net, 0.5).eval(), decoder, shown.features, config.sampler, 0)
+        pictures = generate(
+            EDM(net, 0.5).eval(), decoder, shown.features, config.sampler, 0, precision=config.training.precision
+        )
         side = config.model.input_size * decoder.downsampling
         assert pictures.shape[:3] == (2, side, side)
         seen.append(step)
@@ -209,6 +218,24 @@ def test_it_runs_on_the_device(case: str, small: Config, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("case", LONG)
 def test_methods_run_alone_in_full_precision(case: str, small: Config, monkeypatch: pytest.MonkeyPatch):
     run_case(small, LONG[case], monkeypatch)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_is_validated_and_sampled_in_its_own_precision(
+    precision: str, small: Config, monkeypatch: pytest.MonkeyPatch
+):
+    forward = DiT.forward
+    seen: list[bool] = []
+
+    def watched(self: DiT, *arguments: Any) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            seen.append(torch.is_autocast_enabled("cuda"))
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(DiT, "forward", watched)
+    run_case(small, {"training.precision": precision, "sampler.guidance": 1.0}, monkeypatch)
+    validated, sampled = math.ceil(small.training.val_images / 64), 1
+    assert seen == [precision == "bf16"] * (validated + sampled)
 
 
 def test_latents_are_encoded_and_decoded_on_the_device(small: Config, monkeypatch: pytest.MonkeyPatch):
