@@ -6,7 +6,6 @@ project's own errors.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -25,7 +24,6 @@ from safetensors.torch import save
 from analysis.errors import ReportError
 from analysis.io.results import tiles
 from analysis.io.study import study_of
-from microdit.common.files.digests import signed
 from microdit.common.files.tensors import read_facts, read_tensors
 from microdit.common.files.text import read_json, read_text
 from microdit.common.files.yaml_text import load_stored_mapping
@@ -158,19 +156,6 @@ def _reference() -> Any:
     return SimpleNamespace(classes=("a", "b"), resolution=16, fingerprint="x", __len__=lambda: 0)
 
 
-def _after_signing(file: str, read: Callable[[Path], Any]) -> Callable[[Path], Any]:
-    """Return `read` of a JSON file with a valid digest, so that more than the digest is checked."""
-
-    def signed_first(folder: Path) -> Any:
-        with contextlib.suppress(ValueError, RecursionError):
-            values = json.loads((folder / file).read_text(encoding="utf-8"))
-            if isinstance(values, dict):
-                (folder / file).write_text(signed(values), encoding="utf-8")
-        return read(folder)
-
-    return signed_first
-
-
 def readers() -> list[Reader]:
     """Return the table; made in a call, because some seeds are composed by Hydra."""
     config = _config()
@@ -199,13 +184,12 @@ def readers() -> list[Reader]:
         Reader("prompts.json of a folder", "prompts.json", _json({"prompts": ["a", "b"], "labels": [0, "b"]}),
                evaluated, "json", {"0.png": _png(), "1.png": b"no image"}),
         Reader("the word list", "w.yaml", words, lambda p: load_words(p / "w.yaml"), "yaml"),
-        Reader("card.json", "card.json", _json(card),
-               _after_signing("card.json", lambda p: Card.load(p / "card.json")), "json"),
-        Reader("an index of latents", "index.json", _json(INDEX), _after_signing("index.json", read_index), "json"),
+        Reader("card.json", "card.json", _json(card), lambda p: Card.load(p / "card.json"), "json"),
+        Reader("an index of latents", "index.json", _json(INDEX), read_index, "json"),
         Reader("a shard of latents", "s.safetensors", _shard(), lambda p: open_shard(p / "s.safetensors")),
-        Reader("latents by their index", "index.json", _json(INDEX), _after_signing("index.json", open_images), "json",
+        Reader("latents by their index", "index.json", _json(INDEX), open_images, "json",
                {"0-a.safetensors": _shard()}),
-        Reader("a store of captions", "header.json", _json(header), _after_signing("header.json", CaptionStore), "json",
+        Reader("a store of captions", "header.json", _json(header), CaptionStore, "json",
                {"c-x.safetensors": _shard()}),
         Reader("an MDS index", "index.json", _json({"shards": [{"format": "mds"}]}), lambda p: is_mds(str(p)), "json"),
         Reader("safetensors", "t.safetensors", _tensors(), lambda p: read_tensors(p / "t.safetensors")),

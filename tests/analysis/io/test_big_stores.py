@@ -62,6 +62,8 @@ def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     client.set_terminated(runs[4], "KILLED")
     client.update_run(runs[5], status="RUNNING")
     client.delete_run(runs[6])
+    client.set_tag(runs[7], "microdit.training.steps", "many")
+    client.delete_tag(runs[8], "microdit.training.batch_size")
     with closing(sqlite3.connect(root / "mlflow.db")) as database:
         database.execute("DELETE FROM metrics WHERE run_uuid = ? AND key = 'train/loss'", (runs[9],))
         database.commit()
@@ -92,6 +94,7 @@ def test_reading_in_bulk_matches_mlflows_client(store: str) -> None:
     assert any(line.endswith("failed (OutOfMemoryError: no room)") for line in found.absent)
     assert any(line.endswith("finished with final/clip_fd = nan") for line in found.absent)
     assert sorted(found.others["outcome"]) == ["failed"] * 3 + ["killed", "running"]
+    assert found.frame["config.training.steps"].eq(1400).all(), "of a run without the tag from its config.yaml"
     steps, values = found.histories("train/loss", ["none"])[f"{0:032x}"]
     assert steps.tolist() == [1, 2, 3, *range(6, 13)], "steps 4 and 5 have no finite value"
     assert values[2] == 5.0, "the newest value of a step; the greatest of equally new ones"
