@@ -84,6 +84,9 @@ def plan_estimates(trials: Sequence[Trial], done: Container[str], options: Estim
         trials: the trials of a study.
         done: keys of trials that need not run.
         options: if `measure` is set, each distinct network with a pending trial is measured once.
+
+    Raises:
+        ConfigError: if the GPU's memory is too small for a step of an arm, which the message names.
     """
     arms: dict[str, list[Trial]] = {}
     searched = len(trials) > 1 and not any(trial.params for trial in trials)  # trials of a search are alike
@@ -98,7 +101,10 @@ def _estimate(
 ) -> Estimate:
     if not trials:
         return Estimate(arm, 0, None, 0.0, 0.0, 0.0)
-    speed = _speed(trials[0].config, known) if options.measure else None
+    try:
+        speed = _speed(trials[0].config, known) if options.measure else None
+    except ConfigError as error:
+        raise ConfigError(f"arm '{arm}': {error}") from None
     images = sum(trial.config.training.steps * trial.config.training.batch_size for trial in trials)
     here = None if speed is None else speed * images
     flops = float(sum(training_flops(trial.config) for trial in trials))
@@ -125,7 +131,7 @@ def total(rows: Sequence[Estimate]) -> Estimate:
 def _speed(config: Config, known: dict[object, float | None]) -> float | None:
     """Return seconds per image of `config`, measured if `known` has no network of the same cost."""
     training = config.training
-    place = (training.device, training.threads, training.precision)
+    place = (training.device, training.threads, training.precision, training.compile, training.draws)
     key = (config.model, config.alignment, text_tokens(config), training.batch_size, training.accumulation, *place)
     if key not in known:
         known[key] = planning.measure_seconds_per_image(config)

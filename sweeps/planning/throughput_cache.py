@@ -40,7 +40,7 @@ def cached_seconds_per_image(config: Config) -> float:
         "model": to_mapping(config.model),
         "text_tokens": text_tokens(config),
         "batch": [training.batch_size, training.accumulation],
-        "how": [training.precision, training.threads],
+        "how": [training.precision, training.threads, training.compile, training.draws],
         "where": [platform.node(), device_name(choose_device(config))],
     }
     digest = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

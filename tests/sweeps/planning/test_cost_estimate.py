@@ -212,6 +212,34 @@ def test_every_masking_method_has_a_network_of_one_block(smoke_config: Config, m
     assert throughput.of_one_block(config).model.depth == 1
 
 
+def test_a_lack_of_gpu_memory_names_the_arm(trials: list[Trial], monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(config: Config) -> float:
+        if config.model.masking.method == "naive":
+            raise ConfigError("too large")
+        return 0.5
+
+    monkeypatch.setattr("sweeps.planning.measure_seconds_per_image", measure)
+    with pytest.raises(ConfigError, match=r"^arm 'naive_75': too large$"):
+        plan_estimates(trials, (), EstimateOptions(load_accelerator("l4")))
+
+
+@pytest.mark.parametrize("changes", [{"compile": True}, {"draws": "device"}, {"precision": "bf16"}])
+def test_other_ways_to_train_are_measured_again(
+    changes: dict, trials: list[Trial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Config] = []
+
+    def measure(config: Config) -> float:
+        seen.append(config)
+        return 0.5
+
+    monkeypatch.setattr("sweeps.planning.measure_seconds_per_image", measure)
+    first = trials[0]
+    other = dataclasses.replace(first, arm="other", config=with_steps(first.config, **changes))
+    plan_estimates([first, other], (), EstimateOptions(load_accelerator("l4")))
+    assert len(seen) == 2
+
+
 def test_a_lack_of_gpu_memory_names_the_setting_to_change(
     smoke_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
