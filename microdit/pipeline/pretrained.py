@@ -25,7 +25,6 @@ from microdit.encoders.text_record import TextRecord, check_features, recorded_t
 from microdit.model import DiT
 from microdit.pipeline.generate import generate
 from microdit.pipeline.inputs import open_autoencoder
-from microdit.training.fsdp import whole_weights
 from microdit.training.run_files import WEIGHTS
 
 CONFIG = "config.yaml"
@@ -265,13 +264,14 @@ def save_weights(denoiser: Objective, path: Path, text: TextRecord | None) -> No
     """Write a network's weights and sigma_data, with a record of its text features.
 
     Args:
-        denoiser: the network; shards are gathered.
+        denoiser: the network, unsharded.
         path: the .safetensors file, which is replaced atomically.
         text: the record; None if unknown.
     """
     with atomic_path(path) as temporary:
         exact = torch.tensor(denoiser.sigma_data, dtype=torch.float64)
-        tensors: dict[str, Tensor] = whole_weights(denoiser.net) | {SIGMA_DATA: exact}
+        weights: dict[str, Tensor] = {name: t.contiguous() for name, t in denoiser.net.state_dict().items()}
+        tensors = weights | {SIGMA_DATA: exact}
         write_tensors(temporary, tensors, None if text is None else text.facts())
 
 

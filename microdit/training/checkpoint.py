@@ -4,13 +4,19 @@ There is one folder per step; it is renamed into place when complete.
 
     checkpoints/step_00000500/{weights,ema,alignment,optimizer}.safetensors, optimizer.json, state.json
 
-`state.json` holds the SHA-256 of every other file and a digest of itself; all are verified before anything is loaded.
+If weights are sharded, each process writes its rows of all tensors, and the main process writes where they are.
+
+    checkpoints/step_00000500/shard_{00000,00001}_of_00002.safetensors, index.json, optimizer.json, state.json
+
+`state.json` holds the SHA-256 of every other file and a digest of itself. Every file is verified before it is read.
 Random streams need no state: they are functions of (seed, stream, step).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +29,28 @@ from microdit.alignment.loss import Alignment
 from microdit.common.errors import CheckpointError
 from microdit.common.files.atomic import atomic_path, remove
 from microdit.common.files.digests import file_digest, read_signed, signed
-from microdit.common.files.tensors import read_tensors, write_tensors
+from microdit.common.files.tensors import write_tensors
 from microdit.model import DiT
-from microdit.training.fsdp import load_optimizer, load_weights, unsharded_copy, whole_optimizer, whole_weights
+from microdit.training.fsdp import (
+    is_shared,
+    is_split,
+    load_optimizer,
+    load_weights,
+    text_of_main,
+    texts_of_all,
+    unsharded_copy,
+)
 from microdit.training.optim.averaged_weights import AveragedWeights
-from microdit.training.optim.optimizer_file import read_optimizer, write_optimizer
-from microdit.training.run_files import REST, checkpoint_folder, checkpoints
+from microdit.training.optim.optimizer_file import decode_optimizer, encode_optimizer
+from microdit.training.run_files import INDEX, REST, checkpoint_folder, checkpoints, shard_name
+from microdit.training.stored_tensors import StoredTensor, TensorFiles, sharded_parts, verify_file, whole_parts
 
 STATE = "state.json"
-MODULES = ("weights", "ema", "alignment")  # parts of the state with one file of tensors each
+MODULES, OPTIMIZER = ("weights", "ema", "alignment"), "optimizer"  # parts of the state with tensors
 FORMAT = 2  # 1: the optimizer's state was a pickle (optimizer.pt)
+SCRATCH_EXTRA_LENGTH = 10  # characters that the name of a scratch folder has more than its target's
+
+Parts = Mapping[str, Mapping[str, Tensor]]  # tensors by part and name
 
 
 @dataclass(frozen=True)
@@ -88,11 +106,11 @@ class Identity:
 
 @dataclass(frozen=True)
 class StoredCheckpoint:
-    """Hold a checkpoint's verified content."""
+    """Hold a checkpoint's content."""
 
     facts: Mapping[str, Any]  # of state.json
-    modules: Mapping[str, Mapping[str, Tensor]]  # tensors by name, of each of MODULES
-    optimizer: Mapping[str, Any]  # a state dict
+    modules: Mapping[str, Mapping[str, StoredTensor]]  # tensors by name, of each of MODULES
+    optimizer: Mapping[str, Any]  # a state dict with stored tensors
 
 
 def save_checkpoint(root: Path, state: TrainState, identity: Identity, keep: int, writes: bool = True) -> None:
@@ -111,25 +129,78 @@ def save_checkpoint(root: Path, state: TrainState, identity: Identity, keep: int
         CheckpointError: if it can't be written, such as on a full disk; older checkpoints stay.
     """
     target = checkpoint_folder(root, state.step)
-    modules: Mapping[str, nn.Module] = {"weights": state.net, "ema": state.ema.module, "alignment": state.alignment}
-    tensors = {name: whole_weights(modules[name]) for name in MODULES}
-    optimizer = whole_optimizer(state.optimizer)
-    if not writes:
+    device = next(state.net.parameters()).device
+    sharded = any(is_shared(parameter) for parameter in state.parameters())
+    if not (writes or sharded):
         return
+    parts, rest = _contents(state)
     try:
-        with atomic_path(target) as folder:
-            folder.mkdir()
-            for name, weights in tensors.items():
-                write_tensors(folder / f"{name}.safetensors", weights)
-            write_optimizer(folder, optimizer)
-            digests = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
-            facts = {"format": FORMAT, **_facts(state), **asdict(identity), "files": digests}
-            (folder / STATE).write_text(signed(facts), encoding="utf-8")
+        with atomic_path(target) if writes else nullcontext(Path()) as folder:
+            if writes:
+                folder.mkdir()
+            digests = _write_shards(folder, target, parts, device) if sharded else _write_whole(folder, parts)
+            if writes:
+                (folder / REST).write_text(rest, encoding="utf-8")
+                others = [path for path in sorted(folder.iterdir()) if path.name not in digests]
+                digests |= {path.name: file_digest(path) for path in others}
+                facts = {"format": FORMAT, **_facts(state), **asdict(identity), "files": digests}
+                (folder / STATE).write_text(signed(facts), encoding="utf-8")
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{target}: can't be written ({reason}); is the disk full?") from None
-    for old in checkpoints(root)[:-keep]:
-        remove(old)
+    if writes:
+        for old in checkpoints(root)[:-keep]:
+            remove(old)
+
+
+def _contents(state: TrainState) -> tuple[Parts, str]:
+    """Return the tensors of a state by part and name, sharded or not, and JSON of the rest of the optimizer's state."""
+    modules: Mapping[str, nn.Module] = {"weights": state.net, "ema": state.ema.module, "alignment": state.alignment}
+    rest, moments = encode_optimizer(state.optimizer.state_dict())
+    return {name: modules[name].state_dict() for name in MODULES} | {OPTIMIZER: moments}, rest
+
+
+def _write_whole(folder: Path, parts: Parts) -> dict[str, str]:
+    """Write one file per part, and return no digests."""
+    for part, tensors in parts.items():
+        write_tensors(folder / f"{part}.safetensors", {name: _copied(tensor) for name, tensor in tensors.items()})
+    return {}
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """Return a copy on the CPU, since safetensors rejects tensors that share memory, as those of an optimizer may."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _write_shards(folder: Path, target: Path, parts: Parts, device: torch.device) -> dict[str, str]:
+    """Write this process's file, and the main process's index; return the digests of all processes' files.
+
+    It returns once all processes have written their files.
+
+    Args:
+        folder: the main process's temporary folder.
+        target: what it will be renamed to.
+        parts: the tensors.
+        device: of the communication.
+    """
+    rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    length = len(target.name) + SCRATCH_EXTRA_LENGTH
+    scratch = text_of_main(folder.parent.name if rank == 0 else " " * length, device)
+    own: dict[str, Tensor] = {}
+    index: dict[str, dict[str, Any]] = {}
+    for part, tensors in parts.items():
+        index[part] = {}
+        for name, tensor in tensors.items():
+            index[part][name] = {"shape": [*tensor.shape], "split": is_split(tensor)}
+            rows = tensor.to_local() if is_split(tensor) else tensor  # type: ignore[attr-defined]
+            if len(rows) if is_split(tensor) else rank == 0:
+                own[f"{part}/{name}"] = _copied(rows)
+    path = target.parent / scratch / target.name / shard_name(rank, processes)
+    write_tensors(path, own)
+    if rank == 0:
+        (folder / INDEX).write_text(json.dumps({"processes": processes, "parts": index}), encoding="utf-8")
+    digests = texts_of_all(file_digest(path), device)
+    return {shard_name(process, processes): digest for process, digest in enumerate(digests)}
 
 
 def _facts(state: TrainState) -> dict[str, Any]:
@@ -142,34 +213,64 @@ def _facts(state: TrainState) -> dict[str, Any]:
 
 
 def read_checkpoint(folder: Path, identity: Identity | None = None) -> StoredCheckpoint:
-    """Read and verify a checkpoint.
+    """Verify a checkpoint.
 
     Args:
         folder: of the checkpoint.
         identity: the run that must have written it; None accepts any.
 
     Returns:
-        Its content, with tensors on the CPU.
+        Its content; tensors are read when they are needed.
 
     Raises:
         CheckpointError: if a file is missing, truncated or damaged, if the checkpoint has the older format, or if
             another run wrote it. The message names the file or the difference.
     """
+    stored = _open_checkpoint(folder, identity)
+    try:
+        for name, digest in stored.facts["files"].items():
+            verify_file(folder / Path(name).name, digest)
+    except CheckpointError as error:
+        raise _damaged(folder, str(error)) from None
+    return stored
+
+
+def _open_checkpoint(folder: Path, identity: Identity | None) -> StoredCheckpoint:
+    """Read what a checkpoint contains; a process of a sharded run verifies only the files that it reads."""
     try:
         facts = _read_facts(folder)
         if identity is not None:
             _check_identity(folder, facts, identity)
-        _check_files(folder, facts["files"])
-        modules = {name: read_tensors(folder / f"{name}.safetensors", signed=True) for name in MODULES}
-        return StoredCheckpoint(facts, modules, read_optimizer(folder))
+        for name in facts["files"]:
+            if not (folder / Path(name).name).is_file():
+                raise CheckpointError(f"{folder / Path(name).name}: no such file")
+        files = TensorFiles(folder, facts["files"])
+        verify_file(folder / REST, facts["files"].get(REST))
+        return StoredCheckpoint(facts, _stored_parts(files, MODULES), stored_optimizer(files))
     except _Foreign:
         raise
     except CheckpointError as error:
         raise _damaged(folder, str(error)) from None
 
 
+def _stored_parts(files: TensorFiles, parts: tuple[str, ...]) -> dict[str, dict[str, StoredTensor]]:
+    return sharded_parts(files, parts) if (files.folder / INDEX).is_file() else whole_parts(files, parts)
+
+
+def stored_optimizer(files: TensorFiles) -> dict[str, Any]:
+    """Return the optimizer's state dict in a checkpoint, with stored tensors.
+
+    Args:
+        files: of the checkpoint.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged; names it.
+    """
+    return decode_optimizer(files.folder / REST, _stored_parts(files, (OPTIMIZER,))[OPTIMIZER])
+
+
 def load_checkpoint(folder: Path, state: TrainState, identity: Identity) -> None:
-    """Restore `state` in place from a verified checkpoint.
+    """Restore `state` in place from a checkpoint, sharded or not.
 
     Args:
         folder: of the checkpoint.
@@ -179,7 +280,7 @@ def load_checkpoint(folder: Path, state: TrainState, identity: Identity) -> None
     Raises:
         CheckpointError: as `read_checkpoint`, or if a tensor's name or shape does not fit `state`.
     """
-    stored = read_checkpoint(folder, identity)
+    stored = _open_checkpoint(folder, identity)
     try:
         load_weights(state.net, stored.modules["weights"])
         load_weights(state.ema.module, stored.modules["ema"])
@@ -189,7 +290,7 @@ def load_checkpoint(folder: Path, state: TrainState, identity: Identity) -> None
         state.ema.updates = int(facts["averaged"])
         state.step, state.seconds = int(facts["step"]), float(facts["seconds"])
         state.interval = PartialLogWindow(**facts["interval"])
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (CheckpointError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(folder, " ".join(str(error).split())[:300]) from None
 
 
@@ -240,12 +341,3 @@ def _check_identity(folder: Path, facts: Mapping[str, Any], identity: Identity) 
             f"{folder}: was trained on other data (fingerprint {facts.get('data')}, now {identity.data}): images or "
             f"captions have changed since; {advice}"
         )
-
-
-def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
-    for name, expected in digests.items():
-        path = folder / Path(name).name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such file")
-        if file_digest(path) != expected:
-            raise CheckpointError(f"{path}: wrong checksum: the file was changed or damaged since it was written")

@@ -3,8 +3,8 @@
 It is meant for networks too large for one GPU.
 
 Each process holds a part of every weight, of its average and of its optimizer state; a block's weights are gathered
-while it runs. What is written or evaluated is unsharded, so a run can be resumed with any number of processes. The
-torch modules for sharding take a second to import, so only runs that use them import them.
+while it runs. Checkpoints are sharded, too, but a run can be resumed with any number of processes. What is evaluated is
+unsharded. The torch modules for sharding take a second to import, so only runs that use them import them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from microdit.common.errors import listed
 from microdit.model import DiT
 from microdit.model.layers.blocks import DiTBlock
+from microdit.training.init_weights import MAX_LISTED
+from microdit.training.optim.optimizers import NORMS
+from microdit.training.stored_tensors import StoredTensor, row_splits
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -30,20 +34,31 @@ def mesh_of(accelerator: Accelerator) -> DeviceMesh:
     return init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
 
 
-def shard(module: nn.Module, mesh: DeviceMesh) -> None:
+def shard(module: nn.Module, mesh: DeviceMesh, half: bool = False) -> None:
     """Shard every weight of a module in place, block by block.
+
+    Weights on the CPU are moved to the mesh's device one block at a time, so no device holds all of them.
 
     Args:
         module: a network or another part of the training state; nothing happens if it has no weights.
         mesh: the processes that share the weights.
+        half: gather the blocks' matrices in bf16, for a network that runs under bf16 autocast. Its results don't
+            change, since autocast rounds these matrices anyway; it computes norms in fp32, so their weights stay fp32.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     if not any(True for _ in module.parameters()):
         return
-    for part in module.modules():
-        if isinstance(part, DiTBlock):
-            fully_shard(part, mesh=mesh)
+    # Inputs are left to autocast: casting them would round the residual stream.
+    rounded = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = rounded if half else MixedPrecisionPolicy()
+    for part in [part for part in module.modules() if isinstance(part, DiTBlock)]:
+        norms: list[nn.Module] = [
+            norm for norm in part.modules() if isinstance(norm, NORMS) and norm.weight is not None
+        ]
+        if half:
+            fully_shard(norms, mesh=mesh)
+        fully_shard(part, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh)
 
 
@@ -68,76 +83,106 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_shared(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def shard_like(tensor: Tensor, own: Tensor) -> Tensor:
-    """Return this process's shard of a whole tensor.
+def is_split(tensor: Tensor) -> bool:
+    """Return whether each process holds some rows of a tensor.
 
     Args:
-        tensor: the whole tensor, equal in all processes.
-        own: a tensor of the same shape whose sharding is used.
-
-    Returns:
-        A DTensor on the device of `own`, or `tensor` itself if `own` is not sharded.
+        tensor: a plain tensor or torch's DTensor.
     """
-    if not is_shared(own):
-        return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(own, DTensor)
-    return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+    return is_shared(tensor) and tensor.placements[0].is_shard(0)  # type: ignore[attr-defined]
 
 
-def whole_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Return the unsharded state dict of a module; all processes must call it.
-
-    Args:
-        module: sharded or not.
-
-    Returns:
-        Contiguous tensors by name.
-    """
-    return {name: full_tensor(tensor).detach().contiguous() for name, tensor in module.state_dict().items()}
+def own_rows(tensor: Tensor) -> slice:
+    """Return the rows of a split tensor that this process holds."""
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    splits, rank = row_splits(len(tensor), mesh.size()), mesh.get_local_rank()
+    return slice(splits[rank], splits[rank + 1])
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load an unsharded state dict.
+@torch.no_grad()
+def load_weights(module: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
+    """Load a state dict, tensor by tensor; of a split one only this process's rows are read.
 
     Args:
         module: the module to load into, sharded or not.
-        weights: whole tensors by name, equal in all processes.
+        stored: the tensors by name.
+
+    Raises:
+        ValueError: if names or shapes differ.
+        CheckpointError: if a file is missing or damaged.
     """
     own = module.state_dict()
-    module.load_state_dict({name: shard_like(t, own[name]) if name in own else t for name, t in weights.items()})
-
-
-def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the optimizer's unsharded state dict; all processes must call it."""
-    stored = optimizer.state_dict()
-    state = {number: {name: _whole(value) for name, value in kept.items()} for number, kept in stored["state"].items()}
-    return stored | {"state": state}
+    wrong = [n for n in {**own, **stored} if n not in own or n not in stored or stored[n].shape != own[n].shape]
+    if wrong:
+        raise ValueError(f"names or shapes of tensors differ: {listed(sorted(wrong), MAX_LISTED)}")
+    for name, tensor in own.items():
+        if is_split(tensor):
+            tensor.to_local().copy_(stored[name].read(own_rows(tensor)))
+        else:
+            tensor.copy_(stored[name].read())
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
-    """Load an unsharded optimizer state.
+    """Load an optimizer state; of the moments of a split parameter only this process's rows are read.
 
     Args:
         optimizer: the optimizer to load into, sharded or not.
-        stored: a state dict from `whole_optimizer`.
+        stored: a state dict with stored tensors.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers: Iterable[int] = (number for group in stored["param_groups"] for number in group["params"])
     owners = dict(zip(numbers, parameters, strict=True))
-    state = {
-        number: {
-            name: shard_like(value, owners[number])
-            if isinstance(value, Tensor) and value.shape == owners[number].shape
-            else value
-            for name, value in kept.items()
-        }
-        for number, kept in stored["state"].items()
-    }
+    state = {number: _read(kept, owners[number]) for number, kept in stored["state"].items()}
     optimizer.load_state_dict({**stored, "state": state})
 
 
+def _read(value: Any, owner: Tensor) -> Any:
+    """Return a part of a parameter's state, with its tensors read."""
+    if isinstance(value, Mapping):
+        return {name: _read(part, owner) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_read(part, owner) for part in value)
+    if not isinstance(value, StoredTensor):
+        return value
+    if value.shape != owner.shape or not is_split(owner):
+        return value.read()
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(owner, DTensor)
+    rows = value.read(own_rows(owner)).to(owner.device)
+    mesh, placements = owner.device_mesh, owner.placements
+    return DTensor.from_local(rows, mesh, placements, run_check=False, shape=owner.shape, stride=owner.stride())
+
+
+def text_of_main(text: str, device: torch.device) -> str:
+    """Return the main process's text; all processes must call it, with ASCII texts of one length.
+
+    Args:
+        text: this process's.
+        device: of the communication.
+    """
+    sent = torch.tensor([*text.encode("ascii")], dtype=torch.uint8, device=device)
+    torch.distributed.broadcast(sent, 0)
+    return bytes(sent.tolist()).decode("ascii")
+
+
+def texts_of_all(text: str, device: torch.device) -> list[str]:
+    """Return every process's text in order; all must call it, with ASCII texts of one length.
+
+    Args:
+        text: this process's.
+        device: of the communication.
+    """
+    sent = torch.tensor([*text.encode("ascii")], dtype=torch.uint8, device=device)
+    received = [torch.empty_like(sent) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(received, sent)
+    return [bytes(part.tolist()).decode("ascii") for part in received]
+
+
+@torch.no_grad()
 def unsharded_copy(net: DiT) -> DiT:
     """Return a network that one process can run alone; all processes must call it.
 
@@ -146,9 +191,7 @@ def unsharded_copy(net: DiT) -> DiT:
     if not any(is_shared(parameter) for parameter in net.parameters()):
         return net
     copy = DiT(net.config, seed=None).to(next(net.parameters()).device)
-    copy.load_state_dict(whole_weights(net))
+    own = copy.state_dict()
+    for name, tensor in net.state_dict().items():  # one at a time, so that no device holds the weights twice
+        own[name].copy_(full_tensor(tensor))
     return copy.train(net.training)
-
-
-def _whole(value: Any) -> Any:
-    return full_tensor(value) if isinstance(value, Tensor) else value

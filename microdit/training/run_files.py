@@ -15,6 +15,7 @@ from microdit.common.files.digests import content_digest
 INIT_KEY, OPTIMIZER_KEY = "training.init", "training.init_optimizer"
 WEIGHTS = "model.safetensors"  # what a run and `microdit import` leave in their folder
 TENSORS, REST = "optimizer.safetensors", "optimizer.json"  # the optimizer's state in a checkpoint
+INDEX = "index.json"  # of a sharded checkpoint: where the rows of each tensor are
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
@@ -34,6 +35,27 @@ def checkpoints(root: Path) -> list[Path]:
     """
     found = [path for path in root.glob("step_*") if path.is_dir() and re.fullmatch(r"step_\d{8,}", path.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def shard_name(process: int, processes: int) -> str:
+    """Return the name of the file that one process of a sharded run writes.
+
+    Args:
+        process: its number, from 0.
+        processes: of the run.
+    """
+    return f"shard_{process:05d}_of_{processes:05d}.safetensors"
+
+
+def optimizer_files(folder: Path) -> list[str]:
+    """Return the names of a checkpoint's files with the optimizer's state, whether they exist or not.
+
+    Args:
+        folder: of the checkpoint.
+    """
+    if not (folder / INDEX).is_file():
+        return [TENSORS, REST]
+    return [*sorted(path.name for path in folder.glob("shard_*.safetensors")), INDEX, REST]
 
 
 def weights_file(path: str) -> Path:
@@ -82,14 +104,17 @@ def source_checkpoint(init: str) -> Path:
     newest = found[-1]
     if (newest / "optimizer.pt").exists():
         raise ConfigError(f"{where}: {newest} was written by an older version as a pickle, which is not read; {remedy}")
-    for name in (TENSORS, REST):
+    for name in optimizer_files(newest):
         if not (newest / name).is_file():
             raise ConfigError(f"{where}: {newest} has no {name}; {remedy}")
     return newest
 
 
 def optimizer_digest(init: str) -> str:
-    """Return 16 hex digits of the content of the optimizer state to restore."""
+    """Return 16 hex digits of the content of the optimizer state to restore.
+
+    A sharded checkpoint's files hold the weights too, and depend on the number of processes that wrote it.
+    """
     folder = source_checkpoint(init)
-    content = "/".join(content_digest(folder / name) for name in (TENSORS, REST))
+    content = "/".join(content_digest(folder / name) for name in optimizer_files(folder))
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -93,12 +93,13 @@ def initial_state(config: Recipe, device: torch.device, mesh: DeviceMesh | None 
     net = DiT(config.model, seed=config.seed if init is None else None)
     if init is not None:
         load_initial(net, init)
-    net = net.to(device)
+    if mesh is None:
+        net = net.to(device)
     ema = AveragedWeights(net, config.training.ema.decay)
     alignment = build_alignment(config.alignment, config.model, config.seed).to(device)
-    if mesh is not None:
+    if mesh is not None:  # the network is still on the CPU, and sharding moves it block by block
         for module in (net, ema.module, alignment):
-            shard(module, mesh)
+            shard(module, mesh, half=config.training.precision == "bf16")
     optimizer = build_optimizer(nn.ModuleDict({"net": net, "alignment": alignment}), config.optimizer)
     if config.training.init_optimizer and init is not None:
         load_initial_optimizer(optimizer, init)
@@ -165,7 +166,7 @@ def train(
     if settings.compile:
         loss_module = torch.compile(loss_module)  # type: ignore[assignment]
     unused = _leaves_parameters_out(state.net, config)
-    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused, gradient_as_bucket_view=True)
     if not sharded:
         loss_module = accelerator.prepare_model(loss_module)
     order = BatchSampler(len(data), settings.batch_size, config.seed)

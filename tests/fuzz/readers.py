@@ -43,8 +43,8 @@ from microdit.encoders.config import AutoencoderConfig
 from microdit.evaluation.image_folder import evaluate_folder
 from microdit.evaluation.prompt_files import read_prompts
 from microdit.model.checkpoint_import import _read_config
-from microdit.training.checkpoint import read_checkpoint
-from microdit.training.optim.optimizer_file import read_optimizer
+from microdit.training.checkpoint import read_checkpoint, stored_optimizer
+from microdit.training.stored_tensors import TensorFiles, sharded_parts
 from sweeps.config.hydra_compose import compose_config
 from sweeps.config.study import load_study
 from sweeps.planning.trials import plan_trials
@@ -124,6 +124,7 @@ SEARCH = {
 }
 ROWS = [{"file_name": f"{i}.png", "text": "a red square", "label": i, "split": "train"} for i in range(2)]
 STATE = {"format": 2, "step": 5, "seconds": 1.5, "averaged": 0, "interval": {"sums": {}, "steps": 0}, "files": {}}
+SHARDS = {"processes": 2, "parts": {"ema": {"a": {"shape": [4, 3], "split": True}}}}
 VAE = {"_class_name": "AutoencoderKL", "latent_channels": 4, "block_out_channels": [8], "scaling_factor": 0.2}
 
 
@@ -195,8 +196,11 @@ def readers() -> list[Reader]:
         Reader("safetensors", "t.safetensors", _tensors(), lambda p: read_tensors(p / "t.safetensors")),
         Reader("facts of safetensors", "t.safetensors", _tensors(), lambda p: read_facts(p / "t.safetensors")),
         Reader("a checkpoint's state", "state.json", _json(STATE), read_checkpoint, "json"),
-        Reader("an optimizer's state", "optimizer.json", _json({"a": [1, {"b": 2}]}), read_optimizer, "json",
-               {"optimizer.safetensors": _tensors()}),
+        Reader("an optimizer's state", "optimizer.json", _json({"a": [1, {"b": 2}]}),
+               lambda p: stored_optimizer(TensorFiles(p)), "json", {"optimizer.safetensors": _tensors()}),
+        Reader("an index of shards", "index.json", _json(SHARDS),
+               lambda p: [t.read() for t in sharded_parts(TensorFiles(p), ("ema",))["ema"].values()], "json",
+               {f"shard_0000{i}_of_00002.safetensors": save({"ema/a": torch.ones(2, 3)}) for i in range(2)}),
         Reader("a model's JSON", "m.json", _json({"width": 64, "depth": 2}),
                lambda p: _read_config(p / "m.json"), "json"),
         Reader("an autoencoder's configuration", "config.json", _json(VAE),

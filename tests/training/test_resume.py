@@ -27,7 +27,7 @@ from microdit.pipeline.run_logger import NullLogger
 from microdit.pipeline.train_and_evaluate import run
 from microdit.training.checkpoint import read_checkpoint
 from microdit.training.graceful_stop import GracefulStop
-from microdit.training.optim.optimizer_file import read_optimizer, write_optimizer
+from microdit.training.optim.optimizer_file import decode_optimizer, encode_optimizer
 
 
 class Killed(BaseException):
@@ -318,9 +318,10 @@ def test_errors_name_weights_that_are_damaged_or_not_finite(finished: Config, tm
 @settings(max_examples=30)
 def test_any_plain_optimizer_state_round_trips(state: Any):
     whole = {"state": {0: {"exp_avg": torch.arange(6.0).view(2, 3).T, "step": torch.tensor(3.0), "more": state}}}
+    text, tensors = encode_optimizer(whole)
     with tempfile.TemporaryDirectory() as folder:
-        write_optimizer(Path(folder), whole)
-        found = read_optimizer(Path(folder))
+        (Path(folder) / "optimizer.json").write_text(text)
+        found = decode_optimizer(Path(folder) / "optimizer.json", tensors)
     kept, read = whole["state"][0], found["state"][0]
     assert torch.equal(kept.pop("exp_avg"), read.pop("exp_avg"))
     assert torch.equal(kept.pop("step"), read.pop("step"))
@@ -336,11 +337,3 @@ def test_ema_starts_at_the_configured_step(smoke_config: Config, tmp_path: Path)
     key = "final_layer.linear.weight"
     assert torch.equal(tensors["off"][key], tensors["late"][key])  # one averaged step is that step itself
     assert not torch.equal(tensors["off"][key], tensors["early"][key])
-
-
-def test_an_optimizer_without_a_digest_is_rejected(tmp_path: Path):
-    write_optimizer(tmp_path, {"state": {0: {"exp_avg": torch.arange(6.0)}}})
-    path = tmp_path / "optimizer.safetensors"
-    save_file(load_file(path), path)  # the same tensors, without the digest
-    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors"):
-        read_optimizer(tmp_path)

@@ -90,7 +90,7 @@ def read_tensors(path: Path, signed: bool = False) -> dict[str, Tensor]:
     expected = facts.pop(DIGEST, None)
     if (expected is None and signed) or expected not in (None, tensors_digest(tensors, facts)):
         raise CheckpointError(f"{path}: wrong checksum: the file was changed or damaged since it was written")
-    bad = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    bad = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if bad:
         raise CheckpointError(f"{path}: has NaN or infinity in {', '.join(bad[:3])} ({len(bad)} tensors)")
     return tensors
@@ -111,7 +111,12 @@ def tensors_digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> s
     return digest.hexdigest()
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor has neither NaN nor infinity.
+
+    Args:
+        tensor: of any dtype.
+    """
     if not tensor.is_floating_point():
         return True
     return bool((tensor if tensor.element_size() > 1 else tensor.float()).isfinite().all())

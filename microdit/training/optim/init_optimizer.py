@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from microdit.common.errors import CheckpointError, ConfigError, listed
 from microdit.common.parsing import read_yaml
 from microdit.model import DiT
-from microdit.training.checkpoint import read_checkpoint
+from microdit.training.checkpoint import read_checkpoint, stored_optimizer
 from microdit.training.config import Recipe
-from microdit.training.fsdp import load_optimizer, whole_optimizer
+from microdit.training.fsdp import load_optimizer
 from microdit.training.init_weights import MAX_LISTED
-from microdit.training.optim.optimizer_file import read_layout
 from microdit.training.optim.optimizers import OPTIMIZERS
 from microdit.training.run_files import INIT_KEY, OPTIMIZER_KEY, source_checkpoint
+from microdit.training.stored_tensors import StoredTensor, TensorFiles
 
 NET = "net."  # prefix of the network's parameters; others (such as an alignment's projector) start fresh
 
@@ -41,7 +40,7 @@ def check_initial_optimizer(config: Recipe) -> None:
         return
     folder = source_checkpoint(init)
     _check_type(config, Path(init).expanduser())
-    stored = _by_name(read_layout(folder), folder)
+    stored = _by_name(stored_optimizer(TensorFiles(folder)), folder)
     with torch.device("meta"):
         net = DiT(config.model, seed=None)
     shapes = {name: tuple(parameter.shape) for name, parameter in net.named_parameters() if parameter.requires_grad}
@@ -70,7 +69,7 @@ def load_initial_optimizer(optimizer: torch.optim.Optimizer, init: str) -> None:
     """
     folder = source_checkpoint(init)
     stored = _by_name(read_checkpoint(folder).optimizer, folder)
-    own = whole_optimizer(optimizer)
+    own = optimizer.state_dict()
     numbers = {
         name: number
         for group in own["param_groups"]
@@ -100,9 +99,9 @@ def _check_type(config: Recipe, run: Path) -> None:
         )
 
 
-def _by_name(state: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Tensor]]:
+def _by_name(state: Mapping[str, Any], folder: Path) -> dict[str, dict[str, StoredTensor]]:
     """Return the state's tensors by parameter name, for the network's parameters."""
-    found: dict[str, dict[str, Tensor]] = {}
+    found: dict[str, dict[str, StoredTensor]] = {}
     try:
         for group in state["param_groups"]:
             for name, number in zip(group["param_names"], group["params"], strict=True):
