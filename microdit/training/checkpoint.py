@@ -43,7 +43,7 @@ from microdit.training.fsdp import (
 from microdit.training.optim.averaged_weights import AveragedWeights
 from microdit.training.optim.optimizer_file import decode_optimizer, encode_optimizer
 from microdit.training.run_files import INDEX, REST, checkpoint_folder, checkpoints, shard_name
-from microdit.training.stored_tensors import StoredTensor, TensorFiles, sharded_parts, verify_file, whole_parts
+from microdit.training.stored_tensors import StoredTensor, TensorFiles, sharded_parts, whole_parts
 
 STATE = "state.json"
 MODULES, OPTIMIZER = ("weights", "ema", "alignment"), "optimizer"  # parts of the state with tensors
@@ -226,26 +226,18 @@ def read_checkpoint(folder: Path, identity: Identity | None = None) -> StoredChe
         CheckpointError: if a file is missing, truncated or damaged, if the checkpoint has the older format, or if
             another run wrote it. The message names the file or the difference.
     """
-    stored = _open_checkpoint(folder, identity)
-    try:
-        for name, digest in stored.facts["files"].items():
-            verify_file(folder / Path(name).name, digest)
-    except CheckpointError as error:
-        raise _damaged(folder, str(error)) from None
-    return stored
+    return _open_checkpoint(folder, identity, every_file=True)
 
 
-def _open_checkpoint(folder: Path, identity: Identity | None) -> StoredCheckpoint:
-    """Read what a checkpoint contains; a process of a sharded run verifies only the files that it reads."""
+def _open_checkpoint(folder: Path, identity: Identity | None, every_file: bool) -> StoredCheckpoint:
+    """Read what a checkpoint contains; verify every file, or only those that are read."""
     try:
         facts = _read_facts(folder)
         if identity is not None:
             _check_identity(folder, facts, identity)
-        for name in facts["files"]:
-            if not (folder / Path(name).name).is_file():
-                raise CheckpointError(f"{folder / Path(name).name}: no such file")
         files = TensorFiles(folder, facts["files"])
-        verify_file(folder / REST, facts["files"].get(REST))
+        for name in facts["files"] if every_file else (REST,):
+            files.verify(name)
         return StoredCheckpoint(facts, _stored_parts(files, MODULES), stored_optimizer(files))
     except _Foreign:
         raise
@@ -280,7 +272,8 @@ def load_checkpoint(folder: Path, state: TrainState, identity: Identity) -> None
     Raises:
         CheckpointError: as `read_checkpoint`, or if a tensor's name or shape does not fit `state`.
     """
-    stored = _open_checkpoint(folder, identity)
+    # A process of a sharded run reads, and so verifies, few of the files.
+    stored = _open_checkpoint(folder, identity, every_file=False)
     try:
         load_weights(state.net, stored.modules["weights"])
         load_weights(state.ema.module, stored.modules["ema"])

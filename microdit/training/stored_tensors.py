@@ -34,7 +34,27 @@ class TensorFiles:
 
     folder: Path
     digests: Mapping[str, str] | None = None  # SHA-256 by file name
+    _verified: set[str] = field(default_factory=set)
     _opened: dict[str, Any] = field(default_factory=dict)
+
+    def verify(self, name: str) -> Path:
+        """Check that a file is as it was written, at the first call for this file.
+
+        Returns:
+            Its path.
+
+        Raises:
+            CheckpointError: if it is missing, changed or damaged.
+        """
+        path = self.folder / Path(name).name
+        if self.digests is None or name in self._verified:
+            return path
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file")
+        if file_digest(path) != self.digests.get(name):
+            raise CheckpointError(f"{path}: wrong checksum: the file was changed or damaged since it was written")
+        self._verified.add(name)
+        return path
 
     def open(self, name: str) -> Any:
         """Return safetensors' reader of a file.
@@ -43,10 +63,9 @@ class TensorFiles:
             CheckpointError: if the file is missing or damaged; names it.
         """
         if name not in self._opened:
-            if self.digests is not None:
-                verify_file(self.folder / name, self.digests.get(name))
-            with naming(self.folder / name):
-                self._opened[name] = safe_open(self.folder / name, "pt")
+            path = self.verify(name)
+            with naming(path):
+                self._opened[name] = safe_open(path, "pt")
         return self._opened[name]
 
 
@@ -129,9 +148,7 @@ def sharded_parts(files: TensorFiles, parts: tuple[str, ...]) -> dict[str, dict[
     Raises:
         CheckpointError: if the index is missing or damaged.
     """
-    path = files.folder / INDEX
-    if files.digests is not None:
-        verify_file(path, files.digests.get(INDEX))
+    path = files.verify(INDEX)
     with naming(path):
         index = json.loads(path.read_text(encoding="utf-8"))
         count, listing = int(index["processes"]), index["parts"]
@@ -161,22 +178,6 @@ def row_splits(rows: int, processes: int) -> list[int]:
     """
     size = -(-rows // processes)
     return [min(process * size, rows) for process in range(processes + 1)]
-
-
-def verify_file(path: Path, digest: str | None) -> None:
-    """Check that a file is as it was written.
-
-    Args:
-        path: the file.
-        digest: its SHA-256; None if it is not recorded.
-
-    Raises:
-        CheckpointError: if it is missing, changed or damaged.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    if file_digest(path) != digest:
-        raise CheckpointError(f"{path}: wrong checksum: the file was changed or damaged since it was written")
 
 
 @contextmanager
