@@ -24,6 +24,9 @@ from microdit.training.run_files import INDEX, shard_name
 
 Shape = tuple[int, ...]
 
+MOST_PROCESSES = 99_999  # as many as the names of their files can number
+MALFORMED = (AttributeError, OverflowError)  # raised by JSON of other types or sizes than ours
+
 
 @dataclass
 class TensorFiles:
@@ -162,8 +165,8 @@ def _indexed(files: TensorFiles, key: str, entry: Mapping[str, Any], processes: 
     shape = tuple(map(int, entry["shape"]))
     if not entry["split"]:
         return StoredTensor(files, key, shape, ((shard_name(0, processes), 0, shape[0] if shape else 1),))
-    if processes < 1 or shape[0] < 1:
-        raise ValueError(f"{key} has no rows")
+    if not 1 <= processes <= MOST_PROCESSES or shape[0] < 1:
+        raise ValueError(f"{key} has {shape[0]} rows in {processes} files")
     splits = row_splits(shape[0], processes)
     ranges = zip(range(processes), splits, splits[1:], strict=False)
     return StoredTensor(files, key, shape, tuple((shard_name(r, processes), a, b) for r, a, b in ranges if a < b))
@@ -187,6 +190,6 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, LookupError, *MALFORMED) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: can't be read as part of a checkpoint: {reason}") from None
