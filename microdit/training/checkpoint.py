@@ -255,6 +255,9 @@ def stored_optimizer(files: TensorFiles) -> dict[str, Any]:
     Args:
         files: of the checkpoint.
 
+    Returns:
+        The state dict.
+
     Raises:
         CheckpointError: if a file is missing or damaged; names it.
     """

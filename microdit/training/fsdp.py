@@ -93,7 +93,11 @@ def is_split(tensor: Tensor) -> bool:
 
 
 def own_rows(tensor: Tensor) -> slice:
-    """Return the rows of a split tensor that this process holds."""
+    """Return the rows that this process holds.
+
+    Args:
+        tensor: a split tensor.
+    """
     mesh = tensor.device_mesh  # type: ignore[attr-defined]
     splits, rank = row_splits(len(tensor), mesh.size()), mesh.get_local_rank()
     return slice(splits[rank], splits[rank + 1])
@@ -101,7 +105,9 @@ def own_rows(tensor: Tensor) -> slice:
 
 @torch.no_grad()
 def load_weights(module: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
-    """Load a state dict, tensor by tensor; of a split one only this process's rows are read.
+    """Load a state dict, tensor by tensor.
+
+    Of a split tensor, only this process's rows are read.
 
     Args:
         module: the module to load into, sharded or not.
@@ -123,7 +129,9 @@ def load_weights(module: nn.Module, stored: Mapping[str, StoredTensor]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> None:
-    """Load an optimizer state; of the moments of a split parameter only this process's rows are read.
+    """Load an optimizer state.
+
+    Of the moments of a split parameter, only this process's rows are read.
 
     Args:
         optimizer: the optimizer to load into, sharded or not.
@@ -158,7 +166,9 @@ def _read(value: Any, owner: Tensor) -> Any:
 
 
 def text_of_main(text: str, device: torch.device) -> str:
-    """Return the main process's text; all processes must call it, with ASCII texts of one length.
+    """Return the main process's text.
+
+    All processes must call it, with ASCII texts of one length.
 
     Args:
         text: this process's.
@@ -170,7 +180,9 @@ def text_of_main(text: str, device: torch.device) -> str:
 
 
 def texts_of_all(text: str, device: torch.device) -> list[str]:
-    """Return every process's text in order; all must call it, with ASCII texts of one length.
+    """Return every process's text, in order.
+
+    All processes must call it, with ASCII texts of one length.
 
     Args:
         text: this process's.

@@ -48,7 +48,9 @@ def shard_name(process: int, processes: int) -> str:
 
 
 def optimizer_files(folder: Path) -> list[str]:
-    """Return the names of a checkpoint's files with the optimizer's state, whether they exist or not.
+    """Return the names of a checkpoint's files with the optimizer's state.
+
+    They need not exist.
 
     Args:
         folder: of the checkpoint.

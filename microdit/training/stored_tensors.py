@@ -41,7 +41,10 @@ class TensorFiles:
     _opened: dict[str, Any] = field(default_factory=dict)
 
     def verify(self, name: str) -> Path:
-        """Check that a file is as it was written, at the first call for this file.
+        """Check that a file is as it was written, at the first call for it.
+
+        Args:
+            name: of the file.
 
         Returns:
             Its path.
@@ -61,6 +64,12 @@ class TensorFiles:
 
     def open(self, name: str) -> Any:
         """Return safetensors' reader of a file.
+
+        Args:
+            name: of the file.
+
+        Returns:
+            The reader.
 
         Raises:
             CheckpointError: if the file is missing or damaged; names it.
@@ -125,6 +134,9 @@ def whole_parts(files: TensorFiles, parts: tuple[str, ...]) -> dict[str, dict[st
         files: of the checkpoint.
         parts: names of the files, without their suffix.
 
+    Returns:
+        The tensors, not yet read.
+
     Raises:
         CheckpointError: if a file is missing or damaged; names it.
     """
@@ -147,6 +159,9 @@ def sharded_parts(files: TensorFiles, parts: tuple[str, ...]) -> dict[str, dict[
     Args:
         files: of the checkpoint.
         parts: the parts to return.
+
+    Returns:
+        The tensors, not yet read.
 
     Raises:
         CheckpointError: if the index is missing or damaged.
@@ -185,7 +200,17 @@ def row_splits(rows: int, processes: int) -> list[int]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn errors of reading a file into a CheckpointError that names it."""
+    """Turn errors of reading a file into a CheckpointError that names it.
+
+    Args:
+        path: the file.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        CheckpointError: instead of the error.
+    """
     try:
         yield
     except CheckpointError:

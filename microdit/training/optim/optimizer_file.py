@@ -24,6 +24,9 @@ def encode_optimizer(state: Mapping[str, Any]) -> tuple[str, dict[str, Tensor]]:
     Args:
         state: a state dict.
 
+    Returns:
+        The text, and the tensors.
+
     Raises:
         CheckpointError: if the state holds an object of an unsupported type.
     """
@@ -37,6 +40,9 @@ def decode_optimizer(path: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         path: the file.
         tensors: what to put in place of the tensors, by their path.
+
+    Returns:
+        The state dict.
 
     Raises:
         CheckpointError: if the file is missing or damaged.
