@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import tabulate
 
 from analysis import labels
 from analysis.claims.paper_values import PaperValue, paper_value
@@ -29,7 +28,7 @@ from microdit.common.contract import (
     final_metric,
 )
 from microdit.common.numbers import Estimate, estimate, format_number, signed
-from microdit.common.tables import text_table
+from microdit.common.tables import aligned, text_table
 
 SIZE_COSTS = (PARAMS, ACTIVE_PARAMS, GFLOPS_PER_IMAGE)
 
@@ -150,8 +149,7 @@ def tested(results: Results) -> str:
 def grid(found: Sequence[Column]) -> str:
     """Return columns as a Markdown table, the first aligned left, others right."""
     cells = zip(*(_emphasised(column, "**{}**") for column in found), strict=True)
-    align = ["left", *["right"] * (len(found) - 1)]
-    return tabulate.tabulate(cells, [c.head for c in found], "pipe", colalign=align, disable_numparse=True)
+    return aligned([[c.head for c in found], *cells], ["left", *["right"] * (len(found) - 1)], "pipe")
 
 
 def terminal(results: Results, wide: bool = False) -> str:

@@ -35,8 +35,7 @@ def text_table(
         cut = _cut_cells(cells, shown)
     table = [[row[i] for i in shown] for row in cells]
     align = ["left" if i in left else "right" for i in shown]
-    tabulate.MIN_PADDING = 0  # no extra width for headers; the library has no argument for it
-    text = tabulate.tabulate(table[1:], headers=table[0], colalign=align if table[1:] else None, disable_numparse=True)
+    text = aligned(table, align)
     lines = [line.rstrip() for line in text.splitlines()]
     hidden = [rows[0][i] for i in range(len(rows[0])) if i not in shown]
     notes = [f"not shown: {', '.join(hidden)}"] if hidden else []
@@ -44,6 +43,18 @@ def text_table(
     if notes:
         lines += textwrap.wrap(f"({'; '.join(notes)}; wide=true prints everything)", MAX_TABLE_CHARACTERS)
     return "\n".join(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]], align: Sequence[str], style: str = "simple") -> str:
+    """Return a table with its cells as they are.
+
+    Args:
+        rows: the header and the rows, all of the same length.
+        align: `left` or `right` for each column.
+        style: tabulate's name of the format.
+    """
+    tabulate.MIN_PADDING = 0  # no extra width for headers; the library has no argument for it
+    return tabulate.tabulate(rows[1:], rows[0], style, colalign=align if rows[1:] else None, disable_numparse=True)
 
 
 def _width(rows: Sequence[Sequence[str]], columns: Sequence[int]) -> int:

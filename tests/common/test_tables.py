@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from microdit.common.tables import text_table
 
 
@@ -38,3 +41,10 @@ def test_long_cells_are_cut_if_all_columns_are_kept() -> None:
 
 def test_a_table_without_rows_has_its_header() -> None:
     assert text_table([["arm", "fd"]]).splitlines()[0].split() == ["arm", "fd"]
+
+
+def test_a_header_adds_no_width_in_any_format() -> None:
+    rows = [["arm", "n"], ["none", "10"]]
+    code = f"from microdit.common.tables import aligned; print(aligned({rows}, ['left', 'right'], 'pipe'))"
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert fresh == "| arm  |  n |\n|:-----|---:|\n| none | 10 |\n"
