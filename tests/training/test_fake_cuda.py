@@ -233,7 +233,8 @@ def test_a_run_is_validated_and_sampled_in_its_own_precision(
         return forward(self, *arguments)
 
     monkeypatch.setattr(DiT, "forward", watched)
-    run_case(small, {"training.precision": precision, "sampler.guidance": 1.0}, monkeypatch)
+    changes = {"training.precision": precision, "sampler.type": "euler", "sampler.guidance": 1.0}
+    run_case(small, changes, monkeypatch)
     validated, sampled = math.ceil(small.training.val_images / 64), 1
     assert seen == [precision == "bf16"] * (validated + sampled)
 
