@@ -69,6 +69,13 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
+def gpu_memory() -> int:
+    """Return the bytes of memory of the current CUDA device."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+
+
 def has_fast_bf16(on_gpu: bool) -> bool:
     """Return whether the device multiplies bf16 matrices faster than fp32 ones.
 

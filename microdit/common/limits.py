@@ -87,7 +87,9 @@ def check_settings(path: str, config: object) -> None:
         if value is None and optional:
             continue
         label = f"--{name.replace('_', '-')}" if path == "--" else f"'{path}.{name}'" if path else f"'{name}'"
-        if choices and value not in choices:
+        if value in choices:
+            continue
+        if choices and not marks:
             raise ConfigError(f"{label} is {shown(value)}; {nearest(value, choices)}")
         for mark in marks:
             if isinstance(mark, Range):

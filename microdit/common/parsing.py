@@ -105,6 +105,9 @@ def _convert(kind: Any, value: Any, source: str, key: str, infinite: bool = Fals
         options = [option for option in typing.get_args(kind) if option is not type(None)]
         if value is None and len(options) < len(typing.get_args(kind)):
             return None
+        for option in options[1:]:  # such as int | Literal["auto"]
+            if typing.get_origin(option) is Literal and isinstance(value, str):
+                return _convert(option, value, source, key)
         return _convert(options[0], value, source, key)
     if origin is Literal:
         choices = typing.get_args(kind)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from microdit.common.hardware import can_compile, has_cuda, has_fast_bf16
+from microdit import training as train
+from microdit.common.hardware import can_compile, gpu_memory, has_cuda, has_fast_bf16
+from microdit.common.process.distributed import world_size
 from microdit.encoders.config import TextConfig
 from microdit.encoders.sizes import text_length
 from microdit.model.config import DiTConfig
 from microdit.model.cost import network as cost
-from microdit.training.config import TrainingConfig
+from microdit.training.config import Recipe, TrainingConfig
 
 AUTO = "auto"
 
@@ -41,7 +43,7 @@ def resolve_automatic(training: TrainingConfig, model: DiTConfig, text: TextConf
     """
     if AUTO not in (training.precision, training.compile):
         return training
-    on_gpu = training.device == "cuda" or (training.device == AUTO and has_cuda())
+    on_gpu = _on_gpu(training)
     values: dict[str, Any] = {}
     if training.precision == AUTO:
         pays = on_gpu or _pass_flops(training, model, text) >= BF16_PAYS_FLOPS
@@ -54,7 +56,31 @@ def resolve_automatic(training: TrainingConfig, model: DiTConfig, text: TextConf
 
 def _pass_flops(training: TrainingConfig, model: DiTConfig, text: TextConfig) -> float:
     """Return the FLOPs of the forward and backward pass over one micro-batch."""
-    return training.batch_size / training.accumulation * _image_flops(model, text)
+    parts = 1 if training.accumulation == "auto" else training.accumulation  # on a CPU, auto becomes 1
+    return training.batch_size / parts * _image_flops(model, text)
+
+
+def resolve_accumulation(config: Recipe) -> TrainingConfig:
+    """Return `config.training` with the fewest micro-batches that fit the GPU.
+
+    On a CPU their number is 1.
+
+    Args:
+        config: settings of the run, whose precision is resolved.
+
+    Raises:
+        ConfigError: if not even one image fits.
+    """
+    training = config.training
+    if training.accumulation != AUTO:
+        return training
+    fits = _on_gpu(training) and has_cuda()
+    parts = train.fewest_micro_batches(config, gpu_memory(), world_size()) if fits else 1
+    return dataclasses.replace(training, accumulation=parts)
+
+
+def _on_gpu(training: TrainingConfig) -> bool:
+    return training.device == "cuda" or (training.device == AUTO and has_cuda())
 
 
 def _seconds(training: TrainingConfig, model: DiTConfig, text: TextConfig, on_gpu: bool) -> float:

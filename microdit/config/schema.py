@@ -20,7 +20,7 @@ from microdit.common.files.atomic import write_text
 from microdit.common.limits import Range, check_path, check_settings
 from microdit.common.parsing import check_finite, parse, read_yaml, to_mapping
 from microdit.common.registry import import_plugins
-from microdit.config.automatic import resolve_automatic
+from microdit.config.automatic import resolve_accumulation, resolve_automatic
 from microdit.config.presets import apply_preset
 from microdit.data.config import DataConfig
 from microdit.diffusion.config import DiffusionConfig, SamplerConfig
@@ -129,6 +129,7 @@ class Config:
         self._check_guidance()
         resolved = resolve_automatic(self.training, self.model, self.text)
         object.__setattr__(self, "training", resolved)  # the dataclass is frozen
+        object.__setattr__(self, "training", resolve_accumulation(self))  # reads the precision
 
     def _check_names(self) -> None:
         """Raise ConfigError for a name that no implementation has."""

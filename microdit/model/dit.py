@@ -17,9 +17,10 @@ from microdit.model.conditioning import CachedCaptions, Captions, mean_token, re
 from microdit.model.config import DiTConfig
 from microdit.model.init import initialize
 from microdit.model.layers.block_stacks import backbone_blocks
-from microdit.model.layers.blocks import BlockShape, CaptionBlock, FinalLayer
-from microdit.model.layers.embeddings import CaptionMLP, PatchEmbed, TimestepEmbedder, sincos_positions
+from microdit.model.layers.blocks import BlockShape, CaptionBlock, DiTBlock, FinalLayer
+from microdit.model.layers.embeddings import CaptionMLP, PatchEmbed, TimestepEmbedder, add_positions, sincos_positions
 from microdit.model.layers.feed_forward import SwiGLU
+from microdit.model.layers.norm import Norm
 from microdit.model.layers.patch_mixer import build_mixer
 from microdit.model.masking.patch_mask import PatchMask
 from microdit.model.masking.registry import build_masking
@@ -40,6 +41,7 @@ class DiT(nn.Module):
     """
 
     pos_embed: Tensor  # (1, T, D), fixed, so not among the weights
+    keeps_dtype = False  # whether tokens have the dtype of the embedded patches, under autocast; else float32
 
     def __init__(self, config: DiTConfig, seed: int | None = 0) -> None:
         super().__init__()
@@ -95,7 +97,7 @@ class DiT(nn.Module):
         Returns:
             (B, C, h, w), zero at dropped patches unless the masking method predicts these too.
         """
-        x = self.x_embedder(x) + self.pos_embed  # (B, T, D)
+        x = add_positions(self.x_embedder(x), self.pos_embed, self.keeps_dtype)  # (B, T, D)
         c, y = self.condition(t, y)  # (B, D), (B, S, D)
         x = self.mixer(x, c, y)
         x = self.mixer.project_out(self.masking.drop(x, plan))  # (B, K, D)
@@ -139,6 +141,20 @@ class DiT(nn.Module):
         features, _ = unpack(y)
         pooled, token = self.embed_captions(features[:, :1])  # tokens have no positions, so equal ones remain equal
         return pooled, CachedCaptions(unpack(token)[0].expand(-1, features.shape[1], -1), alike=True)
+
+    def save_memory(self, half_residual: bool, checkpointing: bool) -> None:
+        """Choose how a training step saves memory.
+
+        Args:
+            half_residual: under bf16 autocast, tokens and norms are bf16 instead of fp32.
+            checkpointing: keep only the inputs of each block, and compute the rest again in the backward pass.
+        """
+        self.keeps_dtype = self.masking.keeps_dtype = half_residual
+        for part in self.modules():
+            if isinstance(part, Norm):
+                part.keeps_dtype = half_residual
+            if isinstance(part, DiTBlock):
+                part.recomputes = checkpointing
 
     def unpatchify(self, x: Tensor) -> Tensor:
         """Arrange patches as latents.

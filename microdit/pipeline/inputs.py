@@ -78,7 +78,7 @@ def build_accelerator(config: Config) -> Accelerator:
         mixed_precision=mixed,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
     )
-    parts = accelerator.num_processes * config.training.accumulation
+    parts = accelerator.num_processes * config.training.micro_batches
     if config.training.batch_size % parts:
         raise ConfigError(
             f"'training.batch_size' ({config.training.batch_size}) must be a multiple of processes x accumulation "

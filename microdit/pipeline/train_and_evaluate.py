@@ -17,7 +17,7 @@ from microdit.common.contract import COST_PREFIX, FINAL_VAL_LOSS, SECONDS, USD, 
 from microdit.common.errors import StopTraining
 from microdit.common.files.atomic import sweep, write_text
 from microdit.common.finite import require_sound
-from microdit.common.hardware import device_name, versions
+from microdit.common.hardware import device_name, gpu_memory, versions
 from microdit.common.process.waiting import waiting
 from microdit.config.device import choose_device
 from microdit.config.identity import ALGORITHM, training_key
@@ -45,6 +45,7 @@ from microdit.pipeline.run_logger import NullLogger, RunFact, RunLogger
 from microdit.training.checkpoint import Identity
 from microdit.training.graceful_stop import GracefulStop
 from microdit.training.init_weights import check_initial
+from microdit.training.memory import check_fits
 from microdit.training.optim.init_optimizer import check_initial_optimizer
 from microdit.training.trainer import sigma_data, train
 from microdit.training.validation import validate
@@ -107,6 +108,8 @@ def _check_memory(config: Config, device: torch.device, processes: int) -> None:
     batch = batch_bytes(config.model, resolution, config.training.batch_size)
     images = 3.0 * resolution**2 * config.evaluation.samples
     check_memory(parameters(config.model), batch, images, device, processes)
+    if device.type == "cuda":
+        check_fits(config, gpu_memory(), device_name(device), processes)
 
 
 def prepare(config: Config) -> RunInputs:

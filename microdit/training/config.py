@@ -97,9 +97,12 @@ class TrainingConfig:
     batch_size: Annotated[int, Range(1, 1 << 20)] = 2048  # images per optimizer step, over all processes
     init: str | None = None  # weights to start from: a run's folder, an imported one, or a .safetensors file
     init_optimizer: bool = False  # start from that run's optimizer state, too; its last checkpoint has it
-    accumulation: Annotated[int, Range(1, 1 << 20)] = 1  # micro-batches per optimizer step
+    # micro-batches per optimizer step; auto: the fewest that fit the GPU. `Config` replaces auto.
+    accumulation: Annotated[int | Literal["auto"], Range(1, 1 << 20)] = 1
+    activation_checkpointing: bool = False  # keep only the inputs of blocks, and run them again in the backward pass
     # auto: bf16 if the device is faster with it, else fp32. `Config` replaces auto before the run is identified.
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    residual: Literal["fp32", "bf16"] = "fp32"  # dtype of tokens between blocks and of norms, if autocast is bf16
     draws: Literal["host", "device"] = "host"  # where noise, dropout and masks are drawn; a GPU draws other numbers
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: whole networks, or sharded weights
     clip: Annotated[float, Range(0, 1e12)] = 1.0  # maximal gradient norm; 0 turns clipping off
@@ -119,11 +122,13 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_settings("training", self)
-        if self.batch_size % self.accumulation:
+        if self.accumulation != "auto" and self.batch_size % self.accumulation:
             raise ConfigError(
                 f"'training.batch_size' ({self.batch_size}) must be a multiple of 'training.accumulation' "
                 f"({self.accumulation})"
             )
+        if self.residual == "bf16" and self.precision == "fp32":
+            raise ConfigError("'training.residual' is bf16, so 'training.precision' must be bf16, not fp32")
         if self.init_optimizer and self.init is None:
             raise ConfigError(
                 "'training.init_optimizer' is true, but 'training.init' is null; name the run to start from"
@@ -132,6 +137,12 @@ class TrainingConfig:
             raise ConfigError(
                 "'training.parallel' is fsdp, which does not work with 'training.compile'; set it to false"
             )
+
+    @property
+    def micro_batches(self) -> int:
+        """Return the number of micro-batches per optimizer step."""
+        assert self.accumulation != "auto", "Config replaces auto"
+        return self.accumulation
 
     @property
     def masked_steps(self) -> int:

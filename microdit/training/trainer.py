@@ -24,7 +24,7 @@ from microdit.diffusion import Objective, build_objective
 from microdit.model import DiT, PatchMask
 from microdit.model.conditioning import Captions
 from microdit.training.checkpoint import Identity, TrainState, load_checkpoint, save_checkpoint
-from microdit.training.config import Recipe
+from microdit.training.config import Recipe, TrainingConfig
 from microdit.training.feed.batches import Batch, BatchFeed, draw_batch
 from microdit.training.feed.device_rows import device_rows
 from microdit.training.fsdp import full_tensor, mesh_of, shard
@@ -51,8 +51,9 @@ class TrainingLoss(nn.Module):
     Build it only once per network, because it hooks into the aligned block.
     """
 
-    def __init__(self, denoiser: Objective, alignment: Alignment) -> None:
+    def __init__(self, denoiser: Objective, alignment: Alignment, settings: TrainingConfig) -> None:
         super().__init__()
+        denoiser.net.save_memory(settings.residual == "bf16", settings.activation_checkpointing)
         self.denoiser = denoiser
         self.alignment = alignment
         alignment.attach(denoiser.net)
@@ -162,7 +163,7 @@ def train(
         load_checkpoint(newest, state, identity)
     _check_same_step(state.step, accelerator, config.output_dir)
     denoiser = build_objective(config.diffusion, state.net, sigma_data(config, data))
-    loss_module: nn.Module = TrainingLoss(denoiser, state.alignment)
+    loss_module: nn.Module = TrainingLoss(denoiser, state.alignment, settings)
     if settings.compile:
         loss_module = torch.compile(loss_module)  # type: ignore[assignment]
     unused = _leaves_parameters_out(state.net, config)
@@ -237,19 +238,19 @@ def optimizer_step(
         clipping.
     """
     settings, device = config.training, accelerator.device
-    share = len(batch.x) // settings.accumulation
+    share = len(batch.x) // settings.micro_batches
     means: dict[str, Tensor] = {}
     for group in state.optimizer.param_groups:
         group["lr"] = rate
-    for micro in range(settings.accumulation):
+    for micro in range(settings.micro_batches):
         inputs = batch.rows(slice(micro * share, (micro + 1) * share)).arguments()
-        final = micro == settings.accumulation - 1
+        final = micro == settings.micro_batches - 1
         with accelerator.no_sync(loss_module) if not final else torch.enable_grad():
             with accelerator.autocast():
                 loss, readings = loss_module(*inputs)
-            accelerator.backward(loss / settings.accumulation)
+            accelerator.backward(loss / settings.micro_batches)
         for name, value in readings.items():
-            means[name] = means.get(name, torch.zeros((), device=device)) + value / settings.accumulation
+            means[name] = means.get(name, torch.zeros((), device=device)) + value / settings.micro_batches
     norm = full_tensor(torch.nn.utils.clip_grad_norm_(state.parameters(), settings.clip or float("inf")))
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)

@@ -152,7 +152,7 @@ def time_steps(config: Config, seconds: float = MEASURE_SECONDS) -> StepTimes:
 def _too_large(config: Config) -> str:
     settings = config.training
     return (
-        f"a step on {settings.batch_size // settings.accumulation} images needs more memory than this GPU has; raise "
+        f"a step on {settings.batch_size // settings.micro_batches} images needs more memory than this GPU has; raise "
         f"'training.accumulation' ({settings.accumulation})"
     )
 

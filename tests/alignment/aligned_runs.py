@@ -84,4 +84,4 @@ def a_step(config: Config) -> tuple[TrainingLoss, list[Tensor], PatchMask | None
     data = build_components(config).train
     state = initial_state(config, torch.device("cpu"))
     *inputs, plan = draw_batch(config, 0, data, BatchSampler(len(data), 8, 0), state.net).arguments()
-    return TrainingLoss(EDM(state.net, 0.5), state.alignment), inputs, plan
+    return TrainingLoss(EDM(state.net, 0.5), state.alignment, config.training), inputs, plan

@@ -133,7 +133,7 @@ def test_clipping_and_optimizer_include_the_projector(colors: Config):
     state = initial_state(config, torch.device("cpu"))
     grouped = [p for group in state.optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in grouped} == {id(p) for p in state.parameters()}
-    module, order = TrainingLoss(EDM(state.net, 0.5), state.alignment), BatchSampler(len(data), 8, 0)
+    module, order = TrainingLoss(EDM(state.net, 0.5), state.alignment, config.training), BatchSampler(len(data), 8, 0)
     batch = draw_batch(config, 0, data, order, state.net)
     module(*batch.arguments())[0].backward()
     gradients = [p.grad.norm() for p in state.parameters() if p.grad is not None]

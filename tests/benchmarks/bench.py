@@ -72,7 +72,8 @@ def with_arm(config: Config, method: str, ratio: float, batch: int) -> Config:
 def stepper(config: Config, accelerator: Accelerator) -> Callable[[], object]:
     """Return a function that runs one optimizer step on random data, batches drawn as in training."""
     state = initial_state(config, accelerator.device)
-    loss: torch.nn.Module = TrainingLoss(build_objective(config.diffusion, state.net, 0.5), state.alignment)
+    denoiser = build_objective(config.diffusion, state.net, 0.5)
+    loss: torch.nn.Module = TrainingLoss(denoiser, state.alignment, config.training)
     if config.training.compile is True:
         loss = torch.compile(loss)  # type: ignore[assignment]
     rows = random_rows(config)

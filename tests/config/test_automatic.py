@@ -11,6 +11,7 @@ from microdit.common.parsing import flatten, to_mapping
 from microdit.config import automatic
 from microdit.config.identity import trial_key
 from microdit.config.schema import Config, load_config, save_config
+from microdit.training.memory import training_memory
 from sweeps.config.hydra_compose import compose_config
 
 LONG, SHORT = "training.steps=10000000", "training.steps=1400"
@@ -92,3 +93,27 @@ def test_a_run_records_the_values(machine, tmp_path: Path):
 def test_another_value_is_rejected(value: str):
     with pytest.raises(ConfigError, match=r"training\.compile"):
         compose_config(["scale=demo", f"training.compile={value}"])
+
+
+def test_accumulation_follows_the_memory_of_a_gpu(machine, monkeypatch: pytest.MonkeyPatch):
+    words = ["scale=gpu", "training.accumulation=auto", "training.precision=bf16"]
+    machine(cuda=False)
+    assert compose_config(words).training.accumulation == 1
+    machine(cuda=True)
+    memory = training_memory(compose_config(["scale=gpu"]))
+    for micro in (256, 64, 1):
+        monkeypatch.setattr(automatic, "gpu_memory", lambda micro=micro: memory.total(micro) * 1.001)
+        config = compose_config(words)
+        assert config.training.accumulation == 256 // micro
+        assert trial_key(config) == trial_key(compose_config(["scale=gpu", f"training.accumulation={256 // micro}"]))
+    monkeypatch.setattr(automatic, "world_size", lambda: 4)
+    assert compose_config(words).training.accumulation == 64
+    monkeypatch.setattr(automatic, "gpu_memory", lambda: memory.total(1) * 0.999)
+    with pytest.raises(ConfigError, match=r"auto, but one image needs .* GB .*set training.activation_checkpointing"):
+        compose_config(words)
+
+
+@pytest.mark.parametrize("value", ["fast", "0", "1.5", "null"])
+def test_another_accumulation_is_rejected(value: str):
+    with pytest.raises(ConfigError, match=r"training\.accumulation"):
+        compose_config(["scale=demo", f"training.accumulation={value}"])

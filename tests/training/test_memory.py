@@ -10,12 +10,13 @@ from changed_config import with_changes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from microdit.common.errors import ConfigError
 from microdit.config.schema import Config
 from microdit.diffusion import EDM
 from microdit.model import DiT
 from microdit.model.masking.registry import MASKING_METHODS
 from microdit.pipeline.cost import text_tokens
-from microdit.training.memory import TrainingMemory, training_memory
+from microdit.training.memory import TrainingMemory, check_fits, training_memory
 
 
 def counted_on_the_cpu(config: Config, batch: int) -> int:
@@ -79,3 +80,34 @@ def test_the_largest_micro_batch_divides_the_batch_and_is_the_last_to_fit(
 def test_an_estimate_does_not_depend_on_the_batch(smoke_config: Config):
     larger = dataclasses.replace(smoke_config, training=dataclasses.replace(smoke_config.training, batch_size=64))
     assert training_memory(larger) == training_memory(smoke_config)
+
+
+def with_batch(config: Config, batch: int, **changes: object) -> Config:
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, batch_size=batch, **changes))
+
+
+def test_a_step_that_does_not_fit_names_need_capacity_and_the_accumulation_that_fits(smoke_config: Config):
+    config, memory = with_batch(smoke_config, 1024), training_memory(smoke_config)
+    room = memory.total(256) * 1.001
+    with pytest.raises(ConfigError) as caught:
+        check_fits(config, room, "a small GPU", what="arm 'deferred'")
+    said = str(caught.value)
+    for part in ("arm 'deferred'", f"{memory.total(1024) / 1e9:,.1f} GB", "a small GPU", f"{room / 1e9:,.1f} GB"):
+        assert part in said
+    assert "training.accumulation=4," in said
+    assert "training.activation_checkpointing=true" in said
+    check_fits(with_batch(config, 1024, accumulation=4), room, "a small GPU")
+    check_fits(config, room, "four small GPUs", processes=4)
+    check_fits(with_batch(config, 1024, compile=True), room, "a small GPU")
+
+
+def test_a_network_of_which_one_image_does_not_fit_gets_another_remedy(smoke_config: Config):
+    saving = with_batch(smoke_config, 8, activation_checkpointing=True)
+    for config, remedy in ((smoke_config, "training.activation_checkpointing=true"), (saving, "a larger GPU")):
+        with pytest.raises(ConfigError, match=f"not even one image fits.*{remedy}"):
+            check_fits(config, 0.9e9, "a tiny GPU")
+
+
+def test_sharded_training_divides_the_state(smoke_config: Config):
+    sharded = with_batch(smoke_config, 8, parallel="fsdp")
+    assert training_memory(sharded, 4).state == training_memory(smoke_config, 4).state / 4

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from microdit.model.conditioning import CachedCaptions, Captions, unpack
 from microdit.model.cost.flops import linear_flops
+from microdit.model.layers.norm import Norm
 
 
 def _norm(width: int, eps: float, on: bool) -> nn.Module:
@@ -20,7 +21,7 @@ def _norm(width: int, eps: float, on: bool) -> nn.Module:
 
     See arXiv 2302.05442, section 2. The norm has no parameters.
     """
-    return nn.LayerNorm(width, eps=eps, elementwise_affine=False) if on else nn.Identity()
+    return Norm(width, eps, weight=False) if on else nn.Identity()
 
 
 class SelfAttention(nn.Module):

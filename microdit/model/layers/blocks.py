@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from microdit.model.conditioning import CachedCaptions, Captions
 from microdit.model.cost.flops import linear_flops
 from microdit.model.layers.attention import CrossAttention, SelfAttention
 from microdit.model.layers.feed_forward import FeedForward
+from microdit.model.layers.norm import Norm
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,13 @@ class BlockShape:
     qk_norm: bool
     eps: float
 
-    def norm(self) -> nn.LayerNorm:
+    def norm(self) -> Norm:
         """Build a LayerNorm over the block's width, without bias.
 
         Returns:
             The norm, with a weight of its own.
         """
-        return nn.LayerNorm(self.width, eps=self.eps, bias=False)
+        return Norm(self.width, self.eps)
 
 
 class Modulation(nn.Sequential):
@@ -71,6 +74,8 @@ class DiTBlock(nn.Module):
     Self-attention and feed-forward are modulated and gated by the condition.
     """
 
+    recomputes = False  # whether the backward pass repeats the forward pass; set by `DiT.save_memory`
+
     def __init__(self, shape: BlockShape, attention_width: int, mlp: FeedForward) -> None:
         super().__init__()
         s = shape
@@ -83,6 +88,12 @@ class DiTBlock(nn.Module):
         self.adaLN_modulation = Modulation(s, 6)
 
     def forward(self, x: Tensor, c: Tensor, y: Captions) -> Tensor:  # (B, L, D), (B, W), (B, S, D) -> (B, L, D)
+        if self.recomputes and torch.is_grad_enabled():
+            out: Tensor = checkpoint(self._forward, x, c, y, use_reentrant=False)
+            return out
+        return self._forward(x, c, y)
+
+    def _forward(self, x: Tensor, c: Tensor, y: Captions) -> Tensor:
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = self.adaLN_modulation(c)
         x = x + gate_a * self.attn(modulate(self.norm1(x), shift_a, scale_a))
         x = x + self._from_caption(x, y)

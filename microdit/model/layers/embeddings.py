@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from microdit.model.cost.flops import linear_flops
+from microdit.model.layers.norm import Norm
 
 FREQUENCIES = 512  # sinusoids of the time embedding
 MAX_PERIOD = 10_000.0
@@ -66,7 +67,7 @@ class CaptionMLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(width_in, width)
         self.act = nn.GELU("tanh")
-        self.norm = nn.LayerNorm(width, eps=eps, bias=False)
+        self.norm = Norm(width, eps)
         self.fc2 = nn.Linear(width, width)
 
     def forward(self, y: Tensor) -> Tensor:  # (..., Y) -> (..., D)
@@ -74,6 +75,20 @@ class CaptionMLP(nn.Module):
 
     def flops(self, tokens: int) -> int:
         return linear_flops(self, tokens)
+
+
+def add_positions(x: Tensor, positions: Tensor, keeps_dtype: bool) -> Tensor:
+    """Add positions to tokens.
+
+    Args:
+        x: (B, T, D).
+        positions: (1, T, D), float32.
+        keeps_dtype: return the dtype of `x`; else float32.
+
+    Returns:
+        (B, T, D).
+    """
+    return x + (positions.to(x.dtype) if keeps_dtype else positions)
 
 
 def sincos_positions(width: int, side: int, interp_scale: float) -> Tensor:

@@ -15,6 +15,7 @@ from microdit.model.config import DiTConfig
 from microdit.model.cost.flops import linear_flops
 from microdit.model.layers import registry
 from microdit.model.layers.block_stacks import mixer_blocks
+from microdit.model.layers.norm import Norm
 
 
 class Mixer(nn.Module):
@@ -85,9 +86,7 @@ class PatchMixer(Mixer):
         def between(width_in: int, width_out: int) -> nn.Module:
             if width_in == width_out:
                 return nn.Identity()
-            return nn.Sequential(
-                nn.LayerNorm(width_in, eps=config.norm_eps, bias=False), nn.Linear(width_in, width_out, bias=False)
-            )
+            return nn.Sequential(Norm(width_in, config.norm_eps), nn.Linear(width_in, width_out, bias=False))
 
         self.map_in = between(config.width, config.mixer_width)
         self.map_caption = between(config.width, config.mixer_width)

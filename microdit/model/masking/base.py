@@ -38,6 +38,7 @@ class Masking(nn.Module):
     """
 
     uses_mixer = False  # whether the patch-mixer runs before `drop`
+    keeps_dtype = False  # as in `DiT`, for tokens that the method makes
     drops_paths = False  # whether it works without its middle blocks, as path-drop guidance requires
 
     @classmethod

@@ -17,7 +17,7 @@ from microdit.model.conditioning import Captions, map_tokens
 from microdit.model.config import DiTConfig
 from microdit.model.cost.flops import linear_flops
 from microdit.model.layers.blocks import BlockShape, DiTBlock, FinalLayer
-from microdit.model.layers.embeddings import sincos_positions
+from microdit.model.layers.embeddings import add_positions, sincos_positions
 from microdit.model.layers.feed_forward import FEED_FORWARDS
 from microdit.model.masking.base import Masking, MaskingLossInputs, scatter_tokens
 from microdit.model.masking.patch_mask import PatchMask
@@ -79,7 +79,7 @@ class MaskDiT(Masking):
         if plan is not None:
             dropped = plan.mask.shape[1] - x.shape[1]
             x = scatter_tokens(x, self.mask_token.to(x.dtype).expand(len(x), dropped, -1), plan)
-        x, y = x + self.pos_embed, map_tokens(self.map_caption, y)
+        x, y = add_positions(x, self.pos_embed, self.keeps_dtype), map_tokens(self.map_caption, y)
         for block in self.blocks:
             x = block(x, c, y)
         return x
