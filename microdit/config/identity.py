@@ -60,7 +60,8 @@ ALGORITHM = 3
 
 HISTORY = {
     2: "the initialization of every network became the released model's",
-    3: "patches are embedded by a linear, not a convolution, and bf16 training on a CPU has its attention in fp32",
+    3: "patches are embedded by a linear, not a convolution, bf16 training on a CPU has its attention in fp32, and "
+    "samples and distances are rounded differently",
 }
 
 NOT_PART_OF_TRAINING_KEY = ("sampler", "evaluation")  # groups that don't affect the weights
