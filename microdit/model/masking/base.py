@@ -5,11 +5,13 @@ B batch, T patches, K kept patches, V values of a patch, D width, S text tokens,
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from microdit.common.errors import ConfigError
 from microdit.common.rng import RowDraws
 from microdit.model.conditioning import Captions
 from microdit.model.config import DiTConfig
@@ -48,6 +50,15 @@ class Masking(nn.Module):
         Raises:
             ConfigError: if the method does not work with the rest of `config`.
         """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in ("plan", "unmasked_plan"):  # former signature: (self, batch, generator)
+            if len(inspect.signature(getattr(cls, name)).parameters) != 2:
+                raise ConfigError(
+                    f"{cls.__module__}.{cls.__qualname__}: the method must be {name}(self, draws); draws.uniform(n) "
+                    "and draws.normal(n) return random numbers of shape (draws.count, n) on draws.device"
+                )
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()

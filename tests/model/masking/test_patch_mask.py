@@ -10,6 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from microdit.common.errors import ConfigError
+from microdit.common.registry import import_plugins
 from microdit.common.rng import RowDraws, generator
 from microdit.model import DiTConfig, MaskingConfig, mask_from_keep, random_mask
 from microdit.model.masking.base import MaskingLossInputs
@@ -131,3 +132,15 @@ def test_an_impossible_mask_is_rejected_with_the_nearest_possible(values, words)
     with pytest.raises(ConfigError) as caught:
         check_model(DiTConfig(masking=dataclasses.replace(MaskingConfig(), **values)))
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_method_with_the_former_signature_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "former_masking.py").write_text(
+        "from microdit.model.masking.base import DeferredMasking\n\n\n"
+        "class Rows(DeferredMasking):\n"
+        "    def plan(self, batch, generator):\n"
+        "        return None\n"
+    )
+    with pytest.raises(ConfigError, match=r"former_masking\.Rows: the method must be plan\(self, draws\)"):
+        import_plugins(["former_masking"])
