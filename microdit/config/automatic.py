@@ -6,7 +6,7 @@ What they become is recorded in the run's configuration and is part of its key, 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Final
 
 from microdit import training as train
 from microdit.common.hardware import can_compile, gpu_memory, has_cuda, has_fast_bf16
@@ -17,7 +17,7 @@ from microdit.model.config import DiTConfig
 from microdit.model.cost import network as cost
 from microdit.training.config import Recipe, TrainingConfig
 
-AUTO = "auto"
+AUTO: Final = "auto"
 
 # Compiling takes up to 50 s and makes a step about 1.2 times faster, so it pays after 300 s of training. The speed is
 # that of uncompiled steps, per CPU thread and per GPU; it need not be exact, but it must not be measured.
@@ -56,7 +56,7 @@ def resolve_automatic(training: TrainingConfig, model: DiTConfig, text: TextConf
 
 def _pass_flops(training: TrainingConfig, model: DiTConfig, text: TextConfig) -> float:
     """Return the FLOPs of the forward and backward pass over one micro-batch."""
-    parts = 1 if training.accumulation == "auto" else training.accumulation  # on a CPU, auto becomes 1
+    parts = 1 if training.accumulation == AUTO else training.accumulation  # on a CPU, auto becomes 1
     return training.batch_size / parts * _image_flops(model, text)
 
 

@@ -138,7 +138,11 @@ def save_checkpoint(root: Path, state: TrainState, identity: Identity, keep: int
         with atomic_path(target) if writes else nullcontext(Path()) as folder:
             if writes:
                 folder.mkdir()
-            digests = _write_shards(folder, target, parts, device) if sharded else _write_whole(folder, parts)
+            digests = {}
+            if sharded:
+                digests = _write_shards(folder, target, parts, device)
+            else:
+                _write_whole(folder, parts)
             if writes:
                 (folder / REST).write_text(rest, encoding="utf-8")
                 others = [path for path in sorted(folder.iterdir()) if path.name not in digests]
@@ -160,11 +164,10 @@ def _contents(state: TrainState) -> tuple[Parts, str]:
     return {name: modules[name].state_dict() for name in MODULES} | {OPTIMIZER: moments}, rest
 
 
-def _write_whole(folder: Path, parts: Parts) -> dict[str, str]:
-    """Write one file per part, and return no digests."""
+def _write_whole(folder: Path, parts: Parts) -> None:
+    """Write one file per part."""
     for part, tensors in parts.items():
         write_tensors(folder / f"{part}.safetensors", {name: _copied(tensor) for name, tensor in tensors.items()})
-    return {}
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Only training steps are counted. Units are seconds, FLOPs and USD unless a name 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,8 +15,9 @@ from microdit.common.files.paths import EXPERIMENTS
 from microdit.common.limits import Range, check_settings
 from microdit.common.parsing import parse, read_yaml
 from microdit.config.schema import Config
-from microdit.pipeline.cost import text_tokens, training_flops
+from microdit.pipeline.cost import training_flops
 from sweeps import planning
+from sweeps.planning.throughput_cache import speed_settings
 from sweeps.planning.trials import Trial
 
 ACCELERATORS = EXPERIMENTS / "accelerators.yaml"
@@ -92,13 +94,11 @@ def plan_estimates(trials: Sequence[Trial], done: Container[str], options: Estim
     searched = len(trials) > 1 and not any(trial.params for trial in trials)  # trials of a search are alike
     for trial in trials:
         arms.setdefault("(all)" if searched else trial.arm, []).append(trial)
-    known: dict[object, float | None] = {}
+    known: dict[str, float | None] = {}
     return [_estimate(arm, [t for t in own if t.key not in done], options, known) for arm, own in arms.items()]
 
 
-def _estimate(
-    arm: str, trials: Sequence[Trial], options: EstimateOptions, known: dict[object, float | None]
-) -> Estimate:
+def _estimate(arm: str, trials: Sequence[Trial], options: EstimateOptions, known: dict[str, float | None]) -> Estimate:
     if not trials:
         return Estimate(arm, 0, None, 0.0, 0.0, 0.0)
     try:
@@ -128,11 +128,9 @@ def total(rows: Sequence[Estimate]) -> Estimate:
     )
 
 
-def _speed(config: Config, known: dict[object, float | None]) -> float | None:
+def _speed(config: Config, known: dict[str, float | None]) -> float | None:
     """Return seconds per image of `config`, measured if `known` has no network of the same cost."""
-    training = config.training
-    place = (training.device, training.threads, training.precision, training.compile, training.draws)
-    key = (config.model, config.alignment, text_tokens(config), training.batch_size, training.accumulation, *place)
+    key = json.dumps(speed_settings(config), sort_keys=True)
     if key not in known:
         known[key] = planning.measure_seconds_per_image(config)
     return known[key]

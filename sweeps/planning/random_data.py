@@ -13,6 +13,7 @@ from microdit.alignment.registry import feature_width
 from microdit.common.rng import generator
 from microdit.config.schema import Config
 from microdit.pipeline.cost import text_tokens
+from microdit.training.feed.batches import copy_to
 from microdit.training.feed.device_rows import MAX_SHARE_OF_FREE_MEMORY
 
 IMAGES = 256  # distinct ones
@@ -57,7 +58,7 @@ class RandomData:
         Returns:
             Latents (B, C, h, w), captions (B, S, Y) and targets (B, T, E).
         """
-        chosen = torch.from_numpy(rows).to(self._rows[0].device, non_blocking=True)
+        chosen = copy_to(self._rows[0].device, torch.from_numpy(rows))
         x, y, target = (tensor[chosen] for tensor in self._rows)
         return x, y, target
 

@@ -11,6 +11,7 @@ import platform
 import sys
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -27,6 +28,24 @@ from sweeps import planning
 REPEATS = 3  # the fastest counts, because other load only slows a step down
 
 
+def speed_settings(config: Config) -> dict[str, Any]:
+    """Return the settings on which the time of a training step depends.
+
+    Args:
+        config: the settings of a trial.
+    """
+    training = config.training
+    how = ("device", "threads", "precision", "compile", "draws", "parallel", "residual", "activation_checkpointing")
+    return {
+        "model": to_mapping(config.model),
+        "alignment": to_mapping(config.alignment),
+        "optimizer": config.optimizer.type,
+        "text_tokens": text_tokens(config),
+        "batch": [training.batch_size, training.accumulation],
+        "how": [getattr(training, name) for name in how],
+    }
+
+
 def cached_seconds_per_image(config: Config) -> float:
     """Return seconds of training per image.
 
@@ -35,14 +54,7 @@ def cached_seconds_per_image(config: Config) -> float:
     Raises:
         ConfigError: if the network cannot be measured on this machine.
     """
-    training = config.training
-    facts = {
-        "model": to_mapping(config.model),
-        "text_tokens": text_tokens(config),
-        "batch": [training.batch_size, training.accumulation],
-        "how": [training.precision, training.threads, training.compile, training.draws],
-        "where": [platform.node(), device_name(choose_device(config))],
-    }
+    facts = speed_settings(config) | {"where": [platform.node(), device_name(choose_device(config))]}
     digest = sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(config.cache_dir).expanduser() / "pace" / f"{digest}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from microdit.model.masking.registry import MASKING_METHODS
 from microdit.pipeline.cost import forward_flops, text_tokens, training_flops
 from sweeps.cli import main
 from sweeps.config.study import load_study
-from sweeps.planning import throughput
+from sweeps.planning import throughput, throughput_cache
 from sweeps.planning.cost_estimate import (
     ACCELERATORS,
     Accelerator,
@@ -223,7 +223,16 @@ def test_a_lack_of_gpu_memory_names_the_arm(trials: list[Trial], monkeypatch: py
         plan_estimates(trials, (), EstimateOptions(load_accelerator("l4")))
 
 
-@pytest.mark.parametrize("changes", [{"compile": True}, {"draws": "device"}, {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"compile": True},
+        {"draws": "device"},
+        {"precision": "bf16"},
+        {"activation_checkpointing": True},
+        {"precision": "bf16", "residual": "bf16"},
+    ],
+)
 def test_other_ways_to_train_are_measured_again(
     changes: dict, trials: list[Trial], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +247,21 @@ def test_other_ways_to_train_are_measured_again(
     other = dataclasses.replace(first, arm="other", config=with_steps(first.config, **changes))
     plan_estimates([first, other], (), EstimateOptions(load_accelerator("l4")))
     assert len(seen) == 2
+
+
+def test_a_measured_speed_is_stored(smoke_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Config] = []
+
+    def measure(config: Config) -> float:
+        seen.append(config)
+        return 1.0 / len(seen)
+
+    monkeypatch.setattr("sweeps.planning.measure_seconds_per_image", measure)
+    config = dataclasses.replace(smoke_config, cache_dir=str(tmp_path))
+    speeds = [throughput_cache.cached_seconds_per_image(config) for _ in range(2)]
+    assert speeds == [1 / 3, 1 / 3]  # the fastest of three
+    muon = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, type="muon"))
+    assert throughput_cache.cached_seconds_per_image(muon) == 1 / 6
 
 
 def test_a_lack_of_gpu_memory_names_the_setting_to_change(
