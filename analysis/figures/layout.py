@@ -190,5 +190,6 @@ def scale_ticks(axes: Axes, which: str, values: Sequence[float] | np.ndarray) ->
         return
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_minor_locator(NullLocator())
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if ratio > MIN_DECADE_RATIO else MaxNLocator(5))
+    round_steps = MaxNLocator(5, steps=[1, 2, 5, 10])
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if ratio > MIN_DECADE_RATIO else round_steps)
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
